@@ -1,0 +1,7 @@
+"""The trainer: a multilayer perceptron, the loop around it, its data and its metrics."""
+
+from fastopt.nn.callbacks import Callback
+from fastopt.nn.mlp import MLP
+from fastopt.nn.trainer import History, Trainer
+
+__all__ = ["MLP", "Callback", "History", "Trainer"]

@@ -1,0 +1,464 @@
+"""Data sets from files: IDX, NPZ and CSV, and the handwritten digits that come with the package.
+
+Readers (`read_idx`, `read_npz`, `read_csv`) return what a file holds; `load` makes it ready to
+train on. A file that is damaged is refused with a ValueError that names it and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+__all__ = [
+    "Dataset",
+    "load",
+    "load_digits",
+    "read_arrays",
+    "read_csv",
+    "read_idx",
+    "read_idx_folder",
+    "read_idx_pair",
+    "read_npz",
+    "train_test_split",
+]
+
+_IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_GZIP_MAGIC = b"\x1f\x8b"
+_SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Data ready to train on.
+
+    Attributes
+    ----------
+    X_train, X_test : ndarray of float32, shape (n, features)
+    y_train, y_test : ndarray
+        int64 labels ``0 .. len(classes) - 1`` (classification), or float32 values (regression).
+    classes : ndarray or None
+        The label that each integer stands for; None for a regression.
+    """
+
+    X_train: np.ndarray
+    y_train: np.ndarray
+    X_test: np.ndarray
+    y_test: np.ndarray
+    classes: np.ndarray | None
+
+
+# --- The front door --------------------------------------------------------------------------
+
+
+def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.2, seed=0):
+    """Read a data set of any known format and make it ready to train on.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder of IDX files as MNIST is published; an IDX file of images (its labels are looked
+        for beside it); ``.npz``, ``.csv`` or ``.csv.gz``; or the word ``"digits"`` for
+        `load_digits`.
+    label, header
+        As for `read_csv`; other formats ignore them.
+    scale : float, optional
+        The features are divided by it: by default by 255 where they are bytes (pixels), else by 1.
+    task : {"auto", "classification", "regression"}
+        ``"auto"``: a regression if the labels are floating-point numbers.
+    test_size, seed
+        As for `train_test_split`, for data that come in one piece.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    ValueError
+        If the format cannot be told or the file is damaged.
+    FileNotFoundError
+        If there is no such file.
+    """
+    if task not in ("auto", "classification", "regression"):
+        raise ValueError(f"task must be 'auto', 'classification' or 'regression', got {task!r}")
+    if scale is not None and not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale!r}")
+    arrays = _read(path, label, header)
+    if "X" in arrays:
+        X = _features(path, arrays["X"], scale)
+        y, classes = _targets(path, arrays["y"], task)
+        X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=test_size, seed=seed)
+    else:
+        X_train = _features(path, arrays["X_train"], scale)
+        X_test = _features(path, arrays["X_test"], scale)
+        if X_train.shape[1] != X_test.shape[1]:
+            raise ValueError(
+                f"{path}: X_train has {X_train.shape[1]} features, X_test {X_test.shape[1]}"
+            )
+        y, classes = _targets(path, np.concatenate([arrays["y_train"], arrays["y_test"]]), task)
+        y_train, y_test = np.split(y, [len(X_train)])
+    return Dataset(X_train, y_train, X_test, y_test, classes)
+
+
+def _read(path, label, header):
+    """Return the arrays ``X, y`` or ``X_train, y_train, X_test, y_test`` of whatever is there."""
+    file = Path(path)
+    if file.is_dir():
+        return read_idx_folder(file)
+    if not file.exists():
+        if os.fspath(path) == "digits":
+            return dict(zip("Xy", load_digits(), strict=True))
+        raise FileNotFoundError(f"no such file or folder: {file}")
+    name = file.name.lower()
+    if name.endswith(".npz"):
+        return read_npz(file)
+    if name.endswith((".csv", ".csv.gz")):
+        return dict(zip("Xy", read_csv(file, label=label, header=header), strict=True))
+    if "idx" in name:
+        return dict(zip("Xy", read_idx_pair(file, _labels_beside(file)), strict=True))
+    raise ValueError(
+        f"{file}: unknown format; known are a folder of IDX files, IDX, .npz, .csv and .csv.gz"
+    )
+
+
+def _labels_beside(images):
+    labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
+    if labels == images or not labels.exists():
+        raise ValueError(f"{images}: found no file of labels beside it; use read_idx_pair")
+    return labels
+
+
+def _features(path, X, scale):
+    """Return `X` as float32 of shape (n, features), divided by its scale."""
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: the features must be real numbers, got {X.dtype}")
+    if scale is None:
+        scale = 255.0 if X.dtype == np.uint8 else 1.0
+    X = X.reshape(len(X), -1).astype(np.float32)
+    if scale != 1.0:
+        X /= scale
+    if not np.isfinite(X).all():
+        raise ValueError(f"{path}: the features hold NaN or Inf")
+    return X
+
+
+def _targets(path, y, task):
+    """Return ``labels, classes``, or ``values, None`` for a regression."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if task == "regression" or (task == "auto" and y.dtype.kind == "f"):
+        if y.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: a regression needs numbers for labels, got {y.dtype}")
+        y = y.astype(np.float32)
+        if not np.isfinite(y).all():
+            raise ValueError(f"{path}: the labels hold NaN or Inf")
+        return y, None
+    if y.ndim != 1:
+        raise ValueError(f"{path}: expected one label a row, got labels of shape {y.shape}")
+    classes, labels = np.unique(y, return_inverse=True)
+    return labels.astype(np.int64, copy=False), classes
+
+
+def train_test_split(X, y, test_size=0.2, seed=0):
+    """Split rows at random, each class in the same proportion.
+
+    Parameters
+    ----------
+    X : ndarray, shape (n, ...)
+    y : ndarray, shape (n, ...)
+        One-dimensional labels that are not floating-point numbers are stratified: the test part
+        holds ``test_size`` of each class, rounded up or down. Others are split plainly.
+    test_size : float, default 0.2
+        Share of the rows, between 0 and 1, both excluded.
+    seed : int, default 0
+
+    Returns
+    -------
+    X_train, X_test, y_train, y_test : ndarray
+        Copies; rows keep their order.
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    n = len(X)
+    if len(y) != n:
+        raise ValueError(f"X and y must be of the same length, got {n} and {len(y)}")
+    if not 0.0 < test_size < 1.0:
+        raise ValueError(f"test_size must be between 0 and 1, got {test_size!r}")
+    n_test = round(n * test_size)
+    if not 0 < n_test < n:
+        raise ValueError(f"test_size={test_size!r} of {n} rows leaves one part without any")
+    order = np.random.default_rng(seed).permutation(n)
+    if y.ndim == 1 and y.dtype.kind != "f":
+        order = order[np.argsort(y[order], kind="stable")]
+    # Rows at even distances meet every class in proportion, once sorted by class.
+    picks = order[((np.arange(n_test) + 0.5) * n / n_test).astype(np.intp)]
+    test = np.zeros(n, bool)
+    test[picks] = True
+    return X[~test], X[test], y[~test], y[test]
+
+
+def load_digits():
+    """Return the 1797 handwritten digits that come with the package.
+
+    Returns
+    -------
+    X : ndarray of float32, shape (1797, 64)
+        Images of 8 x 8 pixels, row by row, in steps of 1/16 from 0 to 1.
+    y : ndarray of int64, shape (1797,)
+        Digits 0 to 9.
+
+    References
+    ----------
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0.
+    """
+    arrays = read_npz(Path(__file__).with_name("digits.npz"))
+    return arrays["X"].astype(np.float32) / 16.0, arrays["y"].astype(np.int64)
+
+
+# --- NPZ -------------------------------------------------------------------------------------
+
+
+def read_arrays(path):
+    """Return all arrays of an ``.npz`` file, by name.
+
+    Raises
+    ------
+    ValueError
+        If the file is no ``.npz``, is damaged, or holds pickled objects.
+    """
+    damage = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    with open(path, "rb") as file:
+        try:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single .npy array")
+            return {name: archive[name] for name in archive.files}
+        except damage as error:
+            raise ValueError(f"{path}: not a sound .npz file of plain arrays ({error})") from None
+
+
+def read_npz(path):
+    """Return the arrays of a data set in an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Holds ``X`` and ``y``, or ``X_train``, ``y_train``, ``X_test`` and ``y_test`` (as Keras'
+        ``mnist.npz``), in capitals or not. Other arrays are ignored.
+
+    Returns
+    -------
+    dict of ndarray
+        Under these names.
+    """
+    found = {name.lower(): array for name, array in read_arrays(path).items()}
+    for names in (("X", "y"), _SPLIT_NAMES):
+        if all(name.lower() in found for name in names):
+            arrays = {name: found[name.lower()] for name in names}
+            for X, y in zip(names[::2], names[1::2], strict=True):
+                _check_counts(path, X, arrays[X], y, arrays[y])
+            return arrays
+    raise ValueError(
+        f"{path}: expected the arrays X and y, or {', '.join(_SPLIT_NAMES)}; "
+        f"found {', '.join(found) or 'none'}"
+    )
+
+
+def _check_counts(path, X_name, X, y_name, y):
+    if X.ndim < 2 or y.ndim == 0:
+        raise ValueError(
+            f"{path}: {X_name} must have at least two dimensions and {y_name} one, "
+            f"got {X.shape} and {y.shape}"
+        )
+    if len(X) != len(y):
+        raise ValueError(f"{path}: {X_name} has {len(X)} rows, {y_name} has {len(y)}")
+    if X.size == 0:
+        raise ValueError(f"{path}: {X_name} is empty, its shape is {X.shape}")
+
+
+# --- IDX -------------------------------------------------------------------------------------
+
+
+def read_idx(path):
+    """Return the array of an IDX file, the format in which MNIST is published.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Compressed by gzip or not, whatever its name.
+
+    Returns
+    -------
+    ndarray
+        Of the type and shape that the file states, in the machine's byte order.
+
+    Notes
+    -----
+    A header of two zero bytes, one byte for the type, one for the number of dimensions, and each
+    dimension as a big-endian uint32; then the values, big-endian, in C order.
+    """
+    content = _read_bytes(path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _IDX_TYPES:
+        raise ValueError(f"{path}: not an IDX file, it begins with {content[:4].hex(' ')!r}")
+    dtype, ndim = np.dtype(_IDX_TYPES[content[2]]), content[3]
+    start = 4 + 4 * ndim
+    if len(content) < start:
+        raise ValueError(f"{path}: truncated in the header")
+    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
+    expected = math.prod(shape) * dtype.itemsize
+    if len(content) - start != expected:
+        raise ValueError(
+            f"{path}: truncated or damaged, shape {shape} needs {expected} bytes of values, "
+            f"the file holds {len(content) - start}"
+        )
+    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))
+
+
+def _read_bytes(path):
+    content = Path(path).read_bytes()
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error})") from None
+
+
+def read_idx_pair(images, labels):
+    """Return ``X, y`` from an IDX file of images and one of labels.
+
+    Parameters
+    ----------
+    images, labels : str or path-like
+
+    Returns
+    -------
+    X : ndarray, shape (n, ...)
+    y : ndarray, shape (n,)
+    """
+    X, y = read_idx(images), read_idx(labels)
+    if y.ndim != 1:
+        raise ValueError(f"{labels}: expected a vector of labels, got the shape {y.shape}")
+    _check_counts(images, "the file of images", X, f"its file of labels {labels}", y)
+    return X, y
+
+
+def read_idx_folder(path):
+    """Return the data set of a folder laid out as MNIST is published.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``
+        and ``t10k-labels-idx1-ubyte``, each perhaps with ``.gz``, or with a dot for the second
+        hyphen.
+
+    Returns
+    -------
+    dict of ndarray
+        ``X_train``, ``y_train``, ``X_test``, ``y_test``.
+    """
+    arrays = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        pair = [_find_idx(path, f"{prefix}-{name}") for name in ("images", "labels")]
+        arrays[f"X_{part}"], arrays[f"y_{part}"] = read_idx_pair(*pair)
+    return arrays
+
+
+def _find_idx(folder, stem):
+    for suffix in ("-idx?-ubyte", "-idx?-ubyte.gz", ".idx?-ubyte", ".idx?-ubyte.gz"):
+        for file in Path(folder).glob(stem + suffix):
+            return file
+    kind = "idx3" if stem.endswith("images") else "idx1"
+    raise ValueError(f"{folder}: the file {stem}-{kind}-ubyte (or .gz) is missing")
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+
+def read_csv(path, label=-1, header="auto"):
+    """Return ``X, y`` from a table of numbers with one column of labels.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Compressed by gzip if its name ends in ``.gz``.
+    label : str or int, default -1
+        The column of labels, by name or by place (negative: from the right).
+    header : bool or "auto", default "auto"
+        Whether the first line holds names. ``"auto"``: it does if none of its cells is a number.
+
+    Returns
+    -------
+    X : ndarray of float64, shape (n, columns - 1)
+    y : ndarray, shape (n,)
+        int64, float64, or strings.
+
+    Raises
+    ------
+    ValueError
+        If a cell is missing or is not a finite number, rows differ in length, or there is no such
+        column of labels. Rows are counted from 1, names not included.
+    ImportError
+        If pandas is not installed: ``pip install 'fastopt[data]'``.
+    """
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("reading CSV needs pandas: pip install 'fastopt[data]'") from None
+    if header not in (True, False, "auto"):
+        raise ValueError(f"header must be True, False or 'auto', got {header!r}")
+    options = {"keep_default_na": False, "na_values": [""]}
+    try:
+        if header == "auto":
+            first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
+            header = bool(pd.to_numeric(first.iloc[0], errors="coerce").isna().all())
+        table = pd.read_csv(path, header=0 if header else None, low_memory=False, **options)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a sound CSV file ({error})") from None
+    if len(table) == 0:
+        raise ValueError(f"{path}: holds no rows")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"{path}: the rows have more cells than the first line has names")
+    place = _label_place(path, table.columns, label)
+    _check_cells(path, table, place)
+    y = table.pop(table.columns[place])
+    return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
+
+
+def _label_place(path, columns, label):
+    names, n = [str(name) for name in columns], len(columns)
+    if n < 2:
+        raise ValueError(f"{path}: expected features and a column of labels, found one column")
+    if isinstance(label, str):
+        if label not in names:
+            raise ValueError(f"{path}: no column {label!r} among {', '.join(names)}")
+        return names.index(label)
+    if not -n <= label < n:
+        raise ValueError(f"{path}: label={label} is not one of the {n} columns")
+    return label % n
+
+
+def _check_cells(path, table, label):
+    """Refuse missing cells, and features that are not finite numbers."""
+    import pandas as pd
+
+    for place, name in enumerate(table.columns):
+        cells = table.iloc[:, place]
+        wrong, what = cells.isna(), "is missing"
+        if not wrong.any() and (place != label or cells.dtype.kind == "f"):
+            numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+            wrong, what = ~np.isfinite(numbers), "is not a finite number"
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise ValueError(f"{path}: the cell in row {row + 1} of column {name!r} {what}")

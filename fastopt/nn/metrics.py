@@ -1,0 +1,87 @@
+"""How good predictions are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["accuracy", "confusion_matrix", "r2_score"]
+
+
+def accuracy(y_true, y_pred):
+    """Return the share of rows predicted right.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (n,) or (n, labels)
+        Labels of any type. With many labels a row, a row counts only if all of them are right
+        (subset accuracy, as in scikit-learn).
+
+    Returns
+    -------
+    float
+    """
+    y_true, y_pred = _same_shape(y_true, y_pred)
+    right = y_true == y_pred
+    return float(right.reshape(len(right), -1).all(axis=1).mean())
+
+
+def r2_score(y_true, y_pred):
+    """Return the coefficient of determination, ``1 - SS_residual / SS_total``.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like, shape (n,) or (n, outputs)
+        Real values. With many outputs, the mean of each output's score.
+
+    Returns
+    -------
+    float
+        1 for perfect predictions, 0 for those no better than the mean. An output that is constant
+        scores 1 if predicted exactly, else 0, as in scikit-learn.
+    """
+    y_true, y_pred = _same_shape(y_true, y_pred)
+    y_true = y_true.reshape(len(y_true), -1).astype(np.float64)
+    residual = np.square(y_true - y_pred.reshape(y_true.shape)).sum(axis=0)
+    total = np.square(y_true - y_true.mean(axis=0)).sum(axis=0)
+    constant = total == 0.0
+    scores = 1.0 - residual / np.where(constant, 1.0, total)
+    return float(np.where(constant, residual == 0.0, scores).mean())
+
+
+def confusion_matrix(y_true, y_pred, n_classes=None):
+    """Count how often each class was taken for each.
+
+    Parameters
+    ----------
+    y_true, y_pred : array_like of int, shape (n,)
+        Labels from 0.
+    n_classes : int, optional
+        By default one more than the largest label.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_classes, n_classes)
+        Row: the true class; column: the predicted one.
+    """
+    y_true, y_pred = _same_shape(y_true, y_pred)
+    for name, y in (("y_true", y_true), ("y_pred", y_pred)):
+        if y.ndim != 1 or y.dtype.kind not in "iub":
+            raise ValueError(f"{name} must be a vector of integers, got {y.dtype} {y.shape}")
+    largest = max(int(y_true.max()), int(y_pred.max()))
+    if n_classes is None:
+        n_classes = largest + 1
+    if largest >= n_classes or min(y_true.min(), y_pred.min()) < 0:
+        raise ValueError(f"labels must be from 0 to {n_classes - 1}")
+    pairs = y_true.astype(np.int64) * n_classes + y_pred
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def _same_shape(y_true, y_pred):
+    y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
+    if y_true.shape != y_pred.shape:
+        raise ValueError(
+            f"y_true and y_pred must have the same shape, got {y_true.shape} and {y_pred.shape}"
+        )
+    if y_true.ndim == 0 or len(y_true) == 0:
+        raise ValueError(f"y_true must have at least one row, got the shape {y_true.shape}")
+    return y_true, y_pred
