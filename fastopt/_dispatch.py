@@ -1,0 +1,34 @@
+"""Picks the instruction set: the best build that this processor and operating system can run.
+
+``FASTOPT_ISA=base``, ``v3`` or ``v4`` asks for one; if it cannot run here, the import fails and says so.
+"""
+
+import importlib.util
+import os
+
+from fastopt import _runtime
+
+# The levels of x86-64 that a build can have, lowest first; other processors have "base" alone.
+_LEVELS = {"base": 0, "v3": 3, "v4": 4}
+
+
+def runnable():
+    """Names of the builds that exist in this installation and run on this machine, best last."""
+    return [isa for isa in _LEVELS if _LEVELS[isa] <= _runtime.cpu_level() and _exists(isa)]
+
+
+def _exists(isa):
+    return importlib.util.find_spec(f"fastopt._kernels_{isa}") is not None
+
+
+def load(isa):
+    """Import the kernels of one instruction set, never before it is known that they can run."""
+    if isa not in runnable():
+        raise ImportError(
+            f"FASTOPT_ISA={isa}: this machine and installation can run {', '.join(runnable())}"
+        )
+    return importlib.import_module(f"fastopt._kernels_{isa}")
+
+
+isa = os.environ.get("FASTOPT_ISA") or runnable()[-1]
+kernels = load(isa)

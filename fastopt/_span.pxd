@@ -1,0 +1,42 @@
+"""What the span table hands to a kernel module: plain C structures, shared by both sides."""
+
+cdef enum:
+    SCALARS = 12    # room for the longest rule struct
+
+
+cdef struct Job:
+    # What one group asks of every one of its elements in this step.
+    int rule                    # which rule struct `scalars` is
+    bint shape                  # whether scale, clip or decay change the gradient at all
+    bint maximize               # ascend: the gradient's sign is turned
+    bint zero_grad              # leave zeros where the gradient was
+    double scale                # g = scale g: the sign of `maximize`, loss scaling, clipping by norm
+    double clip                 # g = min(max(g, -clip), clip)
+    double decay                # g = g + decay p: L2 weight decay
+    double ema                  # e = ema e + (1 - ema) p
+    double scalars[SCALARS]     # the rule struct
+
+
+cdef struct Span:
+    # One parameter array and all that belongs to it, as addresses.
+    char* p                     # parameter
+    char* g                     # gradient, filled in at each step
+    char* s                     # state: as many as the rule has, else NULL
+    char* t
+    char* u
+    char* e                     # average of the parameters, NULL if none is kept
+    Py_ssize_t n                # elements
+    bint wide                   # float64, else float32
+    int job                     # its group, an index into the jobs
+
+
+# Update elements [lo, hi) of a span.
+ctypedef void (*Update)(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
+# Sum of squares of the gradient's elements [lo, hi), in double and in a fixed order.
+ctypedef double (*Squares)(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
+
+
+cdef struct Kernels:
+    # All that a kernel module exports.
+    Update update
+    Squares squares

@@ -1,0 +1,451 @@
+"""The span table: everything a step needs, resolved once, so that a step is one call.
+
+A `Table` is built when the optimizer is: one span for each parameter array, with the addresses of the
+parameter and its state. `Table.step` checks the gradients, fills in their addresses and this step's
+scalars, and only then lets the kernels write, in parallel tiles across all spans. The kernels
+themselves come as a capsule from the module of one instruction set.
+"""
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport fabs, isfinite, sqrt
+
+from fastopt._runtime cimport run, threads
+from fastopt._span cimport SCALARS, Job, Kernels, Span
+
+from numpy import ascontiguousarray, generic, ndarray
+
+from fastopt._tree import explain
+
+cdef extern from "fo_flush.h" nogil:
+    ctypedef unsigned long long uint64_t
+    uint64_t fo_flush_begin()
+    void fo_flush_end(uint64_t mode)
+
+cdef double INFINITE = float("inf"), NOT_A_NUMBER = float("nan")
+
+cdef enum:
+    GRAIN = 512             # parts end on multiples of this: no two threads write one cache line
+    BLOCK = 8192            # elements in one partial sum of the norm, whatever the number of threads
+    GATE = 65536            # elements under which a second thread costs more than it brings
+    REMEMBER = 1 << 18      # gradients up to this many bytes are kept, to be recognized at the next step
+
+
+cdef struct Plan:
+    # The table as the threads see it.
+    Kernels kernels
+    Job* jobs
+    Span* spans
+    Py_ssize_t* first           # elements before span k; first[count] is their total
+    Py_ssize_t* first_block     # the same in blocks of the norm
+    double* partial             # sum of squares of each block
+    Py_ssize_t count
+
+
+cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
+    """Last k with first[k] <= i."""
+    cdef Py_ssize_t lo = 0, hi = count, mid
+    while hi - lo > 1:
+        mid = (lo + hi) // 2
+        if first[mid] <= i:
+            lo = mid
+        else:
+            hi = mid
+    return lo
+
+
+cdef inline Py_ssize_t cut(Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """Where, in a span of n elements, a part ends that would end at i."""
+    return 0 if i <= 0 else (n if i >= n else i - i % GRAIN)
+
+
+cdef void update_part(void* context, int part, int parts) noexcept nogil:
+    cdef const Plan* plan = <const Plan*> context
+    cdef const Span* x
+    cdef Py_ssize_t total = plan.first[plan.count]
+    cdef Py_ssize_t begin = total // parts * part
+    cdef Py_ssize_t end = total if part == parts - 1 else total // parts * (part + 1)
+    cdef Py_ssize_t k = find(plan.first, plan.count, begin), lo, hi
+    cdef uint64_t mode = fo_flush_begin()
+    while k < plan.count and plan.first[k] < end:
+        x = &plan.spans[k]
+        lo = cut(begin - plan.first[k], x.n)
+        hi = cut(end - plan.first[k], x.n)
+        if lo < hi:
+            plan.kernels.update(&plan.jobs[x.job], x, lo, hi)
+        k += 1
+    fo_flush_end(mode)
+
+
+cdef void squares_part(void* context, int part, int parts) noexcept nogil:
+    cdef const Plan* plan = <const Plan*> context
+    cdef const Span* x
+    cdef Py_ssize_t blocks = plan.first_block[plan.count]
+    cdef Py_ssize_t block = blocks // parts * part
+    cdef Py_ssize_t end = blocks if part == parts - 1 else blocks // parts * (part + 1)
+    cdef Py_ssize_t k = find(plan.first_block, plan.count, block), lo
+    cdef uint64_t mode = fo_flush_begin()
+    while block < end:
+        while plan.first_block[k + 1] <= block:
+            k += 1
+        x = &plan.spans[k]
+        lo = (block - plan.first_block[k]) * BLOCK
+        plan.partial[block] = plan.kernels.squares(x, lo, min(lo + BLOCK, x.n))
+        block += 1
+    fo_flush_end(mode)
+
+
+cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexcept nogil:
+    if plan.first[plan.count] < GATE:
+        task(plan, 0, 1)
+    else:
+        run(task, plan, threads())
+
+
+cdef double norm(Plan* plan) noexcept nogil:
+    """Euclidean norm over all gradients; the blocks are added in the order of the parameters."""
+    cdef double total = 0.0
+    cdef Py_ssize_t i
+    spread(squares_part, plan)
+    for i in range(plan.first_block[plan.count]):
+        total += plan.partial[i]
+    return sqrt(total)
+
+
+cdef inline bint is_large(const Span* x) noexcept:
+    return x.n * (8 if x.wide else 4) > REMEMBER
+
+
+cdef char* address(object array) except? NULL:
+    cdef Py_buffer view
+    cdef char* start
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    start = <char*> view.buf
+    PyBuffer_Release(&view)
+    return start
+
+
+cdef class Table:
+    """One optimizer's arrays, resolved to addresses.
+
+    Parameters
+    ----------
+    kernels : capsule
+        `KERNELS` of one instruction set's module.
+    shape
+        The nesting of the parameters as `_tree.flatten` returns it: places of arrays as integers.
+    places : list of str
+        What each gradient is called in errors: ``grads[2]["W"]``.
+    params : list of ndarray
+        Checked by `_tree.flatten`: float32 or float64, contiguous, writeable, disjoint.
+    states : list of list of ndarray
+        For each parameter its state arrays, in the order of the rule's `s`, `t`, `u`.
+    averages : list of ndarray or None
+        For each parameter where its moving average goes.
+    groups : list of int
+        The group of each parameter.
+    rules : list of int
+        The rule of each group, a value of the kernel module's `RULES`.
+    """
+    cdef Plan plan
+    cdef list params, states, averages, places
+    cdef list seen              # gradients whose addresses are in the table
+    cdef list copies            # (original, copy) of gradients in another layout, for one step
+    cdef object shape
+    cdef Py_ssize_t* taken      # start and end of every array that a step writes, in order
+    cdef Py_ssize_t taken_count
+    cdef char* writeable        # for each gradient, whether it may be zeroed
+    cdef bint moved             # a gradient's address has changed since `disjoint` was asked
+    cdef bint has_large         # some gradient is too large to be kept until the next step
+    cdef bint busy
+
+    def __cinit__(self, object kernels, object shape, list places, list params, list states,
+                  list averages, list groups, list rules):
+        cdef Py_ssize_t k, count = len(params), blocks = 0
+        self.plan.count = count
+        self.plan.kernels = (<Kernels*> PyCapsule_GetPointer(kernels, "fastopt.kernels"))[0]
+        self.plan.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
+        self.plan.jobs = <Job*> PyMem_Calloc(len(rules) + 1, sizeof(Job))
+        self.plan.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        self.plan.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        self.writeable = <char*> PyMem_Calloc(count + 1, 1)
+        if (self.plan.spans == NULL or self.plan.jobs == NULL or self.plan.first == NULL
+                or self.plan.first_block == NULL or self.writeable == NULL):
+            raise MemoryError()
+        self.shape, self.places = shape, places
+        self.params, self.states, self.averages = params, states, averages
+        self.seen, self.copies = [None] * count, []
+        for k in range(len(rules)):
+            self.plan.jobs[k].rule = rules[k]
+        for k in range(count):
+            self.fill(k, groups[k])
+            self.plan.first[k + 1] = self.plan.first[k] + self.plan.spans[k].n
+            blocks += (self.plan.spans[k].n + BLOCK - 1) // BLOCK
+            self.plan.first_block[k + 1] = blocks
+            self.has_large = self.has_large or is_large(&self.plan.spans[k])
+        self.plan.partial = <double*> PyMem_Calloc(blocks + 1, sizeof(double))
+        self.remember_written()
+
+    def __dealloc__(self):
+        PyMem_Free(self.plan.spans)
+        PyMem_Free(self.plan.jobs)
+        PyMem_Free(self.plan.first)
+        PyMem_Free(self.plan.first_block)
+        PyMem_Free(self.plan.partial)
+        PyMem_Free(self.taken)
+        PyMem_Free(self.writeable)
+
+    cdef int fill(self, Py_ssize_t k, int job) except -1:
+        cdef Span* x = &self.plan.spans[k]
+        cdef list state = self.states[k]
+        x.p = address(self.params[k])
+        x.s = address(state[0]) if len(state) > 0 else NULL
+        x.t = address(state[1]) if len(state) > 1 else NULL
+        x.u = address(state[2]) if len(state) > 2 else NULL
+        x.e = address(self.averages[k]) if self.averages is not None else NULL
+        x.n = self.params[k].size
+        x.wide = self.params[k].itemsize == 8
+        x.job = job
+        return 0
+
+    cdef int remember_written(self) except -1:
+        """Sort the address ranges of all that a step writes: no gradient may lie in one of them."""
+        cdef list arrays = list(self.params), ranges
+        cdef Py_ssize_t i
+        for state in self.states:
+            arrays += state
+        arrays += self.averages or []
+        ranges = sorted((<Py_ssize_t> address(a), a.nbytes) for a in arrays if a.nbytes)
+        self.taken_count = len(ranges)
+        self.taken = <Py_ssize_t*> PyMem_Calloc(2 * self.taken_count + 1, sizeof(Py_ssize_t))
+        if self.taken == NULL or self.plan.partial == NULL:
+            raise MemoryError()
+        for i in range(self.taken_count):
+            start, size = ranges[i]
+            self.taken[2 * i], self.taken[2 * i + 1] = start, start + size
+        return 0
+
+    cdef bint is_written(self, const char* start, Py_ssize_t size) noexcept:
+        """Whether a step writes anything in [start, start + size)."""
+        cdef Py_ssize_t a = <Py_ssize_t> start, lo = 0, hi = self.taken_count, mid
+        while lo < hi:              # the first range that ends behind the start
+            mid = (lo + hi) // 2
+            if self.taken[2 * mid + 1] <= a:
+                lo = mid + 1
+            else:
+                hi = mid
+        return lo < self.taken_count and self.taken[2 * lo] < a + size
+
+    cdef bint visit(self, object shape, object grads) except -1:
+        """Take every gradient of a nesting; False if the nesting is not that of the parameters."""
+        cdef Py_ssize_t i
+        if type(shape) is int:
+            self.take(shape, grads)
+            return True
+        if type(shape) is tuple:
+            if type(grads) is list:
+                if len(<list> grads) != len(<tuple> shape):
+                    return False
+                for i in range(len(<tuple> shape)):
+                    if not self.visit((<tuple> shape)[i], (<list> grads)[i]):
+                        return False
+                return True
+            if not isinstance(grads, (list, tuple)) or len(grads) != len(<tuple> shape):
+                return False
+            for i in range(len(<tuple> shape)):
+                if not self.visit((<tuple> shape)[i], grads[i]):
+                    return False
+            return True
+        if not isinstance(grads, dict) or len(grads) != len(<dict> shape):
+            return False
+        for key, inner in (<dict> shape).items():
+            if key not in grads or not self.visit(inner, grads[key]):
+                return False
+        return True
+
+    cdef int take(self, Py_ssize_t k, object grad) except -1:
+        """Put a gradient's address into the table, unless it is the very object of the last step."""
+        cdef Py_buffer view
+        if grad is self.seen[k]:
+            return 0
+        self.seen[k] = None
+        if isinstance(grad, generic):
+            grad = ascontiguousarray(grad).reshape(())
+        if not isinstance(grad, ndarray):
+            raise TypeError(f"{self.places[k]}: expected a NumPy array, got {type(grad).__name__}")
+        PyObject_GetBuffer(grad, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+        try:
+            self.check(k, grad, &view)
+            if PyBuffer_IsContiguous(&view, b"C") and not self.is_written(<char*> view.buf, view.len):
+                self.point(k, <char*> view.buf)
+                self.writeable[k] = not view.readonly
+                self.seen[k] = grad
+                return 0
+        finally:
+            PyBuffer_Release(&view)
+        self.copy(k, grad)
+        return 0
+
+    cdef int check(self, Py_ssize_t k, object grad, const Py_buffer* view) except -1:
+        cdef Py_ssize_t i
+        cdef object param = self.params[k], shape
+        cdef bint same = view.format != NULL and view.format[1] == 0
+        same = same and view.format[0] == (c"d" if self.plan.spans[k].wide else c"f")
+        if not same:
+            raise TypeError(f"{self.places[k]}: expected dtype {param.dtype} as the parameter has, "
+                            f"got {grad.dtype.str if not grad.dtype.isnative else grad.dtype}")
+        shape = param.shape
+        same = view.ndim == len(<tuple> shape)
+        for i in range(view.ndim if same else 0):
+            same = same and view.shape[i] == <Py_ssize_t> (<tuple> shape)[i]
+        if not same:
+            raise ValueError(f"{self.places[k]}: expected shape {shape} as the parameter has, "
+                             f"got {grad.shape}")
+        return 0
+
+    cdef int copy(self, Py_ssize_t k, object grad) except -1:
+        """Use a copy of a gradient whose layout a kernel would misread."""
+        cdef Py_buffer view
+        copied = grad.copy(order="C")
+        PyObject_GetBuffer(copied, &view, PyBUF_STRIDES)
+        self.point(k, <char*> view.buf)
+        PyBuffer_Release(&view)
+        self.writeable[k] = grad.flags.writeable
+        self.copies.append((k, grad, copied))
+        return 0
+
+    cdef void point(self, Py_ssize_t k, char* g) noexcept:
+        self.moved = self.moved or self.plan.spans[k].g != g
+        self.plan.spans[k].g = g
+
+    cdef int check_zeroable(self) except -1:
+        """Zeroing one gradient must not change another, nor anything that the step writes."""
+        cdef Py_ssize_t k
+        cdef list ranges = []
+        for k in range(self.plan.count):
+            if not self.writeable[k]:
+                raise ValueError(f"{self.places[k]}: zero_grad=True needs a writeable array, "
+                                 "got a read-only one")
+        for k, grad, _ in self.copies:
+            if not grad.flags.c_contiguous:
+                continue
+            raise ValueError(f"{self.places[k]}: zero_grad=True, but the array shares memory with a "
+                             "parameter or state of the optimizer")
+        if not self.moved:
+            return 0
+        for k in range(self.plan.count):
+            if self.plan.spans[k].n:
+                start = <Py_ssize_t> self.plan.spans[k].g
+                ranges.append((start, start + self.params[k].nbytes, k))
+        ranges.sort()
+        for k in range(1, len(ranges)):
+            if ranges[k][0] < ranges[k - 1][1]:
+                raise ValueError(f"{self.places[ranges[k - 1][2]]} and {self.places[ranges[k][2]]} "
+                                 "share memory: with zero_grad=True one would be zeroed before it is used")
+        self.moved = False
+        return 0
+
+    cdef int set_jobs(self, list rows, double scale, double clip, bint zero_grad) except -1:
+        cdef Py_ssize_t k, i
+        cdef Job* job
+        cdef tuple row
+        for k in range(len(rows)):
+            row = <tuple> rows[k]
+            job = &self.plan.jobs[k]
+            job.scale = -scale if job.maximize else scale
+            job.clip = clip
+            job.zero_grad = zero_grad
+            job.shape = job.scale != 1.0 or job.decay != 0.0 or clip != INFINITE
+            for i in range(len(row)):
+                job.scalars[i] = <double> row[i]
+        return 0
+
+    cdef bint all_finite(self, double length) noexcept:
+        """Whether every gradient is finite; a sum of squares of doubles may overflow though they are."""
+        cdef Py_ssize_t k, i
+        cdef const Span* x
+        if isfinite(length):
+            return True
+        for k in range(self.plan.count):
+            x = &self.plan.spans[k]
+            for i in range(x.n):
+                if not isfinite((<double*> x.g)[i] if x.wide else <double> (<float*> x.g)[i]):
+                    return False
+        return True
+
+    cdef double measure(self) noexcept:
+        cdef double length
+        if self.plan.first[self.plan.count] < GATE:
+            return norm(&self.plan)
+        with nogil:
+            length = norm(&self.plan)
+        return length
+
+    cdef void update(self) noexcept:
+        if self.plan.first[self.plan.count] < GATE:
+            update_part(&self.plan, 0, 1)   # letting go of the interpreter would cost more
+            return
+        with nogil:
+            spread(update_part, &self.plan)
+
+    cdef void forget(self) noexcept:
+        """Let go of the gradients that are too large to be kept alive for the sake of a check."""
+        cdef Py_ssize_t k
+        if self.copies:
+            self.copies.clear()
+        if self.has_large:
+            for k in range(self.plan.count):
+                if is_large(&self.plan.spans[k]):
+                    self.seen[k] = None
+
+    def set_group(self, Py_ssize_t k, bint maximize, double decay, double ema):
+        """What a group does around its rule: ascend, decay its weights (L2), average its parameters."""
+        self.plan.jobs[k].maximize = maximize
+        self.plan.jobs[k].decay = decay
+        self.plan.jobs[k].ema = ema
+
+    def step(self, grads, list rows, double scale=1.0, double clip=INFINITE, double max_norm=INFINITE,
+             bint zero_grad=False, bint need_norm=False, bint skip_nonfinite=False):
+        """Check everything, then update every parameter.
+
+        Parameters
+        ----------
+        grads
+            Gradients in the nesting of the parameters.
+        rows : list of tuple of float
+            For each group the scalars of its rule.
+        scale, clip, max_norm : float
+            The gradient is multiplied by `scale`, then by what brings its global norm down to
+            `max_norm`, then clamped to [-clip, clip].
+
+        Returns
+        -------
+        float
+            Norm of the scaled gradients where it was asked for, else 0. NaN if the step was skipped.
+        """
+        cdef double length = 0.0
+        if self.busy:
+            raise RuntimeError("step: this optimizer is stepping in another thread")
+        self.busy = True
+        try:
+            if not self.visit(self.shape, grads):
+                explain(self.shape, grads)
+            if zero_grad:
+                self.check_zeroable()
+            if need_norm or skip_nonfinite:
+                length = fabs(scale) * self.measure()
+                if skip_nonfinite and not self.all_finite(length):
+                    return NOT_A_NUMBER
+                if not max_norm / (length + 1e-6) >= 1.0:
+                    scale *= max_norm / (length + 1e-6)
+            self.set_jobs(rows, scale, clip, zero_grad)
+            self.update()
+            if zero_grad:
+                for _, grad, _ in self.copies:
+                    grad[...] = 0
+            return length
+        finally:
+            self.forget()
+            self.busy = False

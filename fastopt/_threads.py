@@ -1,0 +1,102 @@
+"""How many threads a step may use, and what this installation runs on."""
+
+import atexit
+import math
+import os
+import platform
+from numbers import Integral
+from pathlib import Path
+
+import numpy as np
+
+from fastopt import _dispatch, _runtime
+from fastopt._version import __version__
+
+
+def set_num_threads(n):
+    """Let a step use up to `n` threads, the calling one included.
+
+    Results do not depend on it. Small steps use one thread whatever is set.
+
+    Parameters
+    ----------
+    n : int
+        From 1 on.
+    """
+    _runtime.set_threads(_check_threads("n", n))
+
+
+def get_num_threads():
+    """How many threads a step may use, the calling one included.
+
+    At import it is ``FASTOPT_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of processors
+    that this process may run on, within the CPU quota of its control group.
+    """
+    return _runtime.get_threads()
+
+
+def show_config():
+    """Print version, instruction set, threads, and what NumPy multiplies matrices with."""
+    for name, value in config().items():
+        print(f"{name:16} {value}")
+
+
+def config():
+    """What `show_config` prints, as a dict of str."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    return {
+        "fastopt": __version__,
+        "instruction set": f"{_dispatch.isa} (runnable: {', '.join(_dispatch.runnable())})",
+        "threads": str(get_num_threads()),
+        "NumPy": np.__version__,
+        "BLAS": f"{blas['name']} {blas['version']}",
+        "Python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _check_threads(name, n):
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise TypeError(f"{name}: expected a whole number of threads, got {type(n).__name__}")
+    if n < 1:
+        raise ValueError(f"{name}: expected at least 1 thread, got {n}")
+    return int(n)
+
+
+def _from_environment():
+    """FASTOPT_NUM_THREADS must be right; OMP_NUM_THREADS is others' too and may be a list."""
+    ours, others = os.environ.get("FASTOPT_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS", "")
+    if ours:
+        if not ours.strip().isdecimal():
+            raise ValueError(f"FASTOPT_NUM_THREADS: expected a whole number from 1 on, got {ours!r}")
+        return _check_threads("FASTOPT_NUM_THREADS", int(ours))
+    first = others.split(",")[0].strip()
+    return max(int(first), 1) if first.isdecimal() else None
+
+
+def _processors():
+    """Processors this process may run on: its affinity, within its control group's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        count = len(os.sched_getaffinity(0))
+    else:
+        count = os.cpu_count() or 1
+    return min(count, _quota(Path("/sys/fs/cgroup")))
+
+
+def _quota(root):
+    """Whole processors that the control group may use; infinite where there is no quota."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return math.inf
+    if quota in ("max", "-1"):
+        return math.inf
+    return max(1, math.ceil(int(quota) / int(period)))
+
+
+_runtime.set_threads(_from_environment() or _processors())
+atexit.register(_runtime.stop)

@@ -1,0 +1,81 @@
+"""RMSprop."""
+
+from fastopt.optimizers.base import Optimizer
+
+
+class RMSprop(Optimizer):
+    r"""RMSprop: the gradient over a moving root mean square of itself.
+
+    .. math::
+        s_t = \alpha s_{t-1} + (1 - \alpha) g_t^2, \qquad
+        d_t = \frac{g_t}{\sqrt{s_t} + \epsilon}, \qquad
+        b_t = \mu b_{t-1} + d_t, \qquad
+        p_t = p_{t-1} - \gamma b_t
+
+    With `centered`, the root is that of the variance :math:`s_t - \bar g_t^2`, where :math:`\bar g_t`
+    is the same average of the gradient. Rounding can leave the variance just below zero; it counts
+    as zero then.
+
+    Parameters
+    ----------
+    params : ndarray, nesting of ndarrays, or list of dict
+        float32 or float64 arrays, updated in place.
+    lr : float or schedule
+        Learning rate :math:`\gamma \ge 0`.
+    alpha : float or schedule
+        Weight of the past :math:`\alpha`, in [0, 1).
+    eps : float or schedule
+        :math:`\epsilon \ge 0`.
+    weight_decay : float or schedule
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    momentum : float or schedule
+        :math:`\mu \ge 0`; 0 for none.
+    centered : bool
+        Divide by the standard deviation rather than the root mean square.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras"}
+        "keras" has epsilon inside the root, :math:`\sqrt{s_t + \epsilon}`, and the learning rate
+        inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; the numbers stay as given.
+    ema, skip_nonfinite
+        See `Optimizer`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+
+    References
+    ----------
+    Tieleman, Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural networks for machine learning, 2012.
+    Graves, "Generating sequences with recurrent neural networks", arXiv:1308.0850 (centered).
+    """
+
+    STATES = {
+        "rmsprop": ("square_avg",),
+        "rmsprop_momentum": ("square_avg", "momentum_buffer"),
+        "rmsprop_centered": ("square_avg", "grad_avg"),
+        "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
+    }
+    CONVENTIONS = ("torch", "article", "keras")
+
+    def __init__(
+        self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False,
+        *, maximize=False, convention="torch", ema=None, skip_nonfinite=False,
+    ):
+        hyperparameters = {
+            "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
+            "centered": centered, "maximize": maximize, "convention": convention,
+        }
+        super().__init__(params, hyperparameters, ema=ema, skip_nonfinite=skip_nonfinite)
+
+    @staticmethod
+    def rule(h):
+        return "rmsprop" + "_centered" * h.centered + "_momentum" * bool(h.momentum)
+
+    @staticmethod
+    def scalars(h, t):
+        keras = h.convention == "keras"
+        lr, take = (1.0, h.lr) if keras and h.momentum else (h.lr, 1.0)
+        eps, inside = (0.0, h.eps) if keras else (h.eps, 0.0)
+        return lr, h.alpha, 1.0 - h.alpha, eps, inside, h.momentum, take
