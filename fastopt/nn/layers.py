@@ -33,7 +33,7 @@ def sigmoid(z, out):
     are never smaller than the smallest normal number, and accurate to a few ULP above it.
     """
     np.negative(z, out=out)
-    np.minimum(out, -math.log(np.finfo(out.dtype).tiny), out=out)
+    np.minimum(out, -math.log(4.0 * np.finfo(out.dtype).tiny), out=out)
     np.exp(out, out=out)
     out += 1.0
     return np.reciprocal(out, out=out)

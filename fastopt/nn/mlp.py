@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 
@@ -276,7 +277,7 @@ class MLP:
                     param[...] = saved
         except KeyError as error:
             raise ValueError(f"{path}: the array {error} is missing") from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
         return net
 
@@ -425,7 +426,7 @@ class _Buffers:
     def like_weights(self, W):
         """Return scratch space of the shape of `W`."""
         if self._weights is None:
-            largest = max(n * m for n, m in zip(self._sizes, self._sizes[1:], strict=False))
+            largest = max(n * m for n, m in itertools.pairwise(self._sizes))
             self._weights = np.empty(largest, self._dtype)
         return self._weights[: W.size].reshape(W.shape)
 
@@ -443,7 +444,7 @@ class _Buffers:
 
 def _arena(sizes, dtype):
     """Return ``[[W1, b1], ...]`` of zeros, views of one contiguous array."""
-    pairs = list(zip(sizes, sizes[1:], strict=False))
+    pairs = list(itertools.pairwise(sizes))
     flat = np.zeros(sum((n + 1) * m for n, m in pairs), dtype)
     layers, start = [], 0
     for n, m in pairs:

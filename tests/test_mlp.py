@@ -1,0 +1,588 @@
+"""fastopt.MLP: gradients, losses, files, copies and everything it refuses."""
+
+import copy
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastopt
+from fastopt.nn.layers import ACTIVATIONS, LOSSES, sigmoid
+from fastopt.nn.mlp import MLP
+
+N, FEATURES, OUTPUTS = 9, 5, 4
+
+
+def batch(loss, seed=0, n=N, dtype=np.float64):
+    """Return X and targets that suit a loss."""
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal((n, FEATURES)).astype(dtype)
+    y = {
+        "cross_entropy": rng.integers(0, OUTPUTS, n),
+        "binary_cross_entropy": rng.integers(0, 2, (n, OUTPUTS)),
+        "mse": rng.standard_normal((n, OUTPUTS)),
+    }[loss]
+    return X, y
+
+
+def make(loss="cross_entropy", **options):
+    return MLP([FEATURES, 7, 6, OUTPUTS], loss=loss, **{"seed": 1, **options})
+
+
+def flat(layers):
+    return [array for layer in layers for array in layer]
+
+
+# --- Gradients and losses --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.3])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradients_are_those_of_central_differences(activation, loss, l2):
+    net = make(loss, activation=activation, dtype="float64", l2=l2)
+    X, y = batch(loss)
+    _, grads = net.train_step(X, y)
+    step = 1e-5
+    for p, g in zip(flat(net.params), flat(grads), strict=True):
+        numeric = np.empty_like(p)
+        for i in np.ndindex(p.shape):
+            kept = p[i]
+            p[i] = kept + step
+            above = net.evaluate(X, y)
+            p[i] = kept - step
+            below = net.evaluate(X, y)
+            p[i] = kept
+            numeric[i] = (above - below) / (2 * step)
+        np.testing.assert_allclose(g, numeric, rtol=1e-7, atol=1e-7 * np.abs(numeric).max())
+
+
+def softmax(z):
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_is_the_textbook_formula(loss):
+    net = make(loss, activation="tanh", dtype="float64", l2=0.2)
+    X, y = batch(loss)
+    (W1, b1), (W2, b2), (W3, b3) = net.params
+    z = np.tanh(np.tanh(X @ W1 + b1) @ W2 + b2) @ W3 + b3
+    s = 1 / (1 + np.exp(-z))
+    data = {
+        "cross_entropy": lambda: -np.log(softmax(z)[np.arange(N), y]).mean(),
+        "binary_cross_entropy": lambda: -(y * np.log(s) + (1 - y) * np.log(1 - s)).mean(),
+        "mse": lambda: ((z - y) ** 2).mean(),
+    }[loss]()
+    penalty = 0.5 * 0.2 * sum((W**2).sum() for W in (W1, W2, W3))
+    value, _ = net.train_step(X, y)
+    assert type(value) is float
+    assert value == pytest.approx(data + penalty, rel=1e-13)
+    assert net.evaluate(X, y) == pytest.approx(value, rel=1e-13)
+
+
+REFERENCE_ACTIVATIONS = {
+    "identity": lambda z: z,
+    "relu": lambda z: np.where(z > 0, z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "elu": lambda z: np.where(z > 0, z, np.exp(np.minimum(z, 0)) - 1),
+    "gelu": lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+    "silu": lambda z: z / (1 + np.exp(-z)),
+    "tanh": np.tanh,
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_its_formula(name, dtype):
+    z = np.linspace(-8, 8, 1001).astype(dtype)
+    expected = REFERENCE_ACTIVATIONS[name](z.astype(np.float64))
+    out = z.copy() if ACTIVATIONS[name].in_place else np.empty_like(z)
+    ACTIVATIONS[name].forward(out if ACTIVATIONS[name].in_place else z.copy(), out)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(out, expected, rtol=8 * eps, atol=8 * eps)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sigmoid_neither_overflows_nor_turns_denormal(dtype):
+    z = np.array([-1e30, -1e3, -90, -1, 0, 1, 90, 1e3, 1e30], dtype)
+    s = sigmoid(z, np.empty_like(z))
+    assert (s >= np.finfo(dtype).tiny).all() and (s <= 1).all() and (np.diff(s) >= 0).all()
+    assert s[4] == 0.5 and s[-1] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("loss", "y", "logits", "expected"),
+    [
+        ("cross_entropy", [0, 1], [[1000.0, 0.0], [1000.0, 0.0]], 500.0),
+        ("cross_entropy", [0], [[-3e4, -3e4]], np.log(2)),
+        ("binary_cross_entropy", [[1, 0], [0, 1]], [[1000.0, -1000.0], [1000.0, -1000.0]], 500.0),
+        ("binary_cross_entropy", [[1, 0]], [[20.0, -20.0]], np.log1p(np.exp(-20))),
+    ],
+)
+def test_losses_are_stable_for_large_logits(loss, y, logits, expected, dtype):
+    """A net of zero weights whose one layer passes its input on."""
+    net = MLP([2, 2], loss=loss, dtype=dtype)
+    net.params[0][0][...] = np.eye(2)
+    value, grads = net.train_step(logits, y)
+    assert value == pytest.approx(expected, rel=1e-6)
+    assert all(np.isfinite(g).all() for g in flat(grads))
+    assert np.isfinite(net.predict_proba(logits)).all()
+
+
+def test_l2_spares_biases():
+    plain, decayed = make(l2=0.0), make(l2=0.5)
+    X, y = batch("cross_entropy")
+    _, expected = plain.train_step(X, y)
+    _, grads = decayed.train_step(X, y)
+    for (W, _), (dW0, db0), (dW, db) in zip(decayed.params, expected, grads, strict=True):
+        np.testing.assert_array_equal(dW, dW0 + np.float32(0.5) * W)
+        np.testing.assert_array_equal(db, db0)
+
+
+# --- Arrays: layout, identity, reuse ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_parameters_fill_one_contiguous_array(dtype):
+    net = make(dtype=dtype)
+    base = net.params[0][0].base
+    assert [p.shape for p in flat(net.params)] == [(5, 7), (7,), (7, 6), (6,), (6, 4), (4,)]
+    address = base.ctypes.data
+    for p in flat(net.params):
+        assert p.base is base and p.flags.c_contiguous and p.dtype == dtype
+        assert p.ctypes.data == address
+        address += p.nbytes
+    assert address == base.ctypes.data + base.nbytes
+
+
+def test_gradients_are_the_same_arrays_every_step_in_the_order_of_params():
+    net = make()
+    _, first = net.train_step(*batch("cross_entropy"))
+    _, second = net.train_step(*batch("cross_entropy", n=3))
+    assert net.grads_reversed is False
+    assert all(a is b for a, b in zip(flat(first), flat(second), strict=True))
+    assert [g.shape for g in flat(first)] == [p.shape for p in flat(net.params)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_step_leaves_nothing_to_the_next(activation, loss):
+    """Batches of any sizes in any order give what a fresh net gives for each."""
+    net = make(loss, activation=activation)
+    for n in (5, 9, 2, 9, 1):
+        X, y = batch(loss, seed=n, n=n, dtype=np.float32)
+        value, grads = net.train_step(X, y)
+        expected_value, expected = make(loss, activation=activation).train_step(X, y)
+        assert value == expected_value
+        for g, e in zip(flat(grads), flat(expected), strict=True):
+            np.testing.assert_array_equal(g, e)
+
+
+def test_a_step_allocates_no_array_of_the_size_of_an_activation():
+    net = MLP([200, 300, 100, 10], loss="cross_entropy", seed=0, l2=0.1)
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((256, 200)).astype(np.float32), rng.integers(0, 10, 256)
+    bytes_X = (X * 100).astype(np.uint8)
+    net.train_step(bytes_X, y)
+    tracemalloc.start()
+    net.train_step(X, y)
+    net.train_step(bytes_X, y)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50_000  # 32 kB of it is NumPy's casting buffer; one activation takes 307 kB
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "bool", "float16", "float32", "float64"])
+def test_any_real_input_is_converted(kind):
+    X = np.random.default_rng(0).integers(0, 2, (N, FEATURES)).astype(kind)
+    _, y = batch("cross_entropy")
+    value, _ = make().train_step(X, y)
+    assert value == make().train_step(X.astype(np.float32), y)[0]
+
+
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda X: X[:, ::-1][:, ::-1], np.flip])
+def test_strided_input_is_read_right(layout):
+    X, y = batch("cross_entropy", dtype=np.float32)
+    strided = layout(X)
+    a, grads = make().train_step(strided, y)
+    b, expected = make().train_step(np.ascontiguousarray(strided), y)
+    assert a == pytest.approx(b, rel=1e-6)
+    for g, e in zip(flat(grads), flat(expected), strict=True):
+        np.testing.assert_allclose(g, e, rtol=1e-5, atol=1e-7)
+
+
+def test_inputs_are_not_written_to():
+    X, y = batch("mse", dtype=np.float32)
+    kept = X.copy(), y.copy()
+    net = make("mse", activation="elu")
+    net.train_step(X, y)
+    net.predict(X)
+    np.testing.assert_array_equal(X, kept[0])
+    np.testing.assert_array_equal(y, kept[1])
+
+
+# --- Choice of the loss, predictions ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("y", "outputs", "expected"),
+    [
+        (np.array([0, 2, 1]), 3, "cross_entropy"),
+        (np.array([True, False, True]), 2, "cross_entropy"),
+        (np.array([0, 1, 1], np.uint8), 1, "binary_cross_entropy"),
+        (np.array([True, False, True]), 1, "binary_cross_entropy"),
+        (np.array([[0], [1], [1]]), 1, "binary_cross_entropy"),
+        (np.eye(3, dtype=int), 3, "binary_cross_entropy"),
+        (np.eye(3), 3, "mse"),
+        (np.array([0.5, 1, 2]), 1, "mse"),
+        (np.array([[0.5], [1], [2]], np.float32), 1, "mse"),
+    ],
+)
+def test_auto_loss_goes_by_the_first_targets(y, outputs, expected):
+    X = np.ones((3, 2))
+    net = MLP([2, outputs], seed=0)
+    assert net.loss == "auto"
+    value, _ = net.train_step(X, y)
+    assert net.loss == expected
+    assert value == MLP([2, outputs], seed=0, loss=expected).train_step(X, y)[0]
+
+
+def test_auto_loss_is_not_decided_by_evaluation_nor_by_refused_targets():
+    net = MLP([2, 3])
+    net.evaluate(np.ones((2, 2)), np.ones((2, 3)))
+    assert net.loss == "auto"
+    with pytest.raises(ValueError):
+        net.train_step(np.ones((2, 2)), [0, 3])
+    with pytest.raises(ValueError):
+        net.train_step(np.full((2, 2), np.nan), [0, 1])
+    assert net.loss == "auto"
+
+
+def test_predictions_of_classes():
+    net = make("cross_entropy")
+    X, _ = batch("cross_entropy")
+    p = net.predict_proba(X)
+    assert p.shape == (N, OUTPUTS) and p.dtype == np.float32
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
+    labels = net.predict(X)
+    assert labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, p.argmax(axis=1))
+
+
+def test_predictions_of_two_classes():
+    net = MLP([FEATURES, 6, 1], loss="binary_cross_entropy", seed=3)
+    X, _ = batch("cross_entropy", n=50)
+    p = net.predict_proba(X)
+    assert p.shape == (50, 2)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
+    labels = net.predict(X)
+    assert labels.shape == (50,) and labels.dtype == np.int64 and 0 < labels.sum() < 50
+    np.testing.assert_array_equal(labels, p[:, 1] > 0.5)
+
+
+def test_predictions_of_many_labels():
+    net = make("binary_cross_entropy")
+    X, _ = batch("binary_cross_entropy")
+    p, labels = net.predict_proba(X), net.predict(X)
+    assert p.shape == labels.shape == (N, OUTPUTS) and labels.dtype == np.int64
+    np.testing.assert_array_equal(labels, p > 0.5)
+
+
+@pytest.mark.parametrize(("outputs", "shape"), [(1, (N,)), (3, (N, 3))])
+def test_predictions_of_values(outputs, shape):
+    net = MLP([FEATURES, outputs], loss="mse", seed=0)
+    X, _ = batch("mse", dtype=np.float32)
+    W, b = net.params[0]
+    values = net.predict(X)
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values, (X @ W + b).reshape(shape), rtol=1e-6)
+    with pytest.raises(ValueError, match="classifier"):
+        net.predict_proba(X)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_many_rows_are_evaluated_in_chunks(loss):
+    net = make(loss, dtype="float64")
+    X, y = batch(loss, n=2500)
+    whole, _ = net.train_step(X, y)
+    assert net.evaluate(X, y) == pytest.approx(whole, rel=1e-12)
+    parts = [net.predict(X[i : i + 700]) for i in range(0, 2500, 700)]
+    np.testing.assert_allclose(net.predict(X), np.concatenate(parts), rtol=1e-12)
+
+
+def test_memory_of_predict_is_bounded():
+    net = MLP([2, 2000, 2], loss="cross_entropy", seed=0)
+    X = np.zeros((50_000, 2), np.float32)
+    tracemalloc.start()
+    net.predict(X)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6  # all rows at once would take 400 MB
+
+
+# --- Initial weights -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("activation", "init", "hidden", "last"),
+    [
+        ("relu", "auto", "he", "glorot"),
+        ("gelu", "auto", "he", "glorot"),
+        ("tanh", "auto", "glorot", "glorot"),
+        ("logistic", "auto", "glorot", "glorot"),
+        ("tanh", "he", "he", "he"),
+        ("relu", "glorot", "glorot", "glorot"),
+    ],
+)
+def test_initial_weights_have_the_variance_of_their_scheme(activation, init, hidden, last):
+    net = MLP([400, 300, 200], activation=activation, init=init, seed=0)
+    for (W, b), scheme in zip(net.params, (hidden, last), strict=True):
+        n, m = W.shape
+        variance = 2 / n if scheme == "he" else 2 / (n + m)
+        assert W.var() == pytest.approx(variance, rel=0.03)
+        assert abs(W.mean()) < 0.02 * np.sqrt(variance)
+        if scheme == "glorot":
+            assert np.abs(W).max() <= np.float32(np.sqrt(3 * variance))
+        assert not b.any()
+
+
+def test_seed_fixes_the_weights_of_both_dtypes():
+    a, b, c = make(seed=5), make(seed=5, dtype="float64"), make(seed=6)
+    for x, y, z in zip(flat(a.params), flat(b.params), flat(c.params), strict=True):
+        np.testing.assert_array_equal(x, y.astype(np.float32))
+        assert not x.any() or (x != z).any()
+
+
+# --- Files and copies ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_save_and_load(tmp_path, dtype):
+    net = make(activation="elu", dtype=dtype, l2=0.25, init="he")
+    path = tmp_path / "net.model"
+    net.save(path)
+    loaded = MLP.load(path)
+    X, y = batch("cross_entropy")
+    assert loaded.train_step(X, y)[0] == net.train_step(X, y)[0]
+    assert repr(loaded) == repr(net) and loaded.init == "he" and loaded.dtype == dtype
+    with np.load(path, allow_pickle=False) as file:
+        assert all(file[name].dtype != object for name in file.files)
+
+
+def test_an_undecided_loss_survives_saving(tmp_path):
+    make("auto").save(tmp_path / "net.npz")
+    assert MLP.load(tmp_path / "net.npz").loss == "auto"
+
+
+def rewritten(path, **changes):
+    """Save a net at `path` with some arrays replaced (None: left out)."""
+    make().save(path)
+    with np.load(path) as file:
+        arrays = dict(file) | changes
+    with open(path, "wb") as file:
+        np.savez(file, **{k: v for k, v in arrays.items() if v is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fastopt_mlp": None}, "not a saved"),
+        ({"fastopt_mlp": np.array(99)}, "newer"),
+        ({"W2": None}, "'W2' is missing"),
+        ({"l2": None}, "'l2' is missing"),
+        ({"b1": np.zeros(3, np.float32)}, r"b1 must be float32 of shape \(7,\)"),
+        ({"W2": np.zeros((7, 6))}, "W2 must be float32"),
+        ({"activation": np.array("cubic")}, "activation must be one of"),
+        ({"sizes": np.array([5])}, "sizes"),
+        ({"sizes": np.array([5.0, 7.0])}, "sizes"),
+        ({"W1": np.array([[{}]])}, "plain arrays"),
+    ],
+)
+def test_load_refuses_what_is_not_a_saved_net(tmp_path, changes, message):
+    path = tmp_path / "net.npz"
+    rewritten(path, **changes)
+    with pytest.raises(ValueError, match=message) as error:
+        MLP.load(path)
+    assert str(path) in str(error.value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cut=st.floats(0, 0.999))
+def test_load_refuses_truncated_files(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("nets") / "net.npz"
+    make().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * cut)])
+    with pytest.raises(ValueError, match="npz"):
+        MLP.load(path)
+
+
+def through_pickle(graph):
+    return pickle.loads(pickle.dumps(graph))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle])
+def test_copies_share_parameters_with_a_copied_optimizer(duplicate):
+    X, y = batch("cross_entropy", dtype=np.float32)
+    net = make()
+    opt = fastopt.Adam(net.params, lr=0.01)
+    for _ in range(3):
+        opt.step(net.train_step(X, y)[1])
+    twin, twin_opt = duplicate((net, opt))
+    for p, q in zip(flat(net.params), flat(twin.params), strict=True):
+        assert not np.shares_memory(p, q)
+    assert all(p is q for p, q in zip(flat(twin.params), flat(twin_opt.params), strict=True))
+    for _ in range(3):
+        opt.step(net.train_step(X, y)[1])
+        twin_opt.step(twin.train_step(X, y)[1])
+    for p, q in zip(flat(net.params), flat(twin.params), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle])
+def test_copies_have_gradients_of_their_own(duplicate):
+    X, y = batch("cross_entropy")
+    net = make()
+    _, grads = net.train_step(X, y)
+    kept = [g.copy() for g in flat(grads)]
+    twin = duplicate(net)
+    twin.train_step(X[:2], y[:2])
+    for g, k in zip(flat(grads), kept, strict=True):
+        np.testing.assert_array_equal(g, k)
+
+
+# --- What is refused -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sizes": [3]}, ValueError, "sizes must be at least two"),
+        ({"sizes": []}, ValueError, "sizes must be at least two"),
+        ({"sizes": [3, 0, 2]}, ValueError, "positive"),
+        ({"sizes": [3, -1]}, ValueError, "positive"),
+        ({"sizes": [3, 2.5]}, TypeError, "sequence of integers"),
+        ({"sizes": 3}, TypeError, "sequence of integers"),
+        ({"activation": "cubic"}, ValueError, "activation must be one of .*'cubic'"),
+        ({"activation": None}, ValueError, "activation must be one of"),
+        ({"loss": "hinge"}, ValueError, "loss must be one of"),
+        ({"loss": "cross_entropy", "sizes": [3, 1]}, ValueError, "needs sizes"),
+        ({"dtype": "float16"}, ValueError, "dtype must be one of"),
+        ({"dtype": "number"}, ValueError, "dtype must be one of"),
+        ({"dtype": None}, ValueError, "dtype must be one of"),
+        ({"init": "zeros"}, ValueError, "init must be one of"),
+        ({"l2": -1.0}, ValueError, "l2 must be"),
+        ({"l2": float("nan")}, ValueError, "l2 must be"),
+    ],
+)
+def test_constructor_refuses(arguments, error, message):
+    with pytest.raises(error, match=message):
+        MLP(**{"sizes": [3, 2], **arguments})
+
+
+X_GOOD = np.ones((3, 2))
+BAD_BATCHES = [
+    ("cross_entropy", X_GOOD, [0, 1, 3], "labels from 0 to 2"),
+    ("cross_entropy", X_GOOD, [0, -1, 1], "labels from 0 to 2"),
+    ("cross_entropy", X_GOOD, [0.0, 1.0, 1.0], "integer or boolean labels"),
+    ("cross_entropy", X_GOOD, ["a", "b", "c"], "integer or boolean labels"),
+    ("cross_entropy", X_GOOD, np.eye(3, dtype=int), "one label a row"),
+    ("cross_entropy", X_GOOD, [0, 1], "same length"),
+    ("cross_entropy", X_GOOD, 0, "same length"),
+    ("binary_cross_entropy", X_GOOD, np.full((3, 3), 2), "labels 0 and 1"),
+    ("binary_cross_entropy", X_GOOD, -np.eye(3, dtype=int), "labels 0 and 1"),
+    ("binary_cross_entropy", X_GOOD, np.eye(3), "integer or boolean labels"),
+    ("binary_cross_entropy", X_GOOD, np.ones((3, 2), int), "shape"),
+    ("binary_cross_entropy", X_GOOD, [0, 1, 1], "shape"),
+    ("mse", X_GOOD, np.ones((3, 2)), "shape"),
+    ("mse", X_GOOD, [0.0, 1.0, 2.0], "shape"),
+    ("mse", X_GOOD, [[1, 2, np.nan]] * 3, "finite"),
+    ("mse", X_GOOD, [["a"] * 3] * 3, "real numbers"),
+    ("auto", X_GOOD, ["a", "b", "c"], "labels or real values"),
+    ("auto", X_GOOD, [0, 1, 3], "labels from 0 to 2"),
+    ("cross_entropy", np.ones((3, 4)), [0, 1, 2], r"shape \(n, 2\), got \(3, 4\)"),
+    ("cross_entropy", np.ones(2), [0, 1], "shape"),
+    ("cross_entropy", np.ones((3, 2, 1)), [0, 1, 2], "shape"),
+    ("cross_entropy", np.ones((0, 2)), np.zeros(0, int), "at least one row"),
+    ("cross_entropy", np.ones((3, 2), complex), [0, 1, 2], "real numbers"),
+    ("cross_entropy", [["a", "b"]] * 3, [0, 1, 2], "real numbers"),
+    ("cross_entropy", [[1, 2], [np.nan, 1], [0, 0]], [0, 1, 2], "finite"),
+    ("cross_entropy", [[1, 2], [1, np.inf], [0, 0]], [0, 1, 2], "finite"),
+    ("cross_entropy", [[1, 2], [1, 2], [-np.inf, 0]], [0, 1, 2], "finite"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize(("loss", "X", "y", "message"), BAD_BATCHES)
+def test_bad_batches_are_refused_before_anything_is_written(loss, X, y, message):
+    net = MLP([2, 4, 3], activation="tanh", loss=loss, seed=0)
+    good = {"binary_cross_entropy": np.eye(3, dtype=int), "mse": np.eye(3)}.get(loss, [0, 1, 2])
+    probe = MLP([2, 4, 3], activation="tanh", loss=loss, seed=0)
+    probe.train_step(X_GOOD, good)
+    if loss != "auto":
+        net.train_step(X_GOOD, good)
+    params = [p.copy() for p in flat(net.params)]
+    grads = [g.copy() for g in flat(net._grads)]
+    with pytest.raises(ValueError, match=message):
+        net.train_step(X, y)
+    with pytest.raises(ValueError, match=message):
+        net.evaluate(X, y)
+    assert net.loss == loss
+    for now, kept in zip(flat(net.params) + flat(net._grads), params + grads, strict=True):
+        np.testing.assert_array_equal(now, kept)
+    value, after = net.train_step(X_GOOD, good)
+    expected_value, expected = probe.train_step(X_GOOD, good)
+    assert value == expected_value
+    for g, e in zip(flat(after), flat(expected), strict=True):
+        np.testing.assert_array_equal(g, e)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("method", ["predict", "predict_proba"])
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.ones((3, 4)), "shape"),
+        (np.ones((0, 2)), "at least one row"),
+        ([[np.nan, 1]], "finite"),
+        ([[np.inf, 1]], "finite"),
+    ],
+)
+def test_bad_input_is_refused_by_predictions(method, X, message):
+    net = MLP([2, 4, 3], loss="cross_entropy", seed=0)
+    with pytest.raises(ValueError, match=message):
+        getattr(net, method)(X)
+
+
+def test_prediction_needs_a_decided_loss():
+    with pytest.raises(ValueError, match="none were seen"):
+        MLP([2, 3]).predict(np.ones((1, 2)))
+
+
+def test_diverged_weights_are_not_blamed_on_the_input():
+    net = MLP([2, 3], loss="mse", seed=0)
+    net.params[0][0][...] = np.nan
+    value, _ = net.train_step(np.ones((1, 2)), np.ones((1, 3)))
+    assert np.isnan(value)
+
+
+# --- Learning --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "silu", "elu", "leaky_relu"])
+def test_learns_exclusive_or(activation):
+    X = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    y = np.array([0, 1, 1, 0])
+    net = MLP([2, 16, 1], activation=activation, seed=0)
+    opt = fastopt.Adam(net.params, lr=0.05)
+    for _ in range(300):
+        loss, grads = net.train_step(X, y)
+        opt.step(grads)
+    assert loss < 0.05
+    np.testing.assert_array_equal(net.predict(X), y)
