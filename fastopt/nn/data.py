@@ -416,45 +416,46 @@ def read_csv(path, label=-1, header="auto"):
         raise ImportError("reading CSV needs pandas: pip install 'fastopt[data]'") from None
     if header not in (True, False, "auto"):
         raise ValueError(f"header must be True, False or 'auto', got {header!r}")
-    options = {"keep_default_na": False, "na_values": [""]}
+    options = {"header": None, "keep_default_na": False, "na_values": [""]}
     try:
+        first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0]
         if header == "auto":
-            first = pd.read_csv(path, header=None, nrows=1, dtype=str, **options)
-            header = bool(pd.to_numeric(first.iloc[0], errors="coerce").isna().all())
-        table = pd.read_csv(path, header=0 if header else None, low_memory=False, **options)
+            header = bool(pd.to_numeric(first, errors="coerce").isna().all())
+        table = pd.read_csv(path, skiprows=int(header), low_memory=False, **options)
     except FileNotFoundError:
         raise
     except (ValueError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: not a sound CSV file ({error})") from None
-    if len(table) == 0:
-        raise ValueError(f"{path}: holds no rows")
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError(f"{path}: the rows have more cells than the first line has names")
-    place = _label_place(path, table.columns, label)
-    _check_cells(path, table, place)
-    y = table.pop(table.columns[place])
+    names = list(first) if header else list(range(len(first)))
+    if table.shape[1] != len(names):
+        raise ValueError(
+            f"{path}: the first line names {len(names)} columns, the rows have {table.shape[1]}"
+        )
+    place = _label_place(path, names, label)
+    _check_cells(path, table, names, place)
+    y = table.pop(place)
     return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
 
 
-def _label_place(path, columns, label):
-    names, n = [str(name) for name in columns], len(columns)
+def _label_place(path, names, label):
+    n = len(names)
     if n < 2:
         raise ValueError(f"{path}: expected features and a column of labels, found one column")
     if isinstance(label, str):
         if label not in names:
-            raise ValueError(f"{path}: no column {label!r} among {', '.join(names)}")
+            raise ValueError(f"{path}: no column {label!r} among {', '.join(map(str, names))}")
         return names.index(label)
     if not -n <= label < n:
         raise ValueError(f"{path}: label={label} is not one of the {n} columns")
     return label % n
 
 
-def _check_cells(path, table, label):
+def _check_cells(path, table, names, label):
     """Refuse missing cells, and features that are not finite numbers."""
     import pandas as pd
 
-    for place, name in enumerate(table.columns):
-        cells = table.iloc[:, place]
+    for place, name in enumerate(names):
+        cells = table[place]
         wrong, what = cells.isna(), "is missing"
         if not wrong.any() and (place != label or cells.dtype.kind == "f"):
             numbers = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)

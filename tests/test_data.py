@@ -1,0 +1,531 @@
+"""fastopt.nn.data and fastopt.nn.metrics: files read right, damaged ones refused."""
+
+import gzip
+import io
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastopt.nn import data, metrics
+
+# --- Files made for the tests ----------------------------------------------------------------
+
+IDX_CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
+
+
+def idx_bytes(array):
+    header = bytes([0, 0, IDX_CODES[array.dtype.str[1:]], array.ndim])
+    sizes = np.array(array.shape, ">u4").tobytes()
+    return header + sizes + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+def images_and_labels(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, 3, 2), dtype=np.uint8), np.arange(n, dtype=np.uint8) % 3
+
+
+def write_mnist(folder, suffix=".gz", dot="-"):
+    """Write 30 training and 12 test images in the published layout."""
+    parts = {"train": images_and_labels(30), "t10k": images_and_labels(12, seed=1)}
+    for prefix, (X, y) in parts.items():
+        for name, array in (("images", X), ("labels", y)):
+            content = idx_bytes(array)
+            file = folder / f"{prefix}-{name}{dot}idx{array.ndim}-ubyte{suffix}"
+            file.write_bytes(gzip.compress(content) if suffix else content)
+    return parts
+
+
+def write(path, content):
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+# --- Digits ----------------------------------------------------------------------------------
+
+
+def test_digits():
+    X, y = data.load_digits()
+    assert X.shape == (1797, 64) and X.dtype == np.float32
+    assert X.min() == 0 and X.max() == 1
+    assert (np.rint(X * 16) == X * 16).all()
+    assert y.dtype == np.int64
+    assert np.bincount(y).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_digits_by_name():
+    d = data.load("digits")
+    assert d.X_train.shape == (1438, 64) and d.X_test.shape == (359, 64)
+    assert d.classes.tolist() == list(range(10))
+
+
+# --- Splitting -------------------------------------------------------------------------------
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    test_size=st.floats(0.05, 0.95),
+    seed=st.integers(0, 99),
+)
+def test_split_is_a_stratified_partition(counts, test_size, seed):
+    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    X = np.arange(len(y))[:, None]
+    n_test = round(len(y) * test_size)
+    if not 0 < n_test < len(y):
+        with pytest.raises(ValueError, match="without any"):
+            data.train_test_split(X, y, test_size, seed)
+        return
+    X_train, X_test, y_train, y_test = data.train_test_split(X, y, test_size, seed)
+    assert len(X_test) == n_test
+    assert sorted(np.concatenate([X_train, X_test])[:, 0].tolist()) == list(range(len(y)))
+    np.testing.assert_array_equal(y_train, y[X_train[:, 0]])
+    np.testing.assert_array_equal(y_test, y[X_test[:, 0]])
+    for label, count in enumerate(counts):
+        share = count * n_test / len(y)
+        assert math.floor(share) <= (y_test == label).sum() <= math.ceil(share)
+
+
+def test_split_is_fixed_by_its_seed():
+    X, y = data.load_digits()
+    first, again, other = (data.train_test_split(X, y, seed=seed)[0] for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_split_of_values_is_random():
+    y = np.arange(1000.0)
+    _, _, y_train, y_test = data.train_test_split(y[:, None], y)
+    assert len(y_train) == 800 and len(y_test) == 200
+    assert 400 < y_test.mean() < 600
+    assert len(set(np.diff(y_test))) > 5
+
+
+@pytest.mark.parametrize("test_size", [0, 1, -0.1, 1.5, float("nan")])
+def test_split_refuses_sizes(test_size):
+    with pytest.raises(ValueError, match="test_size"):
+        data.train_test_split(np.zeros((9, 1)), np.zeros(9), test_size)
+
+
+def test_split_refuses_lengths():
+    with pytest.raises(ValueError, match="same length"):
+        data.train_test_split(np.zeros((9, 1)), np.zeros(8))
+
+
+# --- IDX -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("dtype", IDX_CODES)
+def test_read_idx(tmp_path, dtype, compressed):
+    array = np.arange(-12, 12).reshape(2, 3, 4).astype(dtype)
+    content = idx_bytes(array)
+    path = tmp_path / "file"
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    found = data.read_idx(path)
+    assert found.dtype == np.dtype(dtype) and found.flags.writeable
+    np.testing.assert_array_equal(found, array)
+
+
+IDX = idx_bytes(np.arange(24, dtype="i4").reshape(4, 6))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"\0\0\x08", "not an IDX file"),
+        (b"\x01" + IDX[1:], "not an IDX file, it begins with '01 00 0c 02'"),
+        (b"\0\0\x0a" + IDX[3:], "not an IDX file"),
+        (IDX[:9], "truncated in the header"),
+        (IDX[:-1], r"shape \(4, 6\) needs 96 bytes of values, the file holds 95"),
+        (IDX + b"\0", "the file holds 97"),
+        (IDX[:4] + b"\xff" * 8 + IDX[12:], "truncated or damaged"),
+        (gzip.compress(IDX)[:-9], "damaged gzip"),
+        (gzip.compress(IDX)[:30] + b"??" + gzip.compress(IDX)[32:], "damaged gzip"),
+        (gzip.compress(IDX[:-1]), "holds 95"),
+    ],
+)
+def test_read_idx_refuses_damaged_files(tmp_path, content, message):
+    path = tmp_path / "bad-idx2"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        data.read_idx(path)
+    assert str(path) in str(error.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(content=st.binary(max_size=64), as_idx=st.booleans())
+def test_read_idx_never_fails_otherwise(tmp_path_factory, content, as_idx):
+    path = tmp_path_factory.mktemp("idx") / "f"
+    path.write_bytes(b"\0\0\x08" * as_idx + content)
+    try:
+        assert isinstance(data.read_idx(path), np.ndarray)
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("dot", ["-", "."])
+def test_folder_as_mnist_is_published(tmp_path, suffix, dot):
+    parts = write_mnist(tmp_path, suffix, dot)
+    arrays = data.read_idx_folder(tmp_path)
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        np.testing.assert_array_equal(arrays[f"X_{part}"], parts[prefix][0])
+        np.testing.assert_array_equal(arrays[f"y_{part}"], parts[prefix][1])
+    d = data.load(tmp_path)
+    assert d.X_train.shape == (30, 6) and d.X_train.dtype == np.float32
+    np.testing.assert_array_equal(
+        d.X_test, parts["t10k"][0].reshape(12, 6).astype(np.float32) / np.float32(255)
+    )
+    np.testing.assert_array_equal(d.y_test, parts["t10k"][1])
+    assert d.y_train.dtype == np.int64 and d.classes.tolist() == [0, 1, 2]
+
+
+def test_folder_with_a_missing_file(tmp_path):
+    write_mnist(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte .* is missing"):
+        data.load(tmp_path)
+
+
+def test_images_with_labels_beside_them(tmp_path):
+    (X, y), _ = write_mnist(tmp_path).values()
+    d = data.load(tmp_path / "train-images-idx3-ubyte.gz", test_size=0.5)
+    assert len(d.X_train) == len(d.X_test) == 15
+    assert np.bincount(d.y_train).tolist() == [5, 5, 5]
+    pair = data.read_idx_pair(*(tmp_path / f"train-{n}-ubyte.gz" for n in NAMES))
+    np.testing.assert_array_equal(pair[0], X)
+    np.testing.assert_array_equal(pair[1], y)
+
+
+NAMES = ("images-idx3", "labels-idx1")
+
+
+def test_images_without_labels(tmp_path):
+    write(tmp_path / "train-images-idx3-ubyte", idx_bytes(images_and_labels(3)[0]))
+    with pytest.raises(ValueError, match="no file of labels"):
+        data.load(tmp_path / "train-images-idx3-ubyte")
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (np.zeros((3, 2, 2), "u1"), np.zeros(4, "u1"), "has 3 rows, .* has 4"),
+        (np.zeros((3, 2, 2), "u1"), np.zeros((3, 1), "u1"), "expected a vector of labels"),
+        (np.zeros((0, 2, 2), "u1"), np.zeros(0, "u1"), "empty"),
+        (np.zeros(3, "u1"), np.zeros(3, "u1"), "dimensions"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit(tmp_path, X, y, message):
+    paths = [write(tmp_path / name, idx_bytes(a)) for name, a in zip(NAMES, (X, y), strict=True)]
+    with pytest.raises(ValueError, match=message) as error:
+        data.read_idx_pair(*paths)
+    assert str(tmp_path) in str(error.value)
+
+
+# --- NPZ -------------------------------------------------------------------------------------
+
+
+def test_npz_in_one_piece(tmp_path):
+    X, y = np.random.default_rng(0).standard_normal((20, 3)), np.repeat([7, 9], 10)
+    np.savez(tmp_path / "d.npz", X=X, y=y, extra=np.zeros(3))
+    assert set(data.read_npz(tmp_path / "d.npz")) == {"X", "y"}
+    d = data.load(tmp_path / "d.npz", test_size=0.3)
+    assert d.X_train.shape == (14, 3) and d.X_test.shape == (6, 3)
+    assert d.classes.tolist() == [7, 9] and np.bincount(d.y_test).tolist() == [3, 3]
+    assert {tuple(row) for row in X.astype(np.float32)} == {
+        tuple(row) for row in np.concatenate([d.X_train, d.X_test])
+    }
+
+
+def test_npz_in_two_parts(tmp_path):
+    (X, y), (X_test, y_test) = images_and_labels(30), images_and_labels(12, 1)
+    path = tmp_path / "mnist.npz"
+    np.savez_compressed(path, x_train=X, y_train=y, x_test=X_test, y_test=y_test)
+    d = data.load(path)
+    assert d.X_train.shape == (30, 6) and d.X_train.max() <= 1
+    np.testing.assert_array_equal(d.y_test, y_test)
+
+
+def test_npz_of_values_is_a_regression(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, X=np.ones((10, 2), np.uint8), y=np.arange(10.0))
+    d = data.load(path)
+    assert d.classes is None and d.y_train.dtype == np.float32
+    assert (d.X_train == np.float32(1) / np.float32(255)).all()
+    assert (data.load(path, scale=2).X_train == 0.5).all()
+    assert data.load(path, task="classification").classes.tolist() == list(range(10))
+
+
+def test_npz_with_classes_named_by_strings_and_labels_in_a_column(tmp_path):
+    path = tmp_path / "d.npz"
+    np.savez(path, X=np.ones((10, 2)), y=np.array(["dog", "cat"] * 5)[:, None])
+    d = data.load(path)
+    assert d.classes.tolist() == ["cat", "dog"] and d.y_train.dtype == np.int64
+    with pytest.raises(ValueError, match="needs numbers for labels"):
+        data.load(path, task="regression")
+
+
+def npz_bytes(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+GOOD_NPZ = npz_bytes(X=np.ones((4, 3)), y=np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a sound"),
+        (b"hello, world", "not a sound"),
+        (GOOD_NPZ[:200], "not a sound"),
+        (GOOD_NPZ[:-10], "not a sound"),
+        (GOOD_NPZ.replace(b"\0\0\xf0?", b"\0\1\xf0?", 1), "not a sound"),  # fails its checksum
+        (npz_bytes(X=np.ones((4, 3))), "expected the arrays X and y, .*; found x"),
+        (npz_bytes(), "found none"),
+        (npz_bytes(X_train=np.ones((4, 3)), y_train=np.ones(4)), "expected the arrays"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.ones(5)), "X has 4 rows, y has 5"),
+        (npz_bytes(X=np.ones((0, 3)), y=np.ones(0)), "X is empty"),
+        (npz_bytes(X=np.ones((3, 0)), y=np.ones(3)), "X is empty"),
+        (npz_bytes(X=np.ones(4), y=np.ones(4)), "at least two dimensions"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.array([{}, 1, 2, 3])), "not a sound .*pickle"),
+        (npz_bytes(X=np.full((4, 3), np.nan), y=np.arange(4)), "features hold NaN"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.full(4, np.inf)), "labels hold NaN"),
+        (npz_bytes(X=np.full((4, 3), "a"), y=np.arange(4)), "real numbers"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.eye(4, dtype=int)), "one label a row"),
+        (
+            npz_bytes(
+                X_train=np.ones((4, 3)),
+                y_train=np.arange(4),
+                X_test=np.ones((4, 2)),
+                y_test=[1] * 4,
+            ),
+            "X_train has 3 features, X_test 2",
+        ),
+    ],
+)
+def test_npz_refused(tmp_path, content, message):
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        data.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_npy_is_not_npz(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ValueError, match=r"single \.npy"):
+        data.read_npz(tmp_path / "a.npy")
+
+
+@settings(max_examples=150, deadline=None)
+@given(place=st.integers(0, len(GOOD_NPZ) - 1), flip=st.integers(1, 255))
+def test_npz_with_a_damaged_byte_is_read_right_or_refused(tmp_path_factory, place, flip):
+    content = bytearray(GOOD_NPZ)
+    content[place] ^= flip
+    path = tmp_path_factory.mktemp("npz") / "d.npz"
+    path.write_bytes(content)
+    try:
+        arrays = data.read_npz(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+    else:
+        np.testing.assert_array_equal(arrays["X"], np.ones((4, 3)))
+        np.testing.assert_array_equal(arrays["y"], np.arange(4))
+
+
+# --- CSV -------------------------------------------------------------------------------------
+
+ROWS = "".join(f"{i},{i / 4},{'ab'[i % 2]}\n" for i in range(10))
+
+
+@pytest.fixture
+def csv(tmp_path):
+    pytest.importorskip("pandas")
+    return lambda text, name="t.csv": write(tmp_path / name, text)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("head", ["", "x1,x2,kind\n"])
+def test_csv(csv, head, name):
+    X, y = data.read_csv(csv(head + ROWS, name))
+    np.testing.assert_array_equal(X, [[i, i / 4] for i in range(10)])
+    assert X.dtype == np.float64
+    assert y.tolist() == list("ab" * 5) and y.dtype.kind == "U"
+    d = data.load(csv(head + ROWS, name))
+    assert d.classes.tolist() == ["a", "b"]
+    assert np.bincount(d.y_test).tolist() == [1, 1] and d.X_train.shape == (8, 2)
+
+
+@pytest.mark.parametrize("label", ["kind", 1, -2])
+def test_csv_label_by_name_or_place(csv, label):
+    X, y = data.read_csv(csv("x1,kind,x2\n1,5,2\n3,6,4\n"), label=label)
+    assert X.tolist() == [[1, 2], [3, 4]]
+    assert y.tolist() == [5, 6] and y.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("header", "rows"), [("auto", 2), (True, 1), (False, 2)], ids=["auto", "yes", "no"]
+)
+def test_csv_of_numbers_alone(csv, header, rows):
+    X, y = data.read_csv(csv("1,2\n3,4.5\n"), header=header)
+    assert X.shape == (rows, 1) and y.dtype == np.float64
+
+
+def test_csv_is_scaled_on_request_only(csv):
+    path = csv("0,255,1\n51,0,2\n255,102,1\n1,2,2\n")
+    assert data.load(path, test_size=0.5).X_train.max() > 1
+    d = data.load(path, test_size=0.5, scale=255)
+    scaled = np.sort(np.concatenate([d.X_train, d.X_test]), axis=None)
+    np.testing.assert_array_equal(
+        scaled, np.array([0, 0, 1, 2, 51, 102, 255, 255], np.float32) / np.float32(255)
+    )
+
+
+def test_csv_labels_like_na_are_labels(csv):
+    _, y = data.read_csv(csv("1,2,NA\n3,4,None\n"))
+    assert y.tolist() == ["NA", "None"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", {}, "not a sound CSV"),
+        ("a,b\n", {}, "not a sound CSV"),
+        ("1\n2\n", {}, "found one column"),
+        ("1,2,3\n4,5,6,7\n", {}, "not a sound CSV"),
+        ("a,b,c\n1,2,3\n4,5,6,7\n", {}, "not a sound CSV"),
+        ("a,b\n1,2,3\n4,5,6\n", {}, "first line names 2 columns, the rows have 3"),
+        ("1,2,3\n4,5\n", {}, "row 2 of column 2 is missing"),
+        ("1,2,3\n4,5\n", {"label": 0}, "row 2 of column 2 is missing"),
+        ("a,b,c\n1,2,3\n4,,6\n", {}, "row 2 of column 'b' is missing"),
+        ("a,b,c\n1,2,3\n4,x,6\n", {}, "row 2 of column 'b' is not a finite number"),
+        ("a,b,c\n1,2,3\n4,NA,6\n", {}, "row 2 of column 'b' is not a finite number"),
+        ("a,b,c\n1,inf,3\n4,5,6\n", {}, "row 1 of column 'b' is not a finite number"),
+        ("a,b,c\n1,2,3.5\n4,5,inf\n", {}, "row 2 of column 'c' is not a finite number"),
+        ("a,b\n1,2\n", {"label": "z"}, "no column 'z' among a, b"),
+        ("a,b\n1,2\n", {"label": 2}, "label=2 is not one of the 2 columns"),
+        ("a,b\n1,2\n", {"header": "yes"}, "header must be"),
+        (b"a,b\n\xff\xfe,2\n", {}, "not a sound CSV"),
+        ('a,b\n1,"2\n', {}, "not a sound CSV"),
+    ],
+)
+def test_csv_refused(csv, text, options, message):
+    path = csv(text)
+    with pytest.raises(ValueError, match=message) as error:
+        data.read_csv(path, **options)
+    assert str(path) in str(error.value) or "header" in options
+
+
+def test_csv_truncated_gzip(csv):
+    path = csv(ROWS * 100, "t.csv.gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="not a sound CSV"):
+        data.read_csv(path)
+
+
+def test_csv_without_pandas(csv, monkeypatch):
+    path = csv(ROWS)
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastopt\[data\]'"):
+        data.read_csv(path)
+
+
+# --- The front door --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "absent.npz", "absent", "absent-idx3-ubyte"])
+def test_missing_file(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        data.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [data.read_idx, data.read_npz, data.read_csv])
+def test_missing_file_of_each_reader(tmp_path, read):
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "absent")
+
+
+def test_unknown_format(tmp_path):
+    with pytest.raises(ValueError, match="unknown format"):
+        data.load(write(tmp_path / "data.parquet", "x"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"task": "ranking"}, "task"), ({"scale": 0}, "scale"), ({"scale": math.inf}, "scale")],
+)
+def test_load_refuses_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", **options)
+
+
+# --- Metrics ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "expected"),
+    [
+        ([0, 1, 2, 2], [0, 1, 1, 2], 0.75),
+        (["a", "b"], ["b", "b"], 0.5),
+        ([[0, 1], [1, 1]], [[0, 1], [1, 0]], 0.5),
+        ([[1], [0]], [[1], [0]], 1.0),
+    ],
+)
+def test_accuracy(y_true, y_pred, expected):
+    found = metrics.accuracy(y_true, y_pred)
+    assert type(found) is float and found == expected
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "expected"),
+    [
+        ([1.0, 2, 3], [1.0, 2, 3], 1.0),
+        ([1.0, 2, 3], [2.0, 2, 2], 0.0),
+        ([1.0, 2, 3], [3.0, 2, 1], -3.0),
+        ([2.0, 2], [2.0, 2], 1.0),
+        ([2.0, 2], [2.0, 3], 0.0),
+        ([[1.0, 1], [2, 2], [3, 3]], [[1.0, 2], [2, 2], [3, 2]], 0.5),
+    ],
+)
+def test_r2_score(y_true, y_pred, expected):
+    assert metrics.r2_score(y_true, y_pred) == pytest.approx(expected)
+
+
+def test_confusion_matrix():
+    found = metrics.confusion_matrix([0, 0, 1, 2, 2], [0, 1, 1, 2, 0])
+    assert found.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
+    assert metrics.confusion_matrix([0], [1], n_classes=4).shape == (4, 4)
+    small = metrics.confusion_matrix(np.array([250], np.uint8), np.array([3], np.uint8))
+    assert small[250, 3] == 1 and small.sum() == 1
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "options", "message"),
+    [
+        ([0, 5], [0, 1], {"n_classes": 3}, "from 0 to 2"),
+        ([0, -1], [0, 1], {}, "from 0"),
+        ([0.0], [1.0], {}, "y_true must be a vector of integers"),
+        ([0], [1.0], {}, "y_pred must be a vector of integers"),
+    ],
+)
+def test_confusion_matrix_refuses(y_true, y_pred, options, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.confusion_matrix(y_true, y_pred, **options)
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.r2_score, metrics.confusion_matrix])
+@pytest.mark.parametrize(
+    ("y_true", "y_pred", "message"),
+    [([0, 1], [0], "same shape"), ([0, 1], [[0], [1]], "same shape"), ([], [], "at least one row")],
+)
+def test_metrics_refuse_shapes(metric, y_true, y_pred, message):
+    with pytest.raises(ValueError, match=message):
+        metric(y_true, y_pred)
