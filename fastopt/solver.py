@@ -533,7 +533,7 @@ def _minibatches(
     X: np.ndarray, y: np.ndarray, minibatch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Minibatches in an order drawn when the first is asked for, each copied when it is due."""
-    order = np.random.permutation(len(X))
+    order = np.random.permutation(len(X))  # noqa: NPY002 (np.random.seed is the caller's handle)
     for start in range(0, len(X), minibatch_size):
         chosen = order[start : start + minibatch_size]
         yield X[chosen], y[chosen]

@@ -2,6 +2,7 @@
 
 The nets here are the article's kind: plain NumPy, gradients from the last layer to the first.
 """
+# ruff: noqa: NPY002 (the solver draws from NumPy's global state, as the article does)
 
 import re
 from pathlib import Path
@@ -48,7 +49,7 @@ class TwoLayers:
 class Scripted:
     """A net whose gradients are written down beforehand, and which records what it sees."""
 
-    SHAPES = [[(3, 2), (2,)], [], [(2, 1, 4, 2)], [(), (0, 3)]]
+    SHAPES = (((3, 2), (2,)), (), ((2, 1, 4, 2),), ((), (0, 3)))
 
     def __init__(self, steps, seed=0):
         rng = np.random.default_rng(seed)
@@ -315,6 +316,17 @@ def test_the_learning_rate_may_be_a_schedule():
     np.testing.assert_allclose(flat(net.params), start - steps, rtol=1e-12)
 
 
+def test_the_learning_rate_is_inside_the_velocity():
+    X, y = twelve_samples()
+    net = Scripted(6)
+    p, v = flat(net.params), 0.0
+    solver.sgd_momentum(net, X, y, 4, 2, lambda step: 0.1 / (1 + step), 0.5, False)
+    for step, grads in enumerate(net.script):
+        v = 0.5 * v + 0.1 / (1 + step) * flat(grads[::-1])
+        p = p - v
+    np.testing.assert_allclose(flat(net.params), p, rtol=1e-12)
+
+
 # --- corrections: what the printed code does, and what this one does ------------------------------
 
 
@@ -340,7 +352,7 @@ def test_a_restarted_adam_takes_its_first_step_again_in_every_epoch():
     # The first step of Adam has the length of the learning rate whatever the gradient is: after a
     # hundred gradients of 1, one of 0.01 should move next to nothing further than they do.
     class Settled(Scripted):
-        SHAPES = [[(1,)]]
+        SHAPES = (((1,),),)
 
         def __init__(self):
             super().__init__(101)
@@ -418,7 +430,7 @@ def printed_adam_step(shared, params, grads, learning_rate, t):
 
 
 def test_adam_keeps_two_moments(digits):
-    X_train, X_test, y_train, y_test = digits
+    X_train, _, y_train, _ = digits
     printed, ours = TwoLayers(64, 32, 10), TwoLayers(64, 32, 10)
     _, grads = printed.train_step(X_train, y_train)
     with np.errstate(invalid="ignore"):
@@ -439,7 +451,7 @@ def test_adam_keeps_two_moments(digits):
 def test_adam_refuses_one_list_for_both_moments():
     net = Scripted(1)
     shared, before = zeros(net.params), flat(net.params)
-    with pytest.raises(ValueError, match="^cache: expected arrays of its own"):
+    with pytest.raises(ValueError, match=r"^cache: expected arrays of its own"):
         solver.adam_update(shared, shared, net.params, net.script[0], t=1)
     assert np.array_equal(flat(net.params), before) and not flat(shared).any()
 
@@ -725,7 +737,7 @@ def test_bad_states_are_refused_by_place(name, spoil, error, place):
 @pytest.mark.parametrize(("t", "error"), [(0, ValueError), (1.0, TypeError)])
 def test_adam_refuses_a_bad_step_number(t, error):
     net = Scripted(1)
-    with pytest.raises(error, match="^t: expected"):
+    with pytest.raises(error, match=r"^t: expected"):
         solver.adam_update(zeros(net.params), zeros(net.params), net.params, net.script[0], t=t)
 
 
