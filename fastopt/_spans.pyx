@@ -438,7 +438,7 @@ cdef class Table:
                 length = fabs(scale) * self.measure()
                 if skip_nonfinite and not self.all_finite(length):
                     return NOT_A_NUMBER
-                if not max_norm / (length + 1e-6) >= 1.0:
+                if max_norm < INFINITE and not max_norm / (length + 1e-6) >= 1.0:   # NaN included
                     scale *= max_norm / (length + 1e-6)
             self.set_jobs(rows, scale, clip, zero_grad)
             self.update()

@@ -15,7 +15,7 @@ from fastopt import _dispatch
 from fastopt._spans import Table
 from fastopt._tree import flatten
 from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastopt.optimizers.base import check_hyperparameter, check_like, check_steps
+from fastopt.optimizers.base import check_hyperparameter, check_like, check_steps, evaluate
 
 __all__ = ["adagrad_", "adam_", "adamw_", "momentum_", "rmsprop_", "sgd_"]
 
@@ -23,7 +23,7 @@ __all__ = ["adagrad_", "adam_", "adamw_", "momentum_", "rmsprop_", "sgd_"]
 def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False):
     """Gradient descent: ``p -= lr * g``. See `fastopt.SGD`."""
     _update(
-        SGD, p, g, {}, 1,
+        SGD, "sgd", p, g, {}, 1,
         lr=lr, momentum=0.0, dampening=0.0, weight_decay=weight_decay, nesterov=False,
         maximize=maximize, convention="torch",
     )
@@ -35,7 +35,7 @@ def momentum_(
 ):
     """Gradient descent with (Nesterov's) momentum; `buf` is the velocity. See `fastopt.SGD`."""
     _update(
-        SGD, p, g, {"buf": buf}, step,
+        SGD, "nesterov" if nesterov else "momentum", p, g, {"buf": buf}, step,
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
         maximize=maximize, convention=convention,
     )
@@ -47,7 +47,7 @@ def adagrad_(
 ):
     """AdaGrad; `acc` is the sum of squares. See `fastopt.Adagrad`."""
     _update(
-        Adagrad, p, g, {"acc": acc}, step,
+        Adagrad, "adagrad", p, g, {"acc": acc}, step,
         lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps, maximize=maximize,
         convention=convention,
     )
@@ -58,8 +58,12 @@ def rmsprop_(
     weight_decay=0.0, maximize=False, convention="torch",
 ):
     """RMSprop; with `buf` it has momentum, with `grad_avg` it is centered. See `fastopt.RMSprop`."""
+    if momentum and buf is None:
+        raise ValueError(f"buf: expected the velocity's array beside momentum={momentum}, got None")
+    rule = "rmsprop" + "_centered" * (grad_avg is not None) + "_momentum" * (buf is not None)
+    state = {"square_avg": square_avg, "grad_avg": grad_avg, "buf": buf}
     _update(
-        RMSprop, p, g, {"square_avg": square_avg, "grad_avg": grad_avg, "buf": buf}, 1,
+        RMSprop, rule, p, g, state, 1,
         lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum,
         centered=grad_avg is not None, maximize=maximize, convention=convention,
     )
@@ -72,7 +76,7 @@ def adam_(
     """Adam; with `max_exp_avg_sq` it is AMSGrad. See `fastopt.Adam`."""
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
-        Adam, p, g, state, step,
+        Adam, _adam_rule(max_exp_avg_sq), p, g, state, step,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
         amsgrad=max_exp_avg_sq is not None, maximize=maximize, convention=convention,
     )
@@ -85,32 +89,28 @@ def adamw_(
     """Adam with decoupled weight decay; with `max_exp_avg_sq` AMSGrad. See `fastopt.AdamW`."""
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
-        AdamW, p, g, state, step,
+        AdamW, _adam_rule(max_exp_avg_sq), p, g, state, step,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
         amsgrad=max_exp_avg_sq is not None, maximize=maximize, convention=convention,
     )
 
 
-def _update(optimizer, p, g, state, step, **hyperparameters):
+def _adam_rule(max_exp_avg_sq):
+    return "adam" if max_exp_avg_sq is None else "amsgrad"
+
+
+def _update(optimizer, rule, p, g, state, step, **hyperparameters):
     """One step of a rule: the table of a single array, used once."""
-    state = {name: array for name, array in state.items() if array is not None}
     if check_steps("step", step) < 1:
         raise ValueError("step: expected a whole number from 1 on, got 0")
+    state = {name: array for name, array in state.items() if array is not None}
     flatten({"p": p, **state}, "arrays")
     for name, array in state.items():
         check_like(name, array, p)
-    h = SimpleNamespace(**{
-        name: check_hyperparameter(name, value, optimizer.CONVENTIONS)
-        for name, value in hyperparameters.items()
-    })
+    h = SimpleNamespace(rule=rule)
+    for name, value in hyperparameters.items():
+        setattr(h, name, evaluate(name, check_hyperparameter(name, value, optimizer.CONVENTIONS), step - 1))
     optimizer.check(h)
-    rule = optimizer.rule(h)
-    expected = optimizer.STATES[rule]
-    if len(expected) != len(state):
-        raise ValueError(
-            f"{', '.join(state) or 'no state'}: with these hyperparameters the rule is {rule}, "
-            f"expected the arrays {', '.join(expected) or 'none'}"
-        )
     table = Table(
         _dispatch.kernels.KERNELS, 0, ["g"], [p], [list(state.values())], None, [0],
         [_dispatch.kernels.RULES[rule]],

@@ -28,6 +28,8 @@ RANGES = {
     "clip_value": (0.0, math.inf),
     "grad_scale": (-math.inf, math.inf),
 }
+# What is used before the first step only.
+UNSCHEDULED = ("initial_accumulator_value",)
 
 _ALIGN = 64  # bytes: a cache line, and the widest register
 
@@ -56,7 +58,9 @@ def check_hyperparameter(name, value, conventions):
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
         return bool(value)
-    return value if callable(value) else check_number(name, value)
+    if callable(value) and name not in UNSCHEDULED:
+        return value
+    return check_number(name, value)
 
 
 def evaluate(name, value, step):
@@ -161,7 +165,7 @@ class Optimizer:
 
     @staticmethod
     def scalars(h, t):
-        """The kernel's scalars at step `t` (the first is 1), in the order of its struct."""
+        """The scalars of the kernel `h.rule` at step `t` (the first is 1), in the order of its struct."""
         raise NotImplementedError
 
     @staticmethod
@@ -274,6 +278,7 @@ class Optimizer:
                 self._build()
             group.scheduled = any(map(is_schedule, group.data.values())) or callable(self._ema_weight)
         h = self._hs[i] = group.at(self._steps)
+        h.rule = self._rules[i]
         ema = self._ema_weight
         ema = 0.0 if ema is None else evaluate("ema", ema, self._steps)
         self._table.set_group(i, h.maximize, self.decay(h), ema)
@@ -314,6 +319,8 @@ class Optimizer:
         if max_norm is clip_value is grad_scale is None and not (zero_grad or self.skip_nonfinite):
             self._table.step(grads, rows)
         else:
+            if not isinstance(zero_grad, bool):
+                raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
             norm = self._table.step(
                 grads,
                 rows,
@@ -481,7 +488,8 @@ class Optimizer:
 
     def __getstate__(self):
         """For pickle and deepcopy: the parameters come along, the addresses do not."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_table", "_hs")}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_table", "_hs")}
+        return state | {"state": [dict(arrays) for arrays in self.state]}
 
     def __setstate__(self, state):
         self.__dict__.update(state)

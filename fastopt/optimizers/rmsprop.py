@@ -76,6 +76,6 @@ class RMSprop(Optimizer):
     @staticmethod
     def scalars(h, t):
         keras = h.convention == "keras"
-        lr, take = (1.0, h.lr) if keras and h.momentum else (h.lr, 1.0)
+        lr, take = (1.0, h.lr) if keras and h.rule.endswith("momentum") else (h.lr, 1.0)
         eps, inside = (0.0, h.eps) if keras else (h.eps, 0.0)
         return lr, h.alpha, 1.0 - h.alpha, eps, inside, h.momentum, take

@@ -84,7 +84,7 @@ class SGD(Optimizer):
 
     @staticmethod
     def scalars(h, t):
-        if not h.momentum:
+        if h.rule == "sgd":
             return (h.lr,)
         if h.convention == "torch":
             return h.lr, h.momentum, 1.0 if t == 1 else 1.0 - h.dampening

@@ -1,0 +1,21 @@
+"""Fixtures: every instruction set that this machine runs, and a thread count that is put back."""
+
+import pytest
+
+import fastopt
+from fastopt import _dispatch
+
+
+@pytest.fixture(params=_dispatch.runnable())
+def isa(request, monkeypatch):
+    """Run the test on the kernels of one instruction set."""
+    monkeypatch.setattr(_dispatch, "kernels", _dispatch.load(request.param))
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """`set_num_threads`, undone after the test."""
+    before = fastopt.get_num_threads()
+    yield fastopt.set_num_threads
+    fastopt.set_num_threads(before)

@@ -1,0 +1,113 @@
+"""The one table of rules: every test of rules runs over it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+import fastopt
+from fastopt import reference
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule with its options, in its three forms."""
+
+    name: str
+    optimizer: type
+    function: str  # in fastopt.functional and fastopt.reference
+    state: tuple  # names of the function's state arguments, in the optimizer's order of state
+    options: dict = field(default_factory=dict)
+    torch: str | None = None  # class in torch.optim that has the same rule and option names
+
+    def __str__(self):
+        return self.name
+
+    def arguments(self, step):
+        """The options as the function takes them: what the arrays say already is left out."""
+        given = {"lr": 1e-2, **self.options}
+        given = {n: v for n, v in given.items() if n not in ("amsgrad", "centered")}
+        given.pop("initial_accumulator_value", None)
+        if self.function not in ("sgd_", "rmsprop_"):
+            given["step"] = step
+        return given
+
+    def make(self, params, **more):
+        return self.optimizer(params, **{"lr": 1e-2, **self.options, **more})
+
+    def refer(self, p, g, state, step, **more):
+        """One step of the reference."""
+        getattr(reference, self.function)(p, g, **state, **{**self.arguments(step), **more})
+
+
+RULES = [
+    Rule("sgd", fastopt.SGD, "sgd_", (), torch="SGD"),
+    Rule("sgd maximize", fastopt.SGD, "sgd_", (), {"maximize": True}, torch="SGD"),
+    Rule("sgd decay", fastopt.SGD, "sgd_", (), {"weight_decay": 0.1}, torch="SGD"),
+    Rule("momentum", fastopt.SGD, "momentum_", ("buf",), {"momentum": 0.9}, torch="SGD"),
+    Rule(
+        "momentum dampened", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1}, torch="SGD",
+    ),
+    Rule(
+        "momentum, lr inside", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.9, "convention": "article"},
+    ),
+    Rule(
+        "nesterov", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.9, "nesterov": True}, torch="SGD",
+    ),
+    Rule(
+        "nesterov, lr inside", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.9, "nesterov": True, "convention": "keras", "maximize": True},
+    ),
+    Rule("adagrad", fastopt.Adagrad, "adagrad_", ("acc",), torch="Adagrad"),
+    Rule(
+        "adagrad decaying", fastopt.Adagrad, "adagrad_", ("acc",),
+        {"lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-3}, torch="Adagrad",
+    ),
+    Rule("adagrad, eps inside", fastopt.Adagrad, "adagrad_", ("acc",), {"convention": "keras", "eps": 1e-3}),
+    Rule("rmsprop", fastopt.RMSprop, "rmsprop_", ("square_avg",), torch="RMSprop"),
+    Rule("rmsprop, eps inside", fastopt.RMSprop, "rmsprop_", ("square_avg",), {"convention": "keras"}),
+    Rule(
+        "rmsprop momentum", fastopt.RMSprop, "rmsprop_", ("square_avg", "buf"),
+        {"momentum": 0.9, "weight_decay": 0.1}, torch="RMSprop",
+    ),
+    Rule(
+        "rmsprop momentum, lr inside", fastopt.RMSprop, "rmsprop_", ("square_avg", "buf"),
+        {"momentum": 0.9, "convention": "keras"},
+    ),
+    Rule(
+        "rmsprop centered", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg"),
+        {"centered": True, "eps": 1e-6}, torch="RMSprop",
+    ),
+    Rule(
+        "rmsprop centered momentum", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg", "buf"),
+        {"centered": True, "momentum": 0.5, "eps": 1e-6, "maximize": True}, torch="RMSprop",
+    ),
+    Rule("adam", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"), torch="Adam"),
+    Rule(
+        "adam decay", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
+        {"betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.1, "maximize": True}, torch="Adam",
+    ),
+    Rule("adam, eps-hat", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"), {"convention": "sklearn"}),
+    Rule(
+        "amsgrad", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"amsgrad": True}, torch="Adam",
+    ),
+    Rule("adamw", fastopt.AdamW, "adamw_", ("exp_avg", "exp_avg_sq"), {"weight_decay": 0.1}, torch="AdamW"),
+    Rule(
+        "adamw amsgrad", fastopt.AdamW, "adamw_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"weight_decay": 0.1, "amsgrad": True, "maximize": True}, torch="AdamW",
+    ),
+]
+
+
+def arrays(rng, dtype, length, count, offset=0):
+    """Random arrays that start `offset` elements behind where the allocator put them."""
+    return [rng.standard_normal(length + offset).astype(dtype)[offset:] for _ in range(count)]
+
+
+def same_bits(a, b):
+    """Equal to the last bit, the sign of zero and NaNs included."""
+    kind = {4: np.uint32, 8: np.uint64}[a.itemsize]
+    return a.dtype == b.dtype and a.shape == b.shape and bool((a.view(kind) == b.view(kind)).all())
