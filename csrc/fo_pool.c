@@ -1,0 +1,272 @@
+/*
+ * fo_pool.c: a pool of persistent workers with the shortest fork and join we know how to write.
+ *
+ * A team is the caller (member 0) and the workers 1 to team - 1. The split is static: member k has
+ * the parts k, k + team, k + 2 team and so on, its share.
+ *
+ * Calling a member. Each has one atomic word, alone on its cache line, that holds what it is doing:
+ *
+ *     IDLE    -> CALLED    a job was published (by the one who owns the pool, with an exchange)
+ *     CALLED  -> WORKING   the worker has taken its share; back to IDLE when done
+ *     CALLED  -> IDLE      the caller took the share back, because the worker had not come yet
+ *     IDLE    -> ASLEEP    the member spun for a while in vain and waits on its condition variable
+ *     any     -> LEAVING   the worker shall end (only between jobs)
+ *
+ * Because "is asleep" and "is called" are values of one word, no wake-up can be lost: whoever
+ * exchanges ASLEEP for something else knows that it must ring, and a member goes to sleep only if
+ * its word is still IDLE. Nobody enters the kernel unless somebody sleeps there. A job touches the
+ * words of its own team only, so a short job does not wake a long table of sleepers.
+ *
+ * The end. `pending` counts unfinished shares. Whoever brings it to zero ends the job: if it is a
+ * worker, it calls the caller, who waits exactly as a worker does.
+ *
+ * Taking back. When the caller is done with its own share it runs those whose workers have not
+ * begun. So a job never waits for a thread to wake up, nor for a core that others keep busy: at
+ * the worst it takes as long as without threads.
+ *
+ * Fork. A child has one thread and a copy of our memory, perhaps from the midst of another thread's
+ * job. A handler of pthread_atfork forgets the workers and renews what the caller sleeps on. That
+ * is more robust than comparing getpid() at each job: process ids repeat (each first process of a
+ * container is 1, its forks into containers too), and no job pays for a system call.
+ *
+ * Exit. Workers asleep in a condition variable do not hold up exit(). On Windows a process that
+ * exits kills them first, and joining them from DllMain or a destructor would deadlock on the
+ * loader's lock: nothing here runs by itself at unloading. A DLL with live workers must not be
+ * unloaded; whoever may unload it calls fo_pool_stop() before.
+ */
+#include "fo_pool.h"
+
+#include "fo_thread.h"
+
+enum {
+    CACHE_LINE = 64,
+    STACK_BYTES = 1 << 20,     /* address space only; tasks keep their tiles on the stack */
+    SPIN_NANOSECONDS = 30000,  /* about what going to sleep and being woken costs */
+    PAUSES_PER_CLOCK_READ = 16
+};
+
+enum { IDLE, CALLED, WORKING, ASLEEP, LEAVING };
+
+struct member {
+    _Alignas(CACHE_LINE) fo_atomic state;
+    fo_mutex mutex;
+    fo_cond bell;
+    fo_thread thread;
+};
+
+struct job {
+    fo_task task;
+    void *context;
+    int parts;
+    int team;
+};
+
+/* `busy` is the lock of all but itself and `threads`: only its owner changes who is in the pool and
+   what the job is. The words that change hands during a job have a cache line each. */
+static struct {
+    struct member members[FO_POOL_MAX_THREADS];
+    _Alignas(CACHE_LINE) fo_atomic pending;
+    _Alignas(CACHE_LINE) fo_atomic busy;
+    _Alignas(CACHE_LINE) fo_atomic threads; /* wanted */
+    fo_atomic size;                         /* members present, the caller among them */
+    int limit;                              /* 1 where forks cannot be noticed, else no limit */
+    struct job job;
+} pool = {.threads = 1, .size = 1};
+
+/* ---- A member's word and its bell ---- */
+
+static void member_init(struct member *member)
+{
+    fo_store_relaxed(&member->state, IDLE);
+    fo_mutex_init(&member->mutex);
+    fo_cond_init(&member->bell);
+}
+
+static void member_destroy(struct member *member)
+{
+    fo_cond_destroy(&member->bell);
+    fo_mutex_destroy(&member->mutex);
+}
+
+static void member_call(struct member *member, int order)
+{
+    if (fo_exchange(&member->state, order) == ASLEEP) {
+        fo_mutex_lock(&member->mutex);
+        fo_cond_signal(&member->bell);
+        fo_mutex_unlock(&member->mutex);
+    }
+}
+
+/* Returns whether an order came. */
+static int spin(const struct member *me)
+{
+    const int64_t deadline = fo_nanoseconds() + SPIN_NANOSECONDS;
+    do {
+        for (int i = 0; i < PAUSES_PER_CLOCK_READ; i++) {
+            if (fo_load_relaxed(&me->state) != IDLE)
+                return 1;
+            fo_pause();
+        }
+    } while (fo_nanoseconds() < deadline);
+    return 0;
+}
+
+/* Returns the order; IDLE if it was taken back meanwhile. */
+static int member_await(struct member *me)
+{
+    if (!spin(me) && fo_replace(&me->state, IDLE, ASLEEP)) {
+        fo_mutex_lock(&me->mutex);
+        while (fo_load(&me->state) == ASLEEP)
+            fo_cond_wait(&me->bell, &me->mutex);
+        fo_mutex_unlock(&me->mutex);
+    }
+    return fo_load(&me->state);
+}
+
+/* ---- The work ---- */
+
+static void run_share(const struct job *job, int member)
+{
+    for (int part = member; part < job->parts; part += job->team)
+        job->task(job->context, part, job->parts);
+}
+
+/* Returns whether these shares were the last of the job. */
+static int finish(int shares)
+{
+    return fo_subtract(&pool.pending, shares) == shares;
+}
+
+static fo_thread_result FO_THREAD_CALL work(void *argument)
+{
+    struct member *const me = argument;
+    while (member_await(me) != LEAVING) {
+        if (fo_replace(&me->state, CALLED, WORKING)) {
+            run_share(&pool.job, (int)(me - pool.members));
+            fo_store_relaxed(&me->state, IDLE); /* before finish(): then the next call may come */
+            if (finish(1))
+                member_call(&pool.members[0], CALLED);
+        }
+    }
+    return 0;
+}
+
+/* ---- Who is in the pool: for the owner of `busy` only ---- */
+
+static void dismiss_beyond(int threads)
+{
+    const int size = fo_load_relaxed(&pool.size);
+    for (int k = threads; k < size; k++)
+        member_call(&pool.members[k], LEAVING);
+    for (int k = threads; k < size; k++) {
+        fo_thread_join(pool.members[k].thread);
+        member_destroy(&pool.members[k]);
+    }
+    if (threads < size)
+        fo_store_relaxed(&pool.size, threads);
+}
+
+static int hire(struct member *worker)
+{
+    member_init(worker);
+    if (fo_thread_start(&worker->thread, work, worker, STACK_BYTES))
+        return 1;
+    member_destroy(worker);
+    return 0;
+}
+
+/* Returns the size of the team: fewer than wanted if the system gives no more threads. */
+static int muster(int parts)
+{
+    const int wanted = fo_load_relaxed(&pool.threads);
+    const int threads = wanted < pool.limit ? wanted : pool.limit;
+    const int team = parts < threads ? parts : threads;
+    dismiss_beyond(threads);
+    int size = fo_load_relaxed(&pool.size);
+    while (size < team && hire(&pool.members[size]))
+        size++;
+    fo_store_relaxed(&pool.size, size);
+    return team < size ? team : size;
+}
+
+/* ---- Who owns the pool ---- */
+
+/* Also the handler in a forked child, where no worker lives and nobody else is at work. */
+static void form_pool(void)
+{
+    member_init(&pool.members[0]);
+    fo_store_relaxed(&pool.size, 1);
+    fo_store(&pool.busy, 0);
+}
+
+static void prepare(void)
+{
+    form_pool();
+    pool.limit = fo_at_fork_child(form_pool) ? FO_POOL_MAX_THREADS : 1;
+}
+
+/* Never waits: returns whether the pool is ours. */
+static int seize(void)
+{
+    static fo_once once = FO_ONCE_INIT;
+    fo_once_run(&once, prepare);
+    return fo_replace(&pool.busy, 0, 1);
+}
+
+static void release(void)
+{
+    fo_store(&pool.busy, 0);
+}
+
+/* ---- Public ---- */
+
+int fo_pool_threads(void)
+{
+    return fo_load_relaxed(&pool.threads);
+}
+
+void fo_pool_set_threads(int threads)
+{
+    const int least = threads < 1 ? 1 : threads;
+    fo_store_relaxed(&pool.threads, least < FO_POOL_MAX_THREADS ? least : FO_POOL_MAX_THREADS);
+}
+
+void fo_pool_run(fo_task task, void *context, int parts)
+{
+    if (parts < 2 || !seize()) {
+        const struct job alone = {task, context, parts, 1};
+        run_share(&alone, 0);
+        return;
+    }
+    const int team = muster(parts);
+    pool.job = (struct job){task, context, parts, team};
+    fo_store_relaxed(&pool.pending, team);
+    fo_store_relaxed(&pool.members[0].state, IDLE);
+    for (int k = 1; k < team; k++)
+        member_call(&pool.members[k], CALLED);
+
+    int shares = 1;
+    run_share(&pool.job, 0);
+    for (int k = 1; k < team; k++) {
+        if (fo_replace(&pool.members[k].state, CALLED, IDLE)) {
+            run_share(&pool.job, k);
+            shares++;
+        }
+    }
+    if (!finish(shares))
+        member_await(&pool.members[0]);
+    release();
+}
+
+void fo_pool_stop(void)
+{
+    while (!seize())
+        fo_yield();
+    dismiss_beyond(1);
+    release();
+}
+
+int fo_pool_workers(void)
+{
+    return fo_load_relaxed(&pool.size) - 1;
+}
