@@ -233,7 +233,7 @@ def read_arrays(path):
     ValueError
         If the file is no ``.npz``, is damaged, or holds pickled objects.
     """
-    damage = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+    damage = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
     with open(path, "rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)

@@ -1,0 +1,544 @@
+"""fastopt.Trainer: the loop, its history, what it prints, Ctrl-C, callbacks and schedules."""
+
+import io
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastopt
+from fastopt import schedules
+from fastopt.nn import data
+from fastopt.nn.callbacks import Callback
+from fastopt.nn.mlp import MLP
+from fastopt.nn.trainer import History, Trainer
+
+
+class RecordingNet:
+    """The article's protocol at its barest: remembers its batches, predicts the last column."""
+
+    def __init__(self):
+        self.params = [[np.zeros(2)], [], [np.zeros((1, 3)), np.zeros(3)]]
+        self.batches = []
+
+    def train_step(self, X, y):
+        self.batches.append((X.copy(), y.copy()))
+        grads = [[np.full(p.shape, i + 1.0) for p in layer] for i, layer in enumerate(self.params)]
+        return np.float64(len(self.batches)), grads[::-1]
+
+    def predict(self, X):
+        return X.reshape(len(X), -1)[:, -1].astype(int)
+
+
+class Recorder(Callback):
+    """Writes down every hook it is called at."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_train_begin(self, logs):
+        self.events.append(("train_begin", dict(logs)))
+
+    def on_epoch_begin(self, epoch, logs):
+        self.events.append(("epoch_begin", epoch))
+
+    def on_train_batch_end(self, batch, logs):
+        self.events.append(("batch_end", batch, logs["loss"]))
+
+    def on_epoch_end(self, epoch, logs):
+        self.events.append(("epoch_end", epoch, dict(logs)))
+
+    def on_train_end(self, logs):
+        self.events.append(("train_end", dict(logs)))
+
+
+class Interrupt(Callback):
+    """Presses Ctrl-C after a number of batches."""
+
+    def __init__(self, batches):
+        self.left = batches
+
+    def on_train_batch_end(self, batch, logs):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def flat(layers):
+    return [array for layer in layers for array in layer]
+
+
+def rows(n):
+    """Return n rows that can be told apart, their last column also being their label."""
+    X = np.stack([np.arange(n) + 0.5, np.arange(n)], axis=1)
+    return X, np.arange(n)
+
+
+def digits_trainer(opt=fastopt.Adam, callbacks=(), loss="auto", **options):
+    net = MLP([64, 32, 10], seed=0, loss=loss)
+    return Trainer(net, opt(net.params, **options), callbacks)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X_train, X_test, y_train, y_test = data.train_test_split(*data.load_digits())
+    return X_train, y_train, (X_test, y_test)
+
+
+# --- Learning --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opt", "options"),
+    [
+        (fastopt.SGD, {"lr": 0.1, "momentum": 0.9}),
+        (fastopt.Adagrad, {"lr": 0.05}),
+        (fastopt.RMSprop, {"lr": 0.003}),
+        (fastopt.Adam, {"lr": 0.005}),
+        (fastopt.AdamW, {"lr": 0.005}),
+    ],
+)
+def test_learns_digits(digits, opt, options):
+    X, y, test = digits
+    trainer = digits_trainer(opt, **options)
+    history = trainer.fit(X, y, epochs=8, validation_data=test, verbose=0, seed=0).history
+    assert history["val_accuracy"][-1] > 0.95
+    assert history["accuracy"][-1] > 0.97
+    assert history["loss"][-1] < 0.2 * history["loss"][0]
+    assert history["val_loss"][-1] == trainer.net.evaluate(*test)
+
+
+def test_learns_a_regression():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(-2, 2, (512, 1))
+    y = np.sin(2 * X[:, 0])
+    net = MLP([1, 32, 1], activation="tanh", seed=0)
+    trainer = Trainer(net, fastopt.Adam(net.params, lr=0.02))
+    history = trainer.fit(X, y, epochs=60, validation_data=(X[:50], y[:50]), verbose=0, seed=0)
+    assert history.history["val_loss"][-1] < 0.01
+    assert "accuracy" not in history.history and "val_accuracy" not in history.history
+
+
+# --- Batches ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 30), batch_size=st.integers(1, 40), shuffle=st.booleans())
+def test_every_row_comes_once_an_epoch(n, batch_size, shuffle):
+    X, y = rows(n)
+    net = RecordingNet()
+    trainer = Trainer(net, fastopt.SGD(net.params))
+    trainer.fit(X, y, batch_size, epochs=2, verbose=0, shuffle=shuffle, seed=1)
+    sizes = [len(b) for b, _ in net.batches]
+    expected = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    assert sizes == expected * 2
+    for epoch in np.array_split(np.arange(len(sizes)), 2):
+        seen = np.concatenate([net.batches[i][0] for i in epoch])
+        labels = np.concatenate([net.batches[i][1] for i in epoch])
+        np.testing.assert_array_equal(seen[:, 1], labels)
+        order = np.argsort(labels) if shuffle else slice(None)
+        np.testing.assert_array_equal(seen[order], X)
+
+
+def test_rows_are_shuffled_anew_each_epoch():
+    net = RecordingNet()
+    Trainer(net, fastopt.SGD(net.params)).fit(*rows(50), 50, epochs=3, verbose=0, seed=0)
+    orders = [tuple(y) for _, y in net.batches]
+    assert len(set(orders)) == 3 and tuple(range(50)) not in orders
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 2), (7, 3, 4), (7, 2, 2, 2)])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "<U3", bool])
+def test_rows_of_any_rank_and_type(shape, dtype):
+    X = np.arange(math.prod(shape)).reshape(shape).astype(dtype)
+    net = RecordingNet()
+    net.predict = lambda X: np.zeros(len(X))
+    trainer = Trainer(net, fastopt.SGD(net.params))
+    trainer.fit(X, np.arange(7), 3, verbose=0, seed=0)
+    seen = np.concatenate([b for b, _ in net.batches])
+    labels = np.concatenate([y for _, y in net.batches])
+    assert seen.dtype == X.dtype
+    np.testing.assert_array_equal(seen[np.argsort(labels)], X)
+
+
+def test_batches_reuse_one_buffer():
+    addresses = set()
+
+    class Net(RecordingNet):
+        def train_step(self, X, y):
+            addresses.add((X.ctypes.data, y.ctypes.data))
+            return super().train_step(X, y)
+
+    net = Net()
+    Trainer(net, fastopt.SGD(net.params)).fit(*rows(50), 8, epochs=3, verbose=0)
+    assert len(addresses) == 1
+
+
+def test_batches_in_order_are_not_copied():
+    X, y = rows(20)
+
+    class Net(RecordingNet):
+        def train_step(self, X_batch, y_batch):
+            assert np.shares_memory(X_batch, X) and np.shares_memory(y_batch, y)
+            return super().train_step(X_batch, y_batch)
+
+    net = Net()
+    Trainer(net, fastopt.SGD(net.params)).fit(X, y, 8, verbose=0, shuffle=False)
+    assert len(net.batches) == 3
+
+
+# --- Gradients' order ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag", [None, True, False])
+def test_gradients_are_reversed_unless_the_net_says_otherwise(flag):
+    class Net(RecordingNet):
+        def train_step(self, X, y):
+            loss, grads = super().train_step(X, y)
+            return loss, grads if flag in (None, True) else grads[::-1]
+
+    net = Net()
+    if flag is not None:
+        net.grads_reversed = flag
+    Trainer(net, fastopt.SGD(net.params, lr=1.0)).fit(*rows(4), 4, verbose=0)
+    assert (net.params[0][0] == -1).all() and net.params[1] == []
+    assert all((p == -3).all() for p in net.params[2])
+
+
+# --- History, and going on -------------------------------------------------------------------
+
+
+def test_history_of_a_plain_net():
+    net = RecordingNet()
+    X, y = rows(10)
+    trainer = Trainer(net, fastopt.SGD(net.params, lr=0.25))
+    history = trainer.fit(X, y, 4, epochs=2, validation_data=(X, y[::-1]), verbose=0)
+    assert isinstance(history, History) and history is trainer.history
+    assert history.epoch == [0, 1]
+    # Losses 1, 2, 3 of 4, 4 and 2 rows, then 4, 5, 6.
+    assert history.history["loss"] == pytest.approx([1.8, 4.8])
+    assert history.history["accuracy"] == [1.0, 1.0]
+    assert history.history["val_accuracy"] == [0.0, 0.0]
+    assert history.history["lr"] == [0.25, 0.25]
+    assert all(s > 0 for s in history.history["seconds"])
+    assert "val_loss" not in history.history  # the protocol has no loss without gradients
+    assert history.interrupted is False
+
+
+def test_two_fits_are_one(digits):
+    X, y, test = digits
+    once, twice = digits_trainer(), digits_trainer()
+    once.fit(X, y, epochs=4, validation_data=test, verbose=0, seed=7)
+    twice.fit(X, y, epochs=1, validation_data=test, verbose=0, seed=7)
+    twice.fit(X, y, epochs=2, validation_data=test, verbose=0, seed=7)
+    twice.fit(X, y, epochs=1, validation_data=test, verbose=0)
+    for p, q in zip(flat(once.net.params), flat(twice.net.params), strict=True):
+        np.testing.assert_array_equal(p, q)
+    assert twice.history.epoch == [0, 1, 2, 3]
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy", "lr"):
+        assert once.history.history[name] == twice.history.history[name]
+
+
+def test_another_seed_shuffles_anew():
+    def orders(*seeds):
+        net = RecordingNet()
+        trainer = Trainer(net, fastopt.SGD(net.params))
+        for seed in seeds:
+            trainer.fit(*rows(20), 20, verbose=0, seed=seed)
+        return [tuple(y) for _, y in net.batches]
+
+    assert orders(1) == orders(1) != orders(2)
+    assert orders(1, 2)[1] == orders(2)[0]
+
+
+def test_history_pads_what_an_epoch_did_not_have():
+    net = RecordingNet()
+    X, y = rows(6)
+    trainer = Trainer(net, fastopt.SGD(net.params))
+    trainer.fit(X, y, verbose=0, training_accuracy=False)
+    trainer.fit(X, y, verbose=0, validation_data=(X, y))
+    history = trainer.fit(X, y, verbose=0).history
+    np.testing.assert_array_equal(history["accuracy"], [np.nan, 1, 1])
+    np.testing.assert_array_equal(history["val_accuracy"], [np.nan, 1, np.nan])
+    assert {len(values) for values in history.values()} == {3}
+
+
+def test_no_epochs():
+    net = RecordingNet()
+    recorder = Recorder()
+    history = Trainer(net, fastopt.SGD(net.params), [recorder]).fit(*rows(3), epochs=0)
+    assert history.epoch == [] and history.history == {} and not net.batches
+    assert recorder.events == [("train_begin", {}), ("train_end", {})]
+
+
+def test_learning_rate_of_a_schedule_is_that_of_the_last_step():
+    net = RecordingNet()
+    opt = fastopt.SGD(net.params, lr=lambda step: 1.0 / (step + 1))
+    history = Trainer(net, opt).fit(*rows(10), 5, epochs=3, verbose=0)
+    assert history.history["lr"] == [1 / 2, 1 / 4, 1 / 6]
+
+
+def test_an_optimizer_needs_only_step():
+    class Descent:
+        def step(self, grads):
+            self.last = grads
+
+    net = RecordingNet()
+    opt = Descent()
+    history = Trainer(net, opt).fit(*rows(4), verbose=0)
+    assert opt.last[1] == [] and len(opt.last[2]) == 2
+    assert "lr" not in history.history
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b"] * 4), np.eye(8, dtype=int)])
+def test_accuracy_of_labels_of_any_kind(labels):
+    net = RecordingNet()
+    net.predict = lambda X: labels[: len(X)]
+    history = Trainer(net, fastopt.SGD(net.params)).fit(np.zeros((8, 2)), labels, verbose=0)
+    assert history.history["accuracy"] == [1.0]
+
+
+def test_accuracy_of_labels_in_a_column():
+    X = np.linspace(-1, 1, 40)[:, None]
+    y = (X > 0).astype(int)
+    net = MLP([1, 1], seed=0)
+    trainer = Trainer(net, fastopt.Adam(net.params, lr=0.3))
+    history = trainer.fit(X, y, epochs=20, validation_data=(X, y), verbose=0, seed=0)
+    assert net.loss == "binary_cross_entropy" and history.history["accuracy"][-1] > 0.9
+
+
+# --- What is printed -------------------------------------------------------------------------
+
+
+def test_nothing_is_printed_when_not_verbose(capsys):
+    net = RecordingNet()
+    X, y = rows(8)
+    trainer = Trainer(net, fastopt.SGD(net.params), [Interrupt(5)])
+    trainer.fit(X, y, 2, epochs=3, validation_data=(X, y), verbose=0)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_lines_are_the_articles(capsys):
+    net = RecordingNet()
+    X, y = rows(8)
+    trainer = Trainer(net, fastopt.SGD(net.params))
+    trainer.fit(X, y, 8, validation_data=(X, y[::-1]))
+    trainer.fit(X, y, 8)
+    trainer.fit(X, y, 8, training_accuracy=False)
+    out, err = capsys.readouterr()
+    assert out == (
+        "Epoch 1\nLoss = 1.0000 | Training Accuracy = 1.0000 | Test Accuracy = 0.0000\n"
+        "Epoch 2\nLoss = 2.0000 | Training Accuracy = 1.0000\n"
+        "Epoch 3\nLoss = 3.0000\n"
+    )
+    assert err == ""
+
+
+def test_lines_of_a_regression_have_losses_alone(capsys):
+    X = np.linspace(0, 1, 8)[:, None]
+    net = MLP([1, 1], seed=0)
+    Trainer(net, fastopt.SGD(net.params)).fit(X, X, validation_data=(X, X))
+    Trainer(net, fastopt.SGD(net.params)).fit(X, X)
+    out = capsys.readouterr().out
+    assert re.fullmatch(
+        r"Epoch 1\nLoss = \d\.\d{4} \| Test Loss = \d\.\d{4}\nEpoch 1\nLoss = \d\.\d{4}\n", out
+    )
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def fit_on_a_terminal(monkeypatch):
+    """Return what a fit of two epochs writes to standard error."""
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    net = RecordingNet()
+    Trainer(net, fastopt.SGD(net.params)).fit(*rows(8), 1, epochs=2)
+    assert sys.stdout.getvalue().startswith("Epoch 1\nLoss = 4.5000 | Training Accuracy = 1.0000\n")
+    return sys.stderr.getvalue()
+
+
+def test_a_terminal_shows_a_progress_bar(monkeypatch):
+    pytest.importorskip("tqdm")
+    shown = fit_on_a_terminal(monkeypatch)
+    assert "Epoch 1:" in shown and "Epoch 2:" in shown and "/8" in shown
+
+
+def test_a_terminal_without_tqdm_shows_lines(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert fit_on_a_terminal(monkeypatch) == ""
+
+
+# --- Ctrl-C and stopping ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["callback", "net"])
+def test_interruption_keeps_what_is_learned(capsys, where):
+    class Net(RecordingNet):
+        def train_step(self, X, y):
+            if where == "net" and len(self.batches) == 10:
+                raise KeyboardInterrupt
+            return super().train_step(X, y)
+
+    net = Net()
+    recorder = Recorder()
+    callbacks = [recorder, Interrupt(10)] if where == "callback" else [recorder]
+    trainer = Trainer(net, fastopt.SGD(net.params, lr=1.0), callbacks)
+    X, y = rows(8)
+    history = trainer.fit(X, y, 2, epochs=5)
+    assert history.interrupted is True and history.epoch == [0, 1]
+    assert (net.params[0][0] == -10).all() and trainer.opt.steps == 10
+    assert "Interrupted after 2 epochs" in capsys.readouterr().out
+    assert recorder.events[-1][0] == "train_end" and recorder.events[-1][1]["loss"] == 6.5
+    net.batches.clear()
+    assert trainer.fit(X, y, 2, epochs=1).epoch == [0, 1, 2]
+    assert history.interrupted is False
+
+
+def test_other_errors_pass_through():
+    class Net(RecordingNet):
+        def train_step(self, X, y):
+            raise RuntimeError("out of luck")
+
+    net = Net()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        Trainer(net, fastopt.SGD(net.params)).fit(*rows(3), verbose=0)
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_end", "on_epoch_end"])
+def test_a_callback_stops_the_training(hook):
+    class Stop(Callback):
+        pass
+
+    def stop(self, number, logs):
+        if len(self.trainer.net.batches) >= 5:
+            self.trainer.stop_training = True
+
+    setattr(Stop, hook, stop)
+    net = RecordingNet()
+    trainer = Trainer(net, fastopt.SGD(net.params), [Stop()])
+    X, y = rows(8)
+    history = trainer.fit(X, y, 2, epochs=9, verbose=0)
+    assert (
+        len(net.batches) == {"on_epoch_begin": 9, "on_train_batch_end": 5, "on_epoch_end": 8}[hook]
+    )
+    assert len(history.epoch) == -(-len(net.batches) // 4)
+    before = len(net.batches)
+    trainer.callbacks.clear()
+    trainer.fit(X, y, 2, epochs=1, verbose=0)
+    assert len(net.batches) == before + 4
+
+
+# --- Callbacks -------------------------------------------------------------------------------
+
+
+def test_hooks_in_their_order():
+    net = RecordingNet()
+    recorder = Recorder()
+    trainer = Trainer(net, fastopt.SGD(net.params), [recorder])
+    X, y = rows(4)
+    trainer.fit(X, y, 2, epochs=1, verbose=0)
+    trainer.fit(X, y, 2, epochs=1, verbose=0, validation_data=(X, y))
+    names = ["train_begin", "epoch_begin", "batch_end", "batch_end", "epoch_end", "train_end"]
+    assert [event[0] for event in recorder.events] == names * 2
+    assert recorder.events[1] == ("epoch_begin", 0) and recorder.events[7] == ("epoch_begin", 1)
+    assert recorder.events[2:4] == [("batch_end", 0, 1.0), ("batch_end", 1, 2.0)]
+    _, epoch, logs = recorder.events[10]
+    assert epoch == 1 and logs.keys() == {"loss", "accuracy", "val_accuracy", "lr", "seconds"}
+    assert recorder.trainer is trainer
+
+
+# --- Schedules that want reports -------------------------------------------------------------
+
+
+class Listener:
+    """A schedule that writes down what it is told."""
+
+    def __init__(self, value=0.1):
+        self.value = value
+        self.reports = []
+
+    def __call__(self, step):
+        return self.value
+
+    def report(self, value):
+        self.reports.append(value)
+
+
+def test_schedules_hear_the_validation_loss_or_else_the_training_loss(digits):
+    X, y, test = digits
+    lr, beta = Listener(0.001), Listener(0.9)
+    trainer = digits_trainer(lr=lr, betas=(beta, 0.999))
+    history = trainer.fit(X, y, epochs=2, validation_data=test, verbose=0).history
+    assert lr.reports == beta.reports == history["val_loss"]
+    trainer.fit(X, y, epochs=1, verbose=0)
+    assert lr.reports[2:] == history["loss"][2:]
+
+
+def test_a_schedule_in_many_places_hears_once():
+    net = RecordingNet()
+    shared = Listener(0.5)
+    opt = fastopt.SGD(net.params, lr=shared, momentum=shared)
+    Trainer(net, opt).fit(*rows(4), epochs=3, verbose=0)
+    assert len(shared.reports) == 3
+
+
+def test_reduce_on_plateau_lowers_the_rate():
+    net = RecordingNet()  # whose loss only grows
+    opt = fastopt.SGD(net.params, lr=schedules.ReduceOnPlateau(0.8, factor=0.5, patience=0))
+    history = Trainer(net, opt).fit(*rows(4), epochs=4, verbose=0)
+    assert history.history["lr"] == [0.8, 0.8, 0.4, 0.2]
+
+
+# --- What is refused -------------------------------------------------------------------------
+
+X3, Y3 = rows(3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"y": Y3[:2]}, ValueError, "X and y must be of the same length, got 3 and 2"),
+        ({"X": X3[:0], "y": Y3[:0]}, ValueError, "at least one row"),
+        ({"X": 1.0}, ValueError, "arrays of rows"),
+        ({"y": 1}, ValueError, "arrays of rows"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -4}, ValueError, "batch_size must be at least 1"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an integer, got 2.0"),
+        ({"epochs": -1}, ValueError, "epochs must be at least 0, got -1"),
+        ({"epochs": 1.5}, TypeError, "epochs must be an integer"),
+        ({"validation_data": X3}, ValueError, "validation_data must be a pair"),
+        ({"validation_data": (X3,)}, ValueError, "validation_data must be a pair"),
+        ({"validation_data": (X3, Y3, Y3)}, ValueError, "validation_data must be a pair"),
+        ({"validation_data": (X3, Y3[:2])}, ValueError, r"validation_data\[0\] and .*same length"),
+        ({"validation_data": (X3[:0], Y3[:0])}, ValueError, r"validation_data\[0\] must have at"),
+        ({"validation_data": (X3[:, :1], Y3)}, ValueError, r"rows of the shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_fit_refuses_before_anything_is_trained(arguments, error, message):
+    net = RecordingNet()
+    recorder = Recorder()
+    trainer = Trainer(net, fastopt.SGD(net.params), [recorder])
+    with pytest.raises(error, match=message):
+        trainer.fit(**{"X": X3, "y": Y3, "verbose": 0, **arguments})
+    assert not net.batches and not recorder.events and not trainer.history.epoch
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net": object()}, "net must have 'params', but a object has not"),
+        ({"opt": object()}, "opt must have 'step'"),
+        ({"callbacks": [print]}, "callbacks must be Callback objects"),
+    ],
+)
+def test_trainer_refuses(change, message):
+    net = RecordingNet()
+    with pytest.raises(TypeError, match=message):
+        Trainer(**{"net": net, "opt": fastopt.SGD(net.params), **change})
