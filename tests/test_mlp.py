@@ -3,6 +3,7 @@
 import copy
 import pickle
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -324,6 +325,15 @@ def test_memory_of_predict_is_bounded():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 30e6  # all rows at once would take 400 MB
+
+
+def test_predictions_from_many_threads():
+    net = MLP([20, 64, 5], loss="cross_entropy", seed=0)
+    batches = np.random.default_rng(0).standard_normal((40, 700, 20)).astype(np.float32)
+    expected = [net.predict_proba(X) for X in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, e in zip(pool.map(net.predict_proba, batches), expected, strict=True):
+            np.testing.assert_array_equal(found, e)
 
 
 # --- Initial weights -------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import signal
 import sys
 
 import numpy as np
@@ -383,7 +384,7 @@ def test_interruption_keeps_what_is_learned(capsys, where):
     class Net(RecordingNet):
         def train_step(self, X, y):
             if where == "net" and len(self.batches) == 10:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return super().train_step(X, y)
 
     net = Net()

@@ -276,7 +276,7 @@ class _Batches:
         rows = self._order[start:stop]
         # mode="clip" because "raise" makes take() buffer its output; the rows are all in range.
         return [
-            np.take(array, rows, axis=0, out=buffer[: len(rows)], mode="clip")
+            array.take(rows, axis=0, out=buffer[: len(rows)], mode="clip")
             for array, buffer in zip(self._data, self._buffers, strict=True)
         ]
 
