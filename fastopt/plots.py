@@ -1,0 +1,182 @@
+"""Training curves, drawn with matplotlib (``pip install 'fastopt[plot]'``).
+
+Figures are made without pyplot: nothing needs a display, no global state is touched, and a figure
+is freed as soon as nobody holds it. A notebook shows what a function returns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["check_path", "plot_comparison", "plot_history"]
+
+# Okabe and Ito, "Color universal design", 2008: told apart by color-blind readers too. Their
+# yellow and black are left out: one is too faint on white, the other is the text's.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+# A second mark for readers of gray prints, and for more curves than colors.
+_DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)))
+_DPI = 150
+
+
+def plot_history(history, path=None):
+    """Draw a training's loss and, where it has one, its accuracy against epochs.
+
+    Parameters
+    ----------
+    history : fastopt.History
+        At least one epoch.
+    path : str or path-like, optional
+        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If `history` holds no epochs, or matplotlib does not know the suffix of `path`.
+    ImportError
+        If matplotlib is not installed.
+    """
+    _check_histories({"history": history})
+    quantities = [("loss", "Loss (mean per row)", 1.0), ("accuracy", "Accuracy (%)", 100.0)]
+    shown = [q for q in quantities if {q[0], "val_" + q[0]} & history.history.keys()]
+    figure, panels = _figure(len(shown), path)
+    epochs = _epochs(history)
+    for panel, (name, label, unit) in zip(panels, shown, strict=True):
+        for place, (key, who) in enumerate([(name, "training"), ("val_" + name, "test")]):
+            if key in history.history:
+                values = unit * np.asarray(history.history[key])
+                _draw(panel, epochs, values, place, who)
+        _label(panel, "Epoch", label)
+        _count_epochs(panel)
+    panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
+    panels[-1].legend(frameon=False)
+    return _finish(figure, path)
+
+
+def plot_comparison(histories, path=None):
+    """Draw the training losses of several trainings against epochs and against seconds.
+
+    Parameters
+    ----------
+    histories : dict of fastopt.History
+        By name; each at least one epoch. Seconds are those of the training steps: evaluation is
+        not counted.
+    path : str or path-like, optional
+        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If there are no histories, one holds no epochs, or matplotlib does not know the suffix of
+        `path`.
+    ImportError
+        If matplotlib is not installed.
+    """
+    _check_histories(histories)
+    figure, (by_epoch, by_time) = _figure(2, path, sharey=True)
+    for place, (name, history) in enumerate(histories.items()):
+        loss = np.asarray(history.history["loss"])
+        _draw(by_epoch, _epochs(history), loss, place, name)
+        _draw(by_time, np.cumsum(history.history["seconds"]), loss, place, name)
+    _label(by_epoch, "Epoch", "Training loss (mean per row)")
+    _count_epochs(by_epoch)
+    _label(by_time, "Time of the training steps (s)")
+    by_time.set_xlim(left=0.0)
+    _scale_losses(by_epoch)
+    by_time.legend(frameon=False)
+    return _finish(figure, path)
+
+
+def check_path(path):
+    """Raise if a figure could not be written to `path` for want of matplotlib or a known suffix.
+
+    Parameters
+    ----------
+    path : str or path-like
+
+    Raises
+    ------
+    ValueError, ImportError
+    """
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    known = _matplotlib_figure().canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise ValueError(
+            f"path: expected a name that ends in one of .{', .'.join(sorted(known))}; got {path}"
+        )
+
+
+def _matplotlib_figure(**options):
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("plotting needs matplotlib: pip install 'fastopt[plot]'") from None
+    return Figure(layout="constrained", **options)
+
+
+def _check_histories(histories):
+    if not histories:
+        raise ValueError("histories: expected at least one, got none")
+    for name, history in histories.items():
+        if not history.epoch:
+            raise ValueError(f"{name}: expected at least one epoch, got none")
+
+
+def _figure(columns, path, **options):
+    if path is not None:
+        check_path(path)
+    figure = _matplotlib_figure(figsize=(4.8 * columns, 3.8))
+    return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
+
+
+def _epochs(history):
+    """Return the numbers of the epochs as people count them, from 1."""
+    return np.asarray(history.epoch) + 1
+
+
+def _draw(panel, x, y, place, name):
+    """Draw the curve which is at `place` among those of the panel."""
+    color = _COLORS[place % len(_COLORS)]
+    dashes = next(itertools.islice(itertools.cycle(_DASHES), place, None))
+    marker = "o" if len(x) == 1 else None  # a single point has no line
+    panel.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
+
+
+def _label(panel, x, y=None):
+    panel.set_xlabel(x)
+    if y is not None:
+        panel.set_ylabel(y)
+    panel.grid(color="0.9", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _count_epochs(panel):
+    """Put ticks at whole epochs alone."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _scale_losses(panel):
+    """Losses that are all positive span decades: a logarithmic scale shows the small ones too."""
+    values = np.concatenate([line.get_ydata() for line in panel.get_lines()])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0.0:
+        panel.set_yscale("log")
+
+
+def _finish(figure, path):
+    if path is not None:
+        figure.savefig(path, dpi=_DPI)
+    return figure
