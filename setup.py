@@ -3,7 +3,6 @@
 All else about the package stands in pyproject.toml.
 """
 
-import platform
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,6 +11,7 @@ from Cython.Compiler.Main import CompilationOptions, compile_single
 from Cython.Compiler.Options import default_options
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 DIRECTIVES = {
     "language_level": 3,
@@ -26,10 +26,10 @@ DIRECTIVES = {
 # break the promise of the same bits everywhere. A silent promotion to double would halve the speed.
 FLAGS = {
     "unix": [
-        "-std=c11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
+        "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread",
         "-fvisibility=hidden", "-Wdouble-promotion", "-Werror=double-promotion",
     ],
-    "msvc": ["/std:c11", "/experimental:c11atomics", "/O2", "/fp:precise"],
+    "msvc": ["/std:c11", "/O2", "/fp:precise"],
 }
 
 # Where a processor has one baseline, one build is enough.
@@ -41,8 +41,19 @@ ISAS = {
         "msvc": ["/arch:AVX512"],
     },
 }
-if platform.machine().lower() not in ("x86_64", "amd64"):
+PLATFORM = sysconfig.get_platform()  # of the wheel, which need not be the machine's that builds it
+if not PLATFORM.endswith(("x86_64", "amd64", "universal2")):
     ISAS = {"base": {"unix": [], "msvc": []}}
+elif PLATFORM.startswith("macosx"):
+    # Apple's kernel shows 512-bit registers only after their first use, so v4 would never be chosen;
+    # and one call of its compiler may be for both processors.
+    ISAS = {
+        isa: {"unix": [word for flag in ISAS[isa]["unix"] for word in ("-Xarch_x86_64", flag)]}
+        for isa in ("base", "v3")
+    }
+
+# Symbols and debugging information would be half of a module; `build_ext --debug` keeps them.
+STRIP = {"linux": ["-Wl,--strip-all"], "darwin": ["-Wl,-x"]}
 
 # One wheel serves every Python from 3.11 on; a free-threaded one has no limited API yet.
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
@@ -54,7 +65,7 @@ def extension(name, source, c_sources=(), isa="base"):
         f"fastopt.{name}",
         [f"fastopt/{source}", *(f"csrc/{c}" for c in c_sources)],
         include_dirs=["csrc"],
-        depends=[str(p) for p in [*Path("csrc").glob("*.h"), *Path("fastopt").glob("*.pxd")]],
+        depends=["setup.py", *map(str, Path("csrc").glob("*.h")), *map(str, Path("fastopt").glob("*.pxd"))],
         define_macros=MACROS,
         py_limited_api=LIMITED,
     )
@@ -62,43 +73,58 @@ def extension(name, source, c_sources=(), isa="base"):
     return result
 
 
-class BuildExt(build_ext):
-    """Compile a `.pyx` under the extension's own name, and add the compiler's and instruction set's flags."""
+def compile_args(compiler, isa):
+    """Flags for one instruction set; `compiler` is "unix" or "msvc"."""
+    return FLAGS[compiler] + ISAS[isa][compiler]
 
-    def build_extension(self, ext):
-        kind = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
-        ext.extra_compile_args = FLAGS[kind] + ISAS[ext.isa][kind]
-        if kind == "unix":
-            ext.extra_compile_args.append("-pthread")
-            ext.extra_link_args = ["-pthread"] if sys.platform.startswith("linux") else []
-        ext.sources = [self.translate(ext, s) if s.endswith(".pyx") else s for s in ext.sources]
-        super().build_extension(ext)
+
+def translate(source, name, target):
+    """Write Cython's C for a module; one source makes several modules, so the full name is given."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    options = CompilationOptions(
+        default_options,
+        output_file=str(target.resolve()),
+        compiler_directives=dict(DIRECTIVES),
+        include_path=["."],
+    )
+    result = compile_single(source, options, full_module_name=name)
+    if result.num_errors:
+        raise SystemExit(f"Cython found {result.num_errors} errors in {source}")
+
+
+class BuildExt(build_ext):
+    """Translate every `.pyx` under its extension's own name, then compile side by side."""
+
+    def build_extensions(self):
+        compiler = "msvc" if self.compiler.compiler_type == "msvc" else "unix"
+        for ext in self.extensions:
+            ext.extra_compile_args = compile_args(compiler, ext.isa)
+            if compiler == "unix":
+                ext.extra_link_args = ["-pthread", *([] if self.debug else STRIP.get(sys.platform, []))]
+            ext.sources = [self.c_source(ext, s) if s.endswith(".pyx") else s for s in ext.sources]
+        super().build_extensions()
+
+    def c_source(self, ext, source):
+        target = Path(self.build_temp) / f"{ext.name.rpartition('.')[2]}.c"
+        if self.force or newer_group([source, *ext.depends], str(target)):
+            translate(source, ext.name, target)
+        ext.depends.append(source)
+        return str(target)
 
     def swig_sources(self, sources, extension):
         return sources  # nothing here is SWIG's, nor Cython's to translate a second time
 
-    def translate(self, ext, source):
-        """Cython's C for a module; one source makes several modules, so the name is given."""
-        target = Path(self.build_temp) / f"{ext.name.rpartition('.')[2]}.c"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        options = CompilationOptions(
-            default_options,
-            output_file=str(target.resolve()),
-            compiler_directives=dict(DIRECTIVES),
-            include_path=["."],
-        )
-        result = compile_single(source, options, full_module_name=ext.name)
-        if result.num_errors:
-            raise SystemExit(f"Cython found {result.num_errors} errors in {source}")
-        return str(target)
 
-
-setup(
-    ext_modules=[
-        extension("_runtime", "_runtime.pyx", ["fo_cpu.c", "fo_pool.c"]),
-        extension("_spans", "_spans.pyx"),
-        *(extension(f"_kernels_{isa}", "_kernels.pyx", isa=isa) for isa in ISAS),
-    ],
-    cmdclass={"build_ext": BuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED else {},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            extension("_runtime", "_runtime.pyx", ["fo_cpu.c", "fo_pool.c"]),
+            extension("_spans", "_spans.pyx"),
+            *(extension(f"_kernels_{isa}", "_kernels.pyx", isa=isa) for isa in ISAS),
+        ],
+        cmdclass={"build_ext": BuildExt},
+        options={
+            "build_ext": {"parallel": True},
+            "bdist_wheel": {"py_limited_api": "cp311"} if LIMITED else {},
+        },
+    )
