@@ -42,6 +42,7 @@ cdef struct Plan:
     Py_ssize_t* first_block     # the same in blocks of the norm
     double* partial             # sum of squares of each block
     Py_ssize_t count
+    Py_ssize_t jobs_count
 
 
 cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
@@ -150,6 +151,7 @@ cdef class Table:
         The rule of each group, a value of the kernel module's `RULES`.
     """
     cdef Plan plan
+    cdef readonly list rows     # for each group the scalars of its rule, to be set before a step
     cdef list params, states, averages, places
     cdef list seen              # gradients whose addresses are in the table
     cdef list copies            # (original, copy) of gradients in another layout, for one step
@@ -164,7 +166,7 @@ cdef class Table:
     def __cinit__(self, object kernels, object shape, list places, list params, list states,
                   list averages, list groups, list rules):
         cdef Py_ssize_t k, count = len(params), blocks = 0
-        self.plan.count = count
+        self.plan.count, self.plan.jobs_count = count, len(rules)
         self.plan.kernels = (<Kernels*> PyCapsule_GetPointer(kernels, "fastopt.kernels"))[0]
         self.plan.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
         self.plan.jobs = <Job*> PyMem_Calloc(len(rules) + 1, sizeof(Job))
@@ -176,7 +178,7 @@ cdef class Table:
             raise MemoryError()
         self.shape, self.places = shape, places
         self.params, self.states, self.averages = params, states, averages
-        self.seen, self.copies = [None] * count, []
+        self.seen, self.copies, self.rows = [None] * count, [], [()] * len(rules)
         for k in range(len(rules)):
             self.plan.jobs[k].rule = rules[k]
         for k in range(count):
@@ -347,12 +349,12 @@ cdef class Table:
         self.moved = False
         return 0
 
-    cdef int set_jobs(self, list rows, double scale, double clip, bint zero_grad) except -1:
+    cdef int set_jobs(self, double scale, double clip, bint zero_grad) except -1:
         cdef Py_ssize_t k, i
         cdef Job* job
         cdef tuple row
-        for k in range(len(rows)):
-            row = <tuple> rows[k]
+        for k in range(self.plan.jobs_count):
+            row = <tuple> self.rows[k]
             job = &self.plan.jobs[k]
             job.scale = -scale if job.maximize else scale
             job.clip = clip
@@ -390,35 +392,27 @@ cdef class Table:
         with nogil:
             spread(update_part, &self.plan)
 
-    cdef void forget(self) noexcept:
-        """Let go of the gradients that are too large to be kept alive for the sake of a check."""
-        cdef Py_ssize_t k
-        if self.copies:
-            self.copies.clear()
-        if self.has_large:
-            for k in range(self.plan.count):
-                if is_large(&self.plan.spans[k]):
-                    self.seen[k] = None
-
     def set_group(self, Py_ssize_t k, bint maximize, double decay, double ema):
         """What a group does around its rule: ascend, decay its weights (L2), average its parameters."""
         self.plan.jobs[k].maximize = maximize
         self.plan.jobs[k].decay = decay
         self.plan.jobs[k].ema = ema
 
-    def step(self, grads, list rows, double scale=1.0, double clip=INFINITE, double max_norm=INFINITE,
-             bint zero_grad=False, bint need_norm=False, bint skip_nonfinite=False):
-        """Check everything, then update every parameter.
+    def step(self, grads):
+        """Check the gradients, then update every parameter with the scalars that stand in `rows`."""
+        self.enter(grads)
+        try:
+            self.set_jobs(1.0, INFINITE, False)
+            self.update()
+        finally:
+            self.leave()
 
-        Parameters
-        ----------
-        grads
-            Gradients in the nesting of the parameters.
-        rows : list of tuple of float
-            For each group the scalars of its rule.
-        scale, clip, max_norm : float
-            The gradient is multiplied by `scale`, then by what brings its global norm down to
-            `max_norm`, then clamped to [-clip, clip].
+    def step_shaped(self, grads, double scale, double clip, double max_norm, bint zero_grad,
+                    bint need_norm, bint skip_nonfinite):
+        """`step` with the gradients changed on the way.
+
+        The gradient is multiplied by `scale`, then by what brings its global norm down to `max_norm`,
+        then clamped to [-clip, clip].
 
         Returns
         -------
@@ -426,12 +420,8 @@ cdef class Table:
             Norm of the scaled gradients where it was asked for, else 0. NaN if the step was skipped.
         """
         cdef double length = 0.0
-        if self.busy:
-            raise RuntimeError("step: this optimizer is stepping in another thread")
-        self.busy = True
+        self.enter(grads)
         try:
-            if not self.visit(self.shape, grads):
-                explain(self.shape, grads)
             if zero_grad:
                 self.check_zeroable()
             if need_norm or skip_nonfinite:
@@ -440,12 +430,34 @@ cdef class Table:
                     return NOT_A_NUMBER
                 if max_norm < INFINITE and not max_norm / (length + 1e-6) >= 1.0:   # NaN included
                     scale *= max_norm / (length + 1e-6)
-            self.set_jobs(rows, scale, clip, zero_grad)
+            self.set_jobs(scale, clip, zero_grad)
             self.update()
             if zero_grad:
                 for _, grad, _ in self.copies:
                     grad[...] = 0
             return length
         finally:
-            self.forget()
-            self.busy = False
+            self.leave()
+
+    cdef int enter(self, object grads) except -1:
+        if self.busy:
+            raise RuntimeError("step: this optimizer is stepping in another thread")
+        self.busy = True
+        try:
+            if not self.visit(self.shape, grads):
+                explain(self.shape, grads)
+        except:
+            self.leave()
+            raise
+        return 0
+
+    cdef void leave(self) noexcept:
+        """Let go of copies, and of gradients too large to be kept alive for the sake of a check."""
+        cdef Py_ssize_t k
+        if self.copies:
+            self.copies.clear()
+        if self.has_large:
+            for k in range(self.plan.count):
+                if is_large(&self.plan.spans[k]):
+                    self.seen[k] = None
+        self.busy = False

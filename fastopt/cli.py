@@ -103,15 +103,29 @@ def _train(args):
         message = f"the training diverged in epoch {len(history.epoch)}, and no model was saved"
         return _complain(f"fastopt: {message}; try a lower --lr than {lr:g}", FAILED)
 
-    steps = sum(history.history.get("seconds", []))
-    print(f"\nTime: {seconds:.2f} s, {steps:.2f} s of it in training steps")
+    print(f"\nTime: {seconds:.2f} s{_time_of_steps(history)}")
     print(f"Test {_score(dataset.y_test, net.predict(dataset.X_test), dataset.classes)}")
     _save(net, dataset.classes, args.save)
     print(f"Saved the model to {args.save}")
-    if args.plot is not None and history.epoch:
-        plots.plot_history(history, args.plot)
-        print(f"Drew the curves in {args.plot}")
+    if args.plot is not None:
+        _draw(args.plot, plots.plot_history, history, len(history.epoch))
     return INTERRUPTED if history.interrupted else 0
+
+
+def _time_of_steps(history):
+    """Return how much of the time went into steps; an epoch broken off is not in the history."""
+    if history.interrupted:
+        return ""
+    return f", {sum(history.history['seconds']):.2f} s of it in training steps"
+
+
+def _draw(path, plot, what, count):
+    """Draw curves, unless the training was interrupted before there were any."""
+    if count:
+        plot(what, path)
+        print(f"Drew the curves in {path}")
+    else:
+        print("Drew no curves: no epoch was finished")
 
 
 def _fit(trainer, args, dataset, verbose):
@@ -148,7 +162,8 @@ def _describe(args, dataset, net):
         outputs = f"{len(dataset.classes)} classes"
     parameters = sum(W.size + b.size for W, b in net.params)
     return (
-        f"Data: {args.data}, {len(dataset.X_train)} training and {len(dataset.X_test)} test rows, "
+        f"Data: {args.data}\n"
+        f"Rows: {len(dataset.X_train)} for training, {len(dataset.X_test)} for test; "
         f"{_count(net.sizes[0], 'feature')}, {outputs}\n"
         f"Net: {'-'.join(map(str, net.sizes))}, {net.activation}, {parameters} parameters"
     )
@@ -190,9 +205,8 @@ def _compare(args):
             print("Interrupted: the last row may have fewer epochs than the others.")
             break
     print("\nLoss: mean over the last epoch's training rows. Time: training steps alone.")
-    if args.plot is not None and histories:
-        plots.plot_comparison(histories, args.plot)
-        print(f"Drew the curves in {args.plot}")
+    if args.plot is not None:
+        _draw(args.plot, plots.plot_comparison, histories, len(histories))
     return INTERRUPTED if interrupted else 0
 
 
@@ -211,13 +225,17 @@ def _results(name, history):
     results = {
         "Optimizer": name,
         "Learning rate": f"{last['lr']:g}",
-        "Loss": f"{last['loss']:.4f}",
-        "Test loss": f"{last['val_loss']:.4f}",
+        "Loss": _decimals(last["loss"]),
+        "Test loss": _decimals(last["val_loss"]),
         "Time (s)": f"{sum(history.history['seconds']):.2f}",
     }
     if "val_accuracy" in last:
         results["Test accuracy"] = f"{last['val_accuracy']:.4f}"
     return results
+
+
+def _decimals(loss):
+    return f"{loss:.4f}" if abs(loss) < 1e5 else f"{loss:.2e}"
 
 
 def _row(cells):
@@ -313,12 +331,12 @@ def _score_of_file(path, y, predicted, net, classes):
 
 
 def _write_lines(predicted, path):
-    lines = (",".join(map(str, np.atleast_1d(row))) for row in predicted)
+    rows = predicted.reshape(len(predicted), -1)
     with contextlib.ExitStack() as stack:
         file = sys.stdout
         if path is not None:
             file = stack.enter_context(open(path, "w", encoding="utf-8"))
-        file.writelines(f"{line}\n" for line in lines)
+        file.writelines(f"{','.join(map(str, row))}\n" for row in rows)
 
 
 # --- info ------------------------------------------------------------------------------------
@@ -403,7 +421,7 @@ def _same_file(path, other):
 
 def _check_plot(path, *others):
     if path is not None:
-        plots.check_path(path)
+        plots.check_path(path, "--plot")
         _check_writable("--plot", path, *others)
 
 
@@ -427,7 +445,10 @@ class _Parser(argparse.ArgumentParser):
 def _parser():
     parser = _Parser(prog="fastopt", description="Train neural networks with compiled optimizers.")
     parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(
+        run=lambda args: parser.error(f"expected a command: {', '.join(commands.choices)}")
+    )
     for name, run, add_options, purpose in (
         ("train", _train, _add_train_options, "train a net and save it"),
         ("predict", _predict, _add_predict_options, "print what a saved net predicts"),

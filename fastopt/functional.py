@@ -9,13 +9,17 @@ apart in memory; a gradient in another layout is copied. `step` is the number of
 being 1. A `ValueError` or `TypeError` names the argument that does not fit, and nothing is changed.
 """
 
-from types import SimpleNamespace
-
 from fastopt import _dispatch
 from fastopt._spans import Table
 from fastopt._tree import flatten
 from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastopt.optimizers.base import check_hyperparameter, check_like, check_steps, evaluate
+from fastopt.optimizers.base import (
+    Hyperparameters,
+    check_hyperparameter,
+    check_like,
+    check_steps,
+    evaluate,
+)
 
 __all__ = ["adagrad_", "adam_", "adamw_", "momentum_", "rmsprop_", "sgd_"]
 
@@ -107,13 +111,16 @@ def _update(optimizer, rule, p, g, state, step, **hyperparameters):
     flatten({"p": p, **state}, "arrays")
     for name, array in state.items():
         check_like(name, array, p)
-    h = SimpleNamespace(rule=rule)
-    for name, value in hyperparameters.items():
-        setattr(h, name, evaluate(name, check_hyperparameter(name, value, optimizer.CONVENTIONS), step - 1))
+    h = Hyperparameters({
+        name: evaluate(name, check_hyperparameter(name, value, optimizer.CONVENTIONS), step - 1)
+        for name, value in hyperparameters.items()
+    })
+    h.rule = rule
     optimizer.check(h)
     table = Table(
         _dispatch.kernels.KERNELS, 0, ["g"], [p], [list(state.values())], None, [0],
         [_dispatch.kernels.RULES[rule]],
     )
     table.set_group(0, h.maximize, optimizer.decay(h), 0.0)
-    table.step(g, [optimizer.scalars(h, step)])
+    table.rows[0] = optimizer.scalars(h, step)
+    table.step(g)

@@ -6,7 +6,6 @@ is freed as soon as nobody holds it. A notebook shows what a function returns.
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,12 @@ __all__ = ["check_path", "plot_comparison", "plot_history"]
 # Okabe and Ito, "Color universal design", 2008: told apart by color-blind readers too. Their
 # yellow and black are left out: one is too faint on white, the other is the text's.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# A second mark for readers of gray prints, and for more curves than colors.
-_DASHES = ("-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)))
+# A second mark for readers of gray prints. There is one dash more than colors, so that a pair of
+# both comes back after 42 curves.
+_DASHES = (
+    "-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)),
+    (0, (10, 2)),
+)
 _DPI = 150
 
 
@@ -97,12 +100,14 @@ def plot_comparison(histories, path=None):
     return _finish(figure, path)
 
 
-def check_path(path):
+def check_path(path, argument="path"):
     """Raise if a figure could not be written to `path` for want of matplotlib or a known suffix.
 
     Parameters
     ----------
     path : str or path-like
+    argument : str, default "path"
+        What the error calls it.
 
     Raises
     ------
@@ -112,7 +117,7 @@ def check_path(path):
     known = _matplotlib_figure().canvas.get_supported_filetypes()
     if suffix not in known:
         raise ValueError(
-            f"path: expected a name that ends in one of .{', .'.join(sorted(known))}; got {path}"
+            f"{argument}: expected a name that ends in .{', .'.join(sorted(known))}; got {path}"
         )
 
 
@@ -147,7 +152,7 @@ def _epochs(history):
 def _draw(panel, x, y, place, name):
     """Draw the curve which is at `place` among those of the panel."""
     color = _COLORS[place % len(_COLORS)]
-    dashes = next(itertools.islice(itertools.cycle(_DASHES), place, None))
+    dashes = _DASHES[place % len(_DASHES)]
     marker = "o" if len(x) == 1 else None  # a single point has no line
     panel.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
 
@@ -165,15 +170,20 @@ def _count_epochs(panel):
     """Put ticks at whole epochs alone."""
     from matplotlib.ticker import MaxNLocator
 
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _scale_losses(panel):
     """Losses that are all positive span decades: a logarithmic scale shows the small ones too."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     values = np.concatenate([line.get_ydata() for line in panel.get_lines()])
     values = values[np.isfinite(values)]
     if len(values) and values.min() > 0.0:
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _finish(figure, path):

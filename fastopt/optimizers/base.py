@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections import UserDict
 from numbers import Integral, Real
-from types import SimpleNamespace
 
 import numpy as np
 
@@ -74,15 +73,35 @@ def is_schedule(value):
     return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
 
 
+class Hyperparameters:
+    """A group's hyperparameters as attributes, which are quicker to read than a dict's items."""
+
+    def __init__(self, values):
+        self.__dict__.update(values)
+
+
+class Flag:
+    """Raised by groups that have changed, lowered by their optimizer when it has looked."""
+
+    raised = True
+
+
 class Group(UserDict):
     """Hyperparameters of some parameters, a dict that checks what is put into it.
 
     ``opt.groups[0]["lr"] = 1e-4`` takes effect at the next step.
+
+    Attributes
+    ----------
+    stale : Flag
+        The optimizer's, raised here when something is set.
+    now : Hyperparameters
+        The numbers of the coming step, and ``rule``, the name of the kernel that takes them.
     """
 
-    def __init__(self, params, hyperparameters, conventions):
+    def __init__(self, params, hyperparameters, conventions, stale):
         self.conventions = conventions
-        self.changed = True
+        self.stale = stale
         self.data = {"params": params}
         for name, value in hyperparameters.items():
             self.data[name] = check_hyperparameter(name, value, conventions)
@@ -94,7 +113,7 @@ class Group(UserDict):
             known = ", ".join(k for k in self.data if k != "params")
             raise ValueError(f"{name}: no such hyperparameter here, expected one of {known}")
         self.data[name] = check_hyperparameter(name, value, self.conventions)
-        self.changed = True
+        self.stale.raised = True
 
     def __delitem__(self, name):
         raise TypeError(f"{name}: a hyperparameter can be set, not deleted")
@@ -102,15 +121,17 @@ class Group(UserDict):
     def hyperparameters(self):
         return {name: value for name, value in self.data.items() if name != "params"}
 
+    def is_scheduled(self):
+        return any(map(is_schedule, self.hyperparameters().values()))
+
     def raw(self):
         """The hyperparameters as attributes, schedules as they are."""
-        return SimpleNamespace(**self.hyperparameters())
+        return Hyperparameters(self.hyperparameters())
 
     def at(self, step):
         """The hyperparameters as numbers at a step."""
-        return SimpleNamespace(
-            **{name: evaluate(name, value, step) for name, value in self.hyperparameters().items()}
-        )
+        values = self.hyperparameters().items()
+        return Hyperparameters({name: evaluate(name, value, step) for name, value in values})
 
 
 class State(dict):
@@ -189,6 +210,7 @@ class Optimizer:
         self._steps = 0
         self._defaults = hyperparameters
         self.state, self._averages = [], []
+        self._stale = Flag()
         self._grouped = _are_groups(params)
         given = params if self._grouped else [{"params": params}]
         self.groups = [self._make_group(group) for group in given]
@@ -203,7 +225,7 @@ class Optimizer:
                 f"{type(self).__name__}, expected one of {', '.join(self._defaults)}"
             )
         hyperparameters = {name: given.get(name, value) for name, value in self._defaults.items()}
-        group = Group(given["params"], hyperparameters, self.CONVENTIONS)
+        group = Group(given["params"], hyperparameters, self.CONVENTIONS, self._stale)
         self.check(group.raw())
         return group
 
@@ -264,25 +286,22 @@ class Optimizer:
             self._group_of,
             [_dispatch.kernels.RULES[rule] for rule in self._rules],
         )
-        self._hs = [None] * len(self.groups)
-        for group in self.groups:
-            group.changed = True
+        self._stale.raised = True
 
-    def _refresh(self, i):
-        """Evaluate a group's hyperparameters for the coming step."""
-        group = self.groups[i]
-        if group.changed:
-            raw = group.raw()
+    def _refresh(self):
+        """Evaluate the hyperparameters for the coming step; a new rule lays the state out anew."""
+        raws = [group.raw() for group in self.groups]
+        for raw in raws:
             self.check(raw)
-            if self.rule(raw) != self._rules[i]:
-                self._build()
-            group.scheduled = any(map(is_schedule, group.data.values())) or callable(self._ema_weight)
-        h = self._hs[i] = group.at(self._steps)
-        h.rule = self._rules[i]
-        ema = self._ema_weight
-        ema = 0.0 if ema is None else evaluate("ema", ema, self._steps)
-        self._table.set_group(i, h.maximize, self.decay(h), ema)
-        group.changed = False
+        if [self.rule(raw) for raw in raws] != self._rules:
+            self._build()
+        weight = 0.0 if self._ema_weight is None else evaluate("ema", self._ema_weight, self._steps)
+        for i, group in enumerate(self.groups):
+            group.now = group.at(self._steps)
+            group.now.rule = self._rules[i]
+            self._table.set_group(i, group.now.maximize, self.decay(group.now), weight)
+        scheduled = callable(self._ema_weight) or any(group.is_scheduled() for group in self.groups)
+        self._stale.raised = scheduled
 
     # --- The step ------------------------------------------------------------------------------
 
@@ -310,33 +329,36 @@ class Optimizer:
         TypeError, ValueError
             If a gradient does not fit its parameter; nothing has been changed then.
         """
-        groups, hs, t = self.groups, self._hs, self._steps + 1
-        for i, group in enumerate(groups):
-            if group.changed or group.scheduled:
-                self._refresh(i)
-        scalars = self.scalars
-        rows = [scalars(h, t) for h in hs]
+        if self._stale.raised:
+            self._refresh()
+        t, table, scalars = self._steps + 1, self._table, self.scalars
+        for i, group in enumerate(self.groups):
+            table.rows[i] = scalars(group.now, t)
         if max_norm is clip_value is grad_scale is None and not (zero_grad or self.skip_nonfinite):
-            self._table.step(grads, rows)
-        else:
-            if not isinstance(zero_grad, bool):
-                raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
-            norm = self._table.step(
-                grads,
-                rows,
-                1.0 if grad_scale is None else check_number("grad_scale", grad_scale),
-                math.inf if clip_value is None else check_number("clip_value", clip_value),
-                math.inf if max_norm is None else check_number("max_norm", max_norm),
-                zero_grad,
-                max_norm is not None,
-                self.skip_nonfinite,
-            )
-            if self.skip_nonfinite and math.isnan(norm):
-                self.skipped_steps += 1
-                return
-            if max_norm is not None:
-                self.grad_norm = norm
+            table.step(grads)
+        elif self._step_shaped(grads, max_norm, clip_value, grad_scale, zero_grad):
+            self.skipped_steps += 1
+            return
         self._steps = t
+
+    def _step_shaped(self, grads, max_norm, clip_value, grad_scale, zero_grad):
+        """A step with all its options; True if it was skipped."""
+        if not isinstance(zero_grad, bool):
+            raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
+        norm = self._table.step_shaped(
+            grads,
+            1.0 if grad_scale is None else check_number("grad_scale", grad_scale),
+            math.inf if clip_value is None else check_number("clip_value", clip_value),
+            math.inf if max_norm is None else check_number("max_norm", max_norm),
+            zero_grad,
+            max_norm is not None,
+            self.skip_nonfinite,
+        )
+        if self.skip_nonfinite and math.isnan(norm):
+            return True
+        if max_norm is not None:
+            self.grad_norm = norm
+        return False
 
     @property
     def steps(self):
@@ -415,7 +437,7 @@ class Optimizer:
         groups = self._check_state_dict(state_dict)
         for group, (values, schedules) in zip(self.groups, groups, strict=True):
             group.data.update(values)
-            group.changed = True
+            group.stale.raised = True
             for name, state in schedules.items():
                 group[name].load_state_dict(state)
         self._steps = state_dict["steps"]
@@ -445,7 +467,7 @@ class Optimizer:
                 f"state_dict: expected groups of the parameters {places}, got {found}"
             )
         groups = [self._check_group(*pair) for pair in zip(self.groups, saved["groups"], strict=True)]
-        rules = [self.rule(SimpleNamespace(**group.hyperparameters() | values))
+        rules = [self.rule(Hyperparameters(group.hyperparameters() | values))
                  for group, (values, _) in zip(self.groups, groups, strict=True)]
         if len(saved["state"]) != len(self._arrays):
             raise ValueError(
@@ -483,12 +505,12 @@ class Optimizer:
             for name, value in mine.items()
             if name in saved and not is_schedule(value)
         }
-        self.check(SimpleNamespace(**mine | values))
+        self.check(Hyperparameters(mine | values))
         return values, schedules
 
     def __getstate__(self):
         """For pickle and deepcopy: the parameters come along, the addresses do not."""
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_table", "_hs")}
+        state = {name: value for name, value in self.__dict__.items() if name != "_table"}
         return state | {"state": [dict(arrays) for arrays in self.state]}
 
     def __setstate__(self, state):

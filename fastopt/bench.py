@@ -1,0 +1,512 @@
+"""``fastopt bench``: a step's time beside that of other libraries, and beside what memory allows.
+
+Every contender runs in a process of its own (`fastopt._bench_worker`, which says what is timed, and
+how), so that no two thread pools meet. They take short turns, in another order each round, so that
+whatever slows the machine for a while slows all; a contender's time is the median over the rounds.
+While one runs, all others are blocked with their threads asleep. "limit" is no optimizer but the
+same streams of memory with next to no arithmetic; all times are also given as ratios to it.
+
+Huge pages are the same for all: NumPy asks for them on its own for arrays from 4 MB on, so glibc is
+told to do likewise for whatever another library allocates.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+
+from fastopt import _bench_report as report
+from fastopt import _bench_worker as worker
+from fastopt._threads import get_num_threads
+
+__all__ = ["main", "measure"]
+
+FORMAT = 1                      # of the JSON
+QUICK = ("1e3", "1e5", "mlp", "100x1024", "clip-mlp")
+QUICK_LARGEST = 1_000_000       # numbers in the largest array of a quick sweep
+TOLERANCE = 1e-5                # between contenders' parameters after two steps of 1e-3 each
+BUSY = 0.3                      # load average from which on times are not to be trusted
+
+
+class WorkerError(Exception):
+    """A contender could not do what it was asked for."""
+
+
+class Worker:
+    """A contender's process.
+
+    Parameters
+    ----------
+    name : str
+        A key of `CONTENDERS`.
+    threads : int
+    python : str
+        Path of the interpreter, which must have NumPy.
+
+    Attributes
+    ----------
+    hello : dict
+        Its first answer: ``version``, or ``absent`` and the reason.
+    """
+
+    def __init__(self, name, threads, python):
+        self.name, self.threads = name, threads
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
+        self.process = subprocess.Popen(
+            [python, "-P", worker.__file__, name, str(threads)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+            env=_environment(threads),
+        )
+        self.hello = self.read()
+
+    def ask(self, do, **values):
+        """Send a request and wait for its answer."""
+        try:
+            print(json.dumps({"do": do, **values}), file=self.process.stdin, flush=True)
+        except OSError as error:
+            raise WorkerError(f"its process has ended: {self.last_words()}") from error
+        answer = self.read()
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise WorkerError(f"its process has ended: {self.last_words()}")
+        return json.loads(line)
+
+    def last_words(self):
+        self.errors.seek(0)
+        lines = self.errors.read().split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+    def close(self):
+        self.process.kill()
+        self.process.communicate()
+        self.errors.close()
+
+
+def _environment(threads):
+    """The environment of a contender: its number of threads, and huge pages for all alike."""
+    names = ("OMP", "NUMBA", "OPENBLAS", "MKL", "FASTOPT")
+    counts = {f"{name}_NUM_THREADS": str(threads) for name in names}
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    tunables = "glibc.malloc.hugetlb=1"
+    return {**kept, **counts, "GLIBC_TUNABLES": tunables, "JAX_PLATFORMS": "cpu"}
+
+
+# --- Measuring -----------------------------------------------------------------------------------
+
+
+def measure(works, names, threads, *, rounds, seconds, pythons=None, command="", progress=None):
+    """Time contenders at works.
+
+    Parameters
+    ----------
+    works : list of Work
+    names : list of str
+        Keys of `CONTENDERS`.
+    threads : list of int
+        Numbers of threads; contenders that know one thread only run once.
+    rounds : int
+        Turns of every contender at every work.
+    seconds : float
+        What a turn lasts, about.
+    pythons : dict of str, optional
+        Interpreters of contenders that are not installed beside this one.
+    command : str
+        Is kept in the result.
+    progress : callable, optional
+        Is called with a line of text now and then.
+
+    Returns
+    -------
+    dict
+        The run, as ``--json`` writes it: ``date``, ``command``, ``machine``, ``settings``,
+        ``threads``, ``versions`` and ``absent`` by contender, ``works``, ``notes``, and
+        ``results``: for each work, contender, number of threads (None where there is but one) and
+        variant the times of a step in seconds: ``rounds`` (the median of each), their ``median``
+        and ``quartiles``, and ``min``.
+    """
+    progress = progress or (lambda line: None)
+    run = {
+        "format": FORMAT,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": command,
+        "machine": machine(),
+        "settings": {"rounds": rounds, "seconds": seconds},
+        "threads": threads,
+        "versions": {},
+        "absent": {},
+        "works": [],
+        "results": [],
+        "notes": _load_note(),
+    }
+    with ExitStack() as stack:
+        workers = []
+        for name in names:
+            progress(f"starting {name}")
+            workers += _start(run, stack, name, threads, pythons or {})
+        for work in works:
+            progress(f"{work.title}")
+            _measure_work(run, workers, work, rounds, seconds)
+    if "limit" not in run["versions"]:
+        run["notes"].append("Without the limit (it needs numba) there are no ratios to it.")
+    return run
+
+
+def _start(run, stack, name, threads, pythons):
+    """Processes of a contender, one a number of threads; none if it is not installed."""
+    started = []
+    python = pythons.get(name) or pythons.get(name.partition("-")[0]) or sys.executable
+    threaded = worker.CONTENDERS[name].threaded
+    for count in threads if threaded else [max(threads)]:
+        try:
+            process = Worker(name, count, python)
+        except (WorkerError, OSError) as error:
+            run["absent"][name] = f"failed to start: {error}"
+            return []
+        stack.callback(process.close)
+        if "absent" in process.hello:
+            run["absent"][name] = f"not installed ({process.hello['absent']})"
+            return []
+        run["versions"][name] = process.hello["version"]
+        started.append(process)
+    return started
+
+
+def _measure_work(run, workers, work, rounds, seconds):
+    able = [w for w in workers if work.kind in worker.CONTENDERS[w.name].kinds]
+    needed, there = _memory_needed(work, len(able)), _memory_available()
+    if there is not None and needed > there:
+        run["notes"].append(
+            f"{work.title}: left out, as it needs {needed / 2**30:.1f} GiB and {there / 2**30:.1f} "
+            "are available. With fewer --peers it needs less."
+        )
+        return
+    run["works"].append({
+        "name": work.name, "title": work.title, "kind": work.kind, "denormal": work.denormal,
+        "arrays": len(work.shapes), "size": work.size, "bytes": work.bytes,
+    })
+    ready = _set_up(run, able, work)
+    _compare(run, ready, work)
+    times = _take_turns(run, list(ready), work, rounds, seconds)
+    run["results"] += _results(work, times)
+    for process in able:
+        _ask(run, process, work.title, do="drop")
+
+
+def _ask(run, process, title, **request):
+    """A contender's answer, or None and a note."""
+    try:
+        answer = process.ask(**request)
+    except WorkerError as error:
+        run["notes"].append(f"{process.name} at {title}: {error}")
+        return None
+    if not answer.get("quiet", True):
+        run["notes"].append(f"{process.name} at {title}: its threads go on running when idle")
+    return answer
+
+
+def _set_up(run, workers, work):
+    """Let each make its arrays; their answers by worker."""
+    answers = {w: _ask(run, w, work.title, do="setup", work=work.name) for w in workers}
+    return {process: answer for process, answer in answers.items() if answer}
+
+
+def _compare(run, ready, work):
+    """Note who has other parameters than fastopt after the same steps."""
+    probes = {process: answer["probe"] for process, answer in ready.items() if answer["probe"]}
+    expected = next((probe for process, probe in probes.items() if process.name == "fastopt"), None)
+    for process, probe in probes.items() if expected else ():
+        worst = max(abs(x - y) for x, y in zip(probe, expected, strict=True))
+        if not worst <= TOLERANCE:
+            run["notes"].append(
+                f"{process.name} at {work.title}: parameters differ from fastopt's by {worst:.1e}"
+            )
+
+
+def _take_turns(run, workers, work, rounds, seconds):
+    """Times of every round by worker; the one who begins changes from round to round."""
+    times = {process: [] for process in workers}
+    for turn in range(rounds):
+        first = turn % len(workers) if workers else 0
+        for process in workers[first:] + workers[:first]:
+            answer = _ask(run, process, work.title, do="round", seconds=seconds)
+            if answer is None:
+                workers = [w for w in workers if w is not process]
+                times.pop(process)
+            else:
+                times[process].append(answer["times"])
+    return times
+
+
+def _results(work, times):
+    for process, turns in times.items():
+        threaded = worker.CONTENDERS[process.name].threaded
+        for variant in turns[0]:
+            medians = [turn[variant]["median"] for turn in turns]
+            low, high = _quartiles(medians)
+            yield {
+                "work": work.name, "contender": process.name,
+                "threads": process.threads if threaded else None, "variant": variant,
+                "median": median(medians), "quartiles": [low, high],
+                "min": min(turn[variant]["min"] for turn in turns), "rounds": medians,
+            }
+
+
+def _quartiles(values):
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+# --- The machine ---------------------------------------------------------------------------------
+
+
+def machine():
+    """What the times depend on: processor, cores, caches, system, load."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "caches": _caches(Path("/sys/devices/system/cpu/cpu0/cache")),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "huge pages": _huge_pages(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpu_model():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())
+
+
+def _caches(root):
+    """Data caches of the first processor, smallest first; none where the system does not say."""
+    found = []
+    for index in sorted(root.glob("index*")):
+        try:
+            kind, level, size, shared = (
+                (index / name).read_text().strip()
+                for name in ("type", "level", "size", "shared_cpu_list")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction":
+            found.append({"level": int(level), "bytes": _bytes(size), "cores": _count(shared)})
+    return found
+
+
+def _bytes(size):
+    """Bytes of a size as sysfs writes it: ``2048K``."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    return int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
+
+
+def _count(processors):
+    """How many processors are in a list like ``0-3,8``."""
+    ranges = [part.partition("-")[::2] for part in processors.split(",")]
+    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+
+
+def _huge_pages():
+    try:
+        policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return None
+    return policy.partition("[")[2].partition("]")[0]
+
+
+def _load_note():
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load <= BUSY:
+        return []
+    return [f"The load average was {load:.1f} at the start: something else was running."]
+
+
+def _memory_needed(work, workers):
+    """Bytes for a work: what all hold at a time, and the temporaries of the one that runs."""
+    held = 4 if work.kind == "adam" else 6      # p, g, m, v; average, gradients to refill from
+    return 4 * work.size * (held * workers + 8)
+
+
+def _memory_available():
+    """Bytes that can be had without swapping, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+
+
+# --- The command line ----------------------------------------------------------------------------
+
+
+def main(argv=None):
+    """Run ``fastopt bench``.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        What stands behind ``bench``; by default that of the process.
+
+    Returns
+    -------
+    int
+        0; or 1 if fastopt itself could not be measured.
+
+    Raises
+    ------
+    SystemExit
+        If the arguments are wrong.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.list:
+        _list()
+        return 0
+    try:
+        if options.plot:
+            report.load_figure()    # rather now than after all that measuring
+        saved = _saved(options.saved) if options.saved else None
+        works, names = _chosen_works(options), _chosen_peers(options.peers)
+    except (ValueError, OSError, ImportError) as error:
+        parser.error(str(error))
+    run = saved or _measured(options, works, names, argv)
+    _write(run, options)
+    return 0 if "fastopt" in report.contenders(run) else 1
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="fastopt bench",
+        description="Time a step of the optimizer beside other libraries and the limit of memory.",
+    )
+    add = parser.add_argument
+    add("--list", action="store_true", help="say which works and peers there are")
+    add("--works", type=_names, help="comma-separated; 3e4: an array of that size; sweep: many sizes")
+    add("--peers", type=_names, help="whom to measure beside fastopt (default: all installed)")
+    add("--threads", type=_counts, help="numbers of threads, comma-separated (default: all cores)")
+    add("--quick", action="store_true", help="small works, few rounds")
+    add("--rounds", type=_positive(int), help="turns of every contender (default 15, quick 3)")
+    add("--seconds", type=_positive(float), help="length of a turn (default 0.05, quick 0.01)")
+    add("--python", type=_pair, action="append", default=[], metavar="PEER=PATH",
+        help="an interpreter that has a peer which this one has not")
+    add("--details", action="store_true", help="show the shortest times and the spread, too")
+    add("--json", metavar="FILE", help="save the run")
+    add("--markdown", metavar="FILE", help="write the tables as Markdown ('-': to the terminal)")
+    add("--plot", metavar="FILE.png", help="draw time a number against array size, measuring many")
+    add("--from", dest="saved", metavar="FILE", help="measure nothing, show a run saved by --json")
+    return parser
+
+
+def _names(text):
+    return [name for name in text.split(",") if name]
+
+
+def _counts(text):
+    counts = sorted({_positive(int)(part) for part in text.split(",")})
+    return counts
+
+
+def _positive(number):
+    def convert(text):
+        value = number(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+        return value
+
+    convert.__name__ = f"positive {number.__name__}"
+    return convert
+
+
+def _pair(text):
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise argparse.ArgumentTypeError(f"expected PEER=PATH, got {text!r}")
+    return name, path
+
+
+def _list():
+    for work in worker.WORKS:
+        print(f"{work.name:16} {work.title}: {work.size:,} numbers in {len(work.shapes)} arrays")
+    print(f"{'sweep':16} one array of {', '.join(worker.SWEEP)}\n")
+    for name, contender in worker.CONTENDERS.items():
+        print(f"{name:16} {contender.__doc__.splitlines()[0]}")
+
+
+def _measured(options, works, names, argv):
+    progress = _show_progress if sys.stderr.isatty() else None
+    run = measure(
+        works, names, options.threads or [get_num_threads()],
+        rounds=options.rounds or (3 if options.quick else 15),
+        seconds=options.seconds or (0.01 if options.quick else 0.05),
+        pythons=dict(options.python),
+        command=shlex.join(["fastopt", "bench", *argv]),
+        progress=progress,
+    )
+    if progress:
+        progress("")
+    return run
+
+
+def _show_progress(line):
+    print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _chosen_works(options):
+    names = options.works
+    if names is None:
+        names = list(QUICK) if options.quick else [work.name for work in worker.WORKS]
+        names += ["sweep"] if options.plot else []
+    sweep = worker.SWEEP
+    if options.quick:
+        sweep = [name for name in sweep if float(name) <= QUICK_LARGEST]
+    names = [one for name in names for one in (sweep if name == "sweep" else [name])]
+    return [worker.find_work(name) for name in dict.fromkeys(names)]
+
+
+def _chosen_peers(names):
+    if names is None:
+        return list(worker.CONTENDERS)
+    unknown = [name for name in names if name not in worker.CONTENDERS]
+    if unknown:
+        known = ", ".join(worker.CONTENDERS)
+        raise ValueError(f"peers: expected some of {known}, got {unknown[0]!r}")
+    return [name for name in worker.CONTENDERS if name in {*names, "fastopt"}]
+
+
+def _saved(path):
+    run = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(run, dict) or run.get("format") != FORMAT:
+        raise ValueError(f"--from: {path} is not a run saved by this version of fastopt bench")
+    return run
+
+
+def _write(run, options):
+    if options.json:
+        Path(options.json).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    if options.markdown == "-":
+        print(report.markdown(run), end="")
+    else:
+        print(report.table(run, options.details), end="")
+    if options.markdown and options.markdown != "-":
+        Path(options.markdown).write_text(report.markdown(run), encoding="utf-8")
+    if options.plot:
+        report.plot(run, options.plot)
