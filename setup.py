@@ -19,6 +19,7 @@ DIRECTIVES = {
     "wraparound": False,
     "cdivision": True,
     "initializedcheck": False,
+    "binding": False,
     "freethreading_compatible": True,
 }
 
