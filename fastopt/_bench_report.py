@@ -26,9 +26,11 @@ def best(run, work, contender, threads):
 
 
 def ratio(run, work, contender, threads):
-    """Median time over the limit's, or None without the one or the other."""
+    """Median time over the limit's; None without the one or the other, and for the limit itself."""
     result, limit = (best(run, work, name, threads) for name in (contender, "limit"))
-    return result["median"] / limit["median"] if result and limit else None
+    if contender == "limit" or not result or not limit:
+        return None
+    return result["median"] / limit["median"]
 
 
 def contenders(run):
@@ -59,7 +61,7 @@ def table(run, details=False):
         ratios = [ratio(run, work["name"], name, threads) for name in names]
         lines.append(_row(work["title"], [r and microseconds(r["median"]) for r in results]))
         if any(ratios):
-            lines.append(_row("", [x and f"{x:.2f}x" for x in ratios]))
+            lines.append(_row("", [x and f"{short(x)}x" for x in ratios]))
         if details:
             lines.append(_row("  shortest", [r and microseconds(r["min"]) for r in results]))
             lines.append(_row("  spread", [r and f"{spread(r):.0%}" for r in results]))
@@ -80,9 +82,12 @@ def _row(title, cells):
 
 
 def microseconds(seconds):
-    """Three significant digits, and no exponent."""
-    value = seconds * 1e6
-    decimals = 3 if value < 1 else 2 if value < 10 else 1 if value < 100 else 0
+    return short(seconds * 1e6)
+
+
+def short(value):
+    """A number with three significant digits, or all before the point, and no exponent."""
+    decimals = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{decimals}f}"
 
 
@@ -98,7 +103,7 @@ def denormals(run):
     for name in names:
         normal, denormal = (best(run, work, name, threads) for work in ("4e6", "denormal"))
         if normal and denormal and name != "limit":
-            parts.append(f"{name} {denormal['median'] / normal['median']:.2f}")
+            parts.append(f"{name} {short(denormal['median'] / normal['median'])}")
     return _wrapped("Denormal state costs, times the normal: " + ", ".join(parts)) if parts else []
 
 
@@ -173,11 +178,10 @@ def _main_table(run, names, threads):
         limit = best(run, work["name"], "limit", threads)
         cells = [f"{work['bytes'] / limit['median'] / 1e9:.0f}" if limit else ""]
         for name in names:
-            result, times = best(run, work["name"], name, threads), ratio(
-                run, work["name"], name, threads
-            )
+            result = best(run, work["name"], name, threads)
+            times = ratio(run, work["name"], name, threads)
             text = microseconds(result["median"]) if result else ""
-            cells.append(f"{text} ({times:.2f})" if times and name != "limit" else text)
+            cells.append(f"{text} ({short(times)})" if times else text)
         rows.append([work["title"], *cells])
     caption = (
         f"Median time of a step in microseconds with {threads} threads, and in parentheses its "

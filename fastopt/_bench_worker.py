@@ -627,20 +627,17 @@ def _limit_adam(parts):
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def run(p, g, m, v, lo, hi):
-        for i in range(lo, hi):
+    def serial(p, g, m, v):
+        for i in range(p.size):
             m[i] = b * m[i] + a * g[i]
             v[i] = b * v[i] + a * g[i]
             p[i] += c * g[i]
 
-    @_compile(parallel=False)
-    def serial(p, g, m, v):
-        run(p, g, m, v, 0, p.size)
-
     @_compile(parallel=True)
     def parallel(p, g, m, v):
-        for k in prange(parts):
-            run(p, g, m, v, cut(p.size, k, parts), cut(p.size, k + 1, parts))
+        for k in prange(parts):     # slices, as a loop from `lo` to `hi` is not vectorized
+            lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
+            serial(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi])
 
     return serial, parallel
 
@@ -654,37 +651,35 @@ def _limit_clip(parts):
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def total(g, lo, hi):
+    def total(g):
         result = np.float32(0)
-        for i in range(lo, hi):
+        for i in range(g.size):
             result += g[i]
         return result
 
     @_compile(parallel=False)
-    def run(p, g, m, v, e, lo, hi):
-        for start in range(lo, hi, 2048):   # five streams in one loop are not vectorized
-            stop = min(start + 2048, hi)
-            for i in range(start, stop):
-                m[i] = b * m[i] + a * g[i]
-                v[i] = b * v[i] + a * g[i]
-                p[i] += c * g[i]
-            for i in range(start, stop):
-                e[i] = b * e[i] + a * p[i]
-                g[i] = 0
+    def run(p, g, m, v, e):
+        for i in range(p.size):
+            m[i] = b * m[i] + a * g[i]
+            v[i] = b * v[i] + a * g[i]
+            p[i] += c * g[i]
+            e[i] = b * e[i] + a * p[i]
+            g[i] = 0
 
     @_compile(parallel=False)
     def serial(p, g, m, v, e):
-        result = total(g, 0, p.size)
-        run(p, g, m, v, e, 0, p.size)
+        result = total(g)
+        run(p, g, m, v, e)
         return result
 
     @_compile(parallel=True)
     def parallel(p, g, m, v, e):
         result = np.float32(0)
         for k in prange(parts):
-            result += total(g, cut(p.size, k, parts), cut(p.size, k + 1, parts))
+            result += total(g[cut(g.size, k, parts) : cut(g.size, k + 1, parts)])
         for k in prange(parts):
-            run(p, g, m, v, e, cut(p.size, k, parts), cut(p.size, k + 1, parts))
+            lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
+            run(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi], e[lo:hi])
         return result
 
     return serial, parallel
