@@ -1,0 +1,144 @@
+"""What an installation promises: one version, one instruction set, no needless imports, the environment."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+import fastopt
+from fastopt import _dispatch
+
+EXTRAS = ("tqdm", "matplotlib", "pandas", "scipy", "sklearn", "torch")
+
+# A few steps that run every part of a kernel module, and a digest of all the bits they leave.
+STEPS = """
+import hashlib
+import numpy as np
+import fastopt
+
+digest = hashlib.sha256()
+rng = np.random.default_rng(0)
+for dtype in ("float32", "float64"):
+    for optimizer in (fastopt.SGD, fastopt.Adagrad, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+        params = [rng.standard_normal(n).astype(dtype) for n in (1, 37, 1009, 70001)]
+        opt = optimizer(params, lr=0.01, weight_decay=0.1, ema=0.9)
+        for _ in range(3):
+            opt.step([rng.standard_normal(p.size).astype(dtype) for p in params], max_norm=1.0)
+            digest.update(np.float64(opt.grad_norm))
+        for array in (*params, *opt.ema, *(s for state in opt.state for s in state.values())):
+            digest.update(array)
+print(digest.hexdigest())
+"""
+
+
+def python(code, **environment):
+    """Run code in a Python of its own, where of fastopt's variables only the given ones are set."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTOPT_") and k != "OMP_NUM_THREADS"}
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], env={**kept, **environment}, capture_output=True, text=True
+    )
+
+
+def output(code, **environment):
+    result = python(code, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def refusal(**environment):
+    """Last line of what `import fastopt` fails with."""
+    result = python("import fastopt", **environment)
+    assert result.returncode != 0
+    return result.stderr.strip().splitlines()[-1]
+
+
+def test_version_is_written_once():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    assert "version" in project["dynamic"] and "version" not in project
+
+
+def test_version_is_that_of_the_installation():
+    try:
+        installed = metadata.version("fastopt")
+    except metadata.PackageNotFoundError:
+        pytest.skip("fastopt is on the path, but not installed")
+    assert installed == fastopt.__version__
+
+
+def test_public_names_are_there_and_documented():
+    assert len(set(fastopt.__all__)) == len(fastopt.__all__)
+    for name in set(fastopt.__all__) - {"__version__"}:
+        assert getattr(fastopt, name).__doc__, name
+
+
+@pytest.mark.parametrize("package, name", [("fastopt", "py.typed"), ("fastopt.nn", "digits.npz")])
+def test_data_files_are_installed(package, name):
+    assert resources.files(package).joinpath(name).is_file()
+
+
+def test_digits_are_attributed():
+    text = resources.files("fastopt.nn").joinpath("digits.txt").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in text and "https://doi.org/10.24432/C50P49" in text
+
+
+def test_import_takes_no_extras():
+    code = f"import sys, fastopt; print([name for name in {EXTRAS} if name in sys.modules])"
+    assert output(code) == "[]"
+
+
+@pytest.mark.parametrize("isa", ["", *_dispatch.runnable()])
+def test_only_the_chosen_kernels_are_imported(isa):
+    code = "import sys, fastopt; print([m for m in sys.modules if m.startswith('fastopt._kernels_')])"
+    chosen = isa or _dispatch.runnable()[-1]
+    assert output(code, FASTOPT_ISA=isa) == f"['fastopt._kernels_{chosen}']"
+
+
+def test_every_instruction_set_gives_the_same_bits():
+    expected = output(STEPS)
+    assert len(expected) == 64
+    for isa in _dispatch.runnable():
+        assert output(STEPS, FASTOPT_ISA=isa) == expected, isa
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+def test_threads_do_not_change_the_bits(threads):
+    assert output(STEPS, FASTOPT_NUM_THREADS=threads) == output(STEPS)
+
+
+@pytest.mark.parametrize("isa", ["nonsense", "V3", "v99"])
+def test_unknown_instruction_set_is_refused(isa):
+    assert refusal(FASTOPT_ISA=isa) == (
+        f"ImportError: FASTOPT_ISA={isa}: this machine and installation can run "
+        f"{', '.join(_dispatch.runnable())}"
+    )
+
+
+@pytest.mark.parametrize(
+    "environment, threads",
+    [
+        ({"FASTOPT_NUM_THREADS": "3"}, 3),
+        ({"FASTOPT_NUM_THREADS": " 3 "}, 3),
+        ({"OMP_NUM_THREADS": "4"}, 4),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"FASTOPT_NUM_THREADS": "3", "OMP_NUM_THREADS": "4"}, 3),
+    ],
+    ids=str,
+)
+def test_threads_from_the_environment(environment, threads):
+    assert output("import fastopt; print(fastopt.get_num_threads())", **environment) == str(threads)
+
+
+def test_openmp_nonsense_is_not_ours():
+    code = "import fastopt; print(fastopt.get_num_threads())"
+    assert output(code, OMP_NUM_THREADS="many") == output(code)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "many", "²"])
+def test_bad_thread_count_is_refused(threads):
+    message = refusal(FASTOPT_NUM_THREADS=threads)
+    assert message.startswith("ValueError: FASTOPT_NUM_THREADS: expected ")
+    assert message.endswith(f"got {threads}") or message.endswith(f"got {threads!r}")
