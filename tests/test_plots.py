@@ -1,0 +1,139 @@
+"""Training curves: what is drawn, and what is refused."""
+
+import builtins
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fastopt.nn import History
+from fastopt.plots import check_path, plot_comparison, plot_history
+
+pytest.importorskip("matplotlib")
+
+
+def history(losses, **others):
+    made = History()
+    for epoch, loss in enumerate(losses):
+        logs = {name: values[epoch] for name, values in others.items()}
+        made.record(epoch, {"loss": loss, "seconds": 0.5, **logs})
+    return made
+
+
+def curves(panel):
+    return {line.get_label(): line.get_xydata().T.tolist() for line in panel.get_lines()}
+
+
+def test_history_draws_loss_and_accuracy():
+    given = history(
+        [2.0, 1.0], val_loss=[2.5, 1.5], accuracy=[0.5, 0.75], val_accuracy=[0.25, 0.5]
+    )
+    loss, accuracy = plot_history(given).axes
+    assert curves(loss) == {"training": [[1, 2], [2, 1]], "test": [[1, 2], [2.5, 1.5]]}
+    assert curves(accuracy) == {"training": [[1, 2], [50, 75]], "test": [[1, 2], [25, 50]]}
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("Epoch", "Loss (mean per row)")
+    assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("Epoch", "Accuracy (%)")
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "test"]
+
+
+def test_history_without_accuracy_has_one_panel():
+    (panel,) = plot_history(history([3.0, 2.0, 1.0])).axes
+    assert curves(panel) == {"training": [[1, 2, 3], [3, 2, 1]]}
+    assert panel.get_ylim()[0] == 0.0
+    assert all(tick == round(tick) for tick in panel.get_xticks())
+
+
+def test_a_negative_loss_stays_in_sight():
+    (panel,) = plot_history(history([1.0, -2.0])).axes
+    assert panel.get_ylim()[0] < -2.0
+
+
+def test_one_epoch_is_a_visible_point():
+    (panel,) = plot_history(history([1.0])).axes
+    assert panel.get_lines()[0].get_marker() == "o"
+
+
+def test_comparison_by_epoch_and_by_time():
+    by_epoch, by_time = plot_comparison({"a": history([2.0, 1.0]), "b": history([4.0])}).axes
+    assert curves(by_epoch) == {"a": [[1, 2], [2, 1]], "b": [[1], [4]]}
+    assert curves(by_time) == {"a": [[0.5, 1.0], [2, 1]], "b": [[0.5], [4]]}
+    assert by_epoch.get_ylabel() == "Training loss (mean per row)"
+    assert by_time.get_xlabel() == "Time of the training steps (s)"
+    assert [text.get_text() for text in by_time.get_legend().get_texts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"), [([1.0, 0.01], "log"), ([1.0, -1.0], "linear"), ([1.0, np.nan], "log")]
+)
+def test_scale_of_the_compared_losses(losses, scale):
+    assert plot_comparison({"a": history(losses)}).axes[0].get_yscale() == scale
+
+
+def test_a_diverged_training_is_drawn(tmp_path):
+    given = {"fine": history([1.0, 0.5]), "diverged": history([1e30, np.inf])}
+    plot_comparison(given, tmp_path / "curves.png")
+    plot_comparison({"nothing finite": history([np.nan])}, tmp_path / "curves.png")
+
+
+def test_curves_look_different():
+    figure = plot_comparison({str(i): history([1.0, 0.5]) for i in range(40)})
+    looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].get_lines()}
+    assert len(looks) == 40
+
+
+@pytest.mark.parametrize(
+    ("suffix", "begin"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
+)
+def test_file_is_of_the_format_of_its_suffix(tmp_path, suffix, begin):
+    for plot, given in ((plot_history, history([1.0])), (plot_comparison, {"a": history([1.0])})):
+        path = tmp_path / f"curves{suffix}"
+        plot(given, path)
+        assert path.read_bytes().startswith(begin)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("plot", "given", "message"),
+    [
+        (plot_history, History(), "history: expected at least one epoch, got none"),
+        (plot_comparison, {}, "histories: expected at least one, got none"),
+        (plot_comparison, {"a": History()}, "a: expected at least one epoch, got none"),
+    ],
+)
+def test_nothing_to_draw(tmp_path, plot, given, message):
+    with pytest.raises(ValueError, match=message):
+        plot(given, tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["curves", "curves.doc", "png"])
+def test_unknown_suffix(tmp_path, name):
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in .*\.png"):
+        plot_history(history([1.0]), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib(monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    for call in (lambda: plot_history(history([1.0])), lambda: check_path("curves.png")):
+        with pytest.raises(ImportError, match=r"pip install 'fastopt\[plot\]'"):
+            call()
+
+
+def test_pyplot_is_left_alone():
+    code = (
+        "import sys, fastopt.plots as p\n"
+        "from fastopt.nn import History\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        "h = History(); h.record(0, {'loss': 1.0, 'seconds': 1.0}); p.plot_history(h)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
