@@ -97,7 +97,8 @@ static void member_call(struct member *member, int order)
     }
 }
 
-/* Returns whether an order came. */
+/* Returns whether an order came. Yields between looks at the clock: else a member that shares its
+   core with another of the same team, or with anybody, would hold that one up all the while. */
 static int spin(const struct member *me)
 {
     const int64_t deadline = fo_nanoseconds() + SPIN_NANOSECONDS;
@@ -107,6 +108,7 @@ static int spin(const struct member *me)
                 return 1;
             fo_pause();
         }
+        fo_yield();
     } while (fo_nanoseconds() < deadline);
     return 0;
 }
