@@ -425,7 +425,8 @@ static void print_latency(const char *what, fo_task task, int64_t gap)
     }
     qsort(times, REPEATS, sizeof *times, compare);
     printf("%-44s median %7.2f us, 10%% %7.2f, 90%% %7.2f\n", what,
-           1e-3 * (double)times[REPEATS / 2], 1e-3 * (double)times[REPEATS / 10], 1e-3 * (double)times[REPEATS * 9 / 10]);
+           1e-3 * (double)times[REPEATS / 2], 1e-3 * (double)times[REPEATS / 10],
+           1e-3 * (double)times[REPEATS * 9 / 10]);
 }
 
 static void print_latencies(void)
