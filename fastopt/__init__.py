@@ -1,17 +1,22 @@
-"""fastopt: the optimizer step as one pass over memory."""
+"""fastopt: the optimizer step as one pass over memory, and a NumPy MLP trainer on top."""
 
-from fastopt import functional, reference, schedules
+from fastopt import functional, reference, schedules, solver
 from fastopt._threads import get_num_threads, set_num_threads, show_config
 from fastopt._version import __version__
+from fastopt.nn import MLP, Callback, History, Trainer
 from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 __all__ = [
+    "MLP",
     "SGD",
     "Adagrad",
     "Adam",
     "AdamW",
+    "Callback",
+    "History",
     "Optimizer",
     "RMSprop",
+    "Trainer",
     "__version__",
     "functional",
     "get_num_threads",
@@ -19,4 +24,5 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "show_config",
+    "solver",
 ]

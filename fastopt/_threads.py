@@ -76,10 +76,8 @@ def _from_environment():
 
 def _processors():
     """Processors this process may run on: its affinity, within its control group's quota."""
-    if hasattr(os, "sched_getaffinity"):
-        count = len(os.sched_getaffinity(0))
-    else:
-        count = os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return min(count, _quota(Path("/sys/fs/cgroup")))
 
 

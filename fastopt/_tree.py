@@ -4,6 +4,8 @@ The *shape* of a nesting has an integer where an array stood (its place in the f
 a list or tuple, a dict for a dict. The span table walks gradients along it.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
@@ -90,12 +92,10 @@ def check_updatable(array, name):
 
 def _check_disjoint(arrays, places, name):
     ranges = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
-    for (_, end, i), (start, _, k) in zip(ranges, ranges[1:], strict=False):
+    for (_, end, i), (start, _, k) in pairwise(ranges):
         if start < end:
             first, second = sorted((i, k))
-            what = (
-                "are the same array" if arrays[i] is arrays[k] else "share memory"
-            )
+            what = "are the same array" if arrays[i] is arrays[k] else "share memory"
             raise ValueError(
                 f"{name}{places[first]} and {name}{places[second]} {what}: "
                 "each number can be updated only once a step"

@@ -219,9 +219,18 @@ def spoiled(**changes):
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (fastopt.SGD([np.zeros(3), np.zeros((2, 2), np.float32)]).state_dict(), "expected one of Adam, got .*SGD"),
-        (fastopt.Adam([np.zeros(3)]).state_dict(), r"expected groups of the parameters \[\[0, 1\]\], got \[\[0\]\]"),
-        (spoiled(state__0__exp_avg=np.zeros(4)), r"\['state'\]\[0\]\['exp_avg'\]: expected float64 of shape \(3,\)"),
+        (
+            fastopt.SGD([np.zeros(3), np.zeros((2, 2), np.float32)]).state_dict(),
+            "expected one of Adam, got .*SGD",
+        ),
+        (
+            fastopt.Adam([np.zeros(3)]).state_dict(),
+            r"expected groups of the parameters \[\[0, 1\]\], got \[\[0\]\]",
+        ),
+        (
+            spoiled(state__0__exp_avg=np.zeros(4)),
+            r"\['state'\]\[0\]\['exp_avg'\]: expected float64 of shape \(3,\)",
+        ),
         (spoiled(state__1__exp_avg=np.zeros((2, 2))), r"expected float32 of shape \(2, 2\), got float64"),
         (spoiled(state__1__exp_avg=None), r"\['state'\]\[1\]: expected the arrays"),
         (spoiled(state__1=None), "expected the state of 2 parameters, got 1"),

@@ -79,8 +79,8 @@ def test_add_param_group():
     opt.step([np.ones(3), np.ones(2)])
     np.testing.assert_allclose(a, -1 - 1.9)
     np.testing.assert_allclose(b, -0.5)
-    with pytest.raises(ValueError, match="share|same array"):
-        opt.add_param_group({"params": b})
+    with pytest.raises(ValueError, match="share memory"):
+        opt.add_param_group({"params": b[1:]})
     assert len(opt.groups) == 2
 
 

@@ -1,0 +1,203 @@
+"""The same bits for any number of threads, and a pool that survives what Python does to it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rules import RULES, same_bits
+
+import fastopt
+from fastopt import _runtime
+
+GATE = 65536  # elements from which on a step is shared out
+
+
+def run(rule, dtype, lengths):
+    """Three steps with everything switched on; all that they leave behind."""
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(n).astype(dtype) for n in lengths]
+    opt = rule.make(params, ema=0.9)
+    norms = []
+    for _ in range(3):
+        grads = [rng.standard_normal(n).astype(dtype) for n in lengths]
+        opt.step(grads, max_norm=10.0, clip_value=0.5, grad_scale=2.0, zero_grad=True)
+        norms.append(opt.grad_norm)
+        assert not any(g.any() for g in grads)
+    return [*params, *(a for s in opt.state for a in s.values()), *opt.ema, np.array(norms)]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_threads_do_not_change_a_bit(rule, dtype, isa, threads):
+    for lengths in ([GATE - 1], [GATE], [GATE + 1], [1, 8191, 0, 8193, 70001, 3, 511]):
+        threads(1)
+        expected = run(rule, dtype, lengths)
+        for n in (2, 3, 7):
+            threads(n)
+            found = run(rule, dtype, lengths)
+            assert all(same_bits(a, b) for a, b in zip(expected, found, strict=True)), (lengths, n)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_instruction_sets_do_not_change_a_bit(dtype, monkeypatch):
+    from fastopt import _dispatch
+
+    for rule in RULES:
+        results = []
+        for name in _dispatch.runnable():
+            monkeypatch.setattr(_dispatch, "kernels", _dispatch.load(name))
+            results.append(run(rule, dtype, [1, 513, GATE + 5]))
+        for other in results[1:]:
+            assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def big_step():
+    p = np.zeros(4 * GATE, np.float32)
+    fastopt.SGD(p, lr=1.0).step(np.ones_like(p))
+    return bool((p == -1).all())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_steps_with_workers_of_its_own(threads):
+    threads(3)
+    assert big_step() and _runtime.live_workers() == 2
+    child = os.fork()
+    if child == 0:
+        ok = _runtime.live_workers() == 0 and big_step() and _runtime.live_workers() == 2
+        os._exit(0 if ok else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert big_step()
+
+
+def test_two_threads_step_two_optimizers(threads):
+    threads(2)
+    rng = np.random.default_rng(0)
+    grads = rng.standard_normal((20, 3 * GATE)).astype(np.float32)
+
+    def train(p):
+        opt = fastopt.Adam(p)
+        for g in grads:
+            opt.step(g, max_norm=1.0)
+
+    expected = np.ones(3 * GATE, np.float32)
+    train(expected)
+    params = [np.ones(3 * GATE, np.float32) for _ in range(4)]
+    workers = [threading.Thread(target=train, args=(p,)) for p in params]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(same_bits(p, expected) for p in params)
+
+
+def test_the_number_of_threads_changes_while_idle(threads):
+    for n in (1, 2, 5, 3, 1, 4, 2):
+        threads(n)
+        assert fastopt.get_num_threads() == n
+        assert big_step()
+    assert _runtime.live_workers() <= 4
+
+
+@pytest.mark.parametrize(
+    ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+)
+def test_a_bad_number_of_threads(n, error):
+    with pytest.raises(error, match="n: expected"):
+        fastopt.set_num_threads(n)
+
+
+def test_small_steps_start_no_thread():
+    _runtime.stop()
+    p = np.zeros(GATE - 1, np.float32)
+    fastopt.SGD(p).step(p + 1)
+    assert _runtime.live_workers() == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_pools_come_and_go_and_leave_nothing(threads):
+    threads(4)
+
+    def count():
+        return len(os.listdir("/proc/self/task"))
+
+    def memory():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    _runtime.stop()
+    big_step()
+    with_pool, held = count(), None
+    for i in range(100):
+        _runtime.stop()
+        assert count() == with_pool - 3
+        assert big_step()
+        if i == 20:
+            held = memory()
+    assert memory() - held < 1 << 21
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )
+
+
+def test_the_interpreter_exits_with_a_live_pool():
+    done = python(
+        """
+        import numpy as np, fastopt
+        p = np.zeros(1 << 20, np.float32)
+        opt = fastopt.SGD(p, lr=1.0)
+        opt.step(np.ones_like(p))
+        print(fastopt._runtime.live_workers())
+        """,
+        FASTOPT_NUM_THREADS="4",
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "3", "")
+
+
+def test_the_interpreter_exits_while_a_daemon_thread_steps():
+    done = python(
+        """
+        import threading, time
+        import numpy as np, fastopt
+        p = np.zeros(1 << 22, np.float32)
+        g = np.ones_like(p)
+        opt = fastopt.Adam(p)
+        def forever():
+            while True:
+                opt.step(g)
+        threading.Thread(target=forever, daemon=True).start()
+        while opt.steps < 3:
+            time.sleep(0.01)
+        print("leaving")
+        """,
+        FASTOPT_NUM_THREADS="2",
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "leaving")
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({"FASTOPT_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, "3"),
+        ({"FASTOPT_NUM_THREADS": "", "OMP_NUM_THREADS": "5,2"}, "5"),
+    ],
+)
+def test_the_environment_sets_the_threads(environment, threads):
+    assert python("import fastopt; print(fastopt.get_num_threads())", **environment).stdout.strip() == threads
+
+
+def test_the_quota_of_a_control_group_limits_the_threads(tmp_path):
+    from fastopt._threads import _quota
+
+    assert _quota(tmp_path) == float("inf")
+    for text, expected in (("max 100000", float("inf")), ("150000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(text)
+        assert _quota(tmp_path) == expected
