@@ -11,6 +11,7 @@ told to do likewise for whatever another library allocates.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,7 +19,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
@@ -65,7 +65,11 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
             env=_environment(threads),
         )
-        self.hello = self.read()
+        try:
+            self.hello = self.read()
+        except WorkerError:
+            self.close()
+            raise
 
     def ask(self, do, **values):
         """Send a request and wait for its answer."""
@@ -82,9 +86,15 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             raise WorkerError(f"its process has ended: {self.last_words()}")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError as error:
+            raise WorkerError(f"it answered {line.strip()!r}") from error
 
     def last_words(self):
+        """The last line on its standard error; it has closed its end of the conversation."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
         self.errors.seek(0)
         lines = self.errors.read().split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
@@ -151,7 +161,7 @@ def measure(works, names, threads, *, rounds, seconds, pythons=None, command="",
         "results": [],
         "notes": _load_note(),
     }
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         workers = []
         for name in names:
             progress(f"starting {name}")
@@ -228,10 +238,12 @@ def _compare(run, ready, work):
     probes = {process: answer["probe"] for process, answer in ready.items() if answer["probe"]}
     expected = next((probe for process, probe in probes.items() if process.name == "fastopt"), None)
     for process, probe in probes.items() if expected else ():
-        worst = max(abs(x - y) for x, y in zip(probe, expected, strict=True))
-        if not worst <= TOLERANCE:
+        pairs = list(zip(probe, expected, strict=True))
+        differing = [(x, y) for x, y in pairs if not abs(x - y) <= TOLERANCE]   # NaN differs
+        if differing:
+            x, y = differing[0]
             run["notes"].append(
-                f"{process.name} at {work.title}: parameters differ from fastopt's by {worst:.1e}"
+                f"{process.name} at {work.title}: other parameters than fastopt, {x:.9g} for {y:.9g}"
             )
 
 

@@ -1,0 +1,353 @@
+"""`fastopt bench`: its works, its arithmetic, what it writes, and one small run of the real thing."""
+
+import importlib.util
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from fastopt import _bench_report as report
+from fastopt import _bench_worker as worker
+from fastopt import bench
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+
+
+# --- Works ---------------------------------------------------------------------------------------
+
+
+def test_resnet50_is_that_of_the_paper():
+    shapes = worker.resnet50()
+    assert len(shapes) == 161
+    assert sum(map(math.prod, shapes)) == 25_557_032
+    assert shapes[0] == (64, 3, 7, 7)
+    assert shapes[-2:] == ((1000, 2048), (1000,))
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "size", "bytes_each"),
+    [("mlp", 6, 235_146, 28), ("100x1024", 100, 102_400, 28), ("clip-4e7", 1, 40_000_000, 44),
+     ("3e2", 1, 300, 28)],
+)
+def test_a_work_knows_its_size(name, arrays, size, bytes_each):
+    work = worker.find_work(name)
+    assert (len(work.shapes), work.size, work.bytes) == (arrays, size, size * bytes_each)
+
+
+@pytest.mark.parametrize("name", ["", "resnet", "0", "-3", "nan", "inf"])
+def test_an_unknown_work_is_refused(name):
+    with pytest.raises(ValueError, match=r"works: expected .*resnet50"):
+        worker.find_work(name)
+
+
+def test_all_contenders_get_the_same_numbers():
+    first, second = (worker.make_numbers(worker.find_work("mlp")) for _ in range(2))
+    for ours, theirs in zip(first[0] + first[1], second[0] + second[1], strict=True):
+        assert (ours == theirs).all()
+        assert ours.any()
+
+
+def test_the_limits_streams_lie_apart_and_on_cache_lines():
+    streams = [[a for _ in range(2) for a in worker.make_numbers(worker.find_work("17"))[k]]
+               for k in (0, 1)]
+    whole, arrays = worker._carve(streams)
+    assert all(stream.ctypes.data % worker.ALIGN == 0 for stream in whole)
+    assert all(view.ctypes.data % worker.ALIGN == 0 for views in arrays for view in views)
+    for k, stream in enumerate(streams):
+        for array, views in zip(stream, arrays, strict=True):
+            assert (views[k] == array).all()
+    assert whole[0].ctypes.data + whole[0].nbytes <= whole[1].ctypes.data
+
+
+@pytest.mark.parametrize("n", [0, 1, 16, 100, 4096])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_cover_all_numbers_once(n, parts):
+    cuts = [worker._cut(n, k, parts) for k in range(parts + 1)]
+    assert cuts[0] == 0
+    assert cuts[-1] == n
+    assert cuts == sorted(cuts)
+
+
+# --- A run ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A real run: NumPy and fastopt, two small works, one thread."""
+    path = tmp_path_factory.mktemp("bench") / "run.json"
+    status = bench.main([
+        "--works", "1e3,clip-mlp", "--peers", "numpy", "--threads", "1", "--rounds", "2",
+        "--seconds", "0.001", "--json", str(path),
+    ])
+    assert status == 0
+    return path
+
+
+@pytest.fixture
+def run(saved):
+    return json.loads(saved.read_text())
+
+
+def test_a_run_holds_every_result(run):
+    measured = {(r["work"], r["contender"], r["threads"]) for r in run["results"]}
+    assert measured == {
+        (work, *who) for work in ("1e3", "clip-mlp") for who in (("fastopt", 1), ("numpy", None))
+    }
+    assert [work["name"] for work in run["works"]] == ["1e3", "clip-mlp"]
+    assert set(run["versions"]) == {"fastopt", "numpy"}
+    assert run["threads"] == [1]
+    assert "--peers numpy" in run["command"]
+    assert {"cpu", "cores", "caches", "system", "python"} <= set(run["machine"])
+
+
+def test_times_are_plausible(run):
+    for result in run["results"]:
+        assert len(result["rounds"]) == 2
+        low, high = result["quartiles"]
+        assert 0 < result["min"] <= low <= result["median"] <= high < 10
+
+
+def test_contenders_agree_and_nobody_fails(run):
+    assert run["absent"] == {}
+    unexpected = [n for n in run["notes"] if "load average" not in n and "the limit" not in n]
+    assert unexpected == []
+
+
+def test_without_the_limit_there_are_no_ratios(run):
+    assert report.ratio(run, "1e3", "numpy", 1) is None
+    assert any("no ratios" in note for note in run["notes"])
+
+
+def test_a_saved_run_can_be_shown_again(saved, capsys):
+    assert bench.main(["--from", str(saved), "--details"]) == 0
+    text = capsys.readouterr().out
+    assert "1 array of 1e3" in text
+    assert "shortest" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="the limit needs numba")
+def test_the_limit_is_the_best_of_its_variants():
+    run = bench.measure(
+        [worker.find_work("1e3")], ["limit", "fastopt"], [1], rounds=2, seconds=0.001
+    )
+    variants = [r for r in run["results"] if r["contender"] == "limit"]
+    assert {r["variant"] for r in variants} == {"arrays", "serial"}
+    limit = report.best(run, "1e3", "limit", 1)
+    assert limit["median"] == min(r["median"] for r in variants)
+    ours = report.best(run, "1e3", "fastopt", 1)
+    assert report.ratio(run, "1e3", "fastopt", 1) == ours["median"] / limit["median"]
+
+
+def test_a_missing_library_is_told(monkeypatch):
+    """A contender whose library cannot be imported says so in its own process."""
+    worker_file = Path(worker.__file__)
+    script = "import sys; sys.modules['torch'] = None; import runpy; sys.argv = ['', 'torch', '1']; "
+    script += f"runpy.run_path({str(worker_file)!r}, run_name='__main__')"
+    plain = bench.subprocess.Popen
+    monkeypatch.setattr(
+        bench.subprocess, "Popen",
+        lambda command, **rest: plain([command[0], "-c", script], **rest),
+    )
+    run = bench.measure([], ["torch"], [1], rounds=1, seconds=0.001)
+    assert run["absent"]["torch"].startswith("not installed (import of torch halted")
+    assert any("torch: not installed" in line for line in report.notes(run))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the interpreter is a shell script")
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("echo 'out of luck' >&2", "has ended: out of luck"), ("echo hello", "it answered 'hello'")],
+)
+def test_a_contender_that_fails_is_told(tmp_path, script, told):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    run = bench.measure([], ["torch"], [1], rounds=1, seconds=0.001, pythons={"torch": str(python)})
+    assert told in run["absent"]["torch"]
+
+
+def test_a_contender_that_fails_at_a_work_is_told_and_the_others_go_on(monkeypatch):
+    plain = bench.Worker.ask
+
+    def ask(self, do, **values):
+        if do == "round" and self.name == "numpy":
+            raise bench.WorkerError("out of luck")
+        return plain(self, do, **values)
+
+    monkeypatch.setattr(bench.Worker, "ask", ask)
+    run = bench.measure(
+        [worker.find_work("1e3")], ["fastopt", "numpy"], [1], rounds=2, seconds=0.001
+    )
+    assert [r["contender"] for r in run["results"]] == ["fastopt"]
+    assert "numpy at 1 array of 1e3: out of luck" in run["notes"]
+
+
+def test_a_work_too_large_for_memory_is_left_out(monkeypatch):
+    monkeypatch.setattr(bench, "_memory_available", lambda: 1000)
+    run = bench.measure([worker.find_work("1e3")], ["numpy"], [1], rounds=1, seconds=0.001)
+    assert run["results"] == []
+    assert any("left out" in note for note in run["notes"])
+
+
+def test_different_parameters_are_noted():
+    class Process:
+        def __init__(self, name):
+            self.name = name
+
+    run = {"notes": []}
+    work = worker.find_work("1e3")
+    bench._compare(run, {
+        Process("fastopt"): {"probe": [0.5, 1.0]},
+        Process("good"): {"probe": [0.5, 1.0 + 1e-7]},
+        Process("bad"): {"probe": [0.5, 1.001]},
+        Process("worse"): {"probe": [0.5, math.nan]},
+    }, work)
+    assert [note.split()[0] for note in run["notes"]] == ["bad", "worse"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--works", "huge"], ["--peers", "caffe"], ["--threads", "0"], ["--rounds", "-1"],
+     ["--python", "torch"], ["--from", "no such file"]],
+)
+def test_wrong_arguments_end_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main(argv)
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_list_names_all(capsys):
+    assert bench.main(["--list"]) == 0
+    text = capsys.readouterr().out
+    assert all(work.name in text for work in worker.WORKS)
+    assert all(name in text for name in worker.CONTENDERS)
+
+
+# --- What is shown -------------------------------------------------------------------------------
+
+
+def result(work, contender, threads, median, variant="step"):
+    return {
+        "work": work, "contender": contender, "threads": threads, "variant": variant,
+        "median": median, "quartiles": [0.9 * median, 1.1 * median], "min": 0.8 * median,
+        "rounds": [median],
+    }
+
+
+@pytest.fixture
+def made():
+    """A run with round numbers."""
+    works = [worker.find_work(name) for name in ("1e3", "4e6", "denormal")]
+    results = []
+    for work, factor in zip(works, (1, 100, 500), strict=True):
+        for threads, speed in ((1, 1.0), (2, 2.0)):
+            results += [
+                result(work.name, "limit", threads, 1e-4 / speed, "arrays"),
+                result(work.name, "limit", threads, 2e-4 / speed, "serial"),
+                result(work.name, "fastopt", threads, 2e-4 / speed),
+                result(work.name, "torch-fused", threads, factor * 1e-6 / speed),
+            ]
+        results.append(result(work.name, "numpy", None, 1e-3))
+    return {
+        "format": bench.FORMAT, "date": "2000-01-01 00:00 UTC", "command": "fastopt bench",
+        "machine": {
+            "cpu": "Some CPU", "cores": 2, "system": "Linux", "python": "3.11.0",
+            "caches": [{"level": 1, "bytes": 49152, "cores": 1},
+                       {"level": 3, "bytes": 33554432, "cores": 2}],
+        },
+        "settings": {"rounds": 1, "seconds": 1}, "threads": [1, 2],
+        "versions": dict.fromkeys(("limit", "fastopt", "torch-fused", "numpy"), "1.0"),
+        "absent": {"thinc": "not installed (no such module)"},
+        "works": [
+            {"name": w.name, "title": w.title, "kind": w.kind, "denormal": w.denormal,
+             "arrays": len(w.shapes), "size": w.size, "bytes": w.bytes} for w in works
+        ],
+        "results": results, "notes": ["Something happened."],
+    }
+
+
+def test_table(made):
+    lines = report.table(made).splitlines()
+    row = next(i for i, line in enumerate(lines) if line.startswith("1 array of 1e3"))
+    assert lines[row].split()[-4:] == ["50.0", "100", "0.50", "1000"]
+    assert lines[row + 1].split() == ["2.00x", "0.01x", "20.0x"]
+    assert "Denormal state costs, times the normal: fastopt 1.00, torch-fused 5.00, numpy 1.00" in lines
+    assert "thinc: not installed (no such module)" in lines
+    assert "Something happened." in lines
+
+
+def test_speed_of_two_threads_over_one(made):
+    lines = report.speedups(made)
+    assert lines[0] == "Speed of 2 threads over that of 1."
+    row = next(line for line in lines if line.startswith("1 array of 1e3"))
+    assert row.split()[-3:] == ["2.00", "2.00", "2.00"]     # NumPy knows but one thread
+
+
+def test_markdown_says_what_ran_where(made):
+    text = report.markdown(made)
+    for part in ("2000-01-01", "Some CPU, 2 cores", "L1 48 KiB a core", "L3 32768 KiB for 2 cores",
+                 "`fastopt bench`", "- thinc: not installed"):
+        assert part in text
+    row = next(line for line in text.splitlines() if line.startswith("| 1 array of 1e3"))
+    gigabytes = f"{1000 * 28 / 50e-6 / 1e9:.0f}"
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [
+        "1 array of 1e3", gigabytes, "50.0", "100 (2.00)", "0.50 (0.01)", "1000 (20.0)"
+    ]
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(5.234e-7, "0.52"), (5.234e-6, "5.23"), (52.34e-6, "52.3"), (0.5, "500000")]
+)
+def test_microseconds(seconds, text):
+    assert report.microseconds(seconds) == text
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="plots need matplotlib")
+def test_plot(made, tmp_path):
+    path = tmp_path / "run.png"
+    report.plot(made, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="plots need matplotlib")
+def test_a_plot_needs_two_sizes(made, tmp_path):
+    made["works"] = made["works"][:1]
+    with pytest.raises(ValueError, match="plot: expected a run with"):
+        report.plot(made, tmp_path / "run.png")
+
+
+# --- The machine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "size"), [("48K", 49152), ("2M", 2097152), ("512", 512)])
+def test_sizes_of_caches(text, size):
+    assert bench._bytes(text) == size
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 1), ("0-3", 4), ("0-1,8-9,12", 5)])
+def test_lists_of_processors(text, count):
+    assert bench._count(text) == count
+
+
+def test_caches_are_read_from_sysfs(tmp_path):
+    for k, (kind, level, size) in enumerate(
+        [("Data", 1, "48K"), ("Instruction", 1, "32K"), ("Unified", 2, "2M")]
+    ):
+        index = tmp_path / f"index{k}"
+        index.mkdir()
+        for name, value in (("type", kind), ("level", level), ("size", size),
+                            ("shared_cpu_list", "0-1")):
+            (index / name).write_text(f"{value}\n")
+    assert bench._caches(tmp_path) == [
+        {"level": 1, "bytes": 49152, "cores": 2}, {"level": 2, "bytes": 2097152, "cores": 2}
+    ]
