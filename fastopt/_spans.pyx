@@ -13,7 +13,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
 from fastopt._runtime cimport run, threads
-from fastopt._span cimport SCALARS, Job, Kernels, Span
+from fastopt._span cimport Job, Kernels, Span
 
 from numpy import ascontiguousarray, generic, ndarray
 
@@ -446,7 +446,7 @@ cdef class Table:
         try:
             if not self.visit(self.shape, grads):
                 explain(self.shape, grads)
-        except:
+        except BaseException:
             self.leave()
             raise
         return 0
