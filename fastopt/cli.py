@@ -26,7 +26,7 @@ from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 
 __all__ = ["main"]
 
-_LARGEST = 2**31 - 1  # more rows, epochs or units than anyone has; NumPy's sizes stay in range
+_LARGEST = 2**31 - 1  # of a count: more than anyone has, and NumPy's sizes stay in range
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130  # exit statuses; 130 is what a shell makes of Ctrl-C
 
 # Class, learning rate and what else makes it that rule. The rates suit a small net.
@@ -321,13 +321,11 @@ def _score_of_file(path, y, predicted, net, classes):
                 f"of shape {y.shape} and type {y.dtype}"
             )
         return _score(y, predicted, None)
-    if y.shape != predicted.shape:
-        y = y.reshape(predicted.shape) if y.size == predicted.size else y
     known = np.arange(max(net.sizes[-1], 2)) if classes is None else classes
-    strange = [label for label in np.unique(y).tolist() if label not in set(known.tolist())]
+    strange = sorted(set(y.ravel().tolist()).difference(known.tolist()))
     if strange:
         raise ValueError(f"{path}: the label {strange[0]!r} is none of the model's classes")
-    return _score(y, predicted, known)
+    return _score(y.reshape(predicted.shape) if y.size == predicted.size else y, predicted, known)
 
 
 def _write_lines(predicted, path):

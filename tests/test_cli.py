@@ -421,14 +421,14 @@ def test_help_and_version(capsys, option):
         ("train --data .", "the file train-images-idx3-ubyte (or .gz) is missing"),
         ("train --label 3", "--label: digits is not a CSV and has no columns"),
         ("train --save none/m.npz", "--save: cannot write none/m.npz: No such file"),
-        ("train --save .", "--save: cannot write .: Is a directory"),
+        ("train --save .", "--save: cannot write .: "),
         ("train --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
         ("compare --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
         ("train --plot c.doc", "--plot: expected a name that ends in"),
         ("train --save c.png --plot c.png", "--plot: c.png would overwrite another file"),
         ("predict", "the following arguments are required: MODEL, DATA"),
-        ("predict none.npz digits", "none.npz: No such file or directory"),
-        ("predict . digits", ".: Is a directory"),
+        ("predict none.npz digits", "none.npz: No such file"),
+        ("predict . digits", "fastopt: .: "),
     ],
 )
 def test_wrong_arguments(refused, args, message):
@@ -533,6 +533,7 @@ def test_real_interrupt(folder):
     assert (folder / "fastopt-model.npz").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a broken pipe is another error on Windows")
 def test_reader_that_leaves(run):
     run("train", *QUICK, "--save", "model.npz")
     X, _ = data.load_digits()
