@@ -65,6 +65,7 @@ NAMES = np.array(["ash", "birch", "cedar"])
 
 
 def write_csv(path, X, y=None, names=None, first=False):
+    pytest.importorskip("pandas")
     rows = [list(map(repr, row.tolist())) for row in X]
     for row, label in zip(rows, () if y is None else y, strict=False):
         row.insert(0 if first else len(row), str(label))
@@ -438,6 +439,7 @@ def test_wrong_arguments(refused, args, message):
 
 
 def test_damaged_files(refused, folder):
+    pytest.importorskip("pandas")
     X, y = blobs()
     np.savez("data.npz", X=X, y=y)
     whole = (folder / "data.npz").read_bytes()
