@@ -14,15 +14,22 @@
 
 enum { FO_POOL_MAX_THREADS = 256 };
 
+/* What threadpoolctl looks for in the loaded library; all else is hidden. */
+#ifdef _WIN32
+#define FO_EXPORT __declspec(dllexport)
+#else
+#define FO_EXPORT __attribute__((visibility("default")))
+#endif
+
 /* One part of a job: called once for each part in [0, parts), each on some thread. */
 typedef void (*fo_task)(void *context, int part, int parts);
 
 /* How many threads a job may use, its caller among them. It is 1 until somebody sets it. */
-int fo_pool_threads(void);
+FO_EXPORT int fo_pool_threads(void);
 
 /* Sets that number, clamped to [1, FO_POOL_MAX_THREADS], from the next job of more than one part
    on; that job also joins the surplus workers. May be called at any time, from any thread. */
-void fo_pool_set_threads(int threads);
+FO_EXPORT void fo_pool_set_threads(int threads);
 
 /* Runs all parts and returns when all are done. What the caller wrote before is seen by every
    part, and what the parts wrote is seen by the caller after. */

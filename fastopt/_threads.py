@@ -96,5 +96,31 @@ def _quota(root):
     return max(1, math.ceil(int(quota) / int(period)))
 
 
+def _register_with_threadpoolctl():
+    """Let ``threadpoolctl.threadpool_limits`` limit this pool, where that library is installed."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return
+
+    class FastoptController(threadpoolctl.LibController):
+        user_api = "fastopt"
+        internal_api = "fastopt"
+        filename_prefixes = ("_runtime",)
+        check_symbols = ("fo_pool_set_threads",)
+
+        def get_num_threads(self):
+            return self.dynlib.fo_pool_threads()
+
+        def set_num_threads(self, num_threads):
+            self.dynlib.fo_pool_set_threads(num_threads)
+
+        def get_version(self):
+            return __version__
+
+    threadpoolctl.register(FastoptController)
+
+
 _runtime.set_threads(_from_environment() or _processors())
 atexit.register(_runtime.stop)
+_register_with_threadpoolctl()

@@ -104,6 +104,18 @@ def test_the_number_of_threads_changes_while_idle(threads):
     assert _runtime.live_workers() <= 4
 
 
+def test_threadpoolctl_limits_the_pool(threads):
+    threadpoolctl = pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
+    threads(3)
+    (entry,) = (e for e in threadpoolctl.threadpool_info() if e["user_api"] == "fastopt")
+    assert entry["num_threads"] == 3 and entry["version"] == fastopt.__version__
+    for limits in (1, {"fastopt": 2}):
+        with threadpoolctl.threadpool_limits(limits):
+            assert fastopt.get_num_threads() == (1 if limits == 1 else 2)
+            assert big_step()
+        assert fastopt.get_num_threads() == 3
+
+
 @pytest.mark.parametrize(
     ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
 )
