@@ -1,9 +1,14 @@
 """Fixtures: every instruction set that this machine runs, and a thread count that is put back."""
 
+import os
+
 import pytest
 
 import fastopt
 from fastopt import _dispatch
+
+# Interpreters that a test starts take the fastopt under test, not the source in the current folder.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(params=_dispatch.runnable())

@@ -39,7 +39,7 @@ def python(code, **environment):
     """Run code in a Python of its own, where of fastopt's variables only the given ones are set."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("FASTOPT_") and k != "OMP_NUM_THREADS"}
     return subprocess.run(
-        [sys.executable, "-P", "-c", code], env={**kept, **environment}, capture_output=True, text=True
+        [sys.executable, "-c", code], env={**kept, **environment}, capture_output=True, text=True
     )
 
 
