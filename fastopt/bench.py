@@ -22,6 +22,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
+from time import perf_counter
 
 from fastopt import _bench_report as report
 from fastopt import _bench_worker as worker
@@ -33,7 +34,7 @@ FORMAT = 1                      # of the JSON
 QUICK = ("1e3", "1e5", "mlp", "100x1024", "clip-mlp")
 QUICK_LARGEST = 1_000_000       # numbers in the largest array of a quick sweep
 TOLERANCE = 1e-5                # between contenders' parameters after two steps of 1e-3 each
-BUSY = 0.3                      # load average from which on times are not to be trusted
+BUSY = 0.05                     # processors busy for others above which times are not to be trusted
 
 
 class WorkerError(Exception):
@@ -159,8 +160,9 @@ def measure(works, names, threads, *, rounds, seconds, pythons=None, command="",
         "absent": {},
         "works": [],
         "results": [],
-        "notes": _load_note(),
+        "notes": [],
     }
+    before = perf_counter(), _busy_all(), _busy_own()
     with contextlib.ExitStack() as stack:
         workers = []
         for name in names:
@@ -169,6 +171,7 @@ def measure(works, names, threads, *, rounds, seconds, pythons=None, command="",
         for work in works:
             progress(f"{work.title}")
             _measure_work(run, workers, work, rounds, seconds)
+    run["notes"] += _note_others(*before)
     if "limit" not in run["versions"]:
         run["notes"].append("Without the limit (it needs numba) there are no ratios to it.")
     return run
@@ -287,7 +290,7 @@ def _quartiles(values):
 
 
 def machine():
-    """What the times depend on: processor, cores, caches, system, load."""
+    """What the times depend on: processor, cores, caches, system."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -295,7 +298,6 @@ def machine():
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "huge pages": _huge_pages(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -344,11 +346,32 @@ def _huge_pages():
     return policy.partition("[")[2].partition("]")[0]
 
 
-def _load_note():
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load <= BUSY:
+def _note_others(start, busy, own):
+    """A note if other processes, or other guests of the host, took part of the processors."""
+    if busy is None:
         return []
-    return [f"The load average was {load:.1f} at the start: something else was running."]
+    others = (_busy_all() - busy - _busy_own() + own) / (perf_counter() - start)
+    if others <= BUSY:
+        return []
+    return [f"Other processes kept {others:.2f} processors busy: do not trust these times."]
+
+
+def _busy_all():
+    """Processor seconds spent by the whole machine, or None where the system does not say.
+
+    Time that the host gave to other guests counts as spent.
+    """
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _wait, irq, softirq, steal = map(int, fields[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _busy_own():
+    """Processor seconds spent by this process and those that it has started and ended."""
+    return sum(os.times()[:4])
 
 
 def _memory_needed(work, workers):
@@ -394,14 +417,16 @@ def main(argv=None):
         _list()
         return 0
     try:
-        if options.plot:
-            report.load_figure()    # rather now than after all that measuring
+        _check_outputs(options)
         saved = _saved(options.saved) if options.saved else None
         works, names = _chosen_works(options), _chosen_peers(options.peers)
     except (ValueError, OSError, ImportError) as error:
         parser.error(str(error))
     run = saved or _measured(options, works, names, argv)
-    _write(run, options)
+    try:
+        _write(run, options)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     return 0 if "fastopt" in report.contenders(run) else 1
 
 
@@ -511,7 +536,17 @@ def _saved(path):
     return run
 
 
+def _check_outputs(options):
+    """Raise now rather than after all that measuring."""
+    if options.plot:
+        report.load_figure()
+    for path in (options.json, options.markdown, options.plot):
+        if path and not Path(path).parent.is_dir():
+            raise ValueError(f"no such directory: {Path(path).parent}")
+
+
 def _write(run, options):
+    """The run's JSON first: what else goes wrong can be tried again from it."""
     if options.json:
         Path(options.json).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     if options.markdown == "-":

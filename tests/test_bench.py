@@ -112,7 +112,7 @@ def test_times_are_plausible(run):
 
 def test_contenders_agree_and_nobody_fails(run):
     assert run["absent"] == {}
-    unexpected = [n for n in run["notes"] if "load average" not in n and "the limit" not in n]
+    unexpected = [n for n in run["notes"] if "Other processes" not in n and "the limit" not in n]
     assert unexpected == []
 
 
@@ -212,13 +212,41 @@ def test_different_parameters_are_noted():
 @pytest.mark.parametrize(
     "argv",
     [["--works", "huge"], ["--peers", "caffe"], ["--threads", "0"], ["--rounds", "-1"],
-     ["--python", "torch"], ["--from", "no such file"]],
+     ["--python", "torch"], ["--from", "no such file"], ["--json", "no such directory/run.json"]],
 )
 def test_wrong_arguments_end_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as ended:
         bench.main(argv)
     assert ended.value.code == 2
     assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("own", "others"), [(10.0, None), (4.0, "0.60"), (9.7, None)])
+def test_work_of_others_is_noted(monkeypatch, own, others):
+    """Ten processor seconds in ten seconds, of which so many were our own."""
+    monkeypatch.setattr(bench, "perf_counter", lambda: 110.0)
+    monkeypatch.setattr(bench, "_busy_all", lambda: 60.0)
+    monkeypatch.setattr(bench, "_busy_own", lambda: 5.0 + own)
+    notes = bench._note_others(100.0, 50.0, 5.0)
+    assert notes == (
+        [f"Other processes kept {others} processors busy: do not trust these times."] if others else []
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/stat"), reason="reads /proc/stat")
+def test_the_whole_machine_is_at_least_as_busy_as_this_process():
+    busy, own = bench._busy_all(), bench._busy_own()
+    while bench._busy_own() < own + 0.3:
+        pass
+    assert bench._busy_all() - busy > 0.2
+
+
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="plots need matplotlib")
+def test_what_cannot_be_drawn_ends_with_status_2(saved, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.main(["--from", str(saved), "--plot", str(tmp_path / "run.png")])
+    assert ended.value.code == 2
+    assert "plot: expected a run with" in capsys.readouterr().err
 
 
 def test_list_names_all(capsys):

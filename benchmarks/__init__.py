@@ -1,0 +1,1 @@
+"""Measurements: `step.py` beside other libraries, `bench_steps.py` along the history (asv)."""
