@@ -1,7 +1,8 @@
 /* Flush-to-zero for the length of a kernel.
  *
  * A denormal number costs a hundred cycles or more, and optimizer state decays into them by nature.
- * Inside a kernel denormals are read and written as zero; the thread's own mode comes back on leaving. */
+ * Inside a kernel denormals are read and written as zero; the thread's own mode comes back on
+ * leaving. */
 #ifndef FO_FLUSH_H
 #define FO_FLUSH_H
 
@@ -11,7 +12,8 @@
 #include <immintrin.h>
 
 /* FTZ is bit 15 of MXCSR, DAZ bit 6. */
-static inline uint64_t fo_flush_begin(void) {
+static inline uint64_t fo_flush_begin(void)
+{
     const unsigned int mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040u);
     return mode;
@@ -22,29 +24,30 @@ static inline void fo_flush_end(const uint64_t mode) { _mm_setcsr((unsigned int)
 #elif defined(__aarch64__)
 
 /* FZ is bit 24 of FPCR. */
-static inline uint64_t fo_flush_begin(void) {
+static inline uint64_t fo_flush_begin(void)
+{
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
     __asm__ volatile("msr fpcr, %0" : : "r"(mode | (UINT64_C(1) << 24)));
     return mode;
 }
 
-static inline void fo_flush_end(const uint64_t mode) {
+static inline void fo_flush_end(const uint64_t mode)
+{
     __asm__ volatile("msr fpcr, %0" : : "r"(mode));
 }
 
 #elif defined(_M_ARM64)
 #include <intrin.h>
 
-static inline uint64_t fo_flush_begin(void) {
+static inline uint64_t fo_flush_begin(void)
+{
     const uint64_t mode = (uint64_t)_ReadStatusReg(ARM64_FPCR);
     _WriteStatusReg(ARM64_FPCR, (__int64)(mode | (UINT64_C(1) << 24)));
     return mode;
 }
 
-static inline void fo_flush_end(const uint64_t mode) {
-    _WriteStatusReg(ARM64_FPCR, (__int64)mode);
-}
+static inline void fo_flush_end(const uint64_t mode) { _WriteStatusReg(ARM64_FPCR, (__int64)mode); }
 
 #else
 

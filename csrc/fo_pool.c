@@ -134,10 +134,7 @@ static void run_share(const struct job *job, int member)
 }
 
 /* Returns whether these shares were the last of the job. */
-static int finish(int shares)
-{
-    return fo_subtract(&pool.pending, shares) == shares;
-}
+static int finish(int shares) { return fo_subtract(&pool.pending, shares) == shares; }
 
 static fo_thread_result FO_THREAD_CALL work(void *argument)
 {
@@ -215,17 +212,11 @@ static int seize(void)
     return fo_replace(&pool.busy, 0, 1);
 }
 
-static void release(void)
-{
-    fo_store(&pool.busy, 0);
-}
+static void release(void) { fo_store(&pool.busy, 0); }
 
 /* ---- Public ---- */
 
-int fo_pool_threads(void)
-{
-    return fo_load_relaxed(&pool.threads);
-}
+int fo_pool_threads(void) { return fo_load_relaxed(&pool.threads); }
 
 void fo_pool_set_threads(int threads)
 {
@@ -268,7 +259,4 @@ void fo_pool_stop(void)
     release();
 }
 
-int fo_pool_workers(void)
-{
-    return fo_load_relaxed(&pool.size) - 1;
-}
+int fo_pool_workers(void) { return fo_load_relaxed(&pool.size) - 1; }
