@@ -495,12 +495,20 @@ def _measured(options, works, names, argv):
         rounds=options.rounds or (3 if options.quick else 15),
         seconds=options.seconds or (0.01 if options.quick else 0.05),
         pythons=dict(options.python),
-        command=shlex.join(["fastopt", "bench", *argv]),
+        command=_command(argv, options.python),
         progress=progress,
     )
     if progress:
         progress("")
     return run
+
+
+def _command(argv, pythons):
+    """What was typed, without where the interpreters lie: that means nothing elsewhere."""
+    command = shlex.join(["fastopt", "bench", *argv])
+    for name, path in pythons:
+        command = command.replace(f"{name}={path}", f"{name}=PATH")
+    return command
 
 
 def _show_progress(line):

@@ -221,6 +221,12 @@ def test_wrong_arguments_end_with_status_2(argv, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+def test_the_command_does_not_tell_where_interpreters_lie():
+    argv = ["--quick", "--python", "optax=/home/me/bin/python"]
+    command = bench._command(argv, [("optax", "/home/me/bin/python")])
+    assert command == "fastopt bench --quick --python optax=PATH"
+
+
 @pytest.mark.parametrize(("own", "others"), [(10.0, None), (4.0, "0.60"), (9.7, None)])
 def test_work_of_others_is_noted(monkeypatch, own, others):
     """Ten processor seconds in ten seconds, of which so many were our own."""
