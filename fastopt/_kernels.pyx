@@ -6,7 +6,8 @@ This file is compiled once for each instruction set, as `_kernels_base`, `_kerne
 rule and for float and double at compile time. `fastopt.reference` has the same rules in NumPy, and
 the results are equal to the last bit: so there is no literal in a float expression (Cython would make
 it double), every scalar is computed in double by the optimizer and cast once, and the compiler may
-neither contract nor reorder.
+neither contract nor reorder. A struct has first what the hyperparameters alone decide (the optimizer's
+`constants`), then what changes from step to step (its `variables`).
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport sqrt, sqrtf
@@ -65,7 +66,7 @@ cdef inline void nesterov(Nesterov h, real* p, real g, real* s) noexcept nogil:
 
 
 cdef struct Adagrad:
-    double lr, eps, inside
+    double eps, inside, lr
 
 cdef inline void adagrad(Adagrad h, real* p, real g, real* s) noexcept nogil:
     """s = s + g g;  p = p - lr g / (sqrt(s + inside) + eps)"""
@@ -116,7 +117,7 @@ cdef inline void rmsprop_centered_momentum(RmspropCenteredMomentum h, real* p, r
 
 
 cdef struct Adam:
-    double lr, keep, beta1, rest1, beta2, rest2, scale, eps
+    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
 
 cdef inline void adam(Adam h, real* p, real g, real* s, real* t) noexcept nogil:
     """s = beta1 s + (1 - beta1) g;  t = beta2 t + (1 - beta2) g g;  p = keep p - lr s / (scale sqrt(t) + eps)"""
@@ -126,7 +127,7 @@ cdef inline void adam(Adam h, real* p, real g, real* s, real* t) noexcept nogil:
 
 
 cdef struct Amsgrad:
-    double lr, keep, beta1, rest1, beta2, rest2, scale, eps
+    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
 
 cdef inline void amsgrad(Amsgrad h, real* p, real g, real* s, real* t, real* u) noexcept nogil:
     """s, t as in adam;  u = max(u, t);  p = keep p - lr s / (scale sqrt(u) + eps)"""

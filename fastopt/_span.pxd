@@ -14,6 +14,7 @@ cdef struct Job:
     double clip                 # g = min(max(g, -clip), clip)
     double decay                # g = g + decay p: L2 weight decay
     double ema                  # e = ema e + (1 - ema) p
+    int constants               # how many of the scalars are set when the hyperparameters are
     double scalars[SCALARS]     # the rule struct
 
 

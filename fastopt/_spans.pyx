@@ -151,7 +151,7 @@ cdef class Table:
         The rule of each group, a value of the kernel module's `RULES`.
     """
     cdef Plan plan
-    cdef readonly list rows     # for each group the scalars of its rule, to be set before a step
+    cdef readonly list rows     # for each group the rest of its rule's scalars, set before each step
     cdef list params, states, averages, places
     cdef list seen              # gradients whose addresses are in the table
     cdef list copies            # (original, copy) of gradients in another layout, for one step
@@ -361,7 +361,7 @@ cdef class Table:
             job.zero_grad = zero_grad
             job.shape = job.scale != 1.0 or job.decay != 0.0 or clip != INFINITE
             for i in range(len(row)):
-                job.scalars[i] = <double> row[i]
+                job.scalars[job.constants + i] = <double> row[i]
         return 0
 
     cdef bint all_finite(self, double length) noexcept:
@@ -392,14 +392,19 @@ cdef class Table:
         with nogil:
             spread(update_part, &self.plan)
 
-    def set_group(self, Py_ssize_t k, bint maximize, double decay, double ema):
-        """What a group does around its rule: ascend, decay its weights (L2), average its parameters."""
+    def set_group(self, Py_ssize_t k, bint maximize, double decay, double ema, tuple constants):
+        """What the hyperparameters of a group decide: the first scalars of its rule, and around it
+        whether it ascends, the decay of its weights (L2), and the weight of the past in an average."""
+        cdef Py_ssize_t i
+        for i in range(len(constants)):
+            self.plan.jobs[k].scalars[i] = constants[i]
+        self.plan.jobs[k].constants = len(constants)
         self.plan.jobs[k].maximize = maximize
         self.plan.jobs[k].decay = decay
         self.plan.jobs[k].ema = ema
 
     def step(self, grads):
-        """Check the gradients, then update every parameter with the scalars that stand in `rows`."""
+        """Check the gradients, then update every parameter, with the scalars that stand in `rows`."""
         self.enter(grads)
         try:
             self.set_jobs(1.0, INFINITE, False)

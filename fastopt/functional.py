@@ -121,6 +121,6 @@ def _update(optimizer, rule, p, g, state, step, **hyperparameters):
         _dispatch.kernels.KERNELS, 0, ["g"], [p], [list(state.values())], None, [0],
         [_dispatch.kernels.RULES[rule]],
     )
-    table.set_group(0, h.maximize, optimizer.decay(h), 0.0)
-    table.rows[0] = optimizer.scalars(h, step)
+    table.set_group(0, h.maximize, optimizer.decay(h), 0.0, optimizer.constants(h))
+    table.rows[0] = optimizer.variables(h, step)
     table.step(g)

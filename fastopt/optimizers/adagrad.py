@@ -65,6 +65,9 @@ class Adagrad(Optimizer):
         return h.initial_accumulator_value
 
     @staticmethod
-    def scalars(h, t):
-        lr = h.lr / (1.0 + (t - 1) * h.lr_decay)
-        return (lr, 0.0, h.eps) if h.convention == "keras" else (lr, h.eps, 0.0)
+    def constants(h):
+        return (0.0, h.eps) if h.convention == "keras" else (h.eps, 0.0)
+
+    @staticmethod
+    def variables(h, t):
+        return (h.lr / (1.0 + (t - 1) * h.lr_decay),)

@@ -69,12 +69,17 @@ class Adam(Optimizer):
         return "amsgrad" if h.amsgrad else "adam"
 
     @staticmethod
-    def scalars(h, t, keep=1.0):
+    def constants(h, keep=1.0):
         beta1, beta2 = h.betas
-        lr, root = h.lr / (1.0 - beta1**t), sqrt(1.0 - beta2**t)
+        return keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
+
+    @staticmethod
+    def variables(h, t):
+        beta1, beta2 = h.betas
+        root = sqrt(1.0 - beta2**t)
         if h.convention in ("torch", "article"):
-            return lr, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0 / root, h.eps
-        return lr * root, keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, 1.0, h.eps
+            return h.lr / (1.0 - beta1**t), 1.0 / root
+        return h.lr / (1.0 - beta1**t) * root, 1.0
 
 
 class AdamW(Adam):
@@ -107,5 +112,5 @@ class AdamW(Adam):
         return 0.0
 
     @staticmethod
-    def scalars(h, t):
-        return Adam.scalars(h, t, 1.0 - h.lr * h.weight_decay)
+    def constants(h):
+        return Adam.constants(h, 1.0 - h.lr * h.weight_decay)

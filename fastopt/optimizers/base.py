@@ -147,7 +147,7 @@ class State(dict):
 class Optimizer:
     """Base of the optimizers: everything but the rule.
 
-    A subclass passes its hyperparameters on and says, in three class attributes and three methods,
+    A subclass passes its hyperparameters on and says, in a few class attributes and static methods,
     what its rule is.
 
     Parameters
@@ -185,9 +185,14 @@ class Optimizer:
         raise NotImplementedError
 
     @staticmethod
-    def scalars(h, t):
-        """The scalars of the kernel `h.rule` at step `t` (the first is 1), in the order of its struct."""
+    def constants(h):
+        """The first scalars of the kernel `h.rule`: those that the hyperparameters alone decide."""
         raise NotImplementedError
+
+    @staticmethod
+    def variables(h, t):
+        """Its further scalars, which depend on the step `t` (the first is 1), too."""
+        return ()
 
     @staticmethod
     def decay(h):
@@ -299,7 +304,8 @@ class Optimizer:
         for i, group in enumerate(self.groups):
             group.now = group.at(self._steps)
             group.now.rule = self._rules[i]
-            self._table.set_group(i, group.now.maximize, self.decay(group.now), weight)
+            h = group.now
+            self._table.set_group(i, h.maximize, self.decay(h), weight, self.constants(h))
         scheduled = callable(self._ema_weight) or any(group.is_scheduled() for group in self.groups)
         self._stale.raised = scheduled
 
@@ -331,9 +337,11 @@ class Optimizer:
         """
         if self._stale.raised:
             self._refresh()
-        t, table, scalars = self._steps + 1, self._table, self.scalars
-        for i, group in enumerate(self.groups):
-            table.rows[i] = scalars(group.now, t)
+        t, i, table, variables = self._steps + 1, 0, self._table, self.variables
+        rows = table.rows
+        for group in self.groups:
+            rows[i] = variables(group.now, t)
+            i += 1  # noqa: SIM113 (enumerate alone would take a tenth of a small step)
         if max_norm is clip_value is grad_scale is None and not (zero_grad or self.skip_nonfinite):
             table.step(grads)
         elif self._step_shaped(grads, max_norm, clip_value, grad_scale, zero_grad):

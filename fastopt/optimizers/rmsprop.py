@@ -74,7 +74,7 @@ class RMSprop(Optimizer):
         return "rmsprop" + "_centered" * h.centered + "_momentum" * bool(h.momentum)
 
     @staticmethod
-    def scalars(h, t):
+    def constants(h):
         keras = h.convention == "keras"
         lr, take = (1.0, h.lr) if keras and h.rule.endswith("momentum") else (h.lr, 1.0)
         eps, inside = (0.0, h.eps) if keras else (h.eps, 0.0)

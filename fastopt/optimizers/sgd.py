@@ -83,9 +83,15 @@ class SGD(Optimizer):
         return "nesterov" if h.nesterov else "momentum"
 
     @staticmethod
-    def scalars(h, t):
-        if h.rule == "sgd":
-            return (h.lr,)
-        if h.convention == "torch":
-            return h.lr, h.momentum, 1.0 if t == 1 else 1.0 - h.dampening
-        return 1.0, h.momentum, h.lr if t == 1 else h.lr * (1.0 - h.dampening)
+    def constants(h):
+        return 1.0 if _inside(h) else h.lr, h.momentum
+
+    @staticmethod
+    def variables(h, t):
+        take = 1.0 if t == 1 else 1.0 - h.dampening
+        return (h.lr * take if _inside(h) else take,)
+
+
+def _inside(h):
+    """Whether the learning rate stands inside the velocity."""
+    return h.convention != "torch" and h.rule != "sgd"
