@@ -28,7 +28,7 @@ from fastopt import _bench_report as report
 from fastopt import _bench_worker as worker
 from fastopt._threads import get_num_threads
 
-__all__ = ["main", "measure"]
+__all__ = ["add_options", "measure", "run"]
 
 FORMAT = 1                      # of the JSON
 QUICK = ("1e3", "1e5", "mlp", "100x1024", "clip-mlp")
@@ -392,13 +392,32 @@ def _memory_available():
 # --- The command line ----------------------------------------------------------------------------
 
 
-def main(argv=None):
-    """Run ``fastopt bench``.
+def add_options(command):
+    """Declare the options of ``fastopt bench`` on an argparse parser."""
+    add = command.add_argument
+    add("--list", action="store_true", help="say which works and peers there are")
+    add("--works", type=_names, metavar="NAMES",
+        help="comma-separated; 3e4: an array of that size; sweep: many sizes")
+    add("--peers", type=_names, metavar="NAMES",
+        help="whom to measure beside fastopt (default: all installed)")
+    add("--threads", type=_counts, metavar="NUMBERS",
+        help="numbers of threads, comma-separated (default: all cores)")
+    add("--quick", action="store_true", help="small works, few rounds")
+    add("--rounds", type=_positive(int), metavar="N",
+        help="turns of every contender (default 15, quick 3)")
+    add("--seconds", type=_positive(float), metavar="S",
+        help="length of a turn (default 0.05, quick 0.01)")
+    add("--python", type=_pair, action="append", default=[], metavar="PEER=PATH",
+        help="an interpreter that has a peer which this one has not")
+    add("--details", action="store_true", help="show the shortest times and the spread, too")
+    add("--json", metavar="FILE", help="save the run")
+    add("--markdown", metavar="FILE", help="write the tables as Markdown ('-': to the terminal)")
+    add("--plot", metavar="FILE.png", help="draw time a number against array size, measuring many")
+    add("--from", dest="saved", metavar="FILE", help="measure nothing, show a run saved by --json")
 
-    Parameters
-    ----------
-    argv : list of str, optional
-        What stands behind ``bench``; by default that of the process.
+
+def run(options):
+    """Do what parsed options ask for.
 
     Returns
     -------
@@ -407,50 +426,18 @@ def main(argv=None):
 
     Raises
     ------
-    SystemExit
-        If the arguments are wrong.
+    ValueError, OSError, ImportError
+        If an option is wrong; nothing has been measured then.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
-    options = parser.parse_args(argv)
     if options.list:
         _list()
         return 0
-    try:
-        _check_outputs(options)
-        saved = _saved(options.saved) if options.saved else None
-        works, names = _chosen_works(options), _chosen_peers(options.peers)
-    except (ValueError, OSError, ImportError) as error:
-        parser.error(str(error))
-    run = saved or _measured(options, works, names, argv)
-    try:
-        _write(run, options)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    return 0 if "fastopt" in report.contenders(run) else 1
-
-
-def _parser():
-    parser = argparse.ArgumentParser(
-        prog="fastopt bench",
-        description="Time a step of the optimizer beside other libraries and the limit of memory.",
-    )
-    add = parser.add_argument
-    add("--list", action="store_true", help="say which works and peers there are")
-    add("--works", type=_names, help="comma-separated; 3e4: an array of that size; sweep: many sizes")
-    add("--peers", type=_names, help="whom to measure beside fastopt (default: all installed)")
-    add("--threads", type=_counts, help="numbers of threads, comma-separated (default: all cores)")
-    add("--quick", action="store_true", help="small works, few rounds")
-    add("--rounds", type=_positive(int), help="turns of every contender (default 15, quick 3)")
-    add("--seconds", type=_positive(float), help="length of a turn (default 0.05, quick 0.01)")
-    add("--python", type=_pair, action="append", default=[], metavar="PEER=PATH",
-        help="an interpreter that has a peer which this one has not")
-    add("--details", action="store_true", help="show the shortest times and the spread, too")
-    add("--json", metavar="FILE", help="save the run")
-    add("--markdown", metavar="FILE", help="write the tables as Markdown ('-': to the terminal)")
-    add("--plot", metavar="FILE.png", help="draw time a number against array size, measuring many")
-    add("--from", dest="saved", metavar="FILE", help="measure nothing, show a run saved by --json")
-    return parser
+    _check_outputs(options)
+    saved = _saved(options.saved) if options.saved else None
+    works, names = _chosen_works(options), _chosen_peers(options.peers)
+    result = saved or _measured(options, works, names)
+    _write(result, options)
+    return 0 if "fastopt" in report.contenders(result) else 1
 
 
 def _names(text):
@@ -488,24 +475,24 @@ def _list():
         print(f"{name:16} {contender.__doc__.splitlines()[0]}")
 
 
-def _measured(options, works, names, argv):
+def _measured(options, works, names):
     progress = _show_progress if sys.stderr.isatty() else None
-    run = measure(
+    result = measure(
         works, names, options.threads or [get_num_threads()],
         rounds=options.rounds or (3 if options.quick else 15),
         seconds=options.seconds or (0.01 if options.quick else 0.05),
         pythons=dict(options.python),
-        command=_command(argv, options.python),
+        command=_command(options.words, options.python),
         progress=progress,
     )
     if progress:
         progress("")
-    return run
+    return result
 
 
-def _command(argv, pythons):
+def _command(words, pythons):
     """What was typed, without where the interpreters lie: that means nothing elsewhere."""
-    command = shlex.join(["fastopt", "bench", *argv])
+    command = shlex.join(["fastopt", *words])
     for name, path in pythons:
         command = command.replace(f"{name}={path}", f"{name}=PATH")
     return command

@@ -1,4 +1,4 @@
-"""The command line: ``fastopt train``, ``predict``, ``compare`` and ``info``.
+"""The command line: ``fastopt train``, ``predict``, ``compare``, ``bench`` and ``info``.
 
 Each command is a function that takes the parsed arguments and returns an exit status, and one that
 declares its options. Whatever is wrong with the arguments or their files becomes an exception; the
@@ -17,7 +17,7 @@ import zipfile
 
 import numpy as np
 
-from fastopt import plots
+from fastopt import bench, plots
 from fastopt._threads import show_config
 from fastopt._version import __version__
 from fastopt.nn import MLP, Callback, Trainer, data, metrics
@@ -58,7 +58,8 @@ def main(argv=None):
         one line on standard error that says what is wrong; 130 after Ctrl-C.
     """
     try:
-        args = _parser().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args = _parser().parse_args(words, argparse.Namespace(words=words))
         status = args.run(args)
         sys.stdout.flush()
         return status
@@ -451,6 +452,7 @@ def _parser():
         ("train", _train, _add_train_options, "train a net and save it"),
         ("predict", _predict, _add_predict_options, "print what a saved net predicts"),
         ("compare", _compare, _add_compare_options, "train with six optimizers, side by side"),
+        ("bench", bench.run, bench.add_options, "time a step beside other libraries"),
         ("info", _info, None, "print version, instruction set, threads and BLAS"),
     ):
         command = commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")

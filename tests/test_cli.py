@@ -397,7 +397,7 @@ def test_help_and_version(capsys, option):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("", "expected a command: train, predict, compare, info"),
+        ("", "expected a command: train, predict, compare, bench, info"),
         ("fit", "argument COMMAND: invalid choice: 'fit'"),
         ("train more", "unrecognized arguments: more"),
         ("train --opt sgd", "unrecognized arguments: --opt sgd"),
