@@ -611,8 +611,11 @@ def test_minibatches_hold_every_sample_once(shape, size, lengths):
 def test_minibatches_follow_numpy_s_global_seed():
     def order(seed):
         np.random.seed(seed)
-        return [tuple(y) for _ in range(2) for _, y in
-                solver.get_minibatches(np.zeros((50, 2)), np.arange(50), 20)]
+        return [
+            tuple(y)
+            for _ in range(2)
+            for _, y in solver.get_minibatches(np.zeros((50, 2)), np.arange(50), 20)
+        ]
 
     assert order(1) == order(1)
     assert order(1) != order(2)
@@ -650,7 +653,11 @@ BAD_TRAINING = [
 @pytest.mark.parametrize(("change", "error", "message"), BAD_TRAINING, ids=lambda v: str(v)[:40])
 def test_bad_arguments_are_refused_by_name(name, change, error, message, capsys):
     arguments = {
-        "X_train": X4, "y_train": Y4, "minibatch_size": 2, "epoch": 1, "learning_rate": 0.1
+        "X_train": X4,
+        "y_train": Y4,
+        "minibatch_size": 2,
+        "epoch": 1,
+        "learning_rate": 0.1,
     }
     net = Scripted(2)
     before = flat(net.params)

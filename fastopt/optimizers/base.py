@@ -31,6 +31,8 @@ RANGES = {
 UNSCHEDULED = ("initial_accumulator_value",)
 
 _ALIGN = 64  # bytes: a cache line, and the widest register
+_PAGE = 4096  # bytes after which addresses look alike to the first-level cache
+_LARGE = 1 << 16  # bytes from which on an array's place in its page matters more than a page's waste
 
 
 def check_number(name, value):
@@ -568,17 +570,26 @@ def _carve(arrays, counts):
     """Cut, for each array, `counts` arrays like it out of one new arena of zeros.
 
     Every one begins on a cache line. NumPy asks for huge pages for large blocks, so one block is also
-    the way to get them.
+    the way to get them. Streams at the same place of their pages get into each other's way: large
+    arrays begin a quarter of a page further on than the one before.
     """
-    sizes = [-(-array.nbytes // _ALIGN) * _ALIGN for array in arrays]
-    total = sum(size * count for size, count in zip(sizes, counts, strict=True))
+    rooms = [
+        -(-array.nbytes // _ALIGN) * _ALIGN + (_PAGE if array.nbytes >= _LARGE else 0)
+        for array in arrays
+    ]
+    total = sum(room * count for room, count in zip(rooms, counts, strict=True))
     arena = np.zeros(total + _ALIGN, np.uint8)
-    start = -arena.ctypes.data % _ALIGN
+    base = arena.ctypes.data
+    start = -base % _ALIGN
     carved = []
-    for array, size, count in zip(arrays, sizes, counts, strict=True):
+    for array, room, count in zip(arrays, rooms, counts, strict=True):
         views = []
-        for _ in range(count):
-            views.append(arena[start : start + array.nbytes].view(array.dtype).reshape(array.shape))
-            start += size
+        for k in range(count):
+            first = start
+            if array.nbytes >= _LARGE:
+                wanted = array.ctypes.data // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
+                first += (wanted - base - start) % _PAGE
+            views.append(arena[first : first + array.nbytes].view(array.dtype).reshape(array.shape))
+            start += room
         carved.append(views)
     return carved
