@@ -1,14 +1,15 @@
 /*
  * fo_pool.c: a pool of persistent workers with the shortest fork and join we know how to write.
  *
- * A team is the caller (member 0) and the workers 1 to team - 1. The split is static: member k has
- * the parts k, k + team, k + 2 team and so on, its share.
+ * A team is the caller (member 0) and the workers 1 to team - 1. Each has a share, a run of
+ * neighboring parts that is the same at every job of the same size, so that what a part touches
+ * stays in the caches of one core.
  *
  * Calling a member. Each has one atomic word, alone on its cache line, that holds what it is doing:
  *
  *     IDLE    -> CALLED    a job was published (by the one who owns the pool, with an exchange)
- *     CALLED  -> WORKING   the worker has taken its share; back to IDLE when done
- *     CALLED  -> IDLE      the caller took the share back, because the worker had not come yet
+ *     CALLED  -> WORKING   the worker has come; back to IDLE when no part is left
+ *     CALLED  -> IDLE      the caller took the call back, because the worker had not come yet
  *     IDLE    -> ASLEEP    the member spun for a while in vain and waits on its condition variable
  *     any     -> LEAVING   the worker shall end (only between jobs)
  *
@@ -17,12 +18,12 @@
  * its word is still IDLE. Nobody enters the kernel unless somebody sleeps there. A job touches the
  * words of its own team only, so a short job does not wake a long table of sleepers.
  *
- * The end. `pending` counts unfinished shares. Whoever brings it to zero ends the job: if it is a
- * worker, it calls the caller, who waits exactly as a worker does.
+ * The end. `pending` counts the members that may still be at work. Whoever brings it to zero ends
+ * the job: if it is a worker, it calls the caller, who waits exactly as a worker does.
  *
- * Taking back. When the caller is done with its own share it runs those whose workers have not
- * begun. So a job never waits for a thread to wake up, nor for a core that others keep busy: at
- * the worst it takes as long as without threads.
+ * Helping. Parts are claimed one by one, and who is done with its own share goes on with those of
+ * the others; at last the caller takes back the calls that nobody has answered. So a job never
+ * waits for a thread to wake up, nor longer than a part for a core that somebody else wants.
  *
  * Fork. A child has one thread and a copy of our memory, perhaps from the midst of another thread's
  * job. A handler of pthread_atfork forgets the workers and renews what the caller sleeps on. That
@@ -49,6 +50,7 @@ enum { IDLE, CALLED, WORKING, ASLEEP, LEAVING };
 
 struct member {
     _Alignas(CACHE_LINE) fo_atomic state;
+    _Alignas(CACHE_LINE) fo_atomic next; /* the next part of its share */
     fo_mutex mutex;
     fo_cond bell;
     fo_thread thread;
@@ -127,21 +129,33 @@ static int member_await(struct member *me)
 
 /* ---- The work ---- */
 
-static void run_share(const struct job *job, int member)
+/* The first part of a member's share; that of the one after the last is the number of parts. */
+static int share(const struct job *job, int member)
 {
-    for (int part = member; part < job->parts; part += job->team)
-        job->task(job->context, part, job->parts);
+    return (int)((int64_t)job->parts * member / job->team);
 }
 
-/* Returns whether these shares were the last of the job. */
-static int finish(int shares) { return fo_subtract(&pool.pending, shares) == shares; }
+/* Runs parts until none is left, a member's own ones first. */
+static void run_parts(const struct job *job, int member)
+{
+    for (int k = 0; k < job->team; k++) {
+        const int owner = (member + k) % job->team;
+        const int end = share(job, owner + 1);
+        int part;
+        while ((part = fo_add(&pool.members[owner].next, 1)) < end)
+            job->task(job->context, part, job->parts);
+    }
+}
+
+/* Returns whether these members were the last of the job. */
+static int finish(int members) { return fo_subtract(&pool.pending, members) == members; }
 
 static fo_thread_result FO_THREAD_CALL work(void *argument)
 {
     struct member *const me = argument;
     while (member_await(me) != LEAVING) {
         if (fo_replace(&me->state, CALLED, WORKING)) {
-            run_share(&pool.job, (int)(me - pool.members));
+            run_parts(&pool.job, (int)(me - pool.members));
             fo_store_relaxed(&me->state, IDLE); /* before finish(): then the next call may come */
             if (finish(1))
                 member_call(&pool.members[0], CALLED);
@@ -227,26 +241,24 @@ void fo_pool_set_threads(int threads)
 void fo_pool_run(fo_task task, void *context, int parts)
 {
     if (parts < 2 || !seize()) {
-        const struct job alone = {task, context, parts, 1};
-        run_share(&alone, 0);
+        for (int part = 0; part < parts; part++)
+            task(context, part, parts);
         return;
     }
     const int team = muster(parts);
     pool.job = (struct job){task, context, parts, team};
     fo_store_relaxed(&pool.pending, team);
     fo_store_relaxed(&pool.members[0].state, IDLE);
+    for (int k = 0; k < team; k++)
+        fo_store_relaxed(&pool.members[k].next, share(&pool.job, k));
     for (int k = 1; k < team; k++)
         member_call(&pool.members[k], CALLED);
 
-    int shares = 1;
-    run_share(&pool.job, 0);
-    for (int k = 1; k < team; k++) {
-        if (fo_replace(&pool.members[k].state, CALLED, IDLE)) {
-            run_share(&pool.job, k);
-            shares++;
-        }
-    }
-    if (!finish(shares))
+    int members = 1;
+    run_parts(&pool.job, 0);
+    for (int k = 1; k < team; k++)
+        members += fo_replace(&pool.members[k].state, CALLED, IDLE);
+    if (!finish(members))
         member_await(&pool.members[0]);
     release();
 }

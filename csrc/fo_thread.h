@@ -51,10 +51,12 @@ static inline int fo_exchange(fo_atomic *word, int value)
     return (int)InterlockedExchange(word, value);
 }
 
-static inline int fo_subtract(fo_atomic *word, int amount) /* returns the value before */
+static inline int fo_add(fo_atomic *word, int amount) /* returns the value before */
 {
-    return (int)InterlockedExchangeAdd(word, -amount);
+    return (int)InterlockedExchangeAdd(word, amount);
 }
+
+static inline int fo_subtract(fo_atomic *word, int amount) { return fo_add(word, -amount); }
 
 static inline int fo_replace(fo_atomic *word, int expected, int value) /* returns whether it did */
 {
@@ -92,10 +94,12 @@ static inline int fo_exchange(fo_atomic *word, int value)
     return atomic_exchange_explicit(word, value, memory_order_acq_rel);
 }
 
-static inline int fo_subtract(fo_atomic *word, int amount) /* returns the value before */
+static inline int fo_add(fo_atomic *word, int amount) /* returns the value before */
 {
-    return atomic_fetch_sub_explicit(word, amount, memory_order_acq_rel);
+    return atomic_fetch_add_explicit(word, amount, memory_order_acq_rel);
 }
+
+static inline int fo_subtract(fo_atomic *word, int amount) { return fo_add(word, -amount); }
 
 static inline int fo_replace(fo_atomic *word, int expected, int value) /* returns whether it did */
 {

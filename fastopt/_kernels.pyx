@@ -275,7 +275,7 @@ cdef inline void prefetch(const real* start) noexcept nogil:
     """Ask for a tile."""
     cdef Py_ssize_t i
     if start != NULL:
-        for i in range(TILE * sizeof(real) // LINE):
+        for i in range(TILE * <Py_ssize_t> sizeof(real) // LINE):
             fo_prefetch(<const char*> start + i * LINE)
 
 

@@ -30,6 +30,9 @@ cdef enum:
     GRAIN = 512             # parts end on multiples of this: no two threads write one cache line
     BLOCK = 8192            # elements in one partial sum of the norm, whatever the number of threads
     GATE = 65536            # elements under which a second thread costs more than it brings
+    PART = 8192             # elements a thread takes at a time, at least,
+    PARTS = 32              # and how many parts each thread's share has at most: enough that none waits
+                            # long for another which the system has taken off its core
     REMEMBER = 1 << 18      # gradients up to this many bytes are kept, to be recognized at the next step
 
 
@@ -99,10 +102,11 @@ cdef void squares_part(void* context, int part, int parts) noexcept nogil:
 
 
 cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexcept nogil:
-    if plan.first[plan.count] < GATE:
+    cdef Py_ssize_t total = plan.first[plan.count]
+    if total < GATE:
         task(plan, 0, 1)
     else:
-        run(task, plan, threads())
+        run(task, plan, threads() * max(1, min(PARTS, total // (threads() * PART))))
 
 
 cdef double norm(Plan* plan) noexcept nogil:
