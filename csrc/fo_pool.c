@@ -25,6 +25,11 @@
  * the others; at last the caller takes back the calls that nobody has answered. So a job never
  * waits for a thread to wake up, nor longer than a part for a core that somebody else wants.
  *
+ * Waking. To wake a thread costs its caller some microseconds, and it comes another ten later, more
+ * in a virtual machine. So a job of less than WAKING_PAYS is run by its caller alone if a worker of
+ * its team is asleep, unless the last few jobs came so close upon one another that workers, once
+ * awake, would stay so.
+ *
  * Fork. A child has one thread and a copy of our memory, perhaps from the midst of another thread's
  * job. A handler of pthread_atfork forgets the workers and renews what the caller sleeps on. That
  * is more robust than comparing getpid() at each job: process ids repeat (each first process of a
@@ -43,7 +48,9 @@ enum {
     CACHE_LINE = 64,
     STACK_BYTES = 1 << 20,     /* address space only; tasks keep their tiles on the stack */
     SPIN_NANOSECONDS = 30000,  /* about what going to sleep and being woken costs */
-    PAUSES_PER_CLOCK_READ = 16
+    PAUSES_PER_CLOCK_READ = 16,
+    WAKING_PAYS = 250000,      /* nanoseconds that a job takes one thread */
+    CLOSE_JOBS = 4             /* so many in a row, and the next is expected to follow as closely */
 };
 
 enum { IDLE, CALLED, WORKING, ASLEEP, LEAVING };
@@ -72,6 +79,8 @@ static struct {
     _Alignas(CACHE_LINE) fo_atomic threads; /* wanted */
     fo_atomic size;                         /* members present, the caller among them */
     int limit;                              /* 1 where forks cannot be noticed, else no limit */
+    int close;                              /* jobs in a row that came soon after one another */
+    int64_t ended;                          /* when the last job did */
     struct job job;
 } pool = {.threads = 1, .size = 1};
 
@@ -202,6 +211,19 @@ static int muster(int parts)
     return team < size ? team : size;
 }
 
+/* Returns whether to call the team for a job that takes one thread so long. */
+static int is_worth_calling(int team, int64_t nanoseconds)
+{
+    const int soon = fo_nanoseconds() - pool.ended < SPIN_NANOSECONDS;
+    pool.close = soon && pool.close < CLOSE_JOBS ? pool.close + 1 : soon ? pool.close : 0;
+    if (nanoseconds >= WAKING_PAYS || pool.close == CLOSE_JOBS)
+        return 1;
+    for (int k = 1; k < team; k++)
+        if (fo_load_relaxed(&pool.members[k].state) == ASLEEP)
+            return 0;
+    return 1;
+}
+
 /* ---- Who owns the pool ---- */
 
 /* Also the handler in a forked child, where no worker lives and nobody else is at work. */
@@ -238,14 +260,14 @@ void fo_pool_set_threads(int threads)
     fo_store_relaxed(&pool.threads, least < FO_POOL_MAX_THREADS ? least : FO_POOL_MAX_THREADS);
 }
 
-void fo_pool_run(fo_task task, void *context, int parts)
+static void run_alone(fo_task task, void *context, int parts)
 {
-    if (parts < 2 || !seize()) {
-        for (int part = 0; part < parts; part++)
-            task(context, part, parts);
-        return;
-    }
-    const int team = muster(parts);
+    for (int part = 0; part < parts; part++)
+        task(context, part, parts);
+}
+
+static void run_together(fo_task task, void *context, int parts, int team)
+{
     pool.job = (struct job){task, context, parts, team};
     fo_store_relaxed(&pool.pending, team);
     fo_store_relaxed(&pool.members[0].state, IDLE);
@@ -260,6 +282,20 @@ void fo_pool_run(fo_task task, void *context, int parts)
         members += fo_replace(&pool.members[k].state, CALLED, IDLE);
     if (!finish(members))
         member_await(&pool.members[0]);
+}
+
+void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds)
+{
+    if (parts < 2 || !seize()) {
+        run_alone(task, context, parts);
+        return;
+    }
+    const int team = muster(parts);
+    if (is_worth_calling(team, nanoseconds))
+        run_together(task, context, parts, team);
+    else
+        run_alone(task, context, parts);
+    pool.ended = fo_nanoseconds();
     release();
 }
 

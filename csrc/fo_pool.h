@@ -12,6 +12,8 @@
 #ifndef FO_POOL_H
 #define FO_POOL_H
 
+#include <stdint.h>
+
 enum { FO_POOL_MAX_THREADS = 256 };
 
 /* What threadpoolctl looks for in the loaded library; all else is hidden. */
@@ -32,8 +34,9 @@ FO_EXPORT int fo_pool_threads(void);
 FO_EXPORT void fo_pool_set_threads(int threads);
 
 /* Runs all parts and returns when all are done. What the caller wrote before is seen by every
-   part, and what the parts wrote is seen by the caller after. */
-void fo_pool_run(fo_task task, void *context, int parts);
+   part, and what the parts wrote is seen by the caller after. `nanoseconds` is about how long one
+   thread would take: a short job is left to the caller if the workers would have to be woken. */
+void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds);
 
 /* Waits for the job at work, if any, and joins every worker; the next job starts new ones. To be
    called before a process exits, from an ordinary function: see fo_pool.c on Windows. */

@@ -3,4 +3,4 @@
 ctypedef void (*Task)(void* context, int part, int parts) noexcept nogil
 
 cdef int threads() noexcept nogil
-cdef void run(Task task, void* context, int parts) noexcept nogil
+cdef void run(Task task, void* context, int parts, long long nanoseconds) noexcept nogil

@@ -6,7 +6,7 @@ cdef extern from "fo_cpu.h" nogil:
 cdef extern from "fo_pool.h" nogil:
     int fo_pool_threads()
     void fo_pool_set_threads(int threads)
-    void fo_pool_run(Task task, void* context, int parts)
+    void fo_pool_run(Task task, void* context, int parts, long long nanoseconds)
     void fo_pool_stop()
     int fo_pool_workers()
 
@@ -15,8 +15,8 @@ cdef int threads() noexcept nogil:
     return fo_pool_threads()
 
 
-cdef void run(Task task, void* context, int parts) noexcept nogil:
-    fo_pool_run(task, context, parts)
+cdef void run(Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
+    fo_pool_run(task, context, parts, nanoseconds)
 
 
 def cpu_level():

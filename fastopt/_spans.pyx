@@ -29,7 +29,8 @@ cdef double INFINITE = float("inf"), NOT_A_NUMBER = float("nan")
 cdef enum:
     GRAIN = 512             # parts end on multiples of this: no two threads write one cache line
     BLOCK = 8192            # elements in one partial sum of the norm, whatever the number of threads
-    GATE = 65536            # elements under which a second thread costs more than it brings
+    GATE = 1 << 19          # bytes of arrays under which a second thread costs more than it brings
+    PACE = 32               # bytes of arrays that one thread gets through in a nanosecond, in cache
     PART = 8192             # elements a thread takes at a time, at least,
     PARTS = 32              # and how many parts each thread's share has at most: enough that none waits
                             # long for another which the system has taken off its core
@@ -46,6 +47,7 @@ cdef struct Plan:
     double* partial             # sum of squares of each block
     Py_ssize_t count
     Py_ssize_t jobs_count
+    Py_ssize_t bytes            # of all arrays that a step reads or writes
 
 
 cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
@@ -102,11 +104,11 @@ cdef void squares_part(void* context, int part, int parts) noexcept nogil:
 
 
 cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexcept nogil:
-    cdef Py_ssize_t total = plan.first[plan.count]
-    if total < GATE:
+    cdef Py_ssize_t share = plan.first[plan.count] // threads()
+    if plan.bytes < GATE:
         task(plan, 0, 1)
     else:
-        run(task, plan, threads() * max(1, min(PARTS, total // (threads() * PART))))
+        run(task, plan, threads() * max(1, min(PARTS, share // PART)), plan.bytes // PACE)
 
 
 cdef double norm(Plan* plan) noexcept nogil:
@@ -119,8 +121,17 @@ cdef double norm(Plan* plan) noexcept nogil:
     return sqrt(total)
 
 
+cdef inline Py_ssize_t width(const Span* x) noexcept:
+    return 8 if x.wide else 4
+
+
 cdef inline bint is_large(const Span* x) noexcept:
-    return x.n * (8 if x.wide else 4) > REMEMBER
+    return x.n * width(x) > REMEMBER
+
+
+cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
+    """Bytes of the arrays that belong to a span, its gradient included."""
+    return x.n * width(x) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.e != NULL))
 
 
 cdef char* address(object array) except? NULL:
@@ -190,6 +201,7 @@ cdef class Table:
             self.plan.first[k + 1] = self.plan.first[k] + self.plan.spans[k].n
             blocks += (self.plan.spans[k].n + BLOCK - 1) // BLOCK
             self.plan.first_block[k + 1] = blocks
+            self.plan.bytes += bytes_of(&self.plan.spans[k])
             self.has_large = self.has_large or is_large(&self.plan.spans[k])
         self.plan.partial = <double*> PyMem_Calloc(blocks + 1, sizeof(double))
         self.remember_written()
@@ -383,14 +395,14 @@ cdef class Table:
 
     cdef double measure(self) noexcept:
         cdef double length
-        if self.plan.first[self.plan.count] < GATE:
+        if self.plan.bytes < GATE:
             return norm(&self.plan)
         with nogil:
             length = norm(&self.plan)
         return length
 
     cdef void update(self) noexcept:
-        if self.plan.first[self.plan.count] < GATE:
+        if self.plan.bytes < GATE:
             update_part(&self.plan, 0, 1)   # letting go of the interpreter would cost more
             return
         with nogil:

@@ -14,17 +14,29 @@ from rules import RULES, same_bits
 import fastopt
 from fastopt import _runtime
 
-GATE = 65536  # elements from which on a step is shared out
+GATE = 1 << 19  # bytes of arrays from which on a step is shared out
+MANY = 1 << 21  # elements for whose sake sleeping workers are woken
+
+
+def at_the_gate(rule, dtype):
+    """Elements with which a step of a rule, with an average, comes to the gate."""
+    return GATE // (np.dtype(dtype).itemsize * (3 + len(rule.state)))
 
 
 def run(rule, dtype, lengths):
-    """Three steps with everything switched on; all that they leave behind."""
+    """Steps with everything switched on; all that they leave behind.
+
+    They follow close upon one another, so that the workers are awake for the later ones.
+    """
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(n).astype(dtype) for n in lengths]
+    given = [rng.standard_normal(n).astype(dtype) for n in lengths]
+    grads = [g.copy() for g in given]
     opt = rule.make(params, ema=0.9)
     norms = []
-    for _ in range(3):
-        grads = [rng.standard_normal(n).astype(dtype) for n in lengths]
+    for step in range(6):
+        for g, kept in zip(grads, given, strict=True):
+            np.multiply(kept, dtype(1 + step), out=g)
         opt.step(grads, max_norm=10.0, clip_value=0.5, grad_scale=2.0, zero_grad=True)
         norms.append(opt.grad_norm)
         assert not any(g.any() for g in grads)
@@ -34,7 +46,8 @@ def run(rule, dtype, lengths):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_threads_do_not_change_a_bit(rule, dtype, isa, threads):
-    for lengths in ([GATE - 1], [GATE], [GATE + 1], [1, 8191, 0, 8193, 70001, 3, 511]):
+    gate = at_the_gate(rule, dtype)
+    for lengths in ([gate - 1], [gate], [gate + 1], [1, 8191, 0, 8193, 70001, 3, 511]):
         threads(1)
         expected = run(rule, dtype, lengths)
         for n in (2, 3, 7):
@@ -51,13 +64,13 @@ def test_instruction_sets_do_not_change_a_bit(dtype, monkeypatch):
         results = []
         for name in _dispatch.runnable():
             monkeypatch.setattr(_dispatch, "kernels", _dispatch.load(name))
-            results.append(run(rule, dtype, [1, 513, GATE + 5]))
+            results.append(run(rule, dtype, [1, 513, at_the_gate(rule, dtype) + 5]))
         for other in results[1:]:
             assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def big_step():
-    p = np.zeros(4 * GATE, np.float32)
+    p = np.zeros(MANY, np.float32)
     fastopt.SGD(p, lr=1.0).step(np.ones_like(p))
     return bool((p == -1).all())
 
@@ -78,16 +91,16 @@ def test_a_child_steps_with_workers_of_its_own(threads):
 def test_two_threads_step_two_optimizers(threads):
     threads(2)
     rng = np.random.default_rng(0)
-    grads = rng.standard_normal((20, 3 * GATE)).astype(np.float32)
+    grads = rng.standard_normal((20, 200_000)).astype(np.float32)
 
     def train(p):
         opt = fastopt.Adam(p)
         for g in grads:
             opt.step(g, max_norm=1.0)
 
-    expected = np.ones(3 * GATE, np.float32)
+    expected = np.ones(200_000, np.float32)
     train(expected)
-    params = [np.ones(3 * GATE, np.float32) for _ in range(4)]
+    params = [np.ones(200_000, np.float32) for _ in range(4)]
     workers = [threading.Thread(target=train, args=(p,)) for p in params]
     for worker in workers:
         worker.start()
@@ -126,7 +139,7 @@ def test_a_bad_number_of_threads(n, error):
 
 def test_small_steps_start_no_thread():
     _runtime.stop()
-    p = np.zeros(GATE - 1, np.float32)
+    p = np.zeros(GATE // 8 - 1, np.float32)
     fastopt.SGD(p).step(p + 1)
     assert _runtime.live_workers() == 0
 
@@ -164,7 +177,7 @@ def test_the_interpreter_exits_with_a_live_pool():
     done = python(
         """
         import numpy as np, fastopt
-        p = np.zeros(1 << 20, np.float32)
+        p = np.zeros(1 << 21, np.float32)
         opt = fastopt.SGD(p, lr=1.0)
         opt.step(np.ones_like(p))
         print(fastopt._runtime.live_workers())

@@ -25,6 +25,7 @@
 
 enum { MANY_PARTS = 20, DEADLINE_SECONDS = 300 };
 static const int64_t millisecond = 1000000;
+static const int64_t LONG = INT64_MAX; /* a job that is worth waking every worker for */
 
 static void check(int condition, const char *what)
 {
@@ -71,7 +72,7 @@ static void run_and_check(int parts)
 {
     struct tally tally;
     memset(&tally, 0, sizeof tally);
-    fo_pool_run(count_part, &tally, parts);
+    fo_pool_run(count_part, &tally, parts, LONG);
     for (int part = 0; part <= MANY_PARTS; part++) {
         check(tally.runs[part] == (part < parts), "each part runs exactly once");
         check(part >= parts || tally.parts_seen[part] == parts, "each part is told their number");
@@ -114,7 +115,7 @@ static void run_meeting(int parts)
     struct meeting meeting;
     fo_store(&meeting.missing, parts);
     fo_store(&meeting.sigint_blocked, 0);
-    fo_pool_run(meet, &meeting, parts);
+    fo_pool_run(meet, &meeting, parts, LONG);
 #ifndef _WIN32
     check(fo_load(&meeting.sigint_blocked) == parts - 1, "workers block signals");
 #endif
@@ -175,7 +176,7 @@ static void test_nested(void)
 {
     for (int threads = 1; threads <= 3; threads++) {
         fo_pool_set_threads(threads);
-        fo_pool_run(nest, NULL, 8);
+        fo_pool_run(nest, NULL, 8, LONG);
     }
 }
 
@@ -217,7 +218,7 @@ static void test_many_tiny_jobs(void)
     memset(&tally, 0, sizeof tally);
     fo_pool_set_threads(2);
     for (int i = 0; i < 200000; i++) {
-        fo_pool_run(count_part, &tally, 2);
+        fo_pool_run(count_part, &tally, 2, LONG);
         if (i % 1000 == 0)
             sleep_for(millisecond / 10); /* so that some jobs find the worker just falling asleep */
     }
@@ -354,7 +355,7 @@ static void work_until_told(void *context, int part, int parts)
 
 static fo_thread_result run_long_job(void *context)
 {
-    fo_pool_run(work_until_told, context, 3);
+    fo_pool_run(work_until_told, context, 3, LONG);
     return NULL;
 }
 
@@ -420,7 +421,7 @@ static void print_latency(const char *what, fo_task task, int64_t gap)
         else
             busy_for(gap);
         const int64_t start = fo_nanoseconds();
-        fo_pool_run(task, &meeting, 2);
+        fo_pool_run(task, &meeting, 2, LONG);
         times[i] = fo_nanoseconds() - start;
     }
     qsort(times, REPEATS, sizeof *times, compare);
