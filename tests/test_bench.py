@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastopt import _bench_report as report
-from fastopt import _bench_worker as worker
 from fastopt import bench, cli
+from fastopt.bench import report, worker
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

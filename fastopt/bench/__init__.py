@@ -1,6 +1,6 @@
 """``fastopt bench``: a step's time beside that of other libraries, and beside what memory allows.
 
-Every contender runs in a process of its own (`fastopt._bench_worker`, which says what is timed, and
+Every contender runs in a process of its own (`worker.py`, which says what is timed, and
 how), so that no two thread pools meet. They take short turns, in another order each round, so that
 whatever slows the machine for a while slows all; a contender's time is the median over the rounds.
 While one runs, all others are blocked with their threads asleep. "limit" is no optimizer but the
@@ -24,9 +24,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 
-from fastopt import _bench_report as report
-from fastopt import _bench_worker as worker
 from fastopt._threads import get_num_threads
+from fastopt.bench import report, worker
 
 __all__ = ["add_options", "measure", "run"]
 

@@ -4,7 +4,7 @@ A run is the dict that `fastopt.bench.measure` returns and ``--json`` writes; ev
 it and nothing else, so that a saved run can be shown again.
 """
 
-from fastopt._bench_worker import SWEEP
+from fastopt.bench.worker import SWEEP
 
 BYTES_HELD = 16     # a number in p, g, m and v
 PLOTTED = ("limit", "fastopt", "torch-fused", "numba", "optax", "numpy")

@@ -212,7 +212,7 @@ class FastOpt(Contender):
 
     def __init__(self, threads):
         super().__init__(threads)
-        here = str(Path(__file__).parents[1])
+        here = str(Path(__file__).parents[2])
         if sys.path[0] != here:     # this very installation
             sys.path.insert(0, here)
         import fastopt
