@@ -281,36 +281,13 @@ def _predict(args):
 def _read_rows(args, features):
     """Return the rows of the data in their order, and their labels; None where there are none.
 
-    Data that come as training and test part give the test part. A table without a column of labels
-    is one that has as many columns as the model takes features.
+    Data that come as training and test part give the test part.
     """
-    path, label = args.data, _label(args)
-    if _is_csv(path):
-        X, y = data.read_csv(path, label=label)
-        if args.label is None and X.shape[1] == features - 1 and y.dtype.kind in "biuf":
-            X, y = np.column_stack([X, y]), None
-    elif path.lower().endswith(".npz"):
-        X, y = _read_npz(path)
-    else:
-        X, y = _test_part(data._read(path, label, "auto"))
-    if X.ndim < 2 or X.size == 0:
-        raise ValueError(f"{path}: expected rows of features, got an array of shape {X.shape}")
-    X = data._features(path, X, scale=None)
+    unlabeled = features if args.label is None else None
+    X, y = data.read(args.data, label=_label(args), features=unlabeled)[-1]
     if X.shape[1] != features:
-        raise ValueError(f"{path}: the model takes {features} features a row, got {X.shape[1]}")
+        raise ValueError(f"{args.data}: the model takes {features} features a row, got {X.shape[1]}")
     return X, y
-
-
-def _read_npz(path):
-    arrays = {name.lower(): array for name, array in data.read_arrays(path).items()}
-    if "x" in arrays and "y" not in arrays:
-        return arrays["x"], None
-    return _test_part(data.read_npz(path))
-
-
-def _test_part(arrays):
-    part = "" if "X" in arrays else "_test"
-    return arrays["X" + part], arrays["y" + part]
 
 
 def _score_of_file(path, y, predicted, net, classes):

@@ -291,6 +291,16 @@ def test_predict_without_labels(run, model, name):
     assert "Accuracy" in labeled[2]
 
 
+def test_predict_refuses_another_number_of_features(refused, model):
+    X, y = blobs(5)
+    write_csv("wide.csv", np.column_stack([X, X]))
+    write_csv("names.csv", X[:, :1], NAMES[y])
+    np.savez("flat.npz", X=X[:, 0])
+    assert "wide.csv: the model takes 2 features a row, got 3" in refused("predict", model, "wide.csv")
+    assert "is not a finite number" in refused("predict", model, "names.csv")
+    assert "X must have at least two dimensions" in refused("predict", model, "flat.npz")
+
+
 def test_predict_with_a_column_of_labels_elsewhere(run, model):
     X, y = blobs(50, seed=1)
     write_csv("first.csv", X, NAMES[y], names=["tree", "a", "b"], first=True)
@@ -446,10 +456,10 @@ def test_damaged_files(refused, folder):
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n" * 50)[:30])
     (folder / "words.csv").write_text("1,2,a\n3,four,b\n")
-    assert "cut.npz: not a sound .npz file" in refused("train", "--data", "cut.npz")
+    assert "cut.npz: damaged, or not an .npz file" in refused("train", "--data", "cut.npz")
     assert "cut.csv.gz: not a sound CSV file" in refused("train", "--data", "cut.csv.gz")
     assert "row 2 of column 1 is not a finite number" in refused("train", "--data", "words.csv")
-    assert "cut.npz: not a sound .npz file" in refused("predict", "cut.npz", "digits")
+    assert "cut.npz: damaged, or not an .npz file" in refused("predict", "cut.npz", "digits")
     assert "data.npz: not a saved fastopt.MLP" in refused("predict", "data.npz", "digits")
 
 

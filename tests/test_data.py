@@ -4,6 +4,7 @@ import gzip
 import io
 import math
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -277,25 +278,36 @@ def npz_bytes(**arrays):
     return file.getvalue()
 
 
+def zip_of_text():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("X.npy", "no array")
+    return file.getvalue()
+
+
+NOT_NPZ = r"damaged, or not an \.npz file of plain arrays$"
 GOOD_NPZ = npz_bytes(X=np.ones((4, 3)), y=np.arange(4))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a sound"),
-        (b"hello, world", "not a sound"),
-        (GOOD_NPZ[:200], "not a sound"),
-        (GOOD_NPZ[:-10], "not a sound"),
-        (GOOD_NPZ.replace(b"\0\0\xf0?", b"\0\1\xf0?", 1), "not a sound"),  # fails its checksum
-        (npz_bytes(X=np.ones((4, 3))), "expected the arrays X and y, .*; found x"),
+        (b"", NOT_NPZ),
+        (b"hello, world", NOT_NPZ),
+        (GOOD_NPZ[:200], NOT_NPZ),
+        (GOOD_NPZ[:-10], NOT_NPZ),
+        (GOOD_NPZ.replace(b"\0\0\xf0?", b"\0\1\xf0?", 1), NOT_NPZ),  # fails its checksum
+        (npz_bytes(y=np.ones((4, 3))), "expected the arrays X and y, .*; found y"),
+        (npz_bytes(X=np.ones((4, 3))), "expected labels, found rows of features alone"),
         (npz_bytes(), "found none"),
         (npz_bytes(X_train=np.ones((4, 3)), y_train=np.ones(4)), "expected the arrays"),
         (npz_bytes(X=np.ones((4, 3)), y=np.ones(5)), "X has 4 rows, y has 5"),
         (npz_bytes(X=np.ones((0, 3)), y=np.ones(0)), "X is empty"),
         (npz_bytes(X=np.ones((3, 0)), y=np.ones(3)), "X is empty"),
         (npz_bytes(X=np.ones(4), y=np.ones(4)), "at least two dimensions"),
-        (npz_bytes(X=np.ones((4, 3)), y=np.array([{}, 1, 2, 3])), "not a sound .*pickle"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.ones(())), "X has 4 rows, y has 0"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.array([{}, 1, 2, 3])), NOT_NPZ),
+        (zip_of_text(), NOT_NPZ),
         (npz_bytes(X=np.full((4, 3), np.nan), y=np.arange(4)), "features hold NaN"),
         (npz_bytes(X=np.ones((4, 3)), y=np.full(4, np.inf)), "labels hold NaN"),
         (npz_bytes(X=np.full((4, 3), "a"), y=np.arange(4)), "real numbers"),
@@ -321,7 +333,7 @@ def test_npz_refused(tmp_path, content, message):
 
 def test_npy_is_not_npz(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros(3))
-    with pytest.raises(ValueError, match=r"single \.npy"):
+    with pytest.raises(ValueError, match=NOT_NPZ):
         data.read_npz(tmp_path / "a.npy")
 
 
@@ -372,6 +384,21 @@ def test_csv_label_by_name_or_place(csv, label):
 
 
 @pytest.mark.parametrize(
+    "options", [{"label": None}, {"features": 3}, {"features": 3, "label": 0}], ids=str
+)
+def test_csv_without_labels(csv, options):
+    X, y = data.read_csv(csv("x1,x2,x3\n1,2,3\n4,5,6\n"), **options)
+    assert X.tolist() == [[1, 2, 3], [4, 5, 6]] and y is None
+    X, y = data.read_csv(csv("1\n2\n"), label=None)
+    assert X.tolist() == [[1], [2]] and y is None
+
+
+def test_csv_of_more_columns_than_features_has_labels(csv):
+    X, y = data.read_csv(csv("1,2,5\n3,4,6\n"), features=2)
+    assert X.tolist() == [[1, 2], [3, 4]] and y.tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(
     ("header", "rows"), [("auto", 2), (True, 1), (False, 2)], ids=["auto", "yes", "no"]
 )
 def test_csv_of_numbers_alone(csv, header, rows):
@@ -412,6 +439,8 @@ def test_csv_labels_like_na_are_labels(csv):
         ("a,b,c\n1,2,3.5\n4,5,inf\n", {}, "row 2 of column 'c' is not a finite number"),
         ("a,b\n1,2\n", {"label": "z"}, "no column 'z' among a, b"),
         ("a,b\n1,2\n", {"label": 2}, "label=2 is not one of the 2 columns"),
+        ("a,b\n1,x\n", {"label": None}, "row 1 of column 'b' is not a finite number"),
+        ("a,b\n1,x\n", {"features": 2}, "row 1 of column 'b' is not a finite number"),
         ("a,b\n1,2\n", {"header": "yes"}, "header must be"),
         (b"a,b\n\xff\xfe,2\n", {}, "not a sound CSV"),
         ('a,b\n1,"2\n', {}, "not a sound CSV"),
@@ -422,6 +451,11 @@ def test_csv_refused(csv, text, options, message):
     with pytest.raises(ValueError, match=message) as error:
         data.read_csv(path, **options)
     assert str(path) in str(error.value) or "header" in options
+
+
+def test_csv_refuses_a_label_that_is_no_place(csv):
+    with pytest.raises(TypeError, match=r"label must be a name, a place or None, got 1\.5"):
+        data.read_csv(csv(ROWS), label=1.5)
 
 
 def test_csv_truncated_gzip(csv):
@@ -439,6 +473,29 @@ def test_csv_without_pandas(csv, monkeypatch):
 
 
 # --- The front door --------------------------------------------------------------------------
+
+
+def test_read_gives_the_parts_as_they_are(tmp_path, csv):
+    written = write_mnist(tmp_path)
+    for (X, y), (pixels, labels) in zip(data.read(tmp_path), written.values(), strict=True):
+        np.testing.assert_array_equal(X, pixels.reshape(len(pixels), 6) / np.float32(255))
+        np.testing.assert_array_equal(y, labels)
+    [(X, y)] = data.read(csv("1,2,b\n3,4,a\n"), scale=2)
+    assert X.dtype == np.float32 and X.tolist() == [[0.5, 1], [1.5, 2]] and y.tolist() == ["b", "a"]
+    [(X, y)] = data.read("digits")
+    assert X.shape == (1797, 64) and y.shape == (1797,)
+
+
+def test_read_without_labels(tmp_path, csv):
+    np.savez(tmp_path / "d.npz", X=np.ones((4, 3, 2)))
+    [(X, y)] = data.read(tmp_path / "d.npz")
+    assert X.shape == (4, 6) and y is None
+    table = csv("1,2\n3,4\n")
+    for options in ({"label": None}, {"features": 2}):
+        [(X, y)] = data.read(table, **options)
+        assert X.tolist() == [[1, 2], [3, 4]] and y is None
+    with pytest.raises(ValueError, match="expected labels"):
+        data.load(table, label=None)
 
 
 @pytest.mark.parametrize("name", ["absent.csv", "absent.npz", "absent", "absent-idx3-ubyte"])

@@ -1,13 +1,15 @@
 """Data sets from files: IDX, NPZ and CSV, and the handwritten digits that come with the package.
 
-Readers (`read_idx`, `read_npz`, `read_csv`) return what a file holds; `load` makes it ready to
-train on. A file that is damaged is refused with a ValueError that names it and says what is wrong.
+Readers (`read_idx`, `read_npz`, `read_csv`) return what a file holds; `read` takes any of their
+formats and gives rows for a net to predict; `load` makes a data set ready to train on. A file that
+is damaged is refused with a ValueError that names it and says what is wrong.
 """
 
 from __future__ import annotations
 
 import gzip
 import math
+import operator
 import os
 import zipfile
 import zlib
@@ -20,6 +22,7 @@ __all__ = [
     "Dataset",
     "load",
     "load_digits",
+    "read",
     "read_arrays",
     "read_csv",
     "read_idx",
@@ -31,7 +34,10 @@ __all__ = [
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
+_PARTS = ("", "_train", "_test")  # what may follow the names X and y
 _SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
+_DAMAGE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_NOT_NPZ = "damaged, or not an .npz file of plain arrays"
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,8 @@ def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.
 
     Parameters
     ----------
-    path : str or path-like
-        A folder of IDX files as MNIST is published; an IDX file of images (its labels are looked
-        for beside it); ``.npz``, ``.csv`` or ``.csv.gz``; or the word ``"digits"`` for
-        `load_digits`.
-    label, header
-        As for `read_csv`; other formats ignore them.
-    scale : float, optional
-        The features are divided by it: by default by 255 where they are bytes (pixels), else by 1.
+    path, label, header, scale
+        As for `read`; there must be labels.
     task : {"auto", "classification", "regression"}
         ``"auto"``: a regression if the labels are floating-point numbers.
     test_size, seed
@@ -82,50 +82,85 @@ def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.
     Raises
     ------
     ValueError
-        If the format cannot be told or the file is damaged.
+        If the format cannot be told, the file is damaged, or there are no labels.
     FileNotFoundError
         If there is no such file.
     """
     if task not in ("auto", "classification", "regression"):
         raise ValueError(f"task must be 'auto', 'classification' or 'regression', got {task!r}")
-    if scale is not None and not 0.0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale!r}")
-    arrays = _read(path, label, header)
-    if "X" in arrays:
-        X = _features(path, arrays["X"], scale)
-        y, classes = _targets(path, arrays["y"], task)
-        X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=test_size, seed=seed)
+    parts = read(path, label=label, header=header, scale=scale)
+    if any(y is None for _, y in parts):
+        raise ValueError(f"{path}: expected labels, found rows of features alone")
+    targets, classes = _targets(path, np.concatenate([y for _, y in parts]), task)
+    if len(parts) == 1:
+        X_train, X_test, y_train, y_test = train_test_split(parts[0][0], targets, test_size, seed)
     else:
-        X_train = _features(path, arrays["X_train"], scale)
-        X_test = _features(path, arrays["X_test"], scale)
-        if X_train.shape[1] != X_test.shape[1]:
-            raise ValueError(
-                f"{path}: X_train has {X_train.shape[1]} features, X_test {X_test.shape[1]}"
-            )
-        y, classes = _targets(path, np.concatenate([arrays["y_train"], arrays["y_test"]]), task)
-        y_train, y_test = np.split(y, [len(X_train)])
+        (X_train, _), (X_test, _) = parts
+        y_train, y_test = np.split(targets, [len(X_train)])
     return Dataset(X_train, y_train, X_test, y_test, classes)
 
 
-def _read(path, label, header):
-    """Return the arrays ``X, y`` or ``X_train, y_train, X_test, y_test`` of whatever is there."""
+def read(path, *, label=-1, header="auto", features=None, scale=None):
+    """Read the rows of a data set of any known format, in their order.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder of IDX files as MNIST is published; an IDX file of images (its labels are looked
+        for beside it); ``.npz``, ``.csv`` or ``.csv.gz``; or the word ``"digits"`` for
+        `load_digits`.
+    label, header, features
+        As for `read_csv`; other formats ignore them.
+    scale : float, optional
+        The features are divided by it: by default by 255 where they are bytes (pixels), else by 1.
+
+    Returns
+    -------
+    list of (X, y)
+        The one part, or two: that for training and that for test. ``X`` is float32 of shape
+        (n, features); ``y`` holds the labels as they are in the file, None where it has none.
+
+    Raises
+    ------
+    ValueError
+        If the format cannot be told, the file is damaged, or the features are not finite numbers.
+    FileNotFoundError
+        If there is no such file.
+    """
+    if scale is not None and not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale!r}")
+    parts = [
+        (_features(path, X, scale), y) for X, y in _read_parts(path, label, header, features)
+    ]
+    widths = [X.shape[1] for X, _ in parts]
+    if len(set(widths)) > 1:
+        raise ValueError(f"{path}: X_train has {widths[0]} features, X_test {widths[1]}")
+    return parts
+
+
+def _read_parts(path, label, header, features):
+    """Return a list of one or two pairs ``X, y`` of whatever is there, as it is there."""
     file = Path(path)
     if file.is_dir():
-        return read_idx_folder(file)
+        return _parts(read_idx_folder(file))
     if not file.exists():
         if os.fspath(path) == "digits":
-            return dict(zip("Xy", load_digits(), strict=True))
+            return [load_digits()]
         raise FileNotFoundError(f"no such file or folder: {file}")
     name = file.name.lower()
     if name.endswith(".npz"):
-        return read_npz(file)
+        return _parts(read_npz(file))
     if name.endswith((".csv", ".csv.gz")):
-        return dict(zip("Xy", read_csv(file, label=label, header=header), strict=True))
+        return [read_csv(file, label, header, features)]
     if "idx" in name:
-        return dict(zip("Xy", read_idx_pair(file, _labels_beside(file)), strict=True))
+        return [read_idx_pair(file, _labels_beside(file))]
     raise ValueError(
         f"{file}: unknown format; known are a folder of IDX files, IDX, .npz, .csv and .csv.gz"
     )
+
+
+def _parts(arrays):
+    return [(arrays["X" + part], arrays.get("y" + part)) for part in _PARTS if "X" + part in arrays]
 
 
 def _labels_beside(images):
@@ -231,17 +266,17 @@ def read_arrays(path):
     Raises
     ------
     ValueError
-        If the file is no ``.npz``, is damaged, or holds pickled objects.
+        If the file is no ``.npz``, is damaged, or holds anything but plain arrays.
     """
-    damage = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
     with open(path, "rb") as file:
         try:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single .npy array")
-            return {name: archive[name] for name in archive.files}
-        except damage as error:
-            raise ValueError(f"{path}: not a sound .npz file of plain arrays ({error})") from None
+            with np.lib.npyio.NpzFile(file) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except _DAMAGE as error:
+            raise ValueError(f"{path}: {_NOT_NPZ}") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise ValueError(f"{path}: {_NOT_NPZ}")  # NumPy hands out other files as bytes
+    return arrays
 
 
 def read_npz(path):
@@ -251,7 +286,7 @@ def read_npz(path):
     ----------
     path : str or path-like
         Holds ``X`` and ``y``, or ``X_train``, ``y_train``, ``X_test`` and ``y_test`` (as Keras'
-        ``mnist.npz``), in capitals or not. Other arrays are ignored.
+        ``mnist.npz``), or ``X`` without labels, in capitals or not. Other arrays are ignored.
 
     Returns
     -------
@@ -259,11 +294,13 @@ def read_npz(path):
         Under these names.
     """
     found = {name.lower(): array for name, array in read_arrays(path).items()}
-    for names in (("X", "y"), _SPLIT_NAMES):
+    for names in (("X", "y"), _SPLIT_NAMES, ("X",)):
         if all(name.lower() in found for name in names):
             arrays = {name: found[name.lower()] for name in names}
-            for X, y in zip(names[::2], names[1::2], strict=True):
-                _check_counts(path, X, arrays[X], y, arrays[y])
+            for part in _PARTS:
+                if "X" + part in arrays:
+                    X, y = "X" + part, "y" + part
+                    _check_part(path, X, arrays[X], y, arrays.get(y))
             return arrays
     raise ValueError(
         f"{path}: expected the arrays X and y, or {', '.join(_SPLIT_NAMES)}; "
@@ -271,16 +308,15 @@ def read_npz(path):
     )
 
 
-def _check_counts(path, X_name, X, y_name, y):
-    if X.ndim < 2 or y.ndim == 0:
-        raise ValueError(
-            f"{path}: {X_name} must have at least two dimensions and {y_name} one, "
-            f"got {X.shape} and {y.shape}"
-        )
-    if len(X) != len(y):
-        raise ValueError(f"{path}: {X_name} has {len(X)} rows, {y_name} has {len(y)}")
+def _check_part(path, X_name, X, y_name, y):
+    if X.ndim < 2:
+        raise ValueError(f"{path}: {X_name} must have at least two dimensions, got {X.shape}")
     if X.size == 0:
         raise ValueError(f"{path}: {X_name} is empty, its shape is {X.shape}")
+    if y is not None:
+        rows = len(y) if y.ndim else 0
+        if rows != len(X):
+            raise ValueError(f"{path}: {X_name} has {len(X)} rows, {y_name} has {rows}")
 
 
 # --- IDX -------------------------------------------------------------------------------------
@@ -347,7 +383,7 @@ def read_idx_pair(images, labels):
     X, y = read_idx(images), read_idx(labels)
     if y.ndim != 1:
         raise ValueError(f"{labels}: expected a vector of labels, got the shape {y.shape}")
-    _check_counts(images, "the file of images", X, f"its file of labels {labels}", y)
+    _check_part(images, "the file of images", X, f"its file of labels {labels}", y)
     return X, y
 
 
@@ -384,23 +420,25 @@ def _find_idx(folder, stem):
 # --- CSV -------------------------------------------------------------------------------------
 
 
-def read_csv(path, label=-1, header="auto"):
-    """Return ``X, y`` from a table of numbers with one column of labels.
+def read_csv(path, label=-1, header="auto", features=None):
+    """Return ``X, y`` from a table of numbers, which may have a column of labels.
 
     Parameters
     ----------
     path : str or path-like
         Compressed by gzip if its name ends in ``.gz``.
-    label : str or int, default -1
-        The column of labels, by name or by place (negative: from the right).
+    label : str, int or None, default -1
+        The column of labels, by name or by place (negative: from the right); None: there is none.
     header : bool or "auto", default "auto"
         Whether the first line holds names. ``"auto"``: it does if none of its cells is a number.
+    features : int, optional
+        How many features a row has, where that is known: a table of just as many columns has no
+        labels, whatever `label` says.
 
     Returns
     -------
-    X : ndarray of float64, shape (n, columns - 1)
-    y : ndarray, shape (n,)
-        int64, float64, or strings.
+    X : ndarray of float64, shape (n, features)
+    y : ndarray of int64, float64 or strings, shape (n,), or None
 
     Raises
     ------
@@ -431,13 +469,17 @@ def read_csv(path, label=-1, header="auto"):
         raise ValueError(
             f"{path}: the first line names {len(names)} columns, the rows have {table.shape[1]}"
         )
-    place = _label_place(path, names, label)
+    place = None if len(names) == features else _label_place(path, names, label)
     _check_cells(path, table, names, place)
+    if place is None:
+        return table.to_numpy(np.float64), None
     y = table.pop(place)
     return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
 
 
 def _label_place(path, names, label):
+    if label is None:
+        return None
     n = len(names)
     if n < 2:
         raise ValueError(f"{path}: expected features and a column of labels, found one column")
@@ -445,6 +487,10 @@ def _label_place(path, names, label):
         if label not in names:
             raise ValueError(f"{path}: no column {label!r} among {', '.join(map(str, names))}")
         return names.index(label)
+    try:
+        label = operator.index(label)
+    except TypeError:
+        raise TypeError(f"label must be a name, a place or None, got {label!r}") from None
     if not -n <= label < n:
         raise ValueError(f"{path}: label={label} is not one of the {n} columns")
     return label % n
