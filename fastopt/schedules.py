@@ -23,8 +23,10 @@ import operator
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
+
+from fastopt._checks import whole
 
 __all__ = [
     "Constant",
@@ -663,18 +665,11 @@ def _fraction(name: str, value: Any) -> float:
 
 
 def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < 0:
-        raise ValueError(f"{name}: expected at least 0, got {value!r}")
-    return int(value)
+    return whole(name, value, 0)
 
 
 def _count(name: str, value: Any) -> int:
-    number = _whole(name, value)
-    if number < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value!r}")
-    return number
+    return whole(name, value, 1)
 
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:

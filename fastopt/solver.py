@@ -25,14 +25,15 @@ A network whose gradients come in the order of ``params`` says so with an attrib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 
 from fastopt import functional
+from fastopt._checks import samples, whole
 from fastopt._tree import flatten
 from fastopt.nn.metrics import accuracy
+from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
 
 __all__ = [
@@ -96,8 +97,8 @@ def get_minibatches(
     >>> [X_batch.shape for X_batch, y_batch in batches]
     [(4, 8, 8), (4, 8, 8), (2, 8, 8)]
     """
-    X, y = _samples("X", X, "y", y)
-    return list(_minibatches(X, y, _whole("minibatch_size", minibatch_size, 1)))
+    X, y = samples("X", X, "y", y)
+    return list(_minibatches(X, y, whole("minibatch_size", minibatch_size, 1)))
 
 
 # --- one step -----------------------------------------------------------------------------------
@@ -264,7 +265,7 @@ def adam_update(
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article gives no
     function for this step, but writes it out in the loop.
     """
-    _whole("t", t, 1)
+    whole("t", t, 1)
     columns = _columns(params, grads, velocity=velocity, cache=cache)
     if any(np.may_share_memory(v, c) for _, _, v, c in columns):
         raise ValueError("cache: expected arrays of its own, got one that velocity has as well")
@@ -469,10 +470,10 @@ def _train(
     train_step: Callable[[np.ndarray, np.ndarray], tuple[float, Layers]] | None = None,
 ) -> Any:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
-    train = _samples("X_train", X_train, "y_train", y_train)
+    train = samples("X_train", X_train, "y_train", y_train)
     test = _optional_samples("X_test", X_test, "y_test", y_test)
-    minibatch_size = _whole("minibatch_size", minibatch_size, 1)
-    epoch = _whole("epoch", epoch, 0)
+    minibatch_size = whole("minibatch_size", minibatch_size, 1)
+    epoch = whole("epoch", epoch, 0)
     train_step = train_step or nnet.train_step
     backwards = getattr(nnet, "grads_reversed", True)
     for number in range(1, epoch + 1):
@@ -510,13 +511,10 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
 
 def _report(nnet, loss, train, test, minibatch_size) -> str:
     """The article's line about an epoch."""
-    parts = [
-        f"Loss = {float(loss):.4f}",
-        f"Training Accuracy = {_accuracy_of(nnet, *train, minibatch_size):.4f}",
-    ]
+    logs = {"loss": float(loss), "accuracy": _accuracy_of(nnet, *train, minibatch_size)}
     if test is not None:
-        parts.append(f"Test Accuracy = {_accuracy_of(nnet, *test, minibatch_size):.4f}")
-    return " | ".join(parts)
+        logs["val_accuracy"] = _accuracy_of(nnet, *test, minibatch_size)
+    return format_logs(logs)
 
 
 def _accuracy_of(nnet, X, y, minibatch_size) -> float:
@@ -582,20 +580,6 @@ def _check_list(value: Any, where: str, length: int, items: str, like: str) -> N
         raise ValueError(f"{where}: expected {length} {items}, as in {like}, got {len(value)}")
 
 
-def _samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    X, y = np.asarray(X), np.asarray(y)
-    for name, values in ((X_name, X), (y_name, y)):
-        if values.ndim == 0:
-            raise ValueError(f"{name}: expected one entry a sample, got a single value")
-    if len(X) != len(y):
-        raise ValueError(
-            f"{y_name}: expected {len(X)} labels, as many as {X_name} has samples, got {len(y)}"
-        )
-    if len(X) == 0:
-        raise ValueError(f"{X_name}: expected at least one sample, got none")
-    return X, y
-
-
 def _optional_samples(
     X_name: str, X: Any, y_name: str, y: Any
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -604,12 +588,4 @@ def _optional_samples(
     for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):
         if values is None:
             raise ValueError(f"{name}: expected an array, as {other} came, got None")
-    return _samples(X_name, X, y_name, y)
-
-
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
-    return int(value)
+    return samples(X_name, X, y_name, y)

@@ -146,8 +146,7 @@ class MLP:
             If shapes, types or labels do not fit, or `X` or `y` holds NaN or Inf. The gradients of
             the step before are then untouched.
         """
-        X, y = self._check_rows(X), np.asarray(y)
-        name, targets = self._check_targets(X, y)
+        X, targets, name = self._check_batch(X, y)
         buffers = self._buffers
         X = self._forward(X, buffers)
         self.loss = name
@@ -169,8 +168,7 @@ class MLP:
         -------
         float
         """
-        X, y = self._check_rows(X), np.asarray(y)
-        name, targets = self._check_targets(X, y)
+        X, targets, name = self._check_batch(X, y)
         value = LOSSES[name].value
         total = 0.0
         for rows, buffers in self._chunks(X):
@@ -223,9 +221,6 @@ class MLP:
         path : str or path-like
             Written exactly there: no suffix is added.
         """
-        arrays = {}
-        for i, (W, b) in enumerate(self.params, 1):
-            arrays[f"W{i}"], arrays[f"b{i}"] = W, b
         with open(path, "wb") as file:
             np.savez(
                 file,
@@ -235,7 +230,7 @@ class MLP:
                 loss=self.loss,
                 l2=self.l2,
                 init=self.init,
-                **arrays,
+                **dict(self._named_params()),
             )
 
     @classmethod
@@ -266,20 +261,25 @@ class MLP:
                 l2=float(arrays["l2"]),
                 init=str(arrays["init"]),
             )
-            for i, layer in enumerate(net.params, 1):
-                for name, param in zip("Wb", layer, strict=True):
-                    saved = arrays[f"{name}{i}"]
-                    if saved.shape != param.shape or saved.dtype != param.dtype:
-                        raise ValueError(
-                            f"{name}{i} must be {param.dtype} of shape {param.shape}, "
-                            f"got {saved.dtype} of shape {saved.shape}"
-                        )
-                    param[...] = saved
+            for name, param in net._named_params():
+                saved = arrays[name]
+                if saved.shape != param.shape or saved.dtype != param.dtype:
+                    raise ValueError(
+                        f"{name} must be {param.dtype} of shape {param.shape}, "
+                        f"got {saved.dtype} of shape {saved.shape}"
+                    )
+                param[...] = saved
         except KeyError as error:
             raise ValueError(f"{path}: the array {error} is missing") from None
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
         return net
+
+    def _named_params(self):
+        """Yield each array's name in a file, ``W1, b1, W2, ...``, and the array."""
+        for i, layer in enumerate(self.params, 1):
+            for name, param in zip("Wb", layer, strict=True):
+                yield f"{name}{i}", param
 
     def __getstate__(self):
         """Leave out gradients and buffers; the parameters go as the objects an optimizer holds."""
@@ -376,12 +376,13 @@ class MLP:
             raise ValueError("X must have at least one row, got none")
         return X
 
-    def _check_targets(self, X, y):
-        """Return the name of the loss and `y` in the form which that loss works on."""
+    def _check_batch(self, X, y):
+        """Return `X`, `y` in the form that the loss works on, and the loss's name."""
+        X, y = self._check_rows(X), np.asarray(y)
         if y.ndim == 0 or len(y) != len(X):
             raise ValueError(f"X and y must be of the same length, got {len(X)} and {y.shape}")
         name = _loss_for(y, self.sizes[-1]) if self.loss == "auto" else self.loss
-        return name, LOSSES[name].targets(y, (len(X), self.sizes[-1]), self.dtype)
+        return X, LOSSES[name].targets(y, (len(X), self.sizes[-1]), self.dtype), name
 
 
 class _Buffers:

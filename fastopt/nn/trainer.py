@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 import sys
 import time
 
 import numpy as np
 
+from fastopt._checks import samples, whole
 from fastopt.nn.callbacks import Callback
 from fastopt.nn.metrics import accuracy
 
@@ -164,9 +164,9 @@ class Trainer:
         Where a hyperparameter of the optimizer is a schedule with a method ``report(value)``, it is
         told the validation loss after each epoch, or the training loss where there is none.
         """
-        X, y = _check_pair("X", X, "y", y)
-        batch_size = _check_count("batch_size", batch_size, 1)
-        epochs = _check_count("epochs", epochs, 0)
+        X, y = samples("X", X, "y", y)
+        batch_size = whole("batch_size", batch_size, 1)
+        epochs = whole("epochs", epochs, 0)
         validation = _check_validation(validation_data, X)
         if self._rng is None or (seed is not None and seed != self._seed):
             self._rng, self._seed = np.random.default_rng(seed), seed
@@ -185,7 +185,7 @@ class Trainer:
                 logs |= self._evaluate(X, y, validation, training_accuracy)
                 history.record(epoch, logs)
                 if verbose:
-                    print(_format_epoch(epoch, logs), flush=True)
+                    print(f"Epoch {epoch + 1}\n{format_logs(logs)}", flush=True)
                 _report_to_schedules(self.opt, logs.get("val_loss", logs["loss"]))
                 self._call("on_epoch_end", epoch, logs)
                 if self.stop_training:
@@ -292,15 +292,11 @@ def _with_progress(batches, epoch, verbose):
     return tqdm(batches, desc=f"Epoch {epoch + 1}", unit="batch", leave=False)
 
 
-def _format_epoch(epoch, logs):
-    parts = [f"Loss = {logs['loss']:.4f}"]
-    if "accuracy" in logs:
-        parts.append(f"Training Accuracy = {logs['accuracy']:.4f}")
-    if "val_accuracy" in logs:
-        parts.append(f"Test Accuracy = {logs['val_accuracy']:.4f}")
-    elif "val_loss" in logs:
-        parts.append(f"Test Loss = {logs['val_loss']:.4f}")
-    return f"Epoch {epoch + 1}\n{' | '.join(parts)}"
+def format_logs(logs):
+    """Return the line about an epoch, as the article prints it."""
+    test = "accuracy" if "val_accuracy" in logs else "loss"
+    names = {"loss": "Loss", "accuracy": "Training Accuracy", f"val_{test}": f"Test {test.title()}"}
+    return " | ".join(f"{text} = {logs[name]:.4f}" for name, text in names.items() if name in logs)
 
 
 def _learning_rate(opt):
@@ -324,37 +320,14 @@ def _report_to_schedules(opt, value):
             schedule.report(value)
 
 
-def _check_pair(X_name, X, y_name, y):
-    X, y = np.asarray(X), np.asarray(y)
-    if X.ndim == 0 or y.ndim == 0:
-        raise ValueError(f"{X_name} and {y_name} must be arrays of rows, got {X.shape}, {y.shape}")
-    if len(X) != len(y):
-        raise ValueError(
-            f"{X_name} and {y_name} must be of the same length, got {len(X)} and {len(y)}"
-        )
-    if len(X) == 0:
-        raise ValueError(f"{X_name} must have at least one row, got none")
-    return X, y
-
-
 def _check_validation(data, X):
     if data is None:
         return None
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise ValueError(f"validation_data must be a pair (X, y), got {type(data).__name__}")
-    pair = _check_pair("validation_data[0]", data[0], "validation_data[1]", data[1])
+    pair = samples("validation_data[0]", data[0], "validation_data[1]", data[1])
     if pair[0].shape[1:] != X.shape[1:]:
         raise ValueError(
             f"validation_data[0] must have rows of the shape {X.shape[1:]}, got {pair[0].shape[1:]}"
         )
     return pair
-
-
-def _check_count(name, value, least):
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if count < least:
-        raise ValueError(f"{name} must be at least {least}, got {count}")
-    return count

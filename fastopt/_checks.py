@@ -1,0 +1,32 @@
+"""Checks of arguments that several modules share; each returns what it has found right."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int, or raise if it is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    return int(value)
+
+
+def samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return samples and labels as arrays, or raise if they differ in length or have none."""
+    X, y = np.asarray(X), np.asarray(y)
+    for name, values in ((X_name, X), (y_name, y)):
+        if values.ndim == 0:
+            raise ValueError(f"{name}: expected one entry a sample, got a single value")
+    if len(X) != len(y):
+        raise ValueError(
+            f"{y_name}: expected {len(X)} labels, as many as {X_name} has samples, got {len(y)}"
+        )
+    if len(X) == 0:
+        raise ValueError(f"{X_name}: expected at least one sample, got none")
+    return X, y
