@@ -1,15 +1,16 @@
 """The command line: what it prints, writes, refuses, and with which exit status."""
 
-import builtins
 import gzip
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from files import write, write_idx_folder
 
 import fastopt
 from fastopt import cli
@@ -71,25 +72,19 @@ def write_csv(path, X, y=None, names=None, first=False):
         row.insert(0 if first else len(row), str(label))
     lines = ([",".join(names)] if names else []) + [",".join(row) for row in rows]
     text = "\n".join(lines) + "\n"
-    opener = gzip.open if str(path).endswith(".gz") else open
-    with opener(path, "wt") as file:
-        file.write(text)
-    return path
+    write(Path(path), text)
 
 
-def write_idx(path, array):
-    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-    path.write_bytes(gzip.compress(header + array.tobytes()))
-
-
-def write_idx_folder(folder):
+def write_images(folder):
+    """Write dark and bright images by turns, 60 for training and 30 for test."""
     rng = np.random.default_rng(0)
-    for part, n in (("train", 60), ("t10k", 30)):
+    parts = {}
+    for prefix, n in (("train", 60), ("t10k", 30)):
         y = (np.arange(n) % 2).astype(np.uint8)
         X = rng.integers(0, 60, (n, 2, 3), dtype=np.uint8)
         X[y == 1] += 180
-        write_idx(folder / f"{part}-images-idx3-ubyte.gz", X)
-        write_idx(folder / f"{part}-labels-idx1-ubyte.gz", y)
+        parts[prefix] = X, y
+    write_idx_folder(folder, parts)
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -176,7 +171,7 @@ def test_default_rates_learn(run):
 
 
 def test_train_on_idx_folder(run, folder):
-    write_idx_folder(folder)
+    write_images(folder)
     status, out, _ = run("train", "--data", ".", "--hidden", "8,4", "--epochs", 60, "--lr", 0.01)
     assert status == 0
     assert "Rows: 60 for training, 30 for test; 6 features, 2 classes\n" in out
@@ -318,7 +313,7 @@ def test_predict_to_a_file(run, model, folder):
 
 
 def test_predict_takes_the_test_part(run, folder):
-    write_idx_folder(folder)
+    write_images(folder)
     run("train", "--data", ".", "--epochs", 60, "--lr", 0.01, "--save", "model.npz")
     status, out, err = run("predict", "model.npz", ".")
     assert (status, out, err) == (0, "0\n1\n" * 15, "Accuracy = 1.0000 (30 rows)\n")
@@ -496,14 +491,7 @@ def test_files_in_use_are_not_overwritten(refused, model, folder):
 
 
 def test_plot_without_matplotlib(refused, monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for command in ("train", "compare"):
         assert "pip install 'fastopt[plot]'" in refused(command, "--plot", "curves.png")
 

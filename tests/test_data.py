@@ -8,21 +8,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from files import IDX_CODES, idx_bytes, write, write_idx_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastopt.nn import data, metrics
 
 # --- Files made for the tests ----------------------------------------------------------------
-
-IDX_CODES = {"u1": 8, "i1": 9, "i2": 11, "i4": 12, "f4": 13, "f8": 14}
-
-
-def idx_bytes(array):
-    header = bytes([0, 0, IDX_CODES[array.dtype.str[1:]], array.ndim])
-    sizes = np.array(array.shape, ">u4").tobytes()
-    return header + sizes + array.astype(array.dtype.newbyteorder(">")).tobytes()
-
 
 def images_and_labels(n, seed=0):
     rng = np.random.default_rng(seed)
@@ -32,18 +24,8 @@ def images_and_labels(n, seed=0):
 def write_mnist(folder, suffix=".gz", dot="-"):
     """Write 30 training and 12 test images in the published layout."""
     parts = {"train": images_and_labels(30), "t10k": images_and_labels(12, seed=1)}
-    for prefix, (X, y) in parts.items():
-        for name, array in (("images", X), ("labels", y)):
-            content = idx_bytes(array)
-            file = folder / f"{prefix}-{name}{dot}idx{array.ndim}-ubyte{suffix}"
-            file.write_bytes(gzip.compress(content) if suffix else content)
+    write_idx_folder(folder, parts, suffix, dot)
     return parts
-
-
-def write(path, content):
-    data = content if isinstance(content, bytes) else content.encode()
-    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
-    return path
 
 
 # --- Digits ----------------------------------------------------------------------------------
