@@ -15,7 +15,7 @@ LARGEST_WHEEL = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib"}
 IN_WHEEL = {"fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt"}
-IN_SOURCE = {"csrc", "tests", "tests/c", "docs", "benchmarks", "tools"}
+IN_SOURCE = {"csrc", "tests", "tests/c", "docs", "examples", "benchmarks", "tools"}
 
 
 def main(folder):
