@@ -433,12 +433,6 @@ def test_an_optimizer_saves_the_state_of_a_schedule():
 PAGE = Path(__file__).parents[1] / "docs" / "schedules.md"
 
 
-def test_the_code_of_the_page_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 3
-    exec(compile("\n".join(blocks), str(PAGE), "exec"), {})
-
-
 def test_the_page_names_every_schedule():
     page = PAGE.read_text(encoding="utf-8")
     assert [name for name in s.__all__ if f"`{name}" not in page] == []
