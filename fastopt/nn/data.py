@@ -448,12 +448,23 @@ def read_csv(path, label=-1, header="auto", features=None):
     ImportError
         If pandas is not installed: ``pip install 'fastopt[data]'``.
     """
+    if header not in (True, False, "auto"):
+        raise ValueError(f"header must be True, False or 'auto', got {header!r}")
+    table, names = _read_table(path, header)
+    place = None if len(names) == features else _label_place(path, names, label)
+    _check_cells(path, table, names, place)
+    if place is None:
+        return table.to_numpy(np.float64), None
+    y = table.pop(place)
+    return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
+
+
+def _read_table(path, header):
+    """Return the table, its columns numbered, and their names; the numbers where it has none."""
     try:
         import pandas as pd
     except ImportError:
         raise ImportError("reading CSV needs pandas: pip install 'fastopt[data]'") from None
-    if header not in (True, False, "auto"):
-        raise ValueError(f"header must be True, False or 'auto', got {header!r}")
     options = {"header": None, "keep_default_na": False, "na_values": [""]}
     try:
         first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0]
@@ -469,12 +480,7 @@ def read_csv(path, label=-1, header="auto", features=None):
         raise ValueError(
             f"{path}: the first line names {len(names)} columns, the rows have {table.shape[1]}"
         )
-    place = None if len(names) == features else _label_place(path, names, label)
-    _check_cells(path, table, names, place)
-    if place is None:
-        return table.to_numpy(np.float64), None
-    y = table.pop(place)
-    return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
+    return table, names
 
 
 def _label_place(path, names, label):
