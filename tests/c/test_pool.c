@@ -1,7 +1,7 @@
 /*
  * test_pool.c: what fo_pool.h promises, without Python, so that the sanitizers see nothing else.
  *
- * Built and run by tools/sanitize_pool.sh. Each test is one function; a failed check ends the
+ * Built and run by tools/sanitize.sh. Each test is one function; a failed check ends the
  * program with status 1, a hang with SIGALRM. `test_pool latency` prints timings instead.
  * Left out where they cannot be: forks on Windows and under ThreadSanitizer (which does not follow
  * threads started in a child of a threaded process); the counts of threads where there is no /proc;
