@@ -49,7 +49,7 @@ enum {
     STACK_BYTES = 1 << 20,     /* address space only; tasks keep their tiles on the stack */
     SPIN_NANOSECONDS = 30000,  /* about what going to sleep and being woken costs */
     PAUSES_PER_CLOCK_READ = 16,
-    WAKING_PAYS = 250000,      /* nanoseconds that a job takes one thread */
+    WAKING_PAYS = 250000,      /* nanoseconds that a job takes one thread, unless set otherwise */
     CLOSE_JOBS = 4             /* so many in a row, and the next is expected to follow as closely */
 };
 
@@ -81,8 +81,9 @@ static struct {
     int limit;                              /* 1 where forks cannot be noticed, else no limit */
     int close;                              /* jobs in a row that came soon after one another */
     int64_t ended;                          /* when the last job did */
+    int64_t waking;                         /* WAKING_PAYS, or what was set */
     struct job job;
-} pool = {.threads = 1, .size = 1};
+} pool = {.threads = 1, .size = 1, .waking = WAKING_PAYS};
 
 /* ---- A member's word and its bell ---- */
 
@@ -216,7 +217,7 @@ static int is_worth_calling(int team, int64_t nanoseconds)
 {
     const int soon = fo_nanoseconds() - pool.ended < SPIN_NANOSECONDS;
     pool.close = soon && pool.close < CLOSE_JOBS ? pool.close + 1 : soon ? pool.close : 0;
-    if (nanoseconds >= WAKING_PAYS || pool.close == CLOSE_JOBS)
+    if (nanoseconds >= pool.waking || pool.close == CLOSE_JOBS)
         return 1;
     for (int k = 1; k < team; k++)
         if (fo_load_relaxed(&pool.members[k].state) == ASLEEP)
@@ -306,5 +307,7 @@ void fo_pool_stop(void)
     dismiss_beyond(1);
     release();
 }
+
+void fo_pool_set_waking(int64_t nanoseconds) { pool.waking = nanoseconds; }
 
 int fo_pool_workers(void) { return fo_load_relaxed(&pool.size) - 1; }

@@ -37,6 +37,12 @@ cdef inline real root(real x) noexcept nogil:
         return sqrt(x)
 
 
+cdef inline real larger(real x, real y) noexcept nogil:
+    """max(x, y); a NaN in either stays one."""
+    cdef real z = x if x >= y else y
+    return x if x != x else z
+
+
 cdef inline real positive(real x) noexcept nogil:
     """max(x, 0), for a variance that rounding has left just below; a NaN stays one."""
     return <real> 0 if x < <real> 0 else x
@@ -139,7 +145,7 @@ cdef inline void amsgrad(Amsgrad h, real* p, real g, real* s, real* t, real* u) 
     """s, t as in adam;  u = max(u, t);  p = keep p - lr s / (scale sqrt(u) + eps)"""
     s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
     t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    u[0] = u[0] if u[0] >= t[0] else t[0]
+    u[0] = larger(u[0], t[0])
     p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(u[0]) + <real> h.eps)
 
 

@@ -1,6 +1,7 @@
-"""The thread pool, for the other compiled modules: there is one in a process, and it lives here."""
+"""For the other compiled modules: the thread pool, of which a process has one, and addresses."""
 
 ctypedef void (*Task)(void* context, int part, int parts) noexcept nogil
 
 cdef int threads() noexcept nogil
+cdef char* start(object array, bint written) except? NULL
 cdef void run(Task task, void* context, int parts, long long nanoseconds) noexcept nogil

@@ -1,4 +1,7 @@
-"""What the machine offers: the instruction set, and threads."""
+"""What the machine offers: the instruction set, threads, and addresses."""
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
 
 cdef extern from "fo_cpu.h" nogil:
     int fo_cpu_level()
@@ -9,6 +12,7 @@ cdef extern from "fo_pool.h" nogil:
     void fo_pool_run(Task task, void* context, int parts, long long nanoseconds)
     void fo_pool_stop()
     int fo_pool_workers()
+    void fo_pool_set_waking(long long nanoseconds)
 
 
 cdef int threads() noexcept nogil:
@@ -38,6 +42,25 @@ def set_threads(int n):
 def live_workers():
     """Worker threads that exist at this moment."""
     return fo_pool_workers()
+
+
+def set_waking(long long nanoseconds):
+    """For which length of a job sleeping workers are woken; 0 for every one."""
+    fo_pool_set_waking(nanoseconds)
+
+
+def address(object array not None, bint written=True):
+    """Where an array's first element stands; BufferError if it is to be written and must not be."""
+    return <Py_ssize_t> start(array, written)
+
+
+cdef char* start(object array, bint written) except? NULL:
+    cdef Py_buffer view
+    cdef char* first
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES | (PyBUF_WRITABLE if written else 0))
+    first = <char*> view.buf
+    PyBuffer_Release(&view)
+    return first
 
 
 def stop():

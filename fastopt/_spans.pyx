@@ -5,6 +5,7 @@ parameter and its state. `Table.step` checks the gradients, fills in their addre
 scalars, and only then lets the kernels write, in parallel tiles across all spans. The kernels
 themselves come as a capsule from the module of one instruction set.
 """
+cimport cython
 from cpython.buffer cimport (
     Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -12,11 +13,14 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
-from fastopt._runtime cimport run, threads
+from fastopt._runtime cimport run, start, threads
 from fastopt._span cimport Job, Kernels, Span
 
-from numpy import ascontiguousarray, generic, ndarray
+from numpy import array, ascontiguousarray, generic, ndarray
+from numpy.lib.array_utils import byte_bounds
+from numpy.ma import MaskedArray
 
+from fastopt._runtime import address
 from fastopt._tree import explain
 
 cdef extern from "fo_flush.h" nogil:
@@ -24,7 +28,8 @@ cdef extern from "fo_flush.h" nogil:
     uint64_t fo_flush_begin()
     void fo_flush_end(uint64_t mode)
 
-cdef double INFINITE = float("inf"), NOT_A_NUMBER = float("nan")
+cdef double INFINITE = float("inf")
+cdef double LARGEST = 3e38      # below it no float32 nor float64 in the sum of squares has overflowed
 
 cdef enum:
     GRAIN = 512             # parts end on multiples of this: no two threads write one cache line
@@ -134,15 +139,6 @@ cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
     return x.n * width(x) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.e != NULL))
 
 
-cdef char* address(object array) except? NULL:
-    cdef Py_buffer view
-    cdef char* start
-    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
-    start = <char*> view.buf
-    PyBuffer_Release(&view)
-    return start
-
-
 cdef class Table:
     """One optimizer's arrays, resolved to addresses.
 
@@ -218,11 +214,11 @@ cdef class Table:
     cdef int fill(self, Py_ssize_t k, int job) except -1:
         cdef Span* x = &self.plan.spans[k]
         cdef list state = self.states[k]
-        x.p = address(self.params[k])
-        x.s = address(state[0]) if len(state) > 0 else NULL
-        x.t = address(state[1]) if len(state) > 1 else NULL
-        x.u = address(state[2]) if len(state) > 2 else NULL
-        x.e = address(self.averages[k]) if self.averages is not None else NULL
+        x.p = start(self.params[k], True)
+        x.s = start(state[0], True) if len(state) > 0 else NULL
+        x.t = start(state[1], True) if len(state) > 1 else NULL
+        x.u = start(state[2], True) if len(state) > 2 else NULL
+        x.e = start(self.averages[k], True) if self.averages is not None else NULL
         x.n = self.params[k].size
         x.wide = self.params[k].itemsize == 8
         x.job = job
@@ -235,19 +231,19 @@ cdef class Table:
         for state in self.states:
             arrays += state
         arrays += self.averages or []
-        ranges = sorted((<Py_ssize_t> address(a), a.nbytes) for a in arrays if a.nbytes)
+        ranges = sorted([(address(a), a.nbytes) for a in arrays if a.nbytes])
         self.taken_count = len(ranges)
         self.taken = <Py_ssize_t*> PyMem_Calloc(2 * self.taken_count + 1, sizeof(Py_ssize_t))
         if self.taken == NULL or self.plan.partial == NULL:
             raise MemoryError()
         for i in range(self.taken_count):
-            start, size = ranges[i]
-            self.taken[2 * i], self.taken[2 * i + 1] = start, start + size
+            first, size = ranges[i]
+            self.taken[2 * i], self.taken[2 * i + 1] = first, first + size
         return 0
 
-    cdef bint is_written(self, const char* start, Py_ssize_t size) noexcept:
-        """Whether a step writes anything in [start, start + size)."""
-        cdef Py_ssize_t a = <Py_ssize_t> start, lo = 0, hi = self.taken_count, mid
+    cdef bint is_written(self, Py_ssize_t a, Py_ssize_t size) noexcept:
+        """Whether a step writes anything in [a, a + size)."""
+        cdef Py_ssize_t lo = 0, hi = self.taken_count, mid
         while lo < hi:              # the first range that ends behind the start
             mid = (lo + hi) // 2
             if self.taken[2 * mid + 1] <= a:
@@ -256,6 +252,7 @@ cdef class Table:
                 hi = mid
         return lo < self.taken_count and self.taken[2 * lo] < a + size
 
+    @cython.boundscheck(True)       # a list may shrink while its items are looked at
     cdef bint visit(self, object shape, object grads) except -1:
         """Take every gradient of a nesting; False if the nesting is not that of the parameters."""
         cdef Py_ssize_t i
@@ -286,17 +283,18 @@ cdef class Table:
     cdef int take(self, Py_ssize_t k, object grad) except -1:
         """Put a gradient's address into the table, unless it is the very object of the last step."""
         cdef Py_buffer view
-        if grad is self.seen[k]:
+        if grad is not None and grad is self.seen[k]:
             return 0
         self.seen[k] = None
         if isinstance(grad, generic):
             grad = ascontiguousarray(grad).reshape(())
-        if not isinstance(grad, ndarray):
+        if not isinstance(grad, ndarray) or isinstance(grad, MaskedArray):
             raise TypeError(f"{self.places[k]}: expected a NumPy array, got {type(grad).__name__}")
         PyObject_GetBuffer(grad, &view, PyBUF_STRIDES | PyBUF_FORMAT)
         try:
             self.check(k, grad, &view)
-            if PyBuffer_IsContiguous(&view, b"C") and not self.is_written(<char*> view.buf, view.len):
+            if (PyBuffer_IsContiguous(&view, b"C") and <Py_ssize_t> view.buf % view.itemsize == 0
+                    and not self.is_written(<Py_ssize_t> view.buf, view.len)):
                 self.point(k, <char*> view.buf)
                 self.writeable[k] = not view.readonly
                 self.seen[k] = grad
@@ -309,8 +307,11 @@ cdef class Table:
     cdef int check(self, Py_ssize_t k, object grad, const Py_buffer* view) except -1:
         cdef Py_ssize_t i
         cdef object param = self.params[k], shape
-        cdef bint same = view.format != NULL and view.format[1] == 0
-        same = same and view.format[0] == (c"d" if self.plan.spans[k].wide else c"f")
+        cdef const char* kind = view.format
+        cdef bint same
+        if kind[0] == c"=":             # how NumPy marks what is not aligned
+            kind += 1
+        same = kind[0] == (c"d" if self.plan.spans[k].wide else c"f") and kind[1] == 0
         if not same:
             raise TypeError(f"{self.places[k]}: expected dtype {param.dtype} as the parameter has, "
                             f"got {grad.dtype.str if not grad.dtype.isnative else grad.dtype}")
@@ -326,7 +327,7 @@ cdef class Table:
     cdef int copy(self, Py_ssize_t k, object grad) except -1:
         """Use a copy of a gradient whose layout a kernel would misread."""
         cdef Py_buffer view
-        copied = grad.copy(order="C")
+        copied = array(grad, order="C", copy=True)
         PyObject_GetBuffer(copied, &view, PyBUF_STRIDES)
         self.point(k, <char*> view.buf)
         PyBuffer_Release(&view)
@@ -347,16 +348,16 @@ cdef class Table:
                 raise ValueError(f"{self.places[k]}: zero_grad=True needs a writeable array, "
                                  "got a read-only one")
         for k, grad, _ in self.copies:
-            if not grad.flags.c_contiguous:
-                continue
-            raise ValueError(f"{self.places[k]}: zero_grad=True, but the array shares memory with a "
-                             "parameter or state of the optimizer")
+            low, high = byte_bounds(grad)
+            if self.is_written(low, high - low):
+                raise ValueError(f"{self.places[k]}: zero_grad=True, but the array shares memory with a "
+                                 "parameter or state of the optimizer")
         if not self.moved:
             return 0
         for k in range(self.plan.count):
             if self.plan.spans[k].n:
-                start = <Py_ssize_t> self.plan.spans[k].g
-                ranges.append((start, start + self.params[k].nbytes, k))
+                first = <Py_ssize_t> self.plan.spans[k].g
+                ranges.append((first, first + self.params[k].nbytes, k))
         ranges.sort()
         for k in range(1, len(ranges)):
             if ranges[k][0] < ranges[k - 1][1]:
@@ -380,16 +381,15 @@ cdef class Table:
                 job.scalars[job.constants + i] = <double> row[i]
         return 0
 
-    cdef bint all_finite(self, double length) noexcept:
-        """Whether every gradient is finite; a sum of squares of doubles may overflow though they are."""
+    cdef bint all_finite(self, double scale) noexcept:
+        """Whether every scaled gradient is finite, which a sum of squares, overflowing, may not tell."""
         cdef Py_ssize_t k, i
         cdef const Span* x
-        if isfinite(length):
-            return True
         for k in range(self.plan.count):
             x = &self.plan.spans[k]
             for i in range(x.n):
-                if not isfinite((<double*> x.g)[i] if x.wide else <double> (<float*> x.g)[i]):
+                if not isfinite(scale * (<double*> x.g)[i] if x.wide
+                                else <double> (<float> scale * (<float*> x.g)[i])):
                     return False
         return True
 
@@ -437,8 +437,8 @@ cdef class Table:
 
         Returns
         -------
-        float
-            Norm of the scaled gradients where it was asked for, else 0. NaN if the step was skipped.
+        float or None
+            Norm of the scaled gradients where it was asked for, else 0. None if the step was skipped.
         """
         cdef double length = 0.0
         self.enter(grads)
@@ -447,8 +447,8 @@ cdef class Table:
                 self.check_zeroable()
             if need_norm or skip_nonfinite:
                 length = fabs(scale) * self.measure()
-                if skip_nonfinite and not self.all_finite(length):
-                    return NOT_A_NUMBER
+                if skip_nonfinite and not length < LARGEST and not self.all_finite(scale):
+                    return None
                 if max_norm < INFINITE and not max_norm / (length + 1e-6) >= 1.0:   # NaN included
                     scale *= max_norm / (length + 1e-6)
             self.set_jobs(scale, clip, zero_grad)

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from fastopt._runtime import address
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -66,7 +68,7 @@ def item(key):
 
 def check_updatable(array, name):
     """Raise unless `array` can be updated in place by a kernel."""
-    if not isinstance(array, np.ndarray):
+    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(
             f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}"
         )
@@ -83,15 +85,16 @@ def check_updatable(array, name):
         )
     if not array.flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one; copy it first")
-    if array.ctypes.data % array.itemsize:
+    if not array.flags.aligned:
         raise ValueError(
             f"{name}: expected an array aligned to its {array.itemsize}-byte items, "
-            f"got address {array.ctypes.data:#x}; copy it first"
+            f"got address {address(array):#x}; copy it first"
         )
 
 
 def _check_disjoint(arrays, places, name):
-    ranges = sorted((a.ctypes.data, a.ctypes.data + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
+    starts = [address(array) for array in arrays]
+    ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
     for (_, end, i), (start, _, k) in pairwise(ranges):
         if start < end:
             first, second = sorted((i, k))

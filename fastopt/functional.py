@@ -13,13 +13,8 @@ from fastopt import _dispatch
 from fastopt._spans import Table
 from fastopt._tree import flatten
 from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
-from fastopt.optimizers.base import (
-    Hyperparameters,
-    check_hyperparameter,
-    check_like,
-    check_steps,
-    evaluate,
-)
+from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, evaluate
+from fastopt.optimizers.state import check_like, check_steps
 
 __all__ = ["adagrad_", "adam_", "adamw_", "momentum_", "rmsprop_", "sgd_"]
 

@@ -225,7 +225,7 @@ def spoiled(**changes):
         ),
         (
             fastopt.Adam([np.zeros(3)]).state_dict(),
-            r"expected groups of the parameters \[\[0, 1\]\], got \[\[0\]\]",
+            r"\['groups'\]\[0\]: expected the parameters \[0, 1\], got \[0\]",
         ),
         (
             spoiled(state__0__exp_avg=np.zeros(4)),
@@ -233,11 +233,11 @@ def spoiled(**changes):
         ),
         (spoiled(state__1__exp_avg=np.zeros((2, 2))), r"expected float32 of shape \(2, 2\), got float64"),
         (spoiled(state__1__exp_avg=None), r"\['state'\]\[1\]: expected the arrays"),
-        (spoiled(state__1=None), "expected the state of 2 parameters, got 1"),
+        (spoiled(state__1=None), r"\['state'\]: expected a list of 2, got 1"),
         (spoiled(steps=-1), "steps"),
         (spoiled(groups__0__lr=-1.0), "lr: "),
         (spoiled(groups=None), "expected a dict with the keys"),
-        (spoiled(ema=[np.zeros(3)]), r"\['ema'\]: expected 0 averages, got 1"),
+        (spoiled(ema=[np.zeros(3)]), r"\['ema'\]: expected a list of 0, got 1"),
         ([], "expected a dict"),
     ],
 )

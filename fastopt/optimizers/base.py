@@ -2,148 +2,12 @@
 
 import contextlib
 import math
-from collections import UserDict
-from numbers import Integral, Real
-
-import numpy as np
 
 from fastopt import _dispatch
 from fastopt._spans import Table
 from fastopt._tree import count_places, flatten
-
-# Half-open ranges [low, high): a name means the same in every rule. NaN is in none of them.
-RANGES = {
-    "lr": (0.0, math.inf),
-    "lr_decay": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "eps": (0.0, math.inf),
-    "initial_accumulator_value": (0.0, math.inf),
-    "momentum": (0.0, math.inf),
-    "dampening": (-math.inf, math.inf),
-    "alpha": (0.0, 1.0),
-    "betas": (0.0, 1.0),
-    "ema": (0.0, 1.0),
-    "max_norm": (0.0, math.inf),
-    "clip_value": (0.0, math.inf),
-    "grad_scale": (-math.inf, math.inf),
-}
-# What is used before the first step only.
-UNSCHEDULED = ("initial_accumulator_value",)
-
-_ALIGN = 64  # bytes: a cache line, and the widest register
-_PAGE = 4096  # bytes after which addresses look alike to the first-level cache
-_LARGE = 1 << 16  # bytes from which on an array's place in its page matters more than a page's waste
-
-
-def check_number(name, value):
-    """Return `value` as a float, or raise if it is not a number in the range of `name`."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    low, high = RANGES[name]
-    if not low <= value < high or math.isinf(value):
-        raise ValueError(f"{name}: expected a finite number in [{low:g}, {high:g}), got {value!r}")
-    return float(value)
-
-
-def check_hyperparameter(name, value, conventions):
-    """Return a hyperparameter as a group keeps it: a float, a schedule, a flag, a pair of betas."""
-    if name == "betas":
-        if not isinstance(value, (tuple, list)) or len(value) != 2:
-            raise ValueError(f"betas: expected a pair of numbers, got {value!r}")
-        return tuple(v if callable(v) else check_number(name, v) for v in value)
-    if name == "convention":
-        if value not in conventions:
-            raise ValueError(f"convention: expected one of {', '.join(conventions)}, got {value!r}")
-        return value
-    if name not in RANGES:
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-        return bool(value)
-    if callable(value) and name not in UNSCHEDULED:
-        return value
-    return check_number(name, value)
-
-
-def evaluate(name, value, step):
-    """A hyperparameter as a number: schedules are called with the number of finished steps."""
-    if isinstance(value, tuple):
-        return tuple(evaluate(name, v, step) for v in value)
-    return check_number(name, value(step)) if callable(value) else value
-
-
-def is_schedule(value):
-    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
-
-
-class Hyperparameters:
-    """A group's hyperparameters as attributes, which are quicker to read than a dict's items."""
-
-    def __init__(self, values):
-        self.__dict__.update(values)
-
-
-class Flag:
-    """Raised by groups that have changed, lowered by their optimizer when it has looked."""
-
-    raised = True
-
-
-class Group(UserDict):
-    """Hyperparameters of some parameters, a dict that checks what is put into it.
-
-    ``opt.groups[0]["lr"] = 1e-4`` takes effect at the next step.
-
-    Attributes
-    ----------
-    stale : Flag
-        The optimizer's, raised here when something is set.
-    now : Hyperparameters
-        The numbers of the coming step, and ``rule``, the name of the kernel that takes them.
-    """
-
-    def __init__(self, params, hyperparameters, conventions, stale):
-        self.conventions = conventions
-        self.stale = stale
-        self.data = {"params": params}
-        for name, value in hyperparameters.items():
-            self.data[name] = check_hyperparameter(name, value, conventions)
-
-    def __setitem__(self, name, value):
-        if name == "params":
-            raise ValueError("params: the parameters of a group are fixed; make another group")
-        if name not in self.data:
-            known = ", ".join(k for k in self.data if k != "params")
-            raise ValueError(f"{name}: no such hyperparameter here, expected one of {known}")
-        self.data[name] = check_hyperparameter(name, value, self.conventions)
-        self.stale.raised = True
-
-    def __delitem__(self, name):
-        raise TypeError(f"{name}: a hyperparameter can be set, not deleted")
-
-    def hyperparameters(self):
-        return {name: value for name, value in self.data.items() if name != "params"}
-
-    def is_scheduled(self):
-        return any(map(is_schedule, self.hyperparameters().values()))
-
-    def raw(self):
-        """The hyperparameters as attributes, schedules as they are."""
-        return Hyperparameters(self.hyperparameters())
-
-    def at(self, step):
-        """The hyperparameters as numbers at a step."""
-        values = self.hyperparameters().items()
-        return Hyperparameters({name: evaluate(name, value, step) for name, value in values})
-
-
-class State(dict):
-    """One parameter's state arrays by name; what is set is copied into the array."""
-
-    def __setitem__(self, name, value):
-        array, value = self[name], np.asarray(value)
-        if value.shape != array.shape:
-            raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
-        array[...] = value
+from fastopt.optimizers.groups import Flag, Group, check_number, evaluate, is_schedule
+from fastopt.optimizers.state import State, carve, check_state_dict, check_steps, stateful
 
 
 class Optimizer:
@@ -167,14 +31,20 @@ class Optimizer:
 
     Attributes
     ----------
-    groups : list of Group
-    state : list of State
+    groups : tuple of Group
+    state : tuple of State
         For every parameter, in the order of the nesting, its state arrays by torch's names.
+    params
+        The parameters as they were given.
     steps : int
         Steps taken.
     grad_norm : float or None
         Norm of the gradients before clipping, from the last step with `max_norm`.
     skipped_steps : int
+
+    Notes
+    -----
+    An optimizer belongs to one thread at a time; different optimizers may step at once.
     """
 
     # Kernel of each variant and the names of its state arrays; the dialects the rule speaks.
@@ -216,13 +86,13 @@ class Optimizer:
         self.skipped_steps = 0
         self._steps = 0
         self._defaults = hyperparameters
-        self.state, self._averages = [], []
         self._stale = Flag()
+        self._swapped = False
         self._grouped = _are_groups(params)
         given = params if self._grouped else [{"params": params}]
-        self.groups = [self._make_group(group) for group in given]
+        self.groups = tuple(self._make_group(group) for group in given)
         self._resolve()
-        self._build()
+        self._build([], [])
 
     def _make_group(self, given):
         unknown = given.keys() - self._defaults.keys() - {"params"}
@@ -232,7 +102,9 @@ class Optimizer:
                 f"{type(self).__name__}, expected one of {', '.join(self._defaults)}"
             )
         hyperparameters = {name: given.get(name, value) for name, value in self._defaults.items()}
-        group = Group(given["params"], hyperparameters, self.CONVENTIONS, self._stale)
+        group = Group(
+            given["params"], hyperparameters, self.CONVENTIONS, self._stale, self._steps
+        )
         self.check(group.raw())
         return group
 
@@ -241,14 +113,22 @@ class Optimizer:
         """Refuse hyperparameters that do not go together."""
 
     def add_param_group(self, group):
-        """Add a group of parameters; `step` then takes a list of gradients, one entry a group."""
+        """Add a group of parameters; `step` then takes a list of gradients, one entry a group.
+
+        Parameters
+        ----------
+        group : dict
+            ``{"params": ..., "lr": ...}``; what is not said is as in the other groups' defaults.
+        """
+        if not _are_groups([group]):
+            raise TypeError(f"group: expected a dict with the key 'params', got {group!r}")
         made = self._make_group(group)
         flatten([g["params"] for g in [*self.groups, made]])    # raises before anything changes
-        self.groups.append(made)
+        self.groups = (*self.groups, made)
         self._grouped = True
-        self.params = self.groups
+        self.params = [dict(g) for g in self.groups]
         self._resolve()
-        self._build()
+        self._build(self.state, self._averages)
 
     # --- State ---------------------------------------------------------------------------------
 
@@ -263,25 +143,28 @@ class Optimizer:
             counts = [len(self._arrays)]
         self._group_of = [i for i, count in enumerate(counts) for _ in range(count)]
 
-    def _build(self):
-        """Lay out the state and make the span table; state that exists already is kept."""
+    def _build(self, kept, kept_averages):
+        """Lay out the state and make the span table, keeping what there was of both."""
         hs = [group.raw() for group in self.groups]
         self._rules = [self.rule(h) for h in hs]
         names = [self.STATES[self._rules[i]] for i in self._group_of]
         averaged = self._ema_weight is not None
-        carved = _carve(self._arrays, [len(n) + averaged for n in names])
+        carved = carve(self._arrays, [len(n) + averaged for n in names])
 
-        kept, self.state = self.state, []
-        for k, views in enumerate(carved):
-            self.state.append(State(zip(names[k], views, strict=False)))
-            for name, array in self.state[k].items():
+        self.state = tuple(
+            State(dict(zip(names[k], views, strict=False))) for k, views in enumerate(carved)
+        )
+        for k, state in enumerate(self.state):
+            for name, array in state.items():
                 old = kept[k].get(name) if k < len(kept) else None
-                array[...] = self.initial(name, hs[self._group_of[k]]) if old is None else old
-        if averaged:
-            kept = self._averages + self._arrays[len(self._averages):]
-            self._averages = [views[-1] for views in carved]
-            for array, old in zip(self._averages, kept, strict=True):
-                array[...] = old
+                start = self.initial(name, hs[self._group_of[k]])
+                if old is not None:
+                    array[...] = old
+                elif start:
+                    array[...] = start
+        self._averages = [views[-1] for views in carved] if averaged else []
+        for k, array in enumerate(self._averages):
+            array[...] = kept_averages[k] if k < len(kept_averages) else self._arrays[k]
 
         self._table = Table(
             _dispatch.kernels.KERNELS,
@@ -289,27 +172,41 @@ class Optimizer:
             [f"grads{place}" for place in self._places],
             self._arrays,
             [list(state.values()) for state in self.state],
-            self._averages if averaged else None,
+            self._averages or None,
             self._group_of,
             [_dispatch.kernels.RULES[rule] for rule in self._rules],
         )
-        self._stale.raised = True
+        self._stale.raised = self._stale.changed = True
 
-    def _refresh(self):
-        """Evaluate the hyperparameters for the coming step; a new rule lays the state out anew."""
+    def _settle(self):
+        """See what has been set: another rule lays the state out anew."""
         raws = [group.raw() for group in self.groups]
         for raw in raws:
             self.check(raw)
         if [self.rule(raw) for raw in raws] != self._rules:
-            self._build()
-        weight = 0.0 if self._ema_weight is None else evaluate("ema", self._ema_weight, self._steps)
+            self._build(self.state, self._averages)
+
+    def _refresh(self):
+        """Evaluate for the coming step what has been set, or what is scheduled."""
+        if self._swapped:
+            raise RuntimeError("step: not inside of swapped_ema, where the parameters are averages")
+        changed, step = self._stale.changed, self._steps
+        if changed:
+            self._settle()
+        weight = 0.0 if self._ema_weight is None else evaluate("ema", self._ema_weight, step)
+        scheduled = callable(self._ema_weight)
         for i, group in enumerate(self.groups):
-            group.now = group.at(self._steps)
-            group.now.rule = self._rules[i]
+            if changed:
+                group.now = group.at(step)
+                group.now.rule = self._rules[i]
+                group.moving = group.schedules()
+            else:
+                for name, schedule in group.moving:
+                    setattr(group.now, name, evaluate(name, schedule, step))
             h = group.now
             self._table.set_group(i, h.maximize, self.decay(h), weight, self.constants(h))
-        scheduled = callable(self._ema_weight) or any(group.is_scheduled() for group in self.groups)
-        self._stale.raised = scheduled
+            scheduled = scheduled or bool(group.moving)
+        self._stale.raised, self._stale.changed = scheduled, False
 
     # --- The step ------------------------------------------------------------------------------
 
@@ -342,7 +239,7 @@ class Optimizer:
         t, i, table, variables = self._steps + 1, 0, self._table, self.variables
         rows = table.rows
         for group in self.groups:
-            rows[i] = variables(group.now, t)
+            rows[i] = variables(group.now, t - group.start)
             i += 1  # noqa: SIM113 (enumerate alone would take a tenth of a small step)
         if max_norm is clip_value is grad_scale is None and not (zero_grad or self.skip_nonfinite):
             table.step(grads)
@@ -364,7 +261,7 @@ class Optimizer:
             max_norm is not None,
             self.skip_nonfinite,
         )
-        if self.skip_nonfinite and math.isnan(norm):
+        if norm is None:
             return True
         if max_norm is not None:
             self.grad_norm = norm
@@ -382,14 +279,16 @@ class Optimizer:
 
     @property
     def ema(self):
-        """Moving averages of the parameters in their nesting, or None if none are kept."""
+        """Moving averages of the parameters in their nesting (of lists and dicts); None if there are none."""
         return _assemble(self._shape, self._averages) if self._averages else None
 
     @contextlib.contextmanager
     def swapped_ema(self):
-        """``with opt.swapped_ema():`` the parameters hold their averages."""
+        """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
         if not self._averages:
             raise ValueError("swapped_ema: the optimizer keeps no average, give it ema=0.999")
+        if self._swapped:
+            raise RuntimeError("swapped_ema: the parameters are swapped already")
         self._swap()
         try:
             yield
@@ -397,6 +296,8 @@ class Optimizer:
             self._swap()
 
     def _swap(self):
+        self._swapped = not self._swapped
+        self._stale.raised = self._stale.changed = True
         for array, average in zip(self._arrays, self._averages, strict=True):
             held = array.copy()
             array[...] = average
@@ -414,15 +315,19 @@ class Optimizer:
         -------
         dict
             ``optimizer``, ``steps``, ``skipped_steps``, ``groups`` (hyperparameters, places of their
-            parameters, states of schedules), ``state`` (arrays by name, for each parameter), and
-            ``ema`` where averages are kept.
+            parameters, when they were added, states of schedules), ``state`` (arrays by name, for each
+            parameter), and ``ema`` where averages are kept.
         """
+        if self._swapped:
+            raise RuntimeError("state_dict: not inside of swapped_ema, where the parameters are averages")
+        self._settle()
         groups = []
-        for i, group in enumerate(self.groups):
+        for group, place in self.places():
             items = group.hyperparameters().items()
             entry = {name: value for name, value in items if not is_schedule(value)}
-            entry["params"] = [k for k, g in enumerate(self._group_of) if g == i]
-            entry["schedules"] = {n: v.state_dict() for n, v in items if hasattr(v, "state_dict")}
+            entry |= {"params": place, "start": group.start, "schedules": {}}
+            for name, schedule in stateful(group):
+                entry["schedules"][name] = schedule.state_dict()
             groups.append(entry)
         result = {
             "optimizer": type(self).__name__,
@@ -438,94 +343,50 @@ class Optimizer:
     def load_state_dict(self, state_dict):
         """Go on where the optimizer stood that `state_dict` was taken from.
 
+        Parameters
+        ----------
+        state_dict : dict
+            As `state_dict` returns it.
+
         Raises
         ------
         ValueError, TypeError
             If it came from another optimizer or from parameters of other shapes or dtypes; nothing
             has been changed then.
         """
-        groups = self._check_state_dict(state_dict)
-        for group, (values, schedules) in zip(self.groups, groups, strict=True):
-            group.data.update(values)
-            group.stale.raised = True
-            for name, state in schedules.items():
-                group[name].load_state_dict(state)
-        self._steps = state_dict["steps"]
-        self.skipped_steps = state_dict["skipped_steps"]
-        self._build()
+        values, schedules = check_state_dict(self, state_dict)
+        for group, saved, mine in zip(self.groups, state_dict["groups"], values, strict=True):
+            group.data.update(mine)
+            group.start = saved["start"]
+        for schedule, state in schedules:
+            schedule.load_state_dict(state)
+        self._steps = int(state_dict["steps"])
+        self.skipped_steps = int(state_dict["skipped_steps"])
+        self._stale.raised = self._stale.changed = True
+        self._settle()
         for mine, saved in zip(self.state, state_dict["state"], strict=True):
             for name, array in saved.items():
                 mine[name] = array
         for mine, saved in zip(self._averages, state_dict.get("ema", []), strict=True):
             mine[...] = saved
 
-    def _check_state_dict(self, saved):
-        """Refuse what does not fit; else the values and schedule states that each group takes over."""
-        wanted = {"optimizer", "steps", "skipped_steps", "groups", "state"}
-        if not isinstance(saved, dict) or not wanted <= saved.keys():
-            raise ValueError(f"state_dict: expected a dict with the keys {', '.join(sorted(wanted))}")
-        if saved["optimizer"] != type(self).__name__:
-            raise ValueError(
-                f"state_dict: expected one of {type(self).__name__}, got one of {saved['optimizer']}"
-            )
-        check_steps("state_dict['steps']", saved["steps"])
-        check_steps("state_dict['skipped_steps']", saved["skipped_steps"])
-        places = [[k for k, g in enumerate(self._group_of) if g == i] for i in range(len(self.groups))]
-        found = [group["params"] for group in saved["groups"]]
-        if found != places:
-            raise ValueError(
-                f"state_dict: expected groups of the parameters {places}, got {found}"
-            )
-        groups = [self._check_group(*pair) for pair in zip(self.groups, saved["groups"], strict=True)]
-        rules = [self.rule(Hyperparameters(group.hyperparameters() | values))
-                 for group, (values, _) in zip(self.groups, groups, strict=True)]
-        if len(saved["state"]) != len(self._arrays):
-            raise ValueError(
-                f"state_dict: expected the state of {len(self._arrays)} parameters, "
-                f"got {len(saved['state'])}"
-            )
-        for k, array in enumerate(self._arrays):
-            names = self.STATES[rules[self._group_of[k]]]
-            if sorted(saved["state"][k]) != sorted(names):
-                raise ValueError(
-                    f"state_dict['state'][{k}]: expected the arrays {list(names)}, "
-                    f"got {list(saved['state'][k])}"
-                )
-            for name in names:
-                check_like(f"state_dict['state'][{k}]['{name}']", saved["state"][k][name], array)
-        averages = saved.get("ema", [])
-        if len(averages) != len(self._averages):
-            raise ValueError(
-                f"state_dict['ema']: expected {len(self._averages)} averages, got {len(averages)}"
-            )
-        for k, average in enumerate(averages):
-            check_like(f"state_dict['ema'][{k}]", average, self._arrays[k])
-        return groups
-
-    def _check_group(self, group, saved):
-        mine = group.hyperparameters()
-        saved = {name: value for name, value in saved.items() if name != "params"}
-        schedules = {
-            name: state
-            for name, state in saved.pop("schedules", {}).items()
-            if hasattr(mine.get(name), "load_state_dict")
-        }
-        values = {
-            name: check_hyperparameter(name, saved[name], self.CONVENTIONS)
-            for name, value in mine.items()
-            if name in saved and not is_schedule(value)
-        }
-        self.check(Hyperparameters(mine | values))
-        return values, schedules
+    def places(self):
+        """Pairs of a group and the places of its parameters in `state`."""
+        places = [[] for _ in self.groups]
+        for k, i in enumerate(self._group_of):
+            places[i].append(k)
+        return list(zip(self.groups, places, strict=True))
 
     def __getstate__(self):
         """For pickle and deepcopy: the parameters come along, the addresses do not."""
-        state = {name: value for name, value in self.__dict__.items() if name != "_table"}
+        left = ("_table", "_arrays", "_shape", "_places", "_group_of")
+        state = {name: value for name, value in self.__dict__.items() if name not in left}
         return state | {"state": [dict(arrays) for arrays in self.state]}
 
     def __setstate__(self, state):
         self.__dict__.update(state)
-        self._build()
+        self._resolve()     # the arrays may have come back as something that must not be written
+        self._build(self.state, self._averages)
 
     def __repr__(self):
         lines = [f"{type(self).__name__}("]
@@ -552,44 +413,3 @@ def _assemble(shape, arrays):
     if isinstance(shape, dict):
         return {key: _assemble(inner, arrays) for key, inner in shape.items()}
     return [_assemble(inner, arrays) for inner in shape]
-
-
-def check_steps(name, value):
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-        raise ValueError(f"{name}: expected a whole number from 0 on, got {value!r}")
-    return int(value)
-
-
-def check_like(name, value, array):
-    if not isinstance(value, np.ndarray) or value.dtype != array.dtype or value.shape != array.shape:
-        found = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else type(value)
-        raise ValueError(f"{name}: expected {array.dtype} of shape {array.shape}, got {found}")
-
-
-def _carve(arrays, counts):
-    """Cut, for each array, `counts` arrays like it out of one new arena of zeros.
-
-    Every one begins on a cache line. NumPy asks for huge pages for large blocks, so one block is also
-    the way to get them. Streams at the same place of their pages get into each other's way: large
-    arrays begin a quarter of a page further on than the one before.
-    """
-    rooms = [
-        -(-array.nbytes // _ALIGN) * _ALIGN + (_PAGE if array.nbytes >= _LARGE else 0)
-        for array in arrays
-    ]
-    total = sum(room * count for room, count in zip(rooms, counts, strict=True))
-    arena = np.zeros(total + _ALIGN, np.uint8)
-    base = arena.ctypes.data
-    start = -base % _ALIGN
-    carved = []
-    for array, room, count in zip(arrays, rooms, counts, strict=True):
-        views = []
-        for k in range(count):
-            first = start
-            if array.nbytes >= _LARGE:
-                wanted = array.ctypes.data // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
-                first += (wanted - base - start) % _PAGE
-            views.append(arena[first : first + array.nbytes].view(array.dtype).reshape(array.shape))
-            start += room
-        carved.append(views)
-    return carved

@@ -1,0 +1,147 @@
+"""Groups of parameters and their hyperparameters: what may be set, and what a schedule makes of it."""
+
+import math
+from collections import UserDict
+from numbers import Real
+
+import numpy as np
+
+# Half-open ranges [low, high): a name means the same in every rule. NaN is in none of them.
+RANGES = {
+    "lr": (0.0, math.inf),
+    "lr_decay": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "eps": (0.0, math.inf),
+    "initial_accumulator_value": (0.0, math.inf),
+    "momentum": (0.0, math.inf),
+    "dampening": (-math.inf, math.inf),
+    "alpha": (0.0, 1.0),
+    "betas": (0.0, 1.0),
+    "ema": (0.0, 1.0),
+    "max_norm": (0.0, math.inf),
+    "clip_value": (0.0, math.inf),
+    "grad_scale": (-math.inf, math.inf),
+}
+# What is used before the first step only.
+UNSCHEDULED = ("initial_accumulator_value",)
+
+
+def check_number(name, value):
+    """Return `value` as a float, or raise if it is not a number in the range of `name`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    low, high = RANGES[name]
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number < high or math.isinf(number):
+        raise ValueError(f"{name}: expected a finite number in [{low:g}, {high:g}), got {value!r}")
+    return number
+
+
+def check_hyperparameter(name, value, conventions):
+    """Return a hyperparameter as a group keeps it: a float, a schedule, a flag, a pair of betas."""
+    if name == "betas":
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != 2:
+            raise ValueError(f"betas: expected a pair of numbers, got {value!r}")
+        return tuple(v if callable(v) else check_number(name, v) for v in value)
+    if name == "convention":
+        if value not in conventions:
+            raise ValueError(f"convention: expected one of {', '.join(conventions)}, got {value!r}")
+        return value
+    if name not in RANGES:
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+        return bool(value)
+    if callable(value) and name not in UNSCHEDULED:
+        return value
+    return check_number(name, value)
+
+
+def evaluate(name, value, step):
+    """A hyperparameter as a number: schedules are called with the number of finished steps."""
+    if isinstance(value, tuple):
+        return tuple(evaluate(name, v, step) for v in value)
+    return check_number(name, value(step)) if callable(value) else value
+
+
+def is_schedule(value):
+    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
+
+
+class Hyperparameters:
+    """A group's hyperparameters as attributes, which are quicker to read than a dict's items."""
+
+    def __init__(self, values):
+        self.__dict__.update(values)
+
+
+class Flag:
+    """Tells an optimizer, before a step, that its groups want a look.
+
+    Attributes
+    ----------
+    raised : bool
+        Something has changed, or is scheduled to.
+    changed : bool
+        Something has been set.
+    """
+
+    raised = changed = True
+
+
+class Group(UserDict):
+    """Hyperparameters of some parameters, a dict that checks what is put into it.
+
+    ``opt.groups[0]["lr"] = 1e-4`` takes effect at the next step.
+
+    Attributes
+    ----------
+    stale : Flag
+        The optimizer's, raised here when something is set.
+    start : int
+        Steps the optimizer had taken when the group was added: the group's own first comes after.
+    now : Hyperparameters
+        The numbers of the coming step, and ``rule``, the name of the kernel that takes them.
+    """
+
+    def __init__(self, params, hyperparameters, conventions, stale, start):
+        self.conventions = conventions
+        self.stale = stale
+        self.start = start
+        self.data = {"params": params}
+        for name, value in hyperparameters.items():
+            self.data[name] = check_hyperparameter(name, value, conventions)
+
+    def __setitem__(self, name, value):
+        if name == "params":
+            raise ValueError("params: the parameters of a group are fixed; make another group")
+        if name not in self.data:
+            known = ", ".join(k for k in self.data if k != "params")
+            raise ValueError(f"{name}: no such hyperparameter here, expected one of {known}")
+        self.data[name] = check_hyperparameter(name, value, self.conventions)
+        self.stale.raised = self.stale.changed = True
+
+    def __ior__(self, other):
+        self.update(other)
+        return self
+
+    def __delitem__(self, name):
+        raise TypeError(f"{name}: a hyperparameter can be set, not deleted")
+
+    def hyperparameters(self):
+        return {name: value for name, value in self.data.items() if name != "params"}
+
+    def raw(self):
+        """The hyperparameters as attributes, schedules as they are."""
+        return Hyperparameters(self.hyperparameters())
+
+    def schedules(self):
+        """The hyperparameters that must be evaluated before each step."""
+        return [item for item in self.hyperparameters().items() if is_schedule(item[1])]
+
+    def at(self, step):
+        """The hyperparameters as numbers at a step."""
+        values = self.hyperparameters().items()
+        return Hyperparameters({name: evaluate(name, value, step) for name, value in values})

@@ -1,0 +1,175 @@
+"""State of the parameters: where it lies, and whether a saved one fits."""
+
+import copy
+from collections.abc import Mapping
+from numbers import Integral
+
+import numpy as np
+
+from fastopt._runtime import address
+from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, is_schedule
+
+_ALIGN = 64  # bytes: a cache line, and the widest register
+_PAGE = 4096  # bytes after which addresses look alike to the first-level cache
+_LARGE = 1 << 16  # bytes from which on an array's place in its page matters more than a page's waste
+
+
+class State(Mapping):
+    """One parameter's state arrays by name, of which there are as many as its rule has.
+
+    What is set is copied into the array.
+    """
+
+    def __init__(self, arrays):
+        self._arrays = arrays
+
+    def __getitem__(self, name):
+        return self._arrays[name]
+
+    def __setitem__(self, name, value):
+        if name not in self._arrays:
+            raise ValueError(f"{name}: no such state here, expected one of {', '.join(self._arrays)}")
+        array, value = self[name], np.asarray(value)
+        if value.shape != array.shape:
+            raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
+        array[...] = value
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self):
+        return len(self._arrays)
+
+    def __repr__(self):
+        return repr(self._arrays)
+
+
+def carve(arrays, counts):
+    """Cut, for each array, `counts` arrays like it out of one new arena of zeros.
+
+    Every one begins on a cache line. NumPy asks for huge pages for large blocks, so one block is also
+    the way to get them. Streams at the same place of their pages get into each other's way: large
+    arrays begin a quarter of a page further on than the one before.
+    """
+    rooms = [
+        -(-array.nbytes // _ALIGN) * _ALIGN + (_PAGE if array.nbytes >= _LARGE else 0)
+        for array in arrays
+    ]
+    total = sum(room * count for room, count in zip(rooms, counts, strict=True))
+    arena = np.zeros(total + _ALIGN, np.uint8)
+    base = address(arena)
+    start = -base % _ALIGN
+    carved = []
+    for array, room, count in zip(arrays, rooms, counts, strict=True):
+        views = []
+        for k in range(count):
+            first = start
+            if array.nbytes >= _LARGE:
+                wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
+                first += (wanted - base - start) % _PAGE
+            views.append(arena[first : first + array.nbytes].view(array.dtype).reshape(array.shape))
+            start += room
+        carved.append(views)
+    return carved
+
+
+# --- Saved state ------------------------------------------------------------------------------
+
+
+def check_state_dict(optimizer, saved):
+    """Refuse a `state_dict` that does not fit.
+
+    Returns
+    -------
+    values : list of dict
+        For each group the hyperparameters that it takes over.
+    schedules : list of pair
+        Schedules that have a state, and the state they take over.
+    """
+    _check_keys("state_dict", saved, ("optimizer", "steps", "skipped_steps", "groups", "state"))
+    if saved["optimizer"] != type(optimizer).__name__:
+        raise ValueError(
+            f"state_dict: expected one of {type(optimizer).__name__}, got one of {saved['optimizer']}"
+        )
+    check_steps("state_dict['steps']", saved["steps"])
+    check_steps("state_dict['skipped_steps']", saved["skipped_steps"])
+    _check_length("state_dict['groups']", saved["groups"], len(optimizer.groups))
+    values, schedules, rules = [], [], []
+    for i, (group, places) in enumerate(optimizer.places()):
+        name, found = f"state_dict['groups'][{i}]", saved["groups"][i]
+        _check_keys(name, found, ("params", "start", "schedules"))
+        if found["params"] != places:
+            raise ValueError(f"{name}: expected the parameters {places}, got {found['params']}")
+        check_steps(f"{name}['start']", found["start"])
+        mine = group.hyperparameters()
+        taken = {
+            n: check_hyperparameter(n, found[n], group.conventions)
+            for n, value in mine.items()
+            if n in found and not is_schedule(value)
+        }
+        h = Hyperparameters(mine | taken)
+        optimizer.check(h)
+        rules += [optimizer.rule(h)] * len(places)
+        values.append(taken)
+        schedules += _check_schedules(f"{name}['schedules']", group, found["schedules"])
+    _check_arrays(optimizer, saved, rules)
+    return values, schedules
+
+
+def _check_arrays(optimizer, saved, rules):
+    params = optimizer._arrays
+    _check_length("state_dict['state']", saved["state"], len(params))
+    for k, (array, rule) in enumerate(zip(params, rules, strict=True)):
+        name, found, names = f"state_dict['state'][{k}]", saved["state"][k], optimizer.STATES[rule]
+        if not isinstance(found, Mapping) or sorted(found) != sorted(names):
+            found = list(found) if isinstance(found, Mapping) else found
+            raise ValueError(f"{name}: expected the arrays {list(names)} of the rule {rule}, got {found}")
+        for n in names:
+            check_like(f"{name}['{n}']", found[n], array)
+    averages = saved.get("ema", [])
+    _check_length("state_dict['ema']", averages, len(params) if optimizer.ema is not None else 0)
+    for k, average in enumerate(averages):
+        check_like(f"state_dict['ema'][{k}]", average, params[k])
+
+
+def stateful(group):
+    """The schedules of a group that have a state of their own, by name: ``lr``, ``betas[0]``."""
+    for name, value in group.hyperparameters().items():
+        several = isinstance(value, tuple)
+        for i, number in enumerate(value if several else [value]):
+            if hasattr(number, "state_dict"):
+                yield (f"{name}[{i}]" if several else name), number
+
+
+def _check_schedules(name, group, saved):
+    """Pairs of a group's schedules and the states they take over; tried on copies first."""
+    pairs = [(schedule, saved[n]) for n, schedule in stateful(group) if n in saved]
+    for schedule, state in pairs:
+        try:
+            copy.deepcopy(schedule).load_state_dict(state)
+        except Exception as error:
+            raise ValueError(f"{name}: {type(schedule).__name__} does not take it: {error}") from error
+    return pairs
+
+
+def _check_keys(name, value, keys):
+    if not isinstance(value, Mapping) or not value.keys() >= set(keys):
+        raise ValueError(f"{name}: expected a dict with the keys {', '.join(keys)}")
+
+
+def _check_length(name, value, length):
+    if not isinstance(value, (list, tuple)) or len(value) != length:
+        found = len(value) if isinstance(value, (list, tuple)) else type(value).__name__
+        raise ValueError(f"{name}: expected a list of {length}, got {found}")
+
+
+def check_steps(name, value):
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"{name}: expected a whole number from 0 on, got {value!r}")
+    return int(value)
+
+
+def check_like(name, value, array):
+    if not isinstance(value, np.ndarray) or value.dtype != array.dtype or value.shape != array.shape:
+        found = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else type(value)
+        raise ValueError(f"{name}: expected {array.dtype} of shape {array.shape}, got {found}")
