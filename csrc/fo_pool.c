@@ -308,6 +308,11 @@ void fo_pool_stop(void)
     release();
 }
 
-void fo_pool_set_waking(int64_t nanoseconds) { pool.waking = nanoseconds; }
+int64_t fo_pool_set_waking(int64_t nanoseconds)
+{
+    const int64_t before = pool.waking;
+    pool.waking = nanoseconds;
+    return before;
+}
 
 int fo_pool_workers(void) { return fo_load_relaxed(&pool.size) - 1; }

@@ -38,9 +38,9 @@ FO_EXPORT void fo_pool_set_threads(int threads);
    thread would take: a short job is left to the caller if the workers would have to be woken. */
 void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds);
 
-/* From which length of a job on sleeping workers are woken for it. It has a good value from the
-   start; tests set 0. */
-void fo_pool_set_waking(int64_t nanoseconds);
+/* Sets from which length of a job on sleeping workers are woken for it, and returns what that was.
+   It has a good value from the start; tests set 0. */
+int64_t fo_pool_set_waking(int64_t nanoseconds);
 
 /* Waits for the job at work, if any, and joins every worker; the next job starts new ones. To be
    called before a process exits, from an ordinary function: see fo_pool.c on Windows. */

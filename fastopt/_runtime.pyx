@@ -12,7 +12,7 @@ cdef extern from "fo_pool.h" nogil:
     void fo_pool_run(Task task, void* context, int parts, long long nanoseconds)
     void fo_pool_stop()
     int fo_pool_workers()
-    void fo_pool_set_waking(long long nanoseconds)
+    long long fo_pool_set_waking(long long nanoseconds)
 
 
 cdef int threads() noexcept nogil:
@@ -45,8 +45,8 @@ def live_workers():
 
 
 def set_waking(long long nanoseconds):
-    """For which length of a job sleeping workers are woken; 0 for every one."""
-    fo_pool_set_waking(nanoseconds)
+    """For which length of a job sleeping workers are woken, 0 for any; returns what it was before."""
+    return fo_pool_set_waking(nanoseconds)
 
 
 def address(object array not None, bint written=True):

@@ -5,7 +5,7 @@ import os
 import pytest
 
 import fastopt
-from fastopt import _dispatch
+from fastopt import _dispatch, _runtime
 
 # Interpreters that a test starts take the fastopt under test, not the source in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -20,7 +20,8 @@ def isa(request, monkeypatch):
 
 @pytest.fixture
 def threads():
-    """`set_num_threads`, undone after the test."""
-    before = fastopt.get_num_threads()
+    """`set_num_threads`, undone after the test; workers are woken for steps of any length."""
+    before, waking = fastopt.get_num_threads(), _runtime.set_waking(0)
     yield fastopt.set_num_threads
     fastopt.set_num_threads(before)
+    _runtime.set_waking(waking)

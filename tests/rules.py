@@ -31,6 +31,10 @@ class Rule:
             given["step"] = step
         return given
 
+    def start(self, name):
+        """What a state array holds before the first step."""
+        return self.options.get("initial_accumulator_value", 0.0) if name == "acc" else 0.0
+
     def make(self, params, **more):
         return self.optimizer(params, **{"lr": 1e-2, **self.options, **more})
 
@@ -53,6 +57,10 @@ RULES = [
         {"momentum": 0.9, "convention": "article"},
     ),
     Rule(
+        "momentum dampened, lr inside", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.9, "dampening": 0.3, "convention": "sklearn"},
+    ),
+    Rule(
         "nesterov", fastopt.SGD, "momentum_", ("buf",),
         {"momentum": 0.9, "nesterov": True}, torch="SGD",
     ),
@@ -64,6 +72,10 @@ RULES = [
     Rule(
         "adagrad decaying", fastopt.Adagrad, "adagrad_", ("acc",),
         {"lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-3}, torch="Adagrad",
+    ),
+    Rule(
+        "adagrad started", fastopt.Adagrad, "adagrad_", ("acc",),
+        {"initial_accumulator_value": 0.5}, torch="Adagrad",
     ),
     Rule("adagrad, eps inside", fastopt.Adagrad, "adagrad_", ("acc",), {"convention": "keras", "eps": 1e-3}),
     Rule("rmsprop", fastopt.RMSprop, "rmsprop_", ("square_avg",), torch="RMSprop"),
@@ -89,10 +101,25 @@ RULES = [
         "adam decay", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
         {"betas": (0.8, 0.99), "eps": 1e-4, "weight_decay": 0.1, "maximize": True}, torch="Adam",
     ),
-    Rule("adam, eps-hat", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"), {"convention": "sklearn"}),
+    Rule(
+        "adam without memory", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
+        {"betas": (0.0, 0.9)}, torch="Adam",
+    ),
+    Rule(
+        "adam, eps-hat", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
+        {"convention": "sklearn", "eps": 1e-3},
+    ),
+    Rule(
+        "adam, eps-hat of keras", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
+        {"convention": "keras", "eps": 1e-3},
+    ),
     Rule(
         "amsgrad", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         {"amsgrad": True}, torch="Adam",
+    ),
+    Rule(
+        "amsgrad decay", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"amsgrad": True, "weight_decay": 0.1, "maximize": True}, torch="Adam",
     ),
     Rule("adamw", fastopt.AdamW, "adamw_", ("exp_avg", "exp_avg_sq"), {"weight_decay": 0.1}, torch="AdamW"),
     Rule(

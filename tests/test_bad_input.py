@@ -86,12 +86,77 @@ def test_gradients(grads, error, message):
     assert opt.steps == 1
 
 
+@pytest.mark.parametrize("n", [3, 100_000])  # remembered from step to step, and not
+def test_a_gradient_of_none_is_never_the_one_of_the_last_step(n):
+    p = np.ones((n, 2))
+    opt = fastopt.SGD(p, lr=1.0)
+    good = np.ones((n, 2))
+
+    def refused():
+        before = p.copy()
+        with pytest.raises(TypeError, match="grads: expected a NumPy array, got NoneType"):
+            opt.step(None)
+        assert same_bits(p, before)
+
+    refused()
+    for last in (good, np.asfortranarray(good)):
+        opt.step(last)
+        refused()
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(good[1:])
+    refused()
+    with pytest.raises(TypeError, match="g: expected"):
+        functional.sgd_(p, None, lr=0.1)
+
+
+def test_masked_arrays_are_refused():
+    masked = np.ma.masked_greater(np.arange(4.0), 2)
+    with pytest.raises(TypeError, match=r"params: .*MaskedArray"):
+        fastopt.SGD(masked)
+    with pytest.raises(TypeError, match=r"grads: .*MaskedArray"):
+        fastopt.SGD(np.zeros(4)).step(masked)
+
+
+def test_parameters_that_come_back_read_only_are_refused():
+    """As after `joblib.load(..., mmap_mode="r")`."""
+    opt = fastopt.SGD(np.zeros(3))
+    state = opt.__getstate__()
+    frozen = np.frombuffer(bytes(24))
+    state["groups"][0].data["params"] = frozen
+    with pytest.raises(ValueError, match="params: expected a writeable"):
+        fastopt.SGD.__new__(fastopt.SGD).__setstate__(state)
+
+
+def test_a_list_that_shrinks_while_it_is_read():
+    outer = [np.ones(3), np.ones(3)]
+
+    class Hostile(list):
+        def __len__(self):
+            outer.clear()
+            return 1
+
+    params = [[np.zeros(3)], np.zeros(3)]
+    opt = fastopt.SGD(params)
+    outer[0] = Hostile([np.ones(3)])
+    with pytest.raises((IndexError, ValueError)):
+        opt.step(outer)
+    assert not params[1].any()
+
+
+def test_a_string_is_not_a_list_of_gradients():
+    with pytest.raises(TypeError, match=r"grads: expected a list of 2 .*got str"):
+        fastopt.SGD([np.zeros(3), np.zeros(3)]).step("ab")
+    with pytest.raises(TypeError, match=r"grads: expected a list of 2 .*got ndarray"):
+        fastopt.SGD([np.zeros(3), np.zeros(3)]).step(np.zeros((2, 3)))
+
+
 def test_a_gradient_in_another_layout_is_copied_not_misread():
     for gradient in (
         np.asfortranarray(np.arange(12.0).reshape(3, 4)),
         np.arange(24.0).reshape(3, 8)[:, ::2],
         np.arange(12.0)[::-1].reshape(3, 4),
         np.broadcast_to(np.arange(4.0), (3, 4)),
+        np.arange(97, dtype=np.uint8)[1:].view(np.float64).reshape(3, 4),
     ):
         p = np.zeros((3, 4))
         fastopt.SGD(p, lr=1.0).step(gradient)
@@ -105,9 +170,15 @@ def test_a_gradient_that_overlaps_what_is_written_is_copied():
     fastopt.SGD(p, lr=1.0).step(g)
     assert (p == expected).all()
     q = np.arange(5.0)
-    opt = fastopt.SGD(q, lr=1.0, momentum=0.5)
+    opt = fastopt.SGD(q, lr=1.0, momentum=0.5, ema=0.5)
     opt.step(q)
     assert (q == 0).all()
+    for written in (opt.state[0]["momentum_buffer"], opt.ema):
+        twin = fastopt.SGD(r := q.copy(), lr=1.0, momentum=0.5)
+        twin.load_state_dict({n: v for n, v in opt.state_dict().items() if n != "ema"})
+        twin.step(written.copy())
+        opt.step(written)
+        assert same_bits(q, r)
 
 
 def test_a_scalar_gradient_of_a_zero_dimensional_parameter():
@@ -120,7 +191,9 @@ def test_a_scalar_gradient_of_a_zero_dimensional_parameter():
     ("grads", "message"),
     [
         (lambda p: [p[0], np.zeros(6)], r"grads\[0\]: zero_grad=True, but .* shares memory"),
+        (lambda p: [p[0][::-1], np.zeros(6)], r"grads\[0\]: zero_grad=True, but .* shares memory"),
         (lambda p: [np.frombuffer(bytes(48)), np.zeros(6)], r"grads\[0\]: .*read-only"),
+        (lambda p: [np.frombuffer(bytes(48))[::-1], np.zeros(6)], r"grads\[0\]: .*read-only"),
         (lambda p: 2 * [np.ones(6)], r"grads\[0\] and grads\[1\] share memory"),
     ],
 )
@@ -138,6 +211,7 @@ def test_zero_grad(grads, message):
         (fastopt.SGD, {"lr": -1.0}, ValueError, r"lr: expected a finite number in \[0, inf\), got -1.0"),
         (fastopt.SGD, {"lr": NAN}, ValueError, "lr: .*nan"),
         (fastopt.SGD, {"lr": INF}, ValueError, "lr: .*inf"),
+        (fastopt.SGD, {"lr": 10**400}, ValueError, "lr: expected a finite number"),
         (fastopt.SGD, {"lr": "0.1"}, TypeError, "lr: expected a number, got str"),
         (fastopt.SGD, {"lr": True}, TypeError, "lr: expected a number, got bool"),
         (fastopt.SGD, {"momentum": -0.1}, ValueError, "momentum: "),
@@ -180,6 +254,15 @@ def test_groups_refuse_unknown_names_and_deletion():
         del group["lr"]
     with pytest.raises(ValueError, match="params: "):
         group["params"] = np.zeros(3)
+    with pytest.raises(ValueError, match="lr: "):
+        group |= {"lr": -1.0}
+    assert group["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("group", [np.zeros(3), {}, {"lr": 1.0}])
+def test_a_group_to_be_added_needs_params(group):
+    with pytest.raises(TypeError, match="group: expected a dict with the key 'params'"):
+        fastopt.SGD(np.zeros(3)).add_param_group(group)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +318,8 @@ def spoiled(**changes):
         (spoiled(state__1__exp_avg=None), r"\['state'\]\[1\]: expected the arrays"),
         (spoiled(state__1=None), r"\['state'\]: expected a list of 2, got 1"),
         (spoiled(steps=-1), "steps"),
+        (spoiled(groups__0__params=None), r"\['groups'\]\[0\]: expected a dict with the keys"),
+        (spoiled(state=[None, None]), r"\['state'\]\[0\]: expected the arrays"),
         (spoiled(groups__0__lr=-1.0), "lr: "),
         (spoiled(groups=None), "expected a dict with the keys"),
         (spoiled(ema=[np.zeros(3)]), r"\['ema'\]: expected a list of 0, got 1"),

@@ -97,6 +97,88 @@ def test_state_can_be_read_and_set():
         opt.steps = -1
 
 
+def test_state_is_set_by_name_and_copied():
+    p, opt, _, _ = adam_pair(4)
+    state = opt.state[0]
+    with pytest.raises(ValueError, match="velocity: no such state here, expected one of exp_avg"):
+        state["velocity"] = np.zeros(4)
+    with pytest.raises(TypeError):
+        opt.state[0] = {}
+    with pytest.raises(TypeError):
+        opt.groups[0] = {}
+    assert copy.deepcopy(dict(state))["exp_avg"] is not state["exp_avg"]
+    held = copy.deepcopy(opt.state)
+    opt.step(np.ones(4))
+    assert not held[0]["exp_avg"].any() and state["exp_avg"].all()
+
+
+def test_a_held_state_is_still_the_state_after_loading():
+    p, opt, q, other = adam_pair(4)
+    opt.step(np.ones(4))
+    state = other.state
+    other.load_state_dict(opt.state_dict())
+    assert state[0]["exp_avg"] is other.state[0]["exp_avg"]
+
+
+def test_groups_ascend_or_descend_and_zero_on_their_own():
+    a, b = np.zeros(3), np.zeros(3)
+    opt = fastopt.SGD(({"params": a}, {"params": b, "maximize": True}), lr=1.0)
+    grads = [np.ones(3), np.ones(3)]
+    opt.step(grads, zero_grad=True)
+    assert (a == -1).all() and (b == 1).all() and not grads[0].any() and not grads[1].any()
+
+
+@pytest.mark.parametrize("make", [
+    lambda lib, p: lib.Adam(p, lr=1e-2),
+    lambda lib, p: lib.Adagrad(p, lr=1e-2, lr_decay=0.1),
+    lambda lib, p: lib.SGD(p, lr=1e-2, momentum=0.9, dampening=0.5),
+])
+def test_a_group_added_later_begins_at_its_own_first_step(make):
+    rng = np.random.default_rng(0)
+    a, b, c = rng.standard_normal((3, 8))
+    c[:] = b
+    opt, fresh = make(fastopt, a), make(fastopt, c)
+    for _ in range(50):
+        opt.step(rng.standard_normal(8))
+    opt.add_param_group({"params": b})
+    assert opt.steps == 50
+    again = make(fastopt, a.copy())
+    again.add_param_group({"params": b.copy()})
+    for _ in range(3):
+        g = rng.standard_normal(8)
+        opt.step([np.ones(8), g]), fresh.step(g)
+    assert same_bits(b, c)
+    again.load_state_dict(opt.state_dict())
+    again.groups[1]["params"][...] = b
+    opt.step([np.ones(8), g]), again.step([np.ones(8), g]), fresh.step(g)
+    assert same_bits(b, c) and same_bits(again.groups[1]["params"], c)
+
+
+def test_a_state_dict_right_after_the_rule_was_changed():
+    p, opt, q, other = adam_pair()
+    opt.step(np.ones(100))
+    opt.groups[0]["amsgrad"] = True
+    other.load_state_dict(opt.state_dict())
+    opt.step(np.ones(100))
+    q[:] = p
+    assert list(other.state[0]) == ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"]
+
+
+def test_a_rule_changed_in_one_group_leaves_the_others_as_they_are():
+    arrays_, mirror = np.zeros((2, 4)), np.zeros((2, 4))
+    opts = [
+        fastopt.SGD([{"params": x[0], "momentum": 0.5}, {"params": x[1], "lr": 0.3}], lr=0.1)
+        for x in (arrays_, mirror)
+    ]
+    for opt in opts:
+        opt.step([np.ones(4), np.ones(4)])
+    opts[0].groups[1]["momentum"] = 0.9
+    for opt in opts:
+        opt.step([np.ones(4), np.ones(4)])
+    assert same_bits(arrays_[0], mirror[0])
+    np.testing.assert_allclose(arrays_[1], -0.6)
+
+
 # --- Schedules ---------------------------------------------------------------------------------------
 
 
@@ -194,6 +276,27 @@ def test_a_stateful_schedule_is_saved_with_the_optimizer():
     assert other.groups[0]["lr"](3) == plateau(3) < 0.1
 
 
+def test_loading_is_all_or_nothing():
+    plateau = schedules.ReduceOnPlateau(0.1)
+    p, opt, _, _ = adam_pair(lr=plateau, eps=1e-3)
+    saved = opt.state_dict()
+    saved["groups"][0]["eps"], saved["groups"][0]["schedules"]["lr"] = 0.5, {"bad": 1}
+    with pytest.raises(ValueError, match=r"\['schedules'\]: ReduceOnPlateau does not take it"):
+        opt.load_state_dict(saved)
+    assert opt.groups[0]["eps"] == 1e-3
+
+
+def test_counts_and_averages_are_saved_as_they_were():
+    p, opt, q, other = adam_pair(skip_nonfinite=True, ema=0.5)
+    opt.step(np.full(100, np.nan)), opt.step(np.ones(100))
+    saved = opt.state_dict()
+    kept = saved["ema"][0].copy()
+    opt.step(np.ones(100))
+    assert same_bits(saved["ema"][0], kept)
+    other.load_state_dict(saved)
+    assert (other.skipped_steps, other.steps) == (1, 1) and same_bits(other.ema, kept)
+
+
 # --- Options of a step -------------------------------------------------------------------------------
 
 
@@ -245,6 +348,20 @@ def test_clipping_agrees_with_torch():
         np.testing.assert_allclose(e, a.numpy(), rtol=1e-11)
 
 
+def test_a_nan_among_the_gradients_spreads_through_the_norm():
+    p, opt, _, _ = adam_pair(4)
+    opt.step(np.array([1.0, np.nan, 1.0, 1.0]), max_norm=1.0)
+    assert np.isnan(p).all() and np.isnan(opt.grad_norm)
+
+
+def test_the_norm_is_that_of_the_scaled_gradients_and_only_where_asked_for():
+    p, opt, _, _ = adam_pair(4)
+    opt.step(np.ones(4), grad_scale=-3.0)
+    assert opt.grad_norm is None
+    opt.step(np.ones(4), grad_scale=-3.0, max_norm=1e9)
+    assert opt.grad_norm == 6.0
+
+
 def test_zero_grad_zeroes_after_use_whatever_the_layout():
     p, q = np.zeros((4, 6)), np.zeros((4, 6))
     opt = fastopt.SGD([p, q], lr=1.0)
@@ -285,6 +402,41 @@ def test_skip_nonfinite_takes_large_doubles_for_what_they_are():
     opt.step(np.full(3, 1e200))
     np.testing.assert_allclose(p, -1.0)
     assert opt.skipped_steps == 0
+
+
+def test_skip_nonfinite_looks_at_the_scaled_gradients():
+    p = np.ones(3, np.float32)
+    opt = fastopt.SGD(p, lr=1.0, momentum=0.5, skip_nonfinite=True)
+    opt.step(np.full(3, 1e30, np.float32), grad_scale=1e30)
+    assert (opt.skipped_steps, opt.steps) == (1, 0) and (p == 1).all()
+    q = np.ones(3)
+    opt = fastopt.SGD(q, lr=1.0, skip_nonfinite=True)
+    opt.step(np.full(3, 1e200), grad_scale=0.0)
+    assert (opt.skipped_steps, opt.steps) == (0, 1)
+
+
+def test_the_weight_of_an_average_may_be_a_schedule():
+    p = np.zeros(3)
+    opt = fastopt.SGD(p, lr=1.0, ema=lambda step: 0.5 * (step > 0))
+    opt.step(np.ones(3))
+    assert same_bits(opt.ema, p)
+    opt.step(np.ones(3))
+    assert (opt.ema == -1.5).all()
+
+
+def test_while_swapped_no_step_and_no_saving():
+    p = np.zeros(3)
+    opt = fastopt.SGD(p, lr=1.0, ema=0.5)
+    opt.step(np.ones(3))
+    with pytest.raises(KeyError), opt.swapped_ema():
+        with pytest.raises(RuntimeError, match="step: not inside of swapped_ema"):
+            opt.step(np.ones(3))
+        with pytest.raises(RuntimeError, match="state_dict: not inside"):
+            opt.state_dict()
+        raise KeyError
+    assert (p == -1).all() and opt.steps == 1
+    opt.step(np.ones(3))
+    assert (p == -2).all()
 
 
 def test_ema_averages_and_swaps():

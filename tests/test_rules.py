@@ -37,7 +37,7 @@ def test_optimizer_equals_reference(rule, dtype, isa):
     shapes = [(3, 5), (), (0, 4), (513,), (2, 3, 4)]
     params = [np.array(rng.standard_normal(s), dtype) for s in shapes]
     mirror = [p.copy() for p in params]
-    states = [{n: np.zeros_like(p) for n in rule.state} for p in params]
+    states = [{n: np.full_like(p, rule.start(n)) for n in rule.state} for p in params]
     opt = rule.make(params)
     for step in range(1, 6):
         grads = [np.array(rng.standard_normal(s), dtype) for s in shapes]
@@ -88,6 +88,25 @@ def test_any_input_equals_reference(rule, dtype, length, seed, exponent):
         rule.refer(q, g, reference_state, 1)
     assert same_bits(p, q)
     assert all(same_bits(state[n], reference_state[n]) for n in state)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_special_values_equal_the_reference(rule, isa):
+    """NaNs, infinities, huge and small normal numbers and zeros of both signs, in every place."""
+    values = [0.0, -0.0, 1.0, -1.0, 3e38, -3e38, 1e-30, -1e-30, np.inf, -np.inf, np.nan]
+    count = 2 + len(rule.state)
+    grid = np.meshgrid(*[np.array(values, np.float32)] * count)
+    p, g, *state = (np.ascontiguousarray(array.ravel()) for array in grid)
+    state = {n: abs(s) if n not in ("buf", "exp_avg", "grad_avg") else s
+             for n, s in zip(rule.state, state, strict=True)}
+    q, expected = p.copy(), {n: s.copy() for n, s in state.items()}
+    getattr(functional, rule.function)(p, g, **state, **rule.arguments(2))
+    with np.errstate(all="ignore"):
+        rule.refer(q, g, expected, 2)
+    normal = np.finfo(np.float32).tiny
+    for ours, theirs in ((p, q), *((state[n], expected[n]) for n in state)):
+        flushed = abs(theirs) < normal
+        np.testing.assert_array_equal(np.where(flushed, 0, ours), np.where(flushed, 0, theirs))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)

@@ -15,7 +15,7 @@ import fastopt
 from fastopt import _runtime
 
 GATE = 1 << 19  # bytes of arrays from which on a step is shared out
-MANY = 1 << 21  # elements for whose sake sleeping workers are woken
+MANY = 1 << 21
 
 
 def at_the_gate(rule, dtype):
@@ -24,17 +24,14 @@ def at_the_gate(rule, dtype):
 
 
 def run(rule, dtype, lengths):
-    """Steps with everything switched on; all that they leave behind.
-
-    They follow close upon one another, so that the workers are awake for the later ones.
-    """
+    """Steps with everything switched on; all that they leave behind."""
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(n).astype(dtype) for n in lengths]
     given = [rng.standard_normal(n).astype(dtype) for n in lengths]
     grads = [g.copy() for g in given]
     opt = rule.make(params, ema=0.9)
     norms = []
-    for step in range(6):
+    for step in range(3):
         for g, kept in zip(grads, given, strict=True):
             np.multiply(kept, dtype(1 + step), out=g)
         opt.step(grads, max_norm=10.0, clip_value=0.5, grad_scale=2.0, zero_grad=True)
@@ -73,6 +70,27 @@ def big_step():
     p = np.zeros(MANY, np.float32)
     fastopt.SGD(p, lr=1.0).step(np.ones_like(p))
     return bool((p == -1).all())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads threads' times in /proc")
+def test_workers_do_their_share(threads):
+    """A step as short as the gate lets through is really shared out."""
+    _runtime.stop()
+    before = set(os.listdir("/proc/self/task"))
+    threads(2)
+    p = np.zeros(GATE // 8, np.float32)
+    opt, g = fastopt.SGD(p), np.ones_like(p)
+    opt.step(g)
+    (worker,) = set(os.listdir("/proc/self/task")) - before
+
+    def seconds():
+        return int(Path(f"/proc/self/task/{worker}/schedstat").read_text().split()[0]) * 1e-9
+
+    start, steps = seconds(), 0
+    while seconds() < start + 0.002 and steps < 100_000:
+        opt.step(g)
+        steps += 1
+    assert seconds() > start + 0.002
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
