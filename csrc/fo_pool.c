@@ -50,7 +50,7 @@ enum {
     SPIN_NANOSECONDS = 30000,  /* about what going to sleep and being woken costs */
     PAUSES_PER_CLOCK_READ = 16,
     WAKING_PAYS = 250000,      /* nanoseconds that a job takes one thread, unless set otherwise */
-    CLOSE_JOBS = 4             /* so many in a row, and the next is expected to follow as closely */
+    CLOSE_JOBS = 4 /* so many in a row, and the next is expected to follow as closely */
 };
 
 enum { IDLE, CALLED, WORKING, ASLEEP, LEAVING };
@@ -77,11 +77,11 @@ static struct {
     _Alignas(CACHE_LINE) fo_atomic pending;
     _Alignas(CACHE_LINE) fo_atomic busy;
     _Alignas(CACHE_LINE) fo_atomic threads; /* wanted */
-    fo_atomic size;                         /* members present, the caller among them */
-    int limit;                              /* 1 where forks cannot be noticed, else no limit */
-    int close;                              /* jobs in a row that came soon after one another */
-    int64_t ended;                          /* when the last job did */
-    int64_t waking;                         /* WAKING_PAYS, or what was set */
+    fo_atomic size; /* members present, the caller among them */
+    int limit; /* 1 where forks cannot be noticed, else no limit */
+    int close; /* jobs in a row that came soon after one another */
+    int64_t ended; /* when the last job did */
+    int64_t waking; /* WAKING_PAYS, or what was set */
     struct job job;
 } pool = {.threads = 1, .size = 1, .waking = WAKING_PAYS};
 

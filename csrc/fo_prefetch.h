@@ -1,7 +1,7 @@
 /* Asks for the cache line of an address, which need not be one's own.
  *
- * Assembly where we can, because gcc takes a function that only calls its __builtin_prefetch for one
- * without effect, and leaves the call out. */
+ * Assembly where we can, because gcc takes a function that only calls its __builtin_prefetch for
+ * one without effect, and leaves the call out. */
 #ifndef FO_PREFETCH_H
 #define FO_PREFETCH_H
 

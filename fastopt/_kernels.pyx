@@ -21,8 +21,7 @@ cdef extern from "fo_prefetch.h" nogil:
 cdef enum:
     LINE = 64       # bytes that cross memory together
     TILE = 128      # elements that all stages of a pass handle before the next are begun
-    AHEAD = 512     # how many elements before their use they are asked for: memory's own foresight
-                    # is cut short by having so many streams, which costs a sixth from DRAM
+    AHEAD = 512     # elements from where a tile is asked for to where it is used, see `prefetch`
     LANES = 16      # partial sums of a norm: as many as the widest registers need
 
 ctypedef fused real:
@@ -278,7 +277,7 @@ cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
 
 
 cdef inline void prefetch(const real* start) noexcept nogil:
-    """Ask for a tile."""
+    """Ask for a tile; the processor's own foresight fails at so many streams, by a sixth from DRAM."""
     cdef Py_ssize_t i
     if start != NULL:
         for i in range(TILE * <Py_ssize_t> sizeof(real) // LINE):

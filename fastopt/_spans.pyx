@@ -36,9 +36,8 @@ cdef enum:
     BLOCK = 8192            # elements in one partial sum of the norm, whatever the number of threads
     GATE = 1 << 19          # bytes of arrays under which a second thread costs more than it brings
     PACE = 32               # bytes of arrays that one thread gets through in a nanosecond, in cache
-    PART = 8192             # elements a thread takes at a time, at least,
-    PARTS = 32              # and how many parts each thread's share has at most: enough that none waits
-                            # long for another which the system has taken off its core
+    PART = 8192             # elements a thread takes at a time, at least
+    PARTS = 32              # parts in a thread's share, at most: others help with what it does not get to
     REMEMBER = 1 << 18      # gradients up to this many bytes are kept, to be recognized at the next step
 
 
