@@ -20,7 +20,21 @@ __all__ = ["adagrad_", "adam_", "adamw_", "momentum_", "rmsprop_", "sgd_"]
 
 
 def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False):
-    """Gradient descent: ``p -= lr * g``. See `fastopt.SGD`."""
+    """Gradient descent: ``p -= lr * g``. See `fastopt.SGD`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    lr : float
+        Learning rate.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Ascend.
+    """
     _update(
         SGD, "sgd", p, g, {}, 1,
         lr=lr, momentum=0.0, dampening=0.0, weight_decay=weight_decay, nesterov=False,
@@ -32,7 +46,31 @@ def momentum_(
     p, g, buf, *, lr, momentum=0.9, dampening=0.0, nesterov=False, step=1, weight_decay=0.0,
     maximize=False, convention="torch",
 ):
-    """Gradient descent with (Nesterov's) momentum; `buf` is the velocity. See `fastopt.SGD`."""
+    """Gradient descent with momentum: ``buf = momentum * buf + g; p -= lr * buf``. See `fastopt.SGD`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    buf : ndarray
+        Velocity, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    momentum, dampening : float
+        What is kept of the velocity, and what is taken off the gradient from the second step on.
+    nesterov : bool
+        Nesterov's momentum: ``p -= lr * (g + momentum * buf)``.
+    step : int
+        Number of this step, the first being 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras", "sklearn"}
+        All but "torch" have the learning rate inside the velocity.
+    """
     _update(
         SGD, "nesterov" if nesterov else "momentum", p, g, {"buf": buf}, step,
         lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
@@ -44,7 +82,30 @@ def adagrad_(
     p, g, acc, *, lr, eps=1e-10, lr_decay=0.0, step=1, weight_decay=0.0, maximize=False,
     convention="torch",
 ):
-    """AdaGrad; `acc` is the sum of squares. See `fastopt.Adagrad`."""
+    """AdaGrad: ``acc += g * g; p -= lr * g / (sqrt(acc) + eps)``. See `fastopt.Adagrad`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    acc : ndarray
+        Sum of squares, updated in place.
+    lr : float
+        Learning rate.
+    eps : float
+    lr_decay : float
+        The rate is ``lr / (1 + (step - 1) * lr_decay)``.
+    step : int
+        Number of this step, the first being 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras"}
+        "keras" has epsilon inside the root.
+    """
     _update(
         Adagrad, "adagrad", p, g, {"acc": acc}, step,
         lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps, maximize=maximize,
@@ -56,7 +117,34 @@ def rmsprop_(
     p, g, square_avg, buf=None, grad_avg=None, *, lr, alpha=0.99, eps=1e-8, momentum=0.0,
     weight_decay=0.0, maximize=False, convention="torch",
 ):
-    """RMSprop; with `buf` it has momentum, with `grad_avg` it is centered. See `fastopt.RMSprop`."""
+    """RMSprop: the gradient over a moving root mean square. See `fastopt.RMSprop`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    square_avg : ndarray
+        Moving average of the squares, updated in place.
+    buf : ndarray, optional
+        Velocity, updated in place; with it the rule has momentum.
+    grad_avg : ndarray, optional
+        Moving average of the gradient, updated in place; with it the rule is centered.
+    lr : float
+        Learning rate.
+    alpha : float
+        What is kept of the averages, in [0, 1).
+    eps : float
+    momentum : float
+        What is kept of the velocity.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras"}
+        "keras" has epsilon inside the root and the learning rate inside the velocity.
+    """
     if momentum and buf is None:
         raise ValueError(f"buf: expected the velocity's array beside momentum={momentum}, got None")
     rule = "rmsprop" + "_centered" * (grad_avg is not None) + "_momentum" * (buf is not None)
@@ -72,7 +160,32 @@ def adam_(
     p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, lr, betas=(0.9, 0.999), eps=1e-8, step,
     weight_decay=0.0, maximize=False, convention="torch",
 ):
-    """Adam; with `max_exp_avg_sq` it is AMSGrad. See `fastopt.Adam`."""
+    """Adam: momentum over the root mean square, both corrected for their start. See `fastopt.Adam`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    exp_avg, exp_avg_sq : ndarray
+        Moving averages of the gradient and of its square, updated in place; zeros before the first step.
+    max_exp_avg_sq : ndarray, optional
+        Largest `exp_avg_sq` so far, updated in place; with it the rule is AMSGrad.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        What is kept of the two averages, in [0, 1).
+    eps : float
+    step : int
+        Number of this step, the first being 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras", "sklearn"}
+        "keras" and "sklearn" add epsilon to the uncorrected root.
+    """
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
         Adam, _adam_rule(max_exp_avg_sq), p, g, state, step,
@@ -85,7 +198,32 @@ def adamw_(
     p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, lr, betas=(0.9, 0.999), eps=1e-8, step,
     weight_decay=1e-2, maximize=False, convention="torch",
 ):
-    """Adam with decoupled weight decay; with `max_exp_avg_sq` AMSGrad. See `fastopt.AdamW`."""
+    """Adam with decoupled weight decay. See `fastopt.AdamW`.
+
+    Parameters
+    ----------
+    p : ndarray
+        Parameters, updated in place.
+    g : ndarray
+        Gradient, only read.
+    exp_avg, exp_avg_sq : ndarray
+        Moving averages of the gradient and of its square, updated in place; zeros before the first step.
+    max_exp_avg_sq : ndarray, optional
+        Largest `exp_avg_sq` so far, updated in place; with it the rule is AMSGrad.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        What is kept of the two averages, in [0, 1).
+    eps : float
+    step : int
+        Number of this step, the first being 1.
+    weight_decay : float
+        Decoupled: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Ascend.
+    convention : {"torch", "article", "keras", "sklearn"}
+        "keras" and "sklearn" add epsilon to the uncorrected root.
+    """
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
         AdamW, _adam_rule(max_exp_avg_sq), p, g, state, step,

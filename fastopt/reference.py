@@ -1,6 +1,7 @@
 """Every rule in a few lines of NumPy: the oracle of the tests, and the textbook.
 
-The same signatures as `fastopt.functional`. Scalars are computed in double and rounded once to the
+The same signatures as `fastopt.functional`, whose docstrings say what the arguments are; nothing is
+checked here. Scalars are computed in double and rounded once to the
 dtype of the parameters; then each line is one correctly rounded operation after the other, in the
 order in which it is written, and so the compiled kernels give the same bits (but for denormal
 numbers, which they read and write as zero).

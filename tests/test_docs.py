@@ -1,5 +1,7 @@
 """The Python on the pages runs, from the first block of a page to its last, and does what it says."""
 
+import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -46,3 +48,10 @@ def test_the_pages_are_found():
     names = {page.name for page in PAGES}
     assert {"README.md", "article.md", "command-line.md", "schedules.md"} <= names
     assert EXTRAS.keys() | RESULTS.keys() <= names
+
+
+@pytest.mark.parametrize("family", ["adagrad", "adam", "rmsprop", "sgd"])
+def test_the_examples_of_docstrings(family):
+    module = importlib.import_module(f"fastopt.optimizers.{family}")
+    result = doctest.testmod(module)
+    assert result.attempted >= 5 and result.failed == 0

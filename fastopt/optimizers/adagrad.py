@@ -40,6 +40,15 @@ class Adagrad(Optimizer):
     ----------
     Duchi, Hazan, Singer, "Adaptive subgradient methods for online learning and stochastic
     optimization", JMLR 12, 2011.
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adagrad(w, lr=0.5)
+    >>> opt.step(w.copy())
+    >>> w.round(3)
+    array([ 0.5, -1.5])
     """
 
     STATES = {"adagrad": ("sum",)}

@@ -46,6 +46,15 @@ class Adam(Optimizer):
     ----------
     Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015.
     Reddi, Kale, Kumar, "On the convergence of Adam and beyond", ICLR 2018 (amsgrad).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.Adam(w, lr=0.5)
+    >>> opt.step(w.copy())
+    >>> w.round(3)
+    array([ 0.5, -1.5])
     """
 
     STATES = {
@@ -86,12 +95,19 @@ class AdamW(Adam):
     r"""Adam with decoupled weight decay.
 
     Before Adam's step, :math:`p \leftarrow (1 - \gamma \lambda) p`, and nothing is added to the
-    gradient. Parameters, errors and conventions are those of `Adam`.
+    gradient.
 
     Parameters
     ----------
+    params, lr, betas, eps, amsgrad, maximize, convention, ema, skip_nonfinite
+        As for `Adam`.
     weight_decay : float or schedule
         :math:`\lambda \ge 0`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a hyperparameter is out of its range or a parameter cannot be updated in place.
 
     References
     ----------

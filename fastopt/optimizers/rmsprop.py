@@ -49,6 +49,15 @@ class RMSprop(Optimizer):
     ----------
     Tieleman, Hinton, "Lecture 6.5 - rmsprop", Coursera: Neural networks for machine learning, 2012.
     Graves, "Generating sequences with recurrent neural networks", arXiv:1308.0850 (centered).
+
+    Examples
+    --------
+    >>> import numpy as np, fastopt
+    >>> w = np.array([1.0, -2.0])
+    >>> opt = fastopt.RMSprop(w, lr=0.01)
+    >>> opt.step(w.copy())
+    >>> w.round(3)
+    array([ 0.9, -1.9])
     """
 
     STATES = {
