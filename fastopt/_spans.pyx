@@ -52,6 +52,7 @@ cdef struct Plan:
     Py_ssize_t count
     Py_ssize_t jobs_count
     Py_ssize_t bytes            # of all arrays that a step reads or writes
+    Py_ssize_t nanoseconds      # about what this step would take one thread
 
 
 cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
@@ -112,7 +113,7 @@ cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexc
     if plan.bytes < GATE:
         task(plan, 0, 1)
     else:
-        run(task, plan, threads() * max(1, min(PARTS, share // PART)), plan.bytes // PACE)
+        run(task, plan, threads() * max(1, min(PARTS, share // PART)), plan.nanoseconds)
 
 
 cdef double norm(Plan* plan) noexcept nogil:
@@ -421,6 +422,7 @@ cdef class Table:
     def step(self, grads):
         """Check the gradients, then update every parameter, with the scalars that stand in `rows`."""
         self.enter(grads)
+        self.plan.nanoseconds = self.plan.bytes // PACE
         try:
             self.set_jobs(1.0, INFINITE, False)
             self.update()
@@ -441,6 +443,7 @@ cdef class Table:
         """
         cdef double length = 0.0
         self.enter(grads)
+        self.plan.nanoseconds = self.plan.bytes // PACE * 3 // 2    # the norm and the stages of a tile
         try:
             if zero_grad:
                 self.check_zeroable()
