@@ -443,7 +443,7 @@ cdef class Table:
         """
         cdef double length = 0.0
         self.enter(grads)
-        self.plan.nanoseconds = self.plan.bytes // PACE * 3 // 2    # the norm and the stages of a tile
+        self.plan.nanoseconds = self.plan.bytes // PACE * 2     # the norm and the stages of a tile
         try:
             if zero_grad:
                 self.check_zeroable()
