@@ -377,6 +377,8 @@ cdef class Table:
             job.clip = clip
             job.zero_grad = zero_grad
             job.shape = job.scale != 1.0 or job.decay != 0.0 or clip != INFINITE
+            if job.constants + len(row) > SCALARS:
+                raise ValueError(f"a rule has {job.constants + len(row)} scalars, there is room for {SCALARS}")
             for i in range(len(row)):
                 job.scalars[job.constants + i] = <double> row[i]
         return 0
@@ -412,6 +414,8 @@ cdef class Table:
         """What the hyperparameters of a group decide: the first scalars of its rule, and around it
         whether it ascends, the decay of its weights (L2), and the weight of the past in an average."""
         cdef Py_ssize_t i
+        if len(constants) > SCALARS:
+            raise ValueError(f"a rule has {len(constants)} scalars, there is room for {SCALARS}")
         for i in range(len(constants)):
             self.plan.jobs[k].scalars[i] = constants[i]
         self.plan.jobs[k].constants = len(constants)
