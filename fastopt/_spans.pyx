@@ -14,7 +14,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
 from fastopt._runtime cimport run, start, threads
-from fastopt._span cimport Job, Kernels, Span
+from fastopt._span cimport SCALARS, Job, Kernels, Span
 
 from numpy import array, ascontiguousarray, generic, ndarray
 from numpy.lib.array_utils import byte_bounds
