@@ -428,11 +428,18 @@ def test_while_swapped_no_step_and_no_saving():
     p = np.zeros(3)
     opt = fastopt.SGD(p, lr=1.0, ema=0.5)
     opt.step(np.ones(3))
+    saved = opt.state_dict()
     with pytest.raises(KeyError), opt.swapped_ema():
         with pytest.raises(RuntimeError, match="step: not inside of swapped_ema"):
             opt.step(np.ones(3))
         with pytest.raises(RuntimeError, match="state_dict: not inside"):
             opt.state_dict()
+        with pytest.raises(RuntimeError, match="load_state_dict: not inside"):
+            opt.load_state_dict(saved)
+        with pytest.raises(RuntimeError, match="add_param_group: not inside"):
+            opt.add_param_group({"params": np.zeros(2)})
+        with pytest.raises(RuntimeError, match="swapped_ema: not inside"), opt.swapped_ema():
+            pass
         raise KeyError
     assert (p == -1).all() and opt.steps == 1
     opt.step(np.ones(3))

@@ -120,6 +120,7 @@ class Optimizer:
         group : dict
             ``{"params": ..., "lr": ...}``; what is not said is as in the other groups' defaults.
         """
+        self._refuse_swapped("add_param_group")
         if not _are_groups([group]):
             raise TypeError(f"group: expected a dict with the key 'params', got {group!r}")
         made = self._make_group(group)
@@ -188,8 +189,7 @@ class Optimizer:
 
     def _refresh(self):
         """Evaluate for the coming step what has been set, or what is scheduled."""
-        if self._swapped:
-            raise RuntimeError("step: not inside of swapped_ema, where the parameters are averages")
+        self._refuse_swapped("step")
         changed, step = self._stale.changed, self._steps
         if changed:
             self._settle()
@@ -287,13 +287,16 @@ class Optimizer:
         """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
         if not self._averages:
             raise ValueError("swapped_ema: the optimizer keeps no average, give it ema=0.999")
-        if self._swapped:
-            raise RuntimeError("swapped_ema: the parameters are swapped already")
+        self._refuse_swapped("swapped_ema")
         self._swap()
         try:
             yield
         finally:
             self._swap()
+
+    def _refuse_swapped(self, what):
+        if self._swapped:
+            raise RuntimeError(f"{what}: not inside of swapped_ema, where the parameters are averages")
 
     def _swap(self):
         self._swapped = not self._swapped
@@ -318,8 +321,7 @@ class Optimizer:
             parameters, when they were added, states of schedules), ``state`` (arrays by name, for each
             parameter), and ``ema`` where averages are kept.
         """
-        if self._swapped:
-            raise RuntimeError("state_dict: not inside of swapped_ema, where the parameters are averages")
+        self._refuse_swapped("state_dict")
         self._settle()
         groups = []
         for group, place in self.places():
@@ -354,6 +356,7 @@ class Optimizer:
             If it came from another optimizer or from parameters of other shapes or dtypes; nothing
             has been changed then.
         """
+        self._refuse_swapped("load_state_dict")
         values, schedules = check_state_dict(self, state_dict)
         for group, saved, mine in zip(self.groups, state_dict["groups"], values, strict=True):
             group.data.update(mine)
