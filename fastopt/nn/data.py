@@ -274,9 +274,21 @@ def read_arrays(path):
                 arrays = {name: archive[name] for name in archive.files}
         except _DAMAGE as error:
             raise ValueError(f"{path}: {_NOT_NPZ}") from error
-    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        is_whole = _lists_all(file, len(arrays))
+    if not is_whole or not all(isinstance(array, np.ndarray) for array in arrays.values()):
         raise ValueError(f"{path}: {_NOT_NPZ}")  # NumPy hands out other files as bytes
     return arrays
+
+
+def _lists_all(file, members):
+    """Whether a zip archive's end speaks of as many members as its directory: zipfile does not ask.
+
+    A damaged length in the directory can hide the next member in the one before. An archive with a
+    comment, which NumPy never writes, ends otherwise and is taken as it is.
+    """
+    file.seek(-22, os.SEEK_END)
+    end = file.read()
+    return end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") in (members, 0xFFFF)
 
 
 def read_npz(path):
