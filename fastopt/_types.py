@@ -1,0 +1,57 @@
+"""Types that annotations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, TypedDict, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt._rows import Rows
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Listing(Protocol[T_co]):
+    """A list or a tuple of whatever: a sequence, but for str, whose items are str for ever."""
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> Sequence[T_co]: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __reversed__(self) -> Iterator[T_co]: ...
+    def count(self, value: Any, /) -> int: ...
+
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+AnyArray: TypeAlias = NDArray[Any]
+
+# Arrays by themselves or in lists, tuples and dicts; as gradients, with `Rows` among them.
+Nesting: TypeAlias = "Array | Listing[Nesting] | Mapping[Any, Nesting]"
+Gradients: TypeAlias = "Array | Rows | Listing[Gradients] | Mapping[Any, Gradients]"
+# What an optimizer is given: a nesting, or groups.
+Params: TypeAlias = "Nesting | Listing[Mapping[str, Any]]"
+
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
+# A number for each of the finished steps.
+Schedule: TypeAlias = Callable[[int], float]
+Scalar: TypeAlias = Number | Schedule
+
+Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
+
+
+class Options(TypedDict, total=False):
+    """What all optimizers take beside the hyperparameters of the rule."""
+
+    ema: Scalar | None
+    lookahead: tuple[int, Number] | None
+    accumulate: int
+    centralize: bool
+    unit_clip: Number | None
+    independent_weight_decay: Scalar
+    skip_nonfinite: bool
+    sparse: Sparse | None
