@@ -5,8 +5,8 @@ The norms take a pass of their own over the parameters, so a step costs more tha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
 from math import sqrt
+from typing import TYPE_CHECKING, Unpack
 
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects

@@ -6,14 +6,15 @@ bit on every machine for other rules is equal up to rounding for these.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
 from math import inf, sqrt
+from typing import TYPE_CHECKING, Unpack
 
 from fastopt.optimizers.base import Optimizer
 from fastopt.reference import factored_step, orthogonalize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
     from fastopt._types import Adjustment, Array, Options, Pair, Params, Scalar, Triple
     from fastopt.optimizers.groups import Hyperparameters
 

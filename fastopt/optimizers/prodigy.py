@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
 from math import inf, sqrt
+from typing import TYPE_CHECKING, Unpack
 
 from fastopt.optimizers.base import Optimizer
 

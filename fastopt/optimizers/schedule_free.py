@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
 import contextlib
 from math import sqrt
+from typing import TYPE_CHECKING, Unpack
 
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from fastopt._types import Options, Pair, Params, Scalar
     from fastopt.optimizers.groups import Hyperparameters
 

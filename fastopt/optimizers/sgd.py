@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Unpack
 import math
+from typing import TYPE_CHECKING, Unpack
 
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
+
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
