@@ -40,7 +40,11 @@ Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 # A number for each of the finished steps.
 Schedule: TypeAlias = Callable[[int], float]
 Scalar: TypeAlias = Number | Schedule
+Pair: TypeAlias = tuple[Scalar, Scalar]
+Triple: TypeAlias = tuple[Scalar, Scalar, Scalar]
 
+Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
+Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 
 
