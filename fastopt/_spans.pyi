@@ -3,8 +3,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastopt._tree import Shape
-from fastopt._types import Array, Gradients
+from fastopt._types import Array, Gradients, Shape
 
 class Table:
     @property

@@ -35,6 +35,8 @@ Nesting: TypeAlias = "Array | Listing[Nesting] | Mapping[Any, Nesting]"
 Gradients: TypeAlias = "Array | Rows | Listing[Gradients] | Mapping[Any, Gradients]"
 # What an optimizer is given: a nesting, or groups.
 Params: TypeAlias = "Nesting | Listing[Mapping[str, Any]]"
+# A nesting with places in a flat list for the arrays, see `_tree`.
+Shape: TypeAlias = "int | tuple[Shape, ...] | dict[Any, Shape]"
 
 Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 # A number for each of the finished steps.
@@ -45,6 +47,8 @@ Triple: TypeAlias = tuple[Scalar, Scalar, Scalar]
 
 Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
+# Half-open ranges of a hyperparameter, see `RANGES`.
+Bounds: TypeAlias = tuple[Any, ...]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 
 
@@ -59,3 +63,11 @@ class Options(TypedDict, total=False):
     independent_weight_decay: Scalar
     skip_nonfinite: bool
     sparse: Sparse | None
+
+
+class StepOptions(TypedDict, total=False):
+    """What a step may be asked beside the update."""
+
+    max_norm: Number | None
+    clip_value: Number | None
+    grad_scale: Number | None

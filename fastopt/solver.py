@@ -25,7 +25,7 @@ A network whose gradients come in the order of ``params`` says so with an attrib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +35,9 @@ from fastopt._tree import flatten
 from fastopt.nn.metrics import accuracy
 from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
+
+if TYPE_CHECKING:
+    from fastopt._types import AnyArray
 
 __all__ = [
     "accuracy",
@@ -62,9 +65,7 @@ Layers = Sequence[Sequence[np.ndarray]]
 # --- data ---------------------------------------------------------------------------------------
 
 
-def get_minibatches(
-    X: np.ndarray, y: np.ndarray, minibatch_size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def get_minibatches(X: np.ndarray, y: np.ndarray, minibatch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Shuffle the samples and cut them into minibatches.
 
     The order is drawn from NumPy's global state, so that ``np.random.seed`` makes it, and a whole
@@ -126,11 +127,7 @@ def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -
 
 
 def momentum_update(
-    velocity: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    mu: float = 0.9,
+    velocity: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, mu: float = 0.9,
 ) -> None:
     """One step of momentum: ``v = mu * v + learning_rate * g; p -= v``.
 
@@ -157,9 +154,7 @@ def momentum_update(
         functional.momentum_(p, g, v, lr=learning_rate, momentum=mu, convention="article")
 
 
-def adagrad_update(
-    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01
-) -> None:
+def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
     """One step of AdaGrad: ``c += g**2; p -= learning_rate * g / (sqrt(c) + 1e-8)``.
 
     Parameters
@@ -184,11 +179,7 @@ def adagrad_update(
 
 
 def rmsprop_update(
-    cache: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    decay_rate: float = 0.9,
+    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, decay_rate: float = 0.9,
 ) -> None:
     """One step of RMSprop.
 
@@ -219,16 +210,9 @@ def rmsprop_update(
 
 
 def adam_update(
-    velocity: Layers,
-    cache: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    *,
-    t: int,
-    eps: float = _ADAM_EPS,
+    velocity: Layers, cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01,
+    beta1: float = 0.9, beta2: float = 0.999,
+    *, t: int, eps: float = _ADAM_EPS,
 ) -> None:
     """One step of Adam.
 
@@ -280,14 +264,8 @@ def adam_update(
 
 
 def sgd(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: float,
-    verbose: bool = True,
-    X_test: np.ndarray | None = None,
+    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
     y_test: np.ndarray | None = None,
 ) -> Any:
     """Train `nnet` by stochastic gradient descent (see `vanilla_update`).
@@ -332,17 +310,9 @@ def sgd(
 
 
 def sgd_momentum(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: float,
-    mu: float = 0.9,
-    verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-    nesterov: bool = False,
+    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    learning_rate: float, mu: float = 0.9, verbose: bool = True, X_test: np.ndarray | None = None,
+    y_test: np.ndarray | None = None, nesterov: bool = False,
 ) -> Any:
     """Train `nnet` with momentum (see `momentum_update`), Nesterov's if wanted.
 
@@ -386,14 +356,8 @@ def sgd_momentum(
 
 
 def adagrad(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: float,
-    verbose: bool = True,
-    X_test: np.ndarray | None = None,
+    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
     y_test: np.ndarray | None = None,
 ) -> Any:
     """Train `nnet` with AdaGrad (see `adagrad_update`).
@@ -407,16 +371,9 @@ def adagrad(
 
 
 def rmsprop(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: float,
-    verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-    decay_rate: float = 0.9,
+    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
+    y_test: np.ndarray | None = None, decay_rate: float = 0.9,
 ) -> Any:
     """Train `nnet` with RMSprop (see `rmsprop_update`).
 
@@ -432,17 +389,9 @@ def rmsprop(
 
 
 def adam(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: float,
-    verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
+    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
+    y_test: np.ndarray | None = None, beta1: float = 0.9, beta2: float = 0.999,
 ) -> Any:
     """Train `nnet` with Adam (see `adam_update`), with an epsilon of 1e-4.
 
@@ -458,15 +407,8 @@ def adam(
 
 
 def _train(
-    nnet: Any,
-    optimizer: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
-    minibatch_size: int,
-    epoch: int,
-    verbose: bool,
-    X_test: np.ndarray | None,
-    y_test: np.ndarray | None,
+    nnet: Any, optimizer: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
+    verbose: bool, X_test: np.ndarray | None, y_test: np.ndarray | None,
     train_step: Callable[[np.ndarray, np.ndarray], tuple[float, Layers]] | None = None,
 ) -> Any:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
@@ -495,7 +437,7 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
     # p -= mu * v is a step of gradient descent along the velocity.
     nudge = SGD(params, lr=mu)
 
-    def train_step(X, y):
+    def train_step(X: AnyArray, y: AnyArray) -> tuple[float, Layers]:
         for p, k in zip(params, kept, strict=True):
             np.copyto(k, p)
         try:
@@ -509,7 +451,10 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
     return train_step
 
 
-def _report(nnet, loss, train, test, minibatch_size) -> str:
+def _report(
+    nnet: Any, loss: float, train: tuple[AnyArray, AnyArray], test: tuple[AnyArray, AnyArray] | None,
+    minibatch_size: int,
+) -> str:
     """The article's line about an epoch."""
     logs = {"loss": float(loss), "accuracy": _accuracy_of(nnet, *train, minibatch_size)}
     if test is not None:
@@ -517,7 +462,7 @@ def _report(nnet, loss, train, test, minibatch_size) -> str:
     return format_logs(logs)
 
 
-def _accuracy_of(nnet, X, y, minibatch_size) -> float:
+def _accuracy_of(nnet: Any, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
     # As many samples at a time as in training: that much memory is there.
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
@@ -528,7 +473,7 @@ def _accuracy_of(nnet, X, y, minibatch_size) -> float:
 
 
 def _minibatches(
-    X: np.ndarray, y: np.ndarray, minibatch_size: int
+    X: np.ndarray, y: np.ndarray, minibatch_size: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Minibatches in an order drawn when the first is asked for, each copied when it is due."""
     order = np.random.permutation(len(X))  # noqa: NPY002 (np.random.seed is the caller's handle)
@@ -580,9 +525,7 @@ def _check_list(value: Any, where: str, length: int, items: str, like: str) -> N
         raise ValueError(f"{where}: expected {length} {items}, as in {like}, got {len(value)}")
 
 
-def _optional_samples(
-    X_name: str, X: Any, y_name: str, y: Any
-) -> tuple[np.ndarray, np.ndarray] | None:
+def _optional_samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
     if X is None and y is None:
         return None
     for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):

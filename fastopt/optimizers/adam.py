@@ -458,4 +458,5 @@ def _warmed(h: Hyperparameters, t: int) -> float:
     """NAdam's momentum at step `t`."""
     if h.convention == "optax":
         return h.betas[0]
-    return h.betas[0] * (1.0 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    mu: float = h.betas[0] * (1.0 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    return mu

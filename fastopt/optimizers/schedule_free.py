@@ -188,7 +188,7 @@ class AdamWScheduleFree(_ScheduleFree):
 
 
 def _momentum(h: Hyperparameters) -> float:
-    return h.betas[0] if hasattr(h, "betas") else h.momentum
+    return h.betas[0] if "betas" in vars(h) else h.momentum
 
 
 def _warmed(h: Hyperparameters, t: int) -> float:
@@ -197,7 +197,8 @@ def _warmed(h: Hyperparameters, t: int) -> float:
 
 
 def _weight(h: Hyperparameters, t: int, lr_max: float) -> float:
-    return t**h.r * lr_max**h.weight_lr_power
+    weight: float = t**h.r * lr_max**h.weight_lr_power
+    return weight
 
 
 def _path(h: Hyperparameters, t: int) -> tuple[float, ...]:
