@@ -32,7 +32,7 @@ from itertools import repeat
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -622,7 +622,7 @@ def _compile(parallel: bool) -> Callable[[_F], _F]:
     """numba's compiler, at its fastest: unless told so, a division is checked for zero."""
     from numba import njit
 
-    return njit(parallel=parallel, fastmath=True, error_model="numpy")  # type: ignore[no-any-return]
+    return cast("Callable[[_F], _F]", njit(parallel=parallel, fastmath=True, error_model="numpy"))
 
 
 @cache

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastopt import plots
 from fastopt.cli import files, options, parts, surface, training
+from fastopt.cli.calls import Call
 from fastopt.cli.status import INTERRUPTED
 from fastopt.nn import Callback, Trainer, callbacks
 
@@ -71,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
 def _train_one(name: str, args: argparse.Namespace, dataset: Dataset) -> History:
     """Train from the seed's initial weights, the same for every optimizer."""
     net = training.make_net(args, dataset)
-    rule, lr, others = parts.OPTIMIZERS[name]
-    opt = rule(net.params, lr=lr, **others)
+    lr = parts.OPTIMIZERS[name][1]
+    opt = parts.make_optimizer(Call(name, {}, name), net.params, lr)
     hooks: list[Callback] = [callbacks.TerminateOnNaN()]
     if sys.stdout.isatty():
         hooks.append(_Status(name, args.epochs))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 # Class, learning rate and what else makes it that rule. The rates suit a small net.
-OPTIMIZERS: dict[str, tuple[Callable[..., Optimizer], float, dict[str, Any]]] = {
+OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
     "sgd": (SGD, 0.1, {}),
     "momentum": (SGD, 0.02, {"momentum": 0.9}),
     "nesterov": (SGD, 0.02, {"momentum": 0.9, "nesterov": True}),

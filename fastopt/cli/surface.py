@@ -14,13 +14,12 @@ from fastopt.cli.calls import parse_calls
 from fastopt.optimizers import BY_NAME, arguments_of
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from fastopt._types import Array
     from fastopt.cli.calls import Call
     from fastopt.cli.options import Parser
     from fastopt.optimizers import Optimizer
 
-    Maker = Callable[[NDArray[np.float64], float], Optimizer]
+    Maker = Callable[[Array, float], Optimizer]
 
 __all__ = ["add_options", "check_options", "run"]
 
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     for label, (make, lr) in makers.items():
         if lr is None:
             lr = surfaces.find_rate(surface, make, steps, start)
-        paths[label] = surfaces.descend(surface, lambda p, make=make, lr=lr: make(p, lr), steps, start)
+        paths[label] = surfaces.descend(surface, _with_rate(make, lr), steps, start)
         print(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])), flush=True)
     print(f"\nDistance: to the nearest minimum. Arrived: steps after which it stays below {_ARRIVED}.")
     if args.plot is not None:
@@ -88,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rules() -> dict[str, tuple[Callable[..., Optimizer], dict[str, Any]]]:
+def _rules() -> dict[str, tuple[type[Optimizer], dict[str, Any]]]:
     """Optimizers by name, with what else makes each that rule."""
     named = {name: (rule, others) for name, (rule, _, others) in parts.OPTIMIZERS.items()}
     return {name: (rule, {}) for name, rule in BY_NAME.items()} | named
@@ -116,7 +115,7 @@ def _makers(calls: Sequence[Call]) -> dict[str, tuple[Maker, float | None]]:
         lr = arguments.pop("lr", None)
 
         def make(
-            point: NDArray[np.float64], lr: float, call: Call = call, rule: Callable[..., Optimizer] = rule,
+            point: Array, lr: float, call: Call = call, rule: type[Optimizer] = rule,
             arguments: dict[str, Any] = arguments,
         ) -> Optimizer:
             return parts.make("--optimizers", call, rule, params=point, lr=lr, **arguments)
@@ -126,7 +125,11 @@ def _makers(calls: Sequence[Call]) -> dict[str, tuple[Maker, float | None]]:
     return makers
 
 
-def _results(surface: surfaces.Surface, path: NDArray[np.float64]) -> tuple[Any, ...]:
+def _with_rate(make: Maker, lr: float) -> Callable[[Array], Optimizer]:
+    return lambda point: make(point, lr)
+
+
+def _results(surface: surfaces.Surface, path: Array) -> tuple[Any, ...]:
     x, y = path[-1]
     distances = surface.distance(path)
     away = np.flatnonzero(distances >= _ARRIVED)

@@ -506,10 +506,11 @@ class MLP:
         """Yield outputs, loss and weight of chunk after chunk of the rows."""
         forward = self._new_pass(training=False)
         for start in range(0, source.rows, _CHUNK):
-            chunk = forward.outputs(source, start, min(_CHUNK, source.rows - start), criterion)
-            if chunk[0] is None:
+            rows = min(_CHUNK, source.rows - start)
+            outputs, loss, weight = forward.outputs(source, start, rows, criterion)
+            if outputs is None:
                 raise _not_finite(self.dtype)
-            yield chunk
+            yield outputs, loss, weight
 
     def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
         source = Source(*self._check_rows(X)[0], None, None)

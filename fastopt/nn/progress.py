@@ -67,7 +67,8 @@ class Progress:
         """``with progress.paused():`` what is printed stands above the bar."""
         if self._bar is None:
             return contextlib.nullcontext()
-        return self._bar.external_write_mode(file=sys.stdout)
+        paused: AbstractContextManager[None] = self._bar.external_write_mode(file=sys.stdout)
+        return paused
 
     def close(self) -> None:
         """Take the bar from the screen."""

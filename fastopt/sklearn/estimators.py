@@ -111,8 +111,11 @@ class _BaseMLP(BaseEstimator):
     feature_names_in_: AnyArray
 
     _net: PenalizedMLP
+    _net_made_with: dict[str, Any]
     _random_state: np.random.RandomState
     _optimizer: Any     # an Optimizer, the state of one, or None
+    _optimizer_made_with: dict[str, Any]
+    _base_lrs: list[Any]
     _order: NDArray[np.int64] | None
     _met: list[Callback]
 
@@ -168,8 +171,8 @@ class _BaseMLP(BaseEstimator):
         return self._fit(X, y, sample_weight, validation_data, incremental=False)
 
     def _fit(
-        self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, validation_data: Validation | None,
-        *, incremental: bool,
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, validation_data: Validation | None, *,
+        incremental: bool,
     ) -> Self:
         check_params(self)
         if incremental and self.early_stopping:
@@ -410,13 +413,14 @@ class _BaseMLP(BaseEstimator):
         self.loss_curve_.append(self.loss_)
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if validation is not None:
-            self.validation_loss_curve_.append(logs["val_loss"])
+        scores, losses = self.validation_scores_, self.validation_loss_curve_
+        if validation is not None and scores is not None and losses is not None:
+            losses.append(logs["val_loss"])
             known = "val_accuracy" in logs and validation[1].ndim == 1
             score = logs["val_accuracy"] if known else self._score_rows(*validation)
-            self.validation_scores_.append(score)
+            scores.append(score)
             if self.verbose:
-                print(f"Validation score: {self.validation_scores_[-1]:f}")
+                print(f"Validation score: {score:f}")
         improved = self._note_improvement()
         if self._no_improvement_count > self.n_iter_no_change:
             self._stagnate(trainer)
@@ -425,16 +429,17 @@ class _BaseMLP(BaseEstimator):
 
     def _note_improvement(self) -> bool:
         """Count the epochs without improvement; return whether the validation score is the best."""
-        best_score = False
-        if self.validation_scores_ is not None:
+        best_score = worse = False
+        if self.validation_scores_ is not None and self.best_validation_score_ is not None:
             score = self.validation_scores_[-1]
             worse = score < self.best_validation_score_ + self.tol
             best_score = score > self.best_validation_score_
             if best_score:
                 self.best_validation_score_ = score
         if not self.early_stopping:
-            worse = self.loss_ > self.best_loss_ - self.tol
-            self.best_loss_ = min(self.best_loss_, self.loss_)
+            best = math.inf if self.best_loss_ is None else self.best_loss_
+            worse = self.loss_ > best - self.tol
+            self.best_loss_ = min(best, self.loss_)
         self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
         return best_score
 
@@ -514,11 +519,12 @@ class _Order(np.random.Generator):
         self._random_state = random_state
         self.rows = rows
 
-    def permutation(self, n: Any) -> Any:
+    def permutation(self, n: int) -> NDArray[np.int64]:  # type: ignore[override]
         """Return the next epoch's order of `n` rows."""
         before = np.arange(n) if self.rows is None or len(self.rows) != n else self.rows
-        self.rows = shuffle(before, random_state=self._random_state)
-        return self.rows
+        order: NDArray[np.int64] = shuffle(before, random_state=self._random_state)
+        self.rows = order
+        return order
 
 
 class NoImprovement(Callback):
@@ -660,6 +666,9 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     >>> model.fit(X_train, y_train).score(X_test, y_test)
     """
 
+    class_weight: ClassWeight | None
+    classes_: AnyArray
+
     def __init__(
         self, hidden_layer_sizes: int | Sequence[int] = (100,),
         activation: Activation | Sequence[Activation] = "relu", *,
@@ -725,11 +734,11 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         self
         """
         if classes is not None:
-            classes = unique_labels(classes)
+            given = unique_labels(classes)
             if not hasattr(self, "classes_"):
-                self.classes_ = classes
-            elif not np.array_equal(self.classes_, classes):
-                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {classes}")
+                self.classes_ = given
+            elif not np.array_equal(self.classes_, given):
+                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {given}")
         elif not hasattr(self, "classes_"):
             raise ValueError("classes: expected all labels in the first call of partial_fit, got None")
         return self._fit(X, y, sample_weight, None, incremental=True)
@@ -814,7 +823,8 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             raise ValueError(f"y: expected labels among {self.classes_}, got {unknown} too")
         if y.ndim == 2:
             return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
-        return np.searchsorted(self.classes_, y)
+        places: AnyArray = np.searchsorted(self.classes_, y)
+        return places
 
     def _row_weights(
         self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool
@@ -827,7 +837,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
                 f"class_weight: expected a dict with partial_fit, which does not see all rows, "
                 f"got {self.class_weight!r}"
             )
-        of_classes = compute_sample_weight(self.class_weight, y).astype(X.dtype)
+        of_classes: AnyArray = compute_sample_weight(self.class_weight, y).astype(X.dtype)
         return of_classes if weights is None else weights * of_classes
 
     def _net_options(self) -> dict[str, Any]:
@@ -991,7 +1001,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
 
-    def _encode(self, y: Any) -> AnyArray:
+    def _encode(self, y: AnyArray) -> AnyArray:
         return y
 
     def _net_options(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ __all__ = ["SOLVERS", "go_on_with", "make_optimizer", "minimize_lbfgs"]
 
 # Further names: SGD with and without the look-ahead, whatever `nesterovs_momentum` says.
 _LOOK_AHEAD = {"momentum": False, "nesterov": True}
-_BY_NAME = {
+_BY_NAME: dict[str, type[Optimizer]] = {
     name.lower(): getattr(optimizers, name) for name in optimizers.__all__ if name != "Optimizer"
 }
 SOLVERS = sorted({"lbfgs", *_BY_NAME, *_LOOK_AHEAD})
@@ -64,9 +64,11 @@ def make_optimizer(
         return SGD(params, lr, momentum, nesterov=nesterov, convention="sklearn")
     rule = _BY_NAME[solver]
     if issubclass(rule, Adam):
-        convention = "sklearn" if rule is Adam else "torch"     # scikit-learn itself has no other
+        # scikit-learn itself has no other of them.
+        convention: Literal["sklearn", "torch"] = "sklearn" if rule is Adam else "torch"
         return rule(params, lr, (beta_1, beta_2), epsilon, convention=convention)
-    return rule(params, lr=lr)
+    make: Callable[..., Optimizer] = rule
+    return make(params, lr=lr)
 
 
 def go_on_with(opt: Optimizer, saved: Mapping[str, Any], same: bool) -> None:
