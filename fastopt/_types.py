@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, SupportsIndex, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ class Listing(Protocol[T_co]):
     """A list or a tuple of whatever: a sequence, but for str, whose items are str for ever."""
 
     @overload
-    def __getitem__(self, index: SupportsIndex, /) -> T_co: ...
+    def __getitem__(self, index: int, /) -> T_co: ...
     @overload
     def __getitem__(self, index: slice, /) -> Sequence[T_co]: ...
     def __contains__(self, value: object, /) -> bool: ...

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import Array
+    from fastopt._types import AnyArray, Array
     from fastopt.nn import History
     from fastopt.nn.lr_find import LRFind
     from fastopt.surfaces import Surface
@@ -150,23 +151,23 @@ def plot_confusion_matrix(
     ImportError
         If matplotlib is not installed.
     """
-    matrix = _check_confusion_matrix(matrix)
-    n = len(matrix)
+    counts = _check_confusion_matrix(matrix)
+    n = len(counts)
     labels = [str(label) for label in (range(n) if classes is None else classes)]
     if len(labels) != n:
         raise ValueError(f"classes: expected {n}, as many as matrix has rows, got {len(labels)}")
     figure, (panel,) = _figure(1, path)
     side = min(max(4.8, 0.5 * n + 1.6), 12.0)
     figure.set_size_inches(side + 0.8, side)
-    shares = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=100.0)
     figure.colorbar(image, ax=panel, shrink=0.8, label="Share of the true class (%)")
     panel.set(xlabel="Predicted class", ylabel="True class")
     _label_classes(panel, labels)
     if n <= _MOST_COUNTS:
-        for row, column in np.argwhere(matrix):
+        for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 55.0 else "0.15"
-            panel.text(column, row, matrix[row, column], ha="center", va="center", color=color)
+            panel.text(column, row, counts[row, column], ha="center", va="center", color=color)
     return _finish(figure, path)
 
 
@@ -237,14 +238,14 @@ def plot_paths(
     ImportError
         If matplotlib is not installed.
     """
-    paths = _check_paths(paths)
+    arrays = _check_paths(paths)
     figure, (panel,) = _figure(1, path, moving=True)
-    figure.set_size_inches(7.2, max(5.0, 0.21 * len(paths) + 1.0))     # the legend grows
+    figure.set_size_inches(7.2, max(5.0, 0.21 * len(arrays) + 1.0))     # the legend grows
     _draw_contours(figure, panel, surface)
-    artists = [_draw_path(panel, *item, place, len(paths)) for place, item in enumerate(paths.items())]
+    artists = [_draw_path(panel, *item, place, len(arrays)) for place, item in enumerate(arrays.items())]
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     if path is not None and Path(path).suffix.lower() == ".gif":
-        _animate(figure, panel, artists, list(paths.values()), path)
+        _animate(figure, panel, artists, list(arrays.values()), path)
         return figure
     return _finish(figure, path)
 
@@ -289,12 +290,12 @@ def _check_histories(histories: Mapping[str, History]) -> None:
 
 
 def _check_confusion_matrix(matrix: ArrayLike) -> NDArray[np.integer[Any]]:
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2 or len(matrix) == 0 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"matrix: expected a square one, got the shape {matrix.shape}")
-    if matrix.dtype.kind not in "iu" or matrix.min() < 0:
-        raise ValueError(f"matrix: expected counts, whole numbers from 0 on, got {matrix.dtype}")
-    return matrix
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or len(counts) == 0 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"matrix: expected a square one, got the shape {counts.shape}")
+    if counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise ValueError(f"matrix: expected counts, whole numbers from 0 on, got {counts.dtype}")
+    return counts
 
 
 def _label_classes(panel: Axes, labels: list[str]) -> None:
@@ -322,7 +323,7 @@ def _epochs(history: History) -> NDArray[np.int_]:
     return np.asarray(history.epoch) + 1
 
 
-def _draw(panel: Axes, x: ArrayLike, y: ArrayLike, place: int, name: str) -> None:
+def _draw(panel: Axes, x: AnyArray, y: AnyArray, place: int, name: str) -> None:
     """Draw the curve which is at `place` among those of the panel."""
     color = _COLORS[place % len(_COLORS)]
     dashes = _DASHES[place % len(_DASHES)]
@@ -362,11 +363,11 @@ def _scale_losses(panel: Axes) -> None:
 def _check_paths(paths: Mapping[str, ArrayLike]) -> dict[str, Array]:
     if not paths:
         raise ValueError("paths: expected at least one, got none")
-    paths = {name: np.asarray(points, float) for name, points in paths.items()}
-    for name, points in paths.items():
+    checked = {name: np.asarray(points, float) for name, points in paths.items()}
+    for name, points in checked.items():
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
             raise ValueError(f"{name}: expected finite points, shape (steps + 1, 2), got {points.shape}")
-    return paths
+    return checked
 
 
 def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
@@ -382,7 +383,7 @@ def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
     norm = LogNorm(lowest, highest)
     panel.contourf(x, y, np.clip(heights, lowest, highest), levels=levels, cmap=grays, norm=norm)
     panel.contour(x, y, heights, levels=levels, colors="0.6", linewidths=0.4)
-    stars = {"color": "black", "markeredgecolor": "white", "markersize": 15, "zorder": 4}
+    stars: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markersize": 15, "zorder": 4}
     panel.plot(*np.transpose(surface.minima), "*", linestyle="none", label="minimum", **stars)
     panel.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", title=surface.name.capitalize())
 

@@ -73,7 +73,8 @@ def rprop_(
     turn = _sign(g) * _sign(prev)
     eta = np.where(turn > 0, real(plus), np.where(turn < 0, real(minus), real(1)))
     first = real(lr if step == 1 else 0.0)
-    step_size[...] = np.clip(eta * step_size + first, *map(real, step_sizes))
+    least, most = map(real, step_sizes)
+    step_size[...] = np.clip(eta * step_size + first, least, most)
     prev[...] = np.where(turn < 0, real(0), g)
     p -= step_size * _sign(prev)
 
@@ -96,7 +97,8 @@ def lion_(
     beta1, beta2 = betas
     d = real(beta1) * exp_avg + real(1.0 - beta1) * g
     exp_avg[...] = real(beta2) * exp_avg + real(1.0 - beta2) * g
-    keep, move = real(1.0 - lr * weight_decay), real(1)
+    keep = real(1.0 - lr * weight_decay)
+    move: Array | np.floating[Any] = real(1)
     if cautious:
         move, lr = _cautious(d, g, lr)
     p[...] = keep * p - real(lr) * _sign(d) * move
@@ -445,7 +447,8 @@ def factored_step(
         variance += weight * (g * g - variance)
     u = g / np.sqrt(np.maximum(variance, least * least))
     rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
-    return max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d) * u
+    rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
+    return rate * u
 
 
 def muon_(
@@ -484,7 +487,7 @@ def _adam_step(
     if v_max is not None:
         lift = real(1.0 / (1.0 - beta2**step) if convention == "optax" else 1.0)
         v = np.maximum(v_max, lift * v, out=v_max)
-    move = real(1)
+    move: Array | np.floating[Any] = real(1)
     lr, root = lr / (1.0 - beta1**step), np.sqrt(1.0 - beta2**step)
     if cautious:
         move, lr = _cautious(m, g, lr)

@@ -76,7 +76,7 @@ class _Settings:
     """The options that are not those of the rule; see the module."""
 
     maxiter: int = 10_000
-    gtol: float | None = None
+    gtol: float = None  # type: ignore[assignment]  # that is, `tol` or 1e-5
     ftol: float = 0.0
     xtol: float = 0.0
     patience: int = 10
@@ -105,9 +105,9 @@ class _Settings:
 class _Point:
     """Where the path is, the value and the gradient there: copies of its own."""
 
-    x: np.ndarray
+    x: Array
     fun: float
-    jac: np.ndarray
+    jac: Array
 
 
 class _Objective:
@@ -157,7 +157,8 @@ class _Objective:
             is_here = np.array_equal(point, flat)       # where SciPy begins, and we have been
             return fun if is_here else self._value(point.reshape(x.shape))
 
-        return approx_fprime(flat, value, self._box.inward(flat, steps)).reshape(x.shape)
+        slopes: Array = approx_fprime(flat, value, self._box.inward(flat, steps))
+        return slopes.reshape(x.shape)
 
 
 class _Box:
@@ -181,7 +182,8 @@ class _Box:
         jac = point.jac
         if not self.is_open:
             jac = point.x - np.clip(point.x - jac, self._lower, self._upper)
-        return np.max(np.abs(jac), initial=0.0)
+        largest: float = np.max(np.abs(jac), initial=0.0)
+        return largest
 
     def inward(self, flat: Array, steps: Array) -> Array:
         """Turn the steps that would lead out of the box."""
@@ -208,7 +210,9 @@ class _Stopping:
             return NOT_FINITE, "The gradient has a NaN or an infinity."
         if self._box.slope(point) <= s.gtol:
             return CONVERGED, "The gradient is within gtol."
-        for name in self._small if before is not None else ():
+        for name in self._small:
+            if before is None:
+                break
             change, scale = _changes(name, point, before)
             is_small = change <= getattr(s, name) * max(scale, 1.0)
             self._small[name] = self._small[name] + 1 if is_small else 0
@@ -229,6 +233,7 @@ def _changes(name: str, point: _Point, before: _Point) -> tuple[float, float]:
 
 def _limits(bounds: Any, x: Array) -> list[Array]:
     """Lower and upper bounds as two arrays, of the dtype and the shape of `x`."""
+    sizes: tuple[int, ...]
     try:
         if isinstance(bounds, Bounds):
             limits, sizes = np.array([bounds.lb, bounds.ub], float), (1, x.size)
@@ -354,9 +359,11 @@ def _method(name: str, rule: type[Optimizer]) -> Callable[..., OptimizeResult]:
         return _minimize(make, fun, x0, args, jac, bounds, callback, _Settings(**options))
 
     common = [p for p in inspect.signature(method).parameters.values() if p.kind != p.VAR_KEYWORD]
-    method.__signature__ = inspect.Signature([*common, *hyperparameters.values(), *settings])
+    signature = inspect.Signature([*common, *hyperparameters.values(), *settings])
+    method.__signature__ = signature  # type: ignore[attr-defined]
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = _DOC.format(name=name, rule=rule.__name__, first=inspect.getdoc(rule).partition("\n")[0])
+    first = (inspect.getdoc(rule) or "").partition("\n")[0]
+    method.__doc__ = _DOC.format(name=name, rule=rule.__name__, first=first)
     return method
 
 
@@ -403,5 +410,8 @@ Examples
 >>> import fastopt.scipy
 >>> result = minimize(lambda x: (x @ x, 2 * x), [3.0, -4.0], jac=True, method=fastopt.scipy.{name})
 """
+
+if TYPE_CHECKING:
+    def __getattr__(name: str) -> Callable[..., OptimizeResult]: ...
 
 globals().update({name: _method(name, rule) for name, rule in BY_NAME.items()})

@@ -24,7 +24,6 @@ A network whose gradients come in the order of ``params`` says so with an attrib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +36,24 @@ from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
 
 if TYPE_CHECKING:
-    from fastopt._types import AnyArray
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Protocol, TypeAlias, TypeVar
+
+    from fastopt._types import AnyArray, Scalar
+    from fastopt.optimizers import Optimizer
+
+    Layers: TypeAlias = Sequence[Sequence[AnyArray]]
+
+    class Network(Protocol):
+        """The article's protocol."""
+
+        @property
+        def params(self) -> Layers: ...
+        def train_step(self, X: Any, y: Any, /) -> tuple[float, Any]: ...
+        def predict(self, X: Any, /) -> Any: ...
+
+    Net = TypeVar("Net", bound=Network)
+    TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[float, Layers]]
 
 __all__ = [
     "accuracy",
@@ -59,13 +75,12 @@ _ADAGRAD_EPS = 1e-8
 _RMSPROP_EPS = 1e-4
 _ADAM_EPS = 1e-4
 
-Layers = Sequence[Sequence[np.ndarray]]
-
-
 # --- data ---------------------------------------------------------------------------------------
 
 
-def get_minibatches(X: np.ndarray, y: np.ndarray, minibatch_size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def get_minibatches(
+    X: AnyArray, y: AnyArray, minibatch_size: int
+) -> list[tuple[AnyArray, AnyArray]]:
     """Shuffle the samples and cut them into minibatches.
 
     The order is drawn from NumPy's global state, so that ``np.random.seed`` makes it, and a whole
@@ -127,7 +142,11 @@ def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -
 
 
 def momentum_update(
-    velocity: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, mu: float = 0.9,
+    velocity: Layers,
+    params: Layers,
+    grads: Layers,
+    learning_rate: float = 0.01,
+    mu: float = 0.9,
 ) -> None:
     """One step of momentum: ``v = mu * v + learning_rate * g; p -= v``.
 
@@ -154,7 +173,9 @@ def momentum_update(
         functional.momentum_(p, g, v, lr=learning_rate, momentum=mu, convention="article")
 
 
-def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
+def adagrad_update(
+    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01
+) -> None:
     """One step of AdaGrad: ``c += g**2; p -= learning_rate * g / (sqrt(c) + 1e-8)``.
 
     Parameters
@@ -179,7 +200,11 @@ def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: 
 
 
 def rmsprop_update(
-    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, decay_rate: float = 0.9,
+    cache: Layers,
+    params: Layers,
+    grads: Layers,
+    learning_rate: float = 0.01,
+    decay_rate: float = 0.9,
 ) -> None:
     """One step of RMSprop.
 
@@ -210,9 +235,16 @@ def rmsprop_update(
 
 
 def adam_update(
-    velocity: Layers, cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01,
-    beta1: float = 0.9, beta2: float = 0.999,
-    *, t: int, eps: float = _ADAM_EPS,
+    velocity: Layers,
+    cache: Layers,
+    params: Layers,
+    grads: Layers,
+    learning_rate: float = 0.01,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    *,
+    t: int,
+    eps: float = _ADAM_EPS,
 ) -> None:
     """One step of Adam.
 
@@ -264,10 +296,16 @@ def adam_update(
 
 
 def sgd(
-    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-) -> Any:
+    nnet: Net,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    learning_rate: Scalar,
+    verbose: bool = True,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+) -> Net:
     """Train `nnet` by stochastic gradient descent (see `vanilla_update`).
 
     Minibatches are drawn anew for every epoch (see `get_minibatches`), and what an optimizer
@@ -310,10 +348,18 @@ def sgd(
 
 
 def sgd_momentum(
-    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    learning_rate: float, mu: float = 0.9, verbose: bool = True, X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None, nesterov: bool = False,
-) -> Any:
+    nnet: Net,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    learning_rate: Scalar,
+    mu: Scalar = 0.9,
+    verbose: bool = True,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+    nesterov: bool = False,
+) -> Net:
     """Train `nnet` with momentum (see `momentum_update`), Nesterov's if wanted.
 
     With `nesterov` the gradient is taken where the velocity alone would lead, at ``p - mu * v``;
@@ -356,10 +402,16 @@ def sgd_momentum(
 
 
 def adagrad(
-    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-) -> Any:
+    nnet: Net,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    learning_rate: Scalar,
+    verbose: bool = True,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+) -> Net:
     """Train `nnet` with AdaGrad (see `adagrad_update`).
 
     Parameters, return value and errors are those of `sgd`.
@@ -371,10 +423,17 @@ def adagrad(
 
 
 def rmsprop(
-    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None, decay_rate: float = 0.9,
-) -> Any:
+    nnet: Net,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    learning_rate: Scalar,
+    verbose: bool = True,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+    decay_rate: float = 0.9,
+) -> Net:
     """Train `nnet` with RMSprop (see `rmsprop_update`).
 
     Parameters, return value and errors are those of `sgd`, and `decay_rate`, how much of the
@@ -389,10 +448,18 @@ def rmsprop(
 
 
 def adam(
-    nnet: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    learning_rate: float, verbose: bool = True, X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None, beta1: float = 0.9, beta2: float = 0.999,
-) -> Any:
+    nnet: Net,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    learning_rate: Scalar,
+    verbose: bool = True,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+) -> Net:
     """Train `nnet` with Adam (see `adam_update`), with an epsilon of 1e-4.
 
     Parameters, return value and errors are those of `sgd`, and `beta1` and `beta2`, how much of
@@ -407,10 +474,17 @@ def adam(
 
 
 def _train(
-    nnet: Any, optimizer: Any, X_train: np.ndarray, y_train: np.ndarray, minibatch_size: int, epoch: int,
-    verbose: bool, X_test: np.ndarray | None, y_test: np.ndarray | None,
-    train_step: Callable[[np.ndarray, np.ndarray], tuple[float, Layers]] | None = None,
-) -> Any:
+    nnet: Net,
+    optimizer: Optimizer,
+    X_train: AnyArray,
+    y_train: AnyArray,
+    minibatch_size: int,
+    epoch: int,
+    verbose: bool,
+    X_test: AnyArray | None,
+    y_test: AnyArray | None,
+    train_step: TrainStep | None = None,
+) -> Net:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
     train = samples("X_train", X_train, "y_train", y_train)
     test = _optional_samples("X_test", X_test, "y_test", y_test)
@@ -429,7 +503,7 @@ def _train(
     return nnet
 
 
-def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -> Callable:
+def _look_ahead(nnet: Network, optimizer: Optimizer, mu: Scalar) -> TrainStep:
     """`nnet.train_step`, taken at ``p - mu * v`` and leaving the parameters as they were."""
     params = flatten(nnet.params)[1]
     kept = [np.empty_like(p) for p in params]
@@ -452,7 +526,10 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
 
 
 def _report(
-    nnet: Any, loss: float, train: tuple[AnyArray, AnyArray], test: tuple[AnyArray, AnyArray] | None,
+    nnet: Network,
+    loss: float,
+    train: tuple[AnyArray, AnyArray],
+    test: tuple[AnyArray, AnyArray] | None,
     minibatch_size: int,
 ) -> str:
     """The article's line about an epoch."""
@@ -462,7 +539,7 @@ def _report(
     return format_logs(logs)
 
 
-def _accuracy_of(nnet: Any, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
+def _accuracy_of(nnet: Network, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
     # As many samples at a time as in training: that much memory is there.
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
@@ -473,8 +550,8 @@ def _accuracy_of(nnet: Any, X: AnyArray, y: AnyArray, minibatch_size: int) -> fl
 
 
 def _minibatches(
-    X: np.ndarray, y: np.ndarray, minibatch_size: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    X: AnyArray, y: AnyArray, minibatch_size: int
+) -> Iterator[tuple[AnyArray, AnyArray]]:
     """Minibatches in an order drawn when the first is asked for, each copied when it is due."""
     order = np.random.permutation(len(X))  # noqa: NPY002 (np.random.seed is the caller's handle)
     for start in range(0, len(X), minibatch_size):
@@ -482,7 +559,7 @@ def _minibatches(
         yield X[chosen], y[chosen]
 
 
-def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[np.ndarray, ...]]:
+def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[AnyArray, ...]]:
     """For each parameter: its array, its gradient, and its array in each of `states`.
 
     Everything is checked here, before anything is changed.
@@ -493,7 +570,7 @@ def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[np.n
     return list(zip(*columns, strict=True))
 
 
-def _flat(layers: Layers) -> list[np.ndarray]:
+def _flat(layers: Layers) -> list[AnyArray]:
     return [array for layer in layers for array in layer]
 
 
@@ -525,7 +602,9 @@ def _check_list(value: Any, where: str, length: int, items: str, like: str) -> N
         raise ValueError(f"{where}: expected {length} {items}, as in {like}, got {len(value)}")
 
 
-def _optional_samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def _optional_samples(
+    X_name: str, X: Any, y_name: str, y: Any
+) -> tuple[AnyArray, AnyArray] | None:
     if X is None and y is None:
         return None
     for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):

@@ -55,13 +55,13 @@ class Surface:
     """
 
     name: str
-    value: Callable
-    gradient: Callable
-    minima: tuple
+    value: Callable[[Any, Any], Any]
+    gradient: Callable[[Any, Any], tuple[Any, Any]]
+    minima: tuple[tuple[float, float], ...]
     least: float
-    start: tuple
+    start: tuple[float, float]
     steps: int
-    window: tuple
+    window: tuple[float, float, float, float]
 
     def holds(self, points: ArrayLike) -> bool:
         """Whether points, shape (..., 2), are in the window."""
@@ -146,8 +146,11 @@ def find_rate(
     -------
     float
     """
-    paths = {lr: descend(surface, lambda p, lr=lr: make(p, lr), steps, start) for lr in RATES}
-    return min(RATES, key=lambda lr: _height(surface, paths[lr], steps))
+
+    def height(lr: float) -> tuple[bool, float]:
+        return _height(surface, descend(surface, lambda point: make(point, lr), steps, start), steps)
+
+    return min(RATES, key=height)
 
 
 def _height(surface: Surface, path: Array, steps: int | None) -> tuple[bool, float]:
