@@ -421,7 +421,7 @@ class Torch(Contender):
         import torch
 
         torch.set_num_threads(threads)
-        self.torch = torch
+        self.torch: Any = torch
         self.version = f"torch {torch.__version__}"
 
     def setup(self, work: Work) -> Steps:

@@ -146,7 +146,7 @@ def find_work(name: str) -> Work:
         if work.name == name:
             return work
     match = re.fullmatch(r"([1-9]\d*(?:-[1-9]\d*)+)/([1-9]\d*)(?:/([1-9]\d*))?", name, re.ASCII)
-    sizes = tuple(map(int, match[1].split("-"))) if match else ()
+    sizes: tuple[int, ...] = tuple(map(int, match[1].split("-"))) if match else ()
     if not match or sizes[-1] < 2:
         known = ", ".join(work.name for work in WORKS)
         raise ValueError(

@@ -72,7 +72,7 @@ class Batches:
         for begin in range(0, self._rows, self._batch_size):
             yield begin, min(begin + self._batch_size, self._rows)
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, float]) -> float:
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         raise NotImplementedError
 
@@ -94,7 +94,7 @@ class _Fed(Batches):
         self._feed = net.feed(*columns)
         self._large = sum(array.size for layer in net.params for array in layer) >= _LARGE
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, float]) -> float:
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         at_once = self._large and not options and isinstance(opt, Optimizer)
         if at_once and opt.lends(self._net.params):
@@ -118,7 +118,7 @@ class _Gathered(Batches):
             for a in columns
         ]
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, float]) -> float:
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         loss, grads = self._net.train_step(*self._gather(begin, end))
         opt.step(grads[::-1] if self._reversed else grads, **options)

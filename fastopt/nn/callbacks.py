@@ -310,7 +310,9 @@ class ModelCheckpoint(_Monitor):
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
-        self.save_freq = save_freq if save_freq == "epoch" else whole("save_freq", save_freq, 1)
+        self.save_freq: Literal["epoch"] | int = (
+            save_freq if save_freq == "epoch" else whole("save_freq", save_freq, 1)
+        )
         if save_weights_only and not self.filepath.endswith(".npz"):
             raise ValueError(
                 "filepath: expected a name that ends in .npz, as save_weights_only=True writes, "

@@ -105,9 +105,10 @@ def load(
     if task not in ("auto", "classification", "regression"):
         raise ValueError(f"task must be 'auto', 'classification' or 'regression', got {task!r}")
     parts = read(path, label=label, header=header, scale=scale)
-    if any(y is None for _, y in parts):
+    labels = [y for _, y in parts if y is not None]
+    if len(labels) < len(parts):
         raise ValueError(f"{path}: expected labels, found rows of features alone")
-    targets, classes = _targets(path, np.concatenate([y for _, y in parts]), task)
+    targets, classes = _targets(path, np.concatenate(labels), task)
     if len(parts) == 1:
         X_train, X_test, y_train, y_test = train_test_split(parts[0][0], targets, test_size, seed)
     else:

@@ -169,12 +169,12 @@ class MLP:
         self.sizes = _check_sizes(sizes)
         hidden = len(self.sizes) - 2
         self.activation = _for_each(activation, hidden, _check_activation, "activation")
-        self.loss = _check_name(loss, "loss", ["auto", *LOSSES])
+        self.loss: Loss = _check_name(loss, "loss", ["auto", *LOSSES])
         if self.loss == "cross_entropy" and self.sizes[-1] < 2:
             raise ValueError("loss='cross_entropy' needs sizes[-1] >= 2, got 1")
         self.dtype = np.dtype(_check_name(_dtype_name(dtype), "dtype", ["float32", "float64"]))
         self.l2 = _check_number(l2, "l2", 0.0, math.inf)
-        self.init = _check_name(init, "init", ["auto", *INITIALIZERS])
+        self.init: Literal["auto"] | Initializer = _check_name(init, "init", ["auto", *INITIALIZERS])
         self.dropout = _for_each(dropout, hidden, _check_number, "dropout", 0.0, 1.0)
         self.norm = _for_each(norm, hidden, _check_name, "norm", NORMS)
         self.label_smoothing = _check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
@@ -329,7 +329,7 @@ class MLP:
             ``W1``, ``b1``, ``scale1``, ``mean1``, ``variance1``, ``W2``, ...; and, of a net with
             dropout, ``dropout``: what the coming training steps will draw.
         """
-        state = {name: array.copy() for name, array in self._named_arrays()}
+        state: dict[str, AnyArray] = {name: array.copy() for name, array in self._named_arrays()}
         if any(self.dropout):
             state["dropout"] = np.array([self._pass.step, *self._dropout_keys], np.uint64)
         return state
@@ -452,7 +452,7 @@ class MLP:
             yield [(n, m), (m,), (m,)] if norm else [(n, m), (m,)]
 
     def _initialize(self, rng: np.random.Generator) -> None:
-        inits = [ACTIVATIONS[name] for name in self.activation] + ["glorot"]
+        inits: list[Initializer] = [*(ACTIVATIONS[name] for name in self.activation), "glorot"]
         for (W, _, *scale), init in zip(self.params, inits, strict=True):
             W[...] = INITIALIZERS[init if self.init == "auto" else self.init](rng, *W.shape)
             for array in scale:

@@ -461,7 +461,8 @@ def _learning_rate(opt: Any) -> Logs:
     if not groups or "lr" not in groups[0]:
         return {}
     lr = groups[0]["lr"]
-    return {"lr": float(lr(max(opt.steps - 1, 0)) if callable(lr) else lr)}
+    value: Any = lr(max(opt.steps - 1, 0)) if callable(lr) else lr
+    return {"lr": float(value)}
 
 
 def _report_to_schedules(opt: Any, value: float) -> None:

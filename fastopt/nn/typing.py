@@ -30,10 +30,15 @@ class Net(Protocol):
     @property
     def params(self) -> Listing[Listing[Array]]:
         """Layers, each a list of arrays, which an optimizer updates in place."""
+        ...
+
     def train_step(self, X: Any, y: Any, /) -> tuple[SupportsFloat, Sequence[Any]]:
         """Return the loss of a batch and its gradients, nested as `params`."""
+        ...
+
     def predict(self, X: Any, /) -> ArrayLike:
         """Return a label or the values of each row."""
+        ...
 
 
 class Stepper(Protocol):
@@ -42,6 +47,7 @@ class Stepper(Protocol):
     @property
     def step(self) -> Callable[..., object]:
         """Called with the gradients, and with `max_norm` and `clip_value` where the trainer has them."""
+        ...
 
 
 class SparseRows(Protocol):
@@ -49,6 +55,7 @@ class SparseRows(Protocol):
 
     def tocsr(self) -> Any:
         """Return it in CSR format."""
+        ...
 
 
 Activation: TypeAlias = Literal[

@@ -403,7 +403,8 @@ class _BaseMLP(BaseEstimator):
                 "validation_fraction: expected at least 2 rows for validation, got "
                 f"{parts[1].shape[0]} of {X.shape[0]}"
             )
-        return (*parts[::2], *[None] * (weights is None), tuple(parts[1::2]))
+        kept = parts[::2]
+        return kept[0], kept[1], None if weights is None else kept[2], tuple(parts[1::2])
 
     def _end_epoch(self, trainer: Trainer, logs: Logs, validation: _Checked | None) -> bool:
         """Note an epoch's numbers; stop the training, or lower the learning rate, if it stagnates."""

@@ -86,11 +86,11 @@ def _check_callbacks(callbacks: Any) -> None:
 
 def _check_number(name: str, value: Any) -> None:
     low, high, ends = _NUMBERS[name]
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number:
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    above = value >= low if ends[0] == "[" else value > low
-    below = value <= high if ends[1] == "]" else value < high
+    number: Any = value
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
     if not (above and below):
         raise ValueError(f"{name}: expected a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}")
 

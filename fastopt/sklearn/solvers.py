@@ -24,7 +24,7 @@ __all__ = ["SOLVERS", "go_on_with", "make_optimizer", "minimize_lbfgs"]
 
 # Further names: SGD with and without the look-ahead, whatever `nesterovs_momentum` says.
 _LOOK_AHEAD = {"momentum": False, "nesterov": True}
-_BY_NAME: dict[str, type[Optimizer]] = {
+_BY_NAME: dict[str, type[Any]] = {
     name.lower(): getattr(optimizers, name) for name in optimizers.__all__ if name != "Optimizer"
 }
 SOLVERS = sorted({"lbfgs", *_BY_NAME, *_LOOK_AHEAD})
@@ -67,8 +67,8 @@ def make_optimizer(
         # scikit-learn itself has no other of them.
         convention: Literal["sklearn", "torch"] = "sklearn" if rule is Adam else "torch"
         return rule(params, lr, (beta_1, beta_2), epsilon, convention=convention)
-    make: Callable[..., Optimizer] = rule
-    return make(params, lr=lr)
+    opt: Optimizer = rule(params, lr=lr)
+    return opt
 
 
 def go_on_with(opt: Optimizer, saved: Mapping[str, Any], same: bool) -> None:
