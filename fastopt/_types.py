@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -45,9 +45,16 @@ Triple: TypeAlias = tuple[Scalar, Scalar, Scalar]
 
 Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
-# Half-open ranges of a hyperparameter, see `RANGES`.
-Bounds: TypeAlias = tuple[Any, ...]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
+
+# What a rule says of itself in its class, see `Optimizer`.
+States: TypeAlias = Mapping[str, tuple[str, ...]]
+Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]
+Bounds: TypeAlias = Sequence[Any]
+Ranges: TypeAlias = dict[str, Bounds]
+Choices: TypeAlias = Mapping[str, tuple[object, ...]]
+Numbers: TypeAlias = dict[str, float]
+Sparsity: TypeAlias = tuple[Sparse, ...]
 
 
 class Options(TypedDict, total=False):
