@@ -113,13 +113,13 @@ def _register_with_threadpoolctl() -> None:
         filename_prefixes = ("_runtime",)
         check_symbols = ("fo_pool_set_threads",)
 
-        def get_num_threads(self) -> int:
+        def get_num_threads(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
             return int(self.dynlib.fo_pool_threads())
 
         def set_num_threads(self, num_threads: int) -> None:
             self.dynlib.fo_pool_set_threads(num_threads)
 
-        def get_version(self) -> str:
+        def get_version(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
             return __version__
 
     threadpoolctl.register(FastoptController)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,17 +14,15 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Listing(Protocol[T_co]):
-    """A list or a tuple of whatever: a sequence, but for str, whose items are str for ever."""
+    """A list or a tuple: any sequence but a str, which has nothing but str in it for ever."""
 
-    @overload
     def __getitem__(self, index: int, /) -> T_co: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> Sequence[T_co]: ...
     def __contains__(self, value: object, /) -> bool: ...
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[T_co]: ...
     def __reversed__(self) -> Iterator[T_co]: ...
-    def count(self, value: Any, /) -> int: ...
+    @property
+    def count(self) -> object: ...      # which no dict and no array has
 
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -33,8 +31,8 @@ AnyArray: TypeAlias = NDArray[Any]
 # Arrays by themselves or in lists, tuples and dicts; as gradients, with `Rows` among them.
 Nesting: TypeAlias = "Array | Listing[Nesting] | Mapping[Any, Nesting]"
 Gradients: TypeAlias = "Array | Rows | Listing[Gradients] | Mapping[Any, Gradients]"
-# What an optimizer is given: a nesting, or groups.
-Params: TypeAlias = "Nesting | Listing[Mapping[str, Any]]"
+# What an optimizer is given: a nesting, or a list of groups.
+Params: TypeAlias = "Array | Listing[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
 # A nesting with places in a flat list for the arrays, see `_tree`.
 Shape: TypeAlias = "int | tuple[Shape, ...] | dict[Any, Shape]"
 
@@ -47,9 +45,16 @@ Triple: TypeAlias = tuple[Scalar, Scalar, Scalar]
 
 Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
-# Half-open ranges of a hyperparameter, see `RANGES`.
-Bounds: TypeAlias = tuple[Any, ...]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
+
+# What a rule says of itself in its class, see `Optimizer`.
+States: TypeAlias = Mapping[str, tuple[str, ...]]
+Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]
+Bounds: TypeAlias = Sequence[Any]
+Ranges: TypeAlias = dict[str, Bounds]
+Choices: TypeAlias = Mapping[str, tuple[object, ...]]
+Numbers: TypeAlias = dict[str, float]
+Sparsity: TypeAlias = tuple[Sparse, ...]
 
 
 class Options(TypedDict, total=False):

@@ -167,7 +167,7 @@ def plot_confusion_matrix(
     if n <= _MOST_COUNTS:
         for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 55.0 else "0.15"
-            panel.text(column, row, counts[row, column], ha="center", va="center", color=color)
+            panel.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     return _finish(figure, path)
 
 

@@ -438,8 +438,10 @@ def factored_step(
 ) -> Array:
     """What Adafactor takes off a parameter; its second moment is updated in place."""
     least = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
-    weight, size = step**beta2_decay, max(p.size, 1)
+    weight: float = step**beta2_decay
+    size = max(p.size, 1)
     if variance is None:
+        assert row_var is not None and col_var is not None
         row_var += weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
         col_var += weight * ((g * g).mean(axis=-2, keepdims=True) - col_var)
         variance = row_var @ col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least)

@@ -349,7 +349,8 @@ class LinearWarmup:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of what follows, if it keeps any (`ReduceOnPlateau` does); else empty."""
-        return self.then.state_dict() if hasattr(self.then, "state_dict") else {}
+        then: Any = self.then
+        return then.state_dict() if hasattr(then, "state_dict") else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hand `state`, which came from `state_dict`, to what follows.
@@ -359,10 +360,11 @@ class LinearWarmup:
         ValueError
             If there is a state, and what follows keeps none.
         """
-        if hasattr(self.then, "load_state_dict"):
-            self.then.load_state_dict(state)
+        then: Any = self.then
+        if hasattr(then, "load_state_dict"):
+            then.load_state_dict(state)
         elif state:
-            raise ValueError(f"state: {self.then!r} keeps no state, but {dict(state)!r} came")
+            raise ValueError(f"state: {then!r} keeps no state, but {dict(state)!r} came")
 
 
 @dataclass(frozen=True)

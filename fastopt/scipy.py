@@ -42,7 +42,7 @@ import inspect
 import math
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -62,7 +62,7 @@ try:
 except ImportError as error:
     raise ImportError("fastopt.scipy needs SciPy: pip install 'fastopt[scipy]'") from error
 
-__all__ = [*BY_NAME]
+__all__ = [*BY_NAME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 CONVERGED, EXHAUSTED, NOT_FINITE, STOPPED = 0, 1, 3, 99  # as SciPy's methods have them
 
@@ -81,7 +81,7 @@ class _Settings:
     xtol: float = 0.0
     patience: int = 10
     keep_best: bool = False
-    finite_diff_rel_step: float | None = None
+    finite_diff_rel_step: ArrayLike | None = None
     return_all: bool = False
     disp: bool = False
     tol: float | None = None
@@ -126,7 +126,8 @@ class _Objective:
             raise ValueError(
                 f"jac: expected a function or None, got {jac!r}; scipy.optimize.minimize makes one of True"
             )
-        self._fun, self._jac, self._box, self._rel_step = fun, jac, box, rel_step
+        self._fun, self._jac, self._box = fun, jac, box
+        self._rel_step: Any = rel_step
         self._args = args if isinstance(args, tuple) else (args,)
         self.nfev = self.njev = 0
 
@@ -157,7 +158,7 @@ class _Objective:
             is_here = np.array_equal(point, flat)       # where SciPy begins, and we have been
             return fun if is_here else self._value(point.reshape(x.shape))
 
-        slopes: Array = approx_fprime(flat, value, self._box.inward(flat, steps))
+        slopes = cast("Array", approx_fprime(flat, value, self._box.inward(flat, steps)))
         return slopes.reshape(x.shape)
 
 

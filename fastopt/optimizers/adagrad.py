@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Array, Dialect, Number, Options, Params, Scalar
+    from fastopt._types import Array, Conventions, Dialect, Number, Options, Params, Scalar, Sparsity, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -66,14 +66,14 @@ class Adagrad(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
-    CONVENTIONS = {
+    STATES: States = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"eps": 1e-8},
         "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
         "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
@@ -110,8 +110,8 @@ class Adagrad(Optimizer):
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         return (h.lr / (1.0 + (t - 1) * h.lr_decay),)
 
-    @staticmethod
-    def rest(h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         return (0.0, ()) if h.eps else None     # 0 / 0 moves a number that has had no gradient yet
 
 
@@ -153,8 +153,8 @@ class Adadelta(Optimizer):
     Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701, 2012.
     """
 
-    STATES = {"adadelta": ("square_avg", "acc_delta")}
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
+    STATES: States = {"adadelta": ("square_avg", "acc_delta")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(
@@ -220,8 +220,8 @@ class FTRL(Optimizer):
     McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013.
     """
 
-    STATES = {"ftrl": ("accumulator", "linear")}
-    CONVENTIONS = {
+    STATES: States = {"ftrl": ("accumulator", "linear")}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
     }

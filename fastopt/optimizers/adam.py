@@ -9,7 +9,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Dialect, Options, Pair, Params, Scalar
+    from fastopt._types import Conventions, Dialect, Numbers, Options, Pair, Params, Scalar, Sparsity, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -72,19 +72,19 @@ class Adam(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES = {
+    STATES: States = {
         "adam": ("exp_avg", "exp_avg_sq"),
         "cautious_adam": ("exp_avg", "exp_avg_sq"),
         "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     }
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"lr": 1e-2, "eps": 1e-4},
         "keras": {"eps": 1e-7},
         "sklearn": {},
         "optax": {},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
@@ -161,7 +161,7 @@ class AdamW(Adam):
     Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"eps": 1e-7, "weight_decay": 4e-3},
         "optax": {"weight_decay": 1e-4},
@@ -231,8 +231,8 @@ class Adamax(Optimizer):
     Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015, section 7.
     """
 
-    STATES = {"adamax": ("exp_avg", "exp_inf")}
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
+    STATES: States = {"adamax": ("exp_avg", "exp_inf")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(
@@ -306,9 +306,9 @@ class NAdam(Optimizer):
     Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016.
     """
 
-    STATES = {"nadam": ("exp_avg", "exp_avg_sq")}
-    NUMBERS = {"mu_product": 1.0}
-    CONVENTIONS = {
+    STATES: States = {"nadam": ("exp_avg", "exp_avg_sq")}
+    NUMBERS: Numbers = {"mu_product": 1.0}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decoupled_weight_decay": True},
         "optax": {"decoupled_weight_decay": True},
@@ -406,8 +406,8 @@ class RAdam(Optimizer):
     Liu et al., "On the variance of the adaptive learning rate and beyond", ICLR 2020.
     """
 
-    STATES = {"adam": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS = {"torch": {}, "optax": {}}
+    STATES: States = {"adam": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS: Conventions = {"torch": {}, "optax": {}}
 
     @dialects
     def __init__(

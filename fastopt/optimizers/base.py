@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastopt import _dispatch
 from fastopt._checks import whole
@@ -26,13 +26,18 @@ if TYPE_CHECKING:
     from fastopt._types import (
         AnyArray,
         Array,
-        Bounds,
+        Choices,
+        Conventions,
         Gradients,
         Number,
+        Numbers,
         Params,
+        Ranges,
         Scalar,
         Shape,
         Sparse,
+        Sparsity,
+        States,
         StepOptions,
     )
     from fastopt.optimizers.groups import Hyperparameters
@@ -103,14 +108,14 @@ class Optimizer:
     # Kernel of each variant and the names of its state arrays; the dialects the rule speaks, each with the
     # arguments that it begins with unlike torch (see `dialects`); what the rule's numbers and words may be;
     # the numbers it carries from step to step, as they are at the start.
-    STATES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    CONVENTIONS: ClassVar[Mapping[str, Mapping[str, Any]]] = {"torch": {}}
-    RANGES: ClassVar[dict[str, Bounds]] = groups.RANGES
-    CHOICES: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    NUMBERS: ClassVar[dict[str, float]] = {}
-    SPARSE: ClassVar[tuple[Sparse, ...]] = ("dense",)
+    STATES: States = {}
+    CONVENTIONS: Conventions = {"torch": {}}
+    RANGES: Ranges = groups.RANGES
+    CHOICES: Choices = {}
+    NUMBERS: Numbers = {}
+    SPARSE: Sparsity = ("dense",)
     # Rules whose kernel takes, for the gradient, what `direction` makes of it and the state.
-    DIRECTED: ClassVar[tuple[str, ...]] = ()
+    DIRECTED: tuple[str, ...] = ()
 
     @staticmethod
     def rule(h: Hyperparameters) -> str:
@@ -157,8 +162,8 @@ class Optimizer:
         """What is left of the parameters before the rule: keras has decoupled decay around every rule."""
         return 1.0 - h.lr * h.weight_decay if h.convention == "keras" else 1.0
 
-    @staticmethod
-    def rest(h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         """What becomes of numbers without a gradient, decay of weights (L2) apart.
 
         Returns
@@ -189,11 +194,11 @@ class Optimizer:
         self._lookahead = lookahead if lookahead is None else _check_lookahead(lookahead)
         self._micro_batches = whole("accumulate", accumulate, 1)
         self._changes = centralize, unit_clip if unit_clip is None else check_number("unit_clip", unit_clip)
-        self.skip_nonfinite = skip_nonfinite
-        self.sparse = check_flavor(sparse, self.SPARSE)
+        self.skip_nonfinite: bool = skip_nonfinite
+        self.sparse: str = check_flavor(sparse, self.SPARSE)
         self.params: Any = params
         self.grad_norm: float | None = None
-        self.skipped_steps = 0
+        self.skipped_steps: int = 0
         self._steps = 0
         self._defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
         self._stale = Flag()
@@ -201,7 +206,7 @@ class Optimizer:
         self._accumulator: Accumulator | None = None
         self._grouped = _are_groups(params)
         given: Any = params if self._grouped else [{"params": params}]
-        self.groups = tuple(self._make_group(group) for group in given)
+        self.groups: tuple[Group, ...] = tuple(self._make_group(group) for group in given)
         self._resolve()
         self._build([], {})
 
@@ -259,7 +264,7 @@ class Optimizer:
             [*layout.values()] + [array.shape] * len(beside)
             for layout, array in zip(layouts, self._arrays, strict=True)
         ])
-        self.state = tuple(
+        self.state: tuple[State, ...] = tuple(
             State(dict(zip(layout, views, strict=False)))
             for layout, views in zip(layouts, carved, strict=True)
         )

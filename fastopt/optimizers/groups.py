@@ -12,13 +12,13 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._types import Bounds, Params
+    from fastopt._types import Bounds, Params, Ranges
     from fastopt.optimizers.base import Optimizer
 
 # Half-open ranges [low, high), one for each number of a pair or triple. A name means the same in every
 # rule; where it cannot, the optimizer has `RANGES` of its own. NaN is in none of them; None behind a
 # range means that there may be no number.
-RANGES: dict[str, Bounds] = {
+RANGES: Ranges = {
     "lr": (0.0, math.inf),
     "lr_decay": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),

@@ -12,7 +12,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Dialect, Options, Pair, Params, Scalar
+    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -57,7 +57,7 @@ class LARS(Optimizer):
     You, Gitman, Ginsburg, "Large batch training of convolutional networks", arXiv:1708.03888, 2017.
     """
 
-    STATES = {"lars": ("momentum_buffer",)}
+    STATES: States = {"lars": ("momentum_buffer",)}
 
     def __init__(
         self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
@@ -133,8 +133,8 @@ class LAMB(Optimizer):
     You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", ICLR 2020.
     """
 
-    STATES = {"lamb": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
+    STATES: States = {"lamb": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(

@@ -15,7 +15,18 @@ from fastopt.reference import factored_step, orthogonalize
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._types import Adjustment, Array, Options, Pair, Params, Scalar, Triple
+    from fastopt._types import (
+        Adjustment,
+        Array,
+        Choices,
+        Options,
+        Pair,
+        Params,
+        Ranges,
+        Scalar,
+        States,
+        Triple,
+    )
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -64,11 +75,11 @@ class Adafactor(Optimizer):
     Shazeer, Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
     """
 
-    STATES = {"adafactor": ("row_var", "col_var", "variance")}
-    RANGES = Optimizer.RANGES | {
+    STATES: States = {"adafactor": ("row_var", "col_var", "variance")}
+    RANGES: Ranges = Optimizer.RANGES | {
         "eps": ((0.0, inf, None), (0.0, inf)), "beta2_decay": (-inf, 5e-324), "d": (1.0, inf),
     }
-    DIRECTED = ("adafactor",)
+    DIRECTED: tuple[str, ...] = ("adafactor",)
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-2, beta2_decay: Scalar = -0.8,
@@ -157,13 +168,13 @@ class Muon(Optimizer):
     Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, 2025 (match_rms_adamw).
     """
 
-    STATES = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
-    RANGES = Optimizer.RANGES | {
+    STATES: States = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
+    RANGES: Ranges = Optimizer.RANGES | {
         "momentum": (0.0, 1.0), "ns_coefficients": ((-inf, inf),) * 3, "ns_steps": (1.0, 100.0),
         "adamw_lr": (0.0, inf), "adamw_betas": ((0.0, 1.0),) * 2, "adamw_eps": (0.0, inf),
     }
-    CHOICES = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
-    DIRECTED = ("muon",)
+    CHOICES: Choices = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
+    DIRECTED: tuple[str, ...] = ("muon",)
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, weight_decay: Scalar = 0.1, momentum: Scalar = 0.95,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Options, Pair, Params, Scalar, Triple
+    from fastopt._types import Options, Pair, Params, Ranges, Scalar, States, Triple
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -55,7 +55,7 @@ class ADOPT(Optimizer):
     NeurIPS 2024.
     """
 
-    STATES = {"adopt": ("exp_avg", "exp_avg_sq")}
+    STATES: States = {"adopt": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.9999), eps: Scalar = 1e-6,
@@ -136,8 +136,8 @@ class AdEMAMix(Optimizer):
     Pagliardini, Ablin, Grangier, "The AdEMAMix optimizer: better, faster, older", ICLR 2025.
     """
 
-    STATES = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
-    RANGES = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
+    STATES: States = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
+    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.9, 0.999, 0.9999), alpha: Scalar = 5.0,
@@ -219,8 +219,8 @@ class Adan(Optimizer):
     models", arXiv:2208.06677, 2022.
     """
 
-    STATES = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
-    RANGES = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
+    STATES: States = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
+    RANGES: Ranges = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.98, 0.92, 0.99), eps: Scalar = 1e-8,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Number, Options, Pair, Params, Scalar
+    from fastopt._types import Number, Numbers, Options, Pair, Params, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -65,8 +65,8 @@ class Prodigy(Optimizer):
     Mishchenko, Defazio, "Prodigy: an expeditiously adaptive parameter-free learner", ICML 2024.
     """
 
-    STATES = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
-    NUMBERS = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    STATES: States = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
+    NUMBERS: Numbers = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
 
     def __init__(
         self, params: Params, lr: Scalar = 1.0, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,

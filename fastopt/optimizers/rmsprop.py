@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Dialect, Options, Params, Scalar
+    from fastopt._types import Conventions, Dialect, Options, Params, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -70,13 +70,13 @@ class RMSprop(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    STATES = {
+    STATES: States = {
         "rmsprop": ("square_avg",),
         "rmsprop_momentum": ("square_avg", "momentum_buffer"),
         "rmsprop_centered": ("square_avg", "grad_avg"),
         "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
     }
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"alpha": 0.9, "eps": 1e-4},
         "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},

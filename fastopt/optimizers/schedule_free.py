@@ -11,14 +11,14 @@ from fastopt.optimizers.base import Optimizer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastopt._types import Options, Pair, Params, Scalar
+    from fastopt._types import Numbers, Options, Pair, Params, Ranges, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
 class _ScheduleFree(Optimizer):
     """What the schedule-free rules share: the weights of the average, and the way to see it."""
 
-    NUMBERS = {"lr_max": 0.0, "weight_sum": 0.0}
+    NUMBERS: Numbers = {"lr_max": 0.0, "weight_sum": 0.0}
 
     @staticmethod
     def check(h: Hyperparameters) -> None:
@@ -92,8 +92,8 @@ class SGDScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES = {"schedule_free": ("z",)}
-    RANGES = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
+    STATES: States = {"schedule_free": ("z",)}
+    RANGES: Ranges = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
 
     def __init__(
         self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
@@ -157,7 +157,7 @@ class AdamWScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    STATES: States = {"schedule_free_adam": ("z", "exp_avg_sq")}
 
     def __init__(
         self, params: Params, lr: Scalar = 2.5e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,

@@ -9,7 +9,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Dialect, Options, Params, Scalar
+    from fastopt._types import Conventions, Dialect, Options, Params, Ranges, Scalar, Sparsity, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -67,15 +67,15 @@ class SGD(Optimizer):
     array([ 0.5, -1. ])
     """
 
-    STATES = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
-    CONVENTIONS = {
+    STATES: States = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"lr": 1e-2},
         "keras": {"lr": 1e-2},
         "sklearn": {"momentum": 0.9, "nesterov": True},
         "optax": {},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
@@ -113,8 +113,8 @@ class SGD(Optimizer):
         take = 1.0 if t == 1 else 1.0 - h.dampening
         return (h.lr * take if _inside(h) else take,)
 
-    @staticmethod
-    def rest(h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         return (h.momentum, (1.0, h.momentum)) if h.momentum < 1.0 else None
 
 
@@ -161,8 +161,8 @@ class ASGD(Optimizer):
     and Optimization 30, 1992.
     """
 
-    STATES = {"asgd": ("ax",)}
-    RANGES = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
+    STATES: States = {"asgd": ("ax",)}
+    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6,

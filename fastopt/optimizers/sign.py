@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Dialect, Options, Pair, Params, Scalar
+    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -49,7 +49,7 @@ class Rprop(Optimizer):
     algorithm", ICNN 1993.
     """
 
-    STATES = {"rprop": ("prev", "step_size")}
+    STATES: States = {"rprop": ("prev", "step_size")}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-2, etas: Pair = (0.5, 1.2), step_sizes: Pair = (1e-6, 50.0),
@@ -110,7 +110,7 @@ class SignSGD(Optimizer):
     problems", ICML 2018.
     """
 
-    STATES = {"sign_sgd": (), "signum": ("momentum_buffer",)}
+    STATES: States = {"sign_sgd": (), "signum": ("momentum_buffer",)}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, momentum: Scalar = 0.0, weight_decay: Scalar = 0.0,
@@ -178,9 +178,9 @@ class Lion(Optimizer):
     arXiv:2411.16085, 2024 (cautious).
     """
 
-    STATES = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
+    STATES: States = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
 
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
 
     @dialects
     def __init__(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Number, Options, Pair, Params, Scalar
+    from fastopt._types import Number, Options, Pair, Params, Scalar, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -49,7 +49,7 @@ class AdaBelief(Optimizer):
     NeurIPS 2020.
     """
 
-    STATES = {"adabelief": ("exp_avg", "exp_avg_var")}
+    STATES: States = {"adabelief": ("exp_avg", "exp_avg_var")}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-16,
@@ -117,7 +117,7 @@ class Yogi(Optimizer):
     Zaheer, Reddi, Sachan, Kale, Kumar, "Adaptive methods for nonconvex optimization", NeurIPS 2018.
     """
 
-    STATES = {"yogi": ("exp_avg", "exp_avg_sq")}
+    STATES: States = {"yogi": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
         self, params: Params, lr: Scalar = 1e-2, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-3,
