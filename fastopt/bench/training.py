@@ -146,13 +146,13 @@ def find_work(name: str) -> Work:
         if work.name == name:
             return work
     match = re.fullmatch(r"([1-9]\d*(?:-[1-9]\d*)+)/([1-9]\d*)(?:/([1-9]\d*))?", name, re.ASCII)
-    sizes: tuple[int, ...] = tuple(map(int, match[1].split("-"))) if match else ()
+    sizes = [int(size) for size in match[1].split("-")] if match else []
     if not match or sizes[-1] < 2:
         known = ", ".join(work.name for work in WORKS)
         raise ValueError(
             f"works: expected {known} or a classifier and its batch as 784-256-10/64, got {name!r}"
         )
-    return Work(name, sizes, int(match[2]), int(match[3] or SOME_ROWS))
+    return Work(name, tuple(sizes), int(match[2]), int(match[3] or SOME_ROWS))
 
 
 def make_params(work: Work) -> Layers:

@@ -566,7 +566,7 @@ class Feed:
     def __init__(self, net: MLP, source: Source, loss: LossName) -> None:
         self._net = net
         self._source = source
-        self._loss = loss
+        self._loss: LossName = loss
         self._criterion = net._criterion(loss)
         self.grads = net._grads
 
