@@ -123,7 +123,8 @@ def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] 
 
 
 def plot_confusion_matrix(
-    matrix: ArrayLike, classes: Sequence[object] | None = None, path: str | PathLike[str] | None = None,
+    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None,
+    path: str | PathLike[str] | None = None,
 ) -> Figure:
     """Draw how often each class was taken for each.
 

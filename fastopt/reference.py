@@ -442,8 +442,8 @@ def factored_step(
     size = max(p.size, 1)
     if variance is None:
         assert row_var is not None and col_var is not None
-        row_var += weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
-        col_var += weight * ((g * g).mean(axis=-2, keepdims=True) - col_var)
+        row_var[...] = row_var + weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
+        col_var[...] = col_var + weight * ((g * g).mean(axis=-2, keepdims=True) - col_var)
         variance = row_var @ col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least)
     else:
         variance += weight * (g * g - variance)

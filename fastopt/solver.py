@@ -36,24 +36,16 @@ from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from typing import Protocol, TypeAlias, TypeVar
+    from collections.abc import Callable, Iterator
+    from typing import SupportsFloat, TypeAlias, TypeVar
 
-    from fastopt._types import AnyArray, Scalar
+    from fastopt._types import AnyArray, Listing, Scalar
+    from fastopt.nn.typing import Net
     from fastopt.optimizers import Optimizer
 
-    Layers: TypeAlias = Sequence[Sequence[AnyArray]]
-
-    class Network(Protocol):
-        """The article's protocol."""
-
-        @property
-        def params(self) -> Layers: ...
-        def train_step(self, X: Any, y: Any, /) -> tuple[float, Any]: ...
-        def predict(self, X: Any, /) -> Any: ...
-
-    Net = TypeVar("Net", bound=Network)
-    TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[float, Layers]]
+    Network = TypeVar("Network", bound=Net)
+    Layers: TypeAlias = Listing[Listing[AnyArray]]
+    TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[SupportsFloat, Layers]]
 
 __all__ = [
     "accuracy",
@@ -296,7 +288,7 @@ def adam_update(
 
 
 def sgd(
-    nnet: Net,
+    nnet: Network,
     X_train: AnyArray,
     y_train: AnyArray,
     minibatch_size: int,
@@ -305,7 +297,7 @@ def sgd(
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
-) -> Net:
+) -> Network:
     """Train `nnet` by stochastic gradient descent (see `vanilla_update`).
 
     Minibatches are drawn anew for every epoch (see `get_minibatches`), and what an optimizer
@@ -348,7 +340,7 @@ def sgd(
 
 
 def sgd_momentum(
-    nnet: Net,
+    nnet: Network,
     X_train: AnyArray,
     y_train: AnyArray,
     minibatch_size: int,
@@ -359,7 +351,7 @@ def sgd_momentum(
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
     nesterov: bool = False,
-) -> Net:
+) -> Network:
     """Train `nnet` with momentum (see `momentum_update`), Nesterov's if wanted.
 
     With `nesterov` the gradient is taken where the velocity alone would lead, at ``p - mu * v``;
@@ -402,7 +394,7 @@ def sgd_momentum(
 
 
 def adagrad(
-    nnet: Net,
+    nnet: Network,
     X_train: AnyArray,
     y_train: AnyArray,
     minibatch_size: int,
@@ -411,7 +403,7 @@ def adagrad(
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
-) -> Net:
+) -> Network:
     """Train `nnet` with AdaGrad (see `adagrad_update`).
 
     Parameters, return value and errors are those of `sgd`.
@@ -423,7 +415,7 @@ def adagrad(
 
 
 def rmsprop(
-    nnet: Net,
+    nnet: Network,
     X_train: AnyArray,
     y_train: AnyArray,
     minibatch_size: int,
@@ -433,7 +425,7 @@ def rmsprop(
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
     decay_rate: float = 0.9,
-) -> Net:
+) -> Network:
     """Train `nnet` with RMSprop (see `rmsprop_update`).
 
     Parameters, return value and errors are those of `sgd`, and `decay_rate`, how much of the
@@ -448,7 +440,7 @@ def rmsprop(
 
 
 def adam(
-    nnet: Net,
+    nnet: Network,
     X_train: AnyArray,
     y_train: AnyArray,
     minibatch_size: int,
@@ -459,7 +451,7 @@ def adam(
     y_test: AnyArray | None = None,
     beta1: float = 0.9,
     beta2: float = 0.999,
-) -> Net:
+) -> Network:
     """Train `nnet` with Adam (see `adam_update`), with an epsilon of 1e-4.
 
     Parameters, return value and errors are those of `sgd`, and `beta1` and `beta2`, how much of
@@ -474,7 +466,7 @@ def adam(
 
 
 def _train(
-    nnet: Net,
+    nnet: Network,
     optimizer: Optimizer,
     X_train: AnyArray,
     y_train: AnyArray,
@@ -484,7 +476,7 @@ def _train(
     X_test: AnyArray | None,
     y_test: AnyArray | None,
     train_step: TrainStep | None = None,
-) -> Net:
+) -> Network:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
     train = samples("X_train", X_train, "y_train", y_train)
     test = _optional_samples("X_test", X_test, "y_test", y_test)
@@ -503,7 +495,7 @@ def _train(
     return nnet
 
 
-def _look_ahead(nnet: Network, optimizer: Optimizer, mu: Scalar) -> TrainStep:
+def _look_ahead(nnet: Net, optimizer: Optimizer, mu: Scalar) -> TrainStep:
     """`nnet.train_step`, taken at ``p - mu * v`` and leaving the parameters as they were."""
     params = flatten(nnet.params)[1]
     kept = [np.empty_like(p) for p in params]
@@ -511,7 +503,7 @@ def _look_ahead(nnet: Network, optimizer: Optimizer, mu: Scalar) -> TrainStep:
     # p -= mu * v is a step of gradient descent along the velocity.
     nudge = SGD(params, lr=mu)
 
-    def train_step(X: AnyArray, y: AnyArray) -> tuple[float, Layers]:
+    def train_step(X: AnyArray, y: AnyArray) -> tuple[SupportsFloat, Layers]:
         for p, k in zip(params, kept, strict=True):
             np.copyto(k, p)
         try:
@@ -526,8 +518,8 @@ def _look_ahead(nnet: Network, optimizer: Optimizer, mu: Scalar) -> TrainStep:
 
 
 def _report(
-    nnet: Network,
-    loss: float,
+    nnet: Net,
+    loss: SupportsFloat,
     train: tuple[AnyArray, AnyArray],
     test: tuple[AnyArray, AnyArray] | None,
     minibatch_size: int,
@@ -539,7 +531,7 @@ def _report(
     return format_logs(logs)
 
 
-def _accuracy_of(nnet: Network, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
+def _accuracy_of(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
     # As many samples at a time as in training: that much memory is there.
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
@@ -592,7 +584,7 @@ def _in_order(params: Layers, layers: Layers, name: str, backwards: bool = False
                     f"{where}[{index}]: expected {like.dtype} of shape {like.shape}, as in "
                     f"params[{layer}][{index}], got {array.dtype} of shape {array.shape}"
                 )
-    return layers[::-1] if backwards else layers
+    return list(reversed(layers)) if backwards else layers
 
 
 def _check_list(value: Any, where: str, length: int, items: str, like: str) -> None:
