@@ -5,8 +5,11 @@
 Formulas become MathML here and now, which browsers show by themselves, so that pages need no network.
 """
 
-from docutils.nodes import SkipNode
+from pathlib import Path
+
+from docutils.nodes import SkipNode, paragraph
 from latex2mathml.converter import convert
+from sphinx.addnodes import toctree
 
 import fastopt
 
@@ -34,7 +37,6 @@ html_theme = "furo"
 html_title = "fastopt"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_extra_path = ["llms.txt"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
@@ -50,5 +52,27 @@ def _block(translator, node):
     raise SkipNode
 
 
+def _write_llms_txt(app, exception):
+    """A map of the site for language models, in the form of https://llmstxt.org."""
+    if exception or app.builder.format != "html":
+        return
+    env, index = app.env, app.env.get_doctree("index")
+
+    def first_sentence(tree):
+        return next(tree.findall(paragraph)).astext().replace("\n", " ").split(". ")[0].rstrip(".:")
+
+    def entries(name):
+        yield f"- [{env.titles[name].astext()}]({name}.html): {first_sentence(env.get_doctree(name))}"
+        for below in env.toctree_includes.get(name, []):
+            yield from entries(below)
+
+    lines = ["# fastopt", "", f"> {first_sentence(index)}"]
+    for part in index.findall(toctree):
+        lines += ["", f"## {part['caption']}", ""]
+        lines += [line for _, name in part["entries"] for line in entries(name)]
+    Path(app.outdir, "llms.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def setup(app):
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("build-finished", _write_llms_txt)

@@ -4,6 +4,8 @@ import doctest
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,8 +26,10 @@ PAGES = [name for name, text in TEXTS.items() if BLOCK.search(text)]
 # What a page's code needs beside NumPy.
 EXTRAS = {
     "docs/command-line.md": "matplotlib",
+    "docs/course.md": "matplotlib",
     "docs/scikit-learn.md": "sklearn",
     "docs/scipy.md": "scipy",
+    "docs/story.md": "matplotlib",
 }
 
 
@@ -57,6 +61,13 @@ def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch, capsys):
 def test_the_pages_are_found():
     assert {"README.md", "docs/article.md", "docs/schedules.md", "docs/rules/Adam.md"} <= set(PAGES)
     assert EXTRAS.keys() | RESULTS.keys() <= set(PAGES)
+
+
+def test_the_story_draws_its_pictures():
+    """`tools/draw_story.py` has put there what the code of the page draws, and no other."""
+    drawn = set(re.findall(r'plot_paths\(.*"(.+)"\)', TEXTS["docs/story.md"]))
+    assert drawn == set(re.findall(r"\(images/(story-.+)\)", TEXTS["docs/story.md"]))
+    assert drawn == {path.name for path in (DOCS / "images").glob("story-*")}
 
 
 # --- The page of each rule ------------------------------------------------------------------------
@@ -128,13 +139,36 @@ def test_every_public_name_is_documented_once():
         assert {f"fastopt.{module}.{name}" for name in getattr(fastopt, module).__all__} <= entries.keys()
 
 
+def test_the_tests_that_pages_name_are_there():
+    files = list((ROOT / "tests").glob("*.py"))
+    there = {path.stem for path in files} | {
+        name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    named = {name for text in TEXTS.values() for name in re.findall(r"\btest_\w+", BLOCK.sub("", text))}
+    named -= {"test_size", "test_"}
+    assert len(named) > 30 and named - there == set()
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """And its map for language models names every page."""
+    for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sklearn", "scipy"):
+        pytest.importorskip(needed)
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    links = re.findall(r"\]\((.+?)\)", (tmp_path / "llms.txt").read_text("utf-8"))
+    pages = {name.removeprefix("docs/").replace(".md", ".html") for name in TEXTS if name != "README.md"}
+    assert sorted(links) == sorted(pages - {"index.html"})
+    assert all((tmp_path / link).exists() for link in links)
+
+
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#[^)\s]*)?\)")
 
 
 @pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_somewhere(page):
     folder = (ROOT / page).parent
-    links = [link for link in LINK.findall(TEXTS[page]) if link]
+    links = [link for link in LINK.findall(BLOCK.sub("", TEXTS[page])) if link]
     assert [link for link in links if not (folder / link).exists()] == []
 
 
