@@ -582,8 +582,9 @@ def test_a_rule_has_the_streams_of_its_state(work):
     assert letters >= {"p", "g"}
     assert len(letters - {"p", "g", "o"} if work.rule == "muon" else letters - {"p", "g"}) == len(full)
     assert opt._rules[0] in opt.STATES
-    is_alone = opt._rules[0] not in _dispatch.kernels.SURVEYS and opt._rules[0] not in opt.DIRECTED
-    assert work.elementwise == is_alone == (len(work.passes) == 1)
+    kernels = _dispatch.kernels
+    assert work.elementwise == (opt._rules[0] not in {*kernels.SURVEYS, *kernels.ROWWISE, *opt.DIRECTED})
+    assert len(work.passes) == 1 or not work.elementwise
 
 
 @pytest.mark.parametrize("work", rules.WORKS, ids=lambda work: work.rule)
@@ -671,8 +672,8 @@ def ruled(tmp_path_factory):
     """A real run of some rules, tiny, with all that is installed."""
     path = tmp_path_factory.mktemp("bench") / "run.json"
     status = cli.main([
-        "bench", "--rules", "--works", ",".join(RULES_RUN), "--size", "1e3", "--threads", "1", "--rounds", "2",
-        "--seconds", "0.001", "--json", str(path),
+        "bench", "--rules", "--works", ",".join(RULES_RUN), "--size", "1e3", "--threads", "1",
+        "--rounds", "2", "--seconds", "0.001", "--json", str(path),
     ])
     assert status == 0
     return path
@@ -711,7 +712,8 @@ def made_rules():
                 times |= {"torch": 9e-3, "torch-foreach": 6e-3}
             results += [result(work.name, name, threads, t / speed) for name, t in times.items()]
     return {
-        **SOME_RUN, "suite": "rules", "yardstick": "limit", "unit": "GB/s", "absent": {}, "notes": ["So it is."],
+        **SOME_RUN, "suite": "rules", "yardstick": "limit", "unit": "GB/s", "absent": {},
+        "notes": ["So it is."],
         "versions": dict.fromkeys(rules.CONTENDERS, "1.0"), "works": [work.record() for work in works],
         "results": results,
     }
@@ -724,7 +726,7 @@ def test_table_of_rules(made_rules):
         ["rmsprop-centered-momentum", "5+4", "36", *times, "foreach", "5.00"]
         for times in (["500", "600", "1.20", "3000"], ["1000", "1200", "1.20", "6000"])
     ]
-    assert [line.split() for line in lines if line.startswith("lamb")][0] == [
+    assert next(line.split() for line in lines if line.startswith("lamb")) == [
         "lamb", "7+3", "40", "500", "600", "1.20"
     ]
     assert "Above 1.25 of the limit with 1 thread: lion 1.50." in lines

@@ -265,7 +265,7 @@ def _grid(head, rows):
 # --- Rules ---------------------------------------------------------------------------------------
 
 RULE_HEAD = ("rule", "streams", "bytes", "limit", "fastopt", "ratio", "torch", "mode", "gain")
-RULE_WIDTHS = (25, 8, 6, 8, 8, 6, 8, 8, 5)
+RULE_WIDTHS = (25, 8, 6, 7, 8, 6, 7, 8, 5)
 
 
 def _rules_table(run, details):

@@ -14,7 +14,7 @@ How the limit counts:
   takes, and each pass has its streams. Of the ways to divide the work between the passes the one with
   the fewest bytes counts, whether or not fastopt does it that way. LAMB's first pass reads p, g, m, v,
   writes m, v and sums, its second reads p, m, v and writes p: 7 + 3 streams. What is smaller than the
-  array (Adafactor's row and column) does not count.
+  array (Adafactor's row and column, row-wise AdaGrad's column) does not count.
 - Muon's limit has, beside its streams, the float32 matrix products of its iterations by NumPy's BLAS, which
   takes half the time for a matrix by its own transpose: two of three. (torch multiplies in bfloat16.)
 
@@ -167,6 +167,7 @@ WORKS = (
     _whole("adam-cautious", "Adam", ("gm", ""), ("g", "pmv"), cautious=True),
     _whole("adamw-cautious", "AdamW", ("gm", ""), ("g", "pmv"), cautious=True),
     _whole("lion-cautious", "Lion", ("gm", ""), ("g", "pm"), cautious=True),
+    _whole("adagrad-rowwise", "Adagrad", ("g", "p"), rowwise=True),     # a row stays in the cache
     _whole("lars", "LARS", ("pg", ""), ("g", "pb"), lr=1.0),
     _whole("lamb", "LAMB", ("pg", "mv"), ("mv", "p")),
     _whole("prodigy", "Prodigy", ("gpo", "s"), ("g", "pmv"), lr=1.0),
