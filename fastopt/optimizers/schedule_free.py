@@ -3,6 +3,7 @@
 import contextlib
 from math import sqrt
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 
@@ -184,7 +185,7 @@ class AdamWScheduleFree(_ScheduleFree):
 
     @staticmethod
     def variables(h, t):
-        return 1.0 / sqrt(1.0 - h.betas[1] ** t), *_path(h, t)
+        return 1.0 / sqrt(1.0 - power(h.betas[1], t)), *_path(h, t)
 
 
 def _momentum(h):
@@ -197,7 +198,7 @@ def _warmed(h, t):
 
 
 def _weight(h, t, lr_max):
-    return t**h.r * lr_max**h.weight_lr_power
+    return power(t, h.r) * power(lr_max, h.weight_lr_power)
 
 
 def _path(h, t):
