@@ -60,6 +60,13 @@ def tests_bare(session):
 
 
 @nox.session(default=False)
+def tests_unlocked(session):
+    """What a free-threaded Python can have: all but safetensors, which has no packages for it."""
+    session.install(".[progress,plot,data,sklearn,scipy]", "threadpoolctl", *TOOLS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
 def tests_peers(session):
     """Everything, with the libraries whose results are to be met, gigabytes on Linux."""
     session.install(".[test]", "torch", "optax")

@@ -17,7 +17,7 @@ from statistics import median
 # Works of a step, and of a training, that are as quick to measure as they are telling.
 SUITES = (
     ["--works", "1e3,1e5,1e6,mlp,100x1024,clip-mlp", "--rounds", "5"],
-    ["--trainer", "--works", "fashion-128,digits-32", "--rounds", "1"],
+    ["--trainer", "--works", "fashion-128,digits-32", "--rounds", "3", "--threads", "1"],
 )
 RUNS = 5
 
@@ -46,7 +46,7 @@ def measure(python, options):
         run = json.loads(path.read_text())
     titles = {work["name"]: work["title"] for work in run["works"]}
     return {
-        f"{titles[result['work']]}, {result['threads']} threads": result["median"]
+        f"{titles[result['work']]}; threads: {result['threads']}": result["median"]
         for result in run["results"]
     }
 
