@@ -260,24 +260,24 @@ cdef inline void adam(Adam h, real* p, real g, real* s, real* t) noexcept nogil:
 
 
 cdef struct Amsgrad:
-    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
+    double keep, beta1, rest1, beta2, rest2, eps, lr, scale, lift
 
 cdef inline void amsgrad(Amsgrad h, real* p, real g, real* s, real* t, real* u) noexcept nogil:
-    """s, t as in adam;  u = max(u, t);  p = keep p - lr s / (scale sqrt(u) + eps)"""
+    """s, t as in adam;  u = max(u, lift t);  p = keep p - lr s / (scale sqrt(u) + eps)"""
     s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
     t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    u[0] = larger(u[0], t[0])
+    u[0] = larger(u[0], <real> h.lift * t[0])
     p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(u[0]) + <real> h.eps)
 
 
 cdef struct Adamax:
-    double keep, beta1, rest1, beta2, eps, lr
+    double keep, beta1, rest1, beta2, eps, outside, lr
 
 cdef inline void adamax(Adamax h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s = beta1 s + (1 - beta1) g;  t = max(beta2 t, |g| + eps);  p = p - lr s / t"""
+    """s = beta1 s + (1 - beta1) g;  t = max(beta2 t, |g| + eps);  p = keep p - lr s / (t + outside)"""
     s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
     t[0] = larger(<real> h.beta2 * t[0], size(g) + <real> h.eps)
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / t[0]
+    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (t[0] + <real> h.outside)
 
 
 cdef struct Nadam:

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False):
+def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False, convention="torch"):
     """Gradient descent: ``p -= lr * g``. See `fastopt.SGD`.
 
     Parameters
@@ -45,11 +45,13 @@ def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False):
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "keras" has decoupled decay: ``p *= 1 - lr * weight_decay`` before the step.
     """
     _update(
         optimizers.SGD, "sgd", p, g, {}, 1,
         lr=lr, momentum=0.0, dampening=0.0, weight_decay=weight_decay, nesterov=False,
-        maximize=maximize, convention="torch",
+        maximize=maximize, convention=convention,
     )
 
 
@@ -79,8 +81,9 @@ def momentum_(
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras", "sklearn"}
-        All but "torch" have the learning rate inside the velocity.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "article", "keras" and "sklearn" have the learning rate inside the velocity; "keras" has decoupled
+        decay.
     """
     _update(
         optimizers.SGD, "nesterov" if nesterov else "momentum", p, g, {"buf": buf}, step,
@@ -230,8 +233,8 @@ def adagrad_(
         One number of `acc` for each row of `p`, to which the mean of the row's squares is added.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras"}
-        "keras" has epsilon inside the root.
+    convention : {"torch", "article", "keras", "optax"}
+        "keras" and "optax" have epsilon inside the root; "keras" has decoupled decay.
     """
     _update(
         optimizers.Adagrad, "rowwise_adagrad" if rowwise else "adagrad", p, g, {"acc": acc}, step,
@@ -242,6 +245,7 @@ def adagrad_(
 
 def adadelta_(
     p, g, square_avg, acc_delta, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximize=False,
+    convention="torch",
 ):
     """Adadelta: the gradient in units of the steps so far. See `fastopt.Adadelta`.
 
@@ -263,14 +267,20 @@ def adadelta_(
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        "keras" has decoupled decay.
     """
     _update(
         optimizers.Adadelta, "adadelta", p, g, {"square_avg": square_avg, "acc_delta": acc_delta}, 1,
         lr=lr, rho=rho, eps=eps, weight_decay=weight_decay, maximize=maximize,
+        convention=convention,
     )
 
 
-def ftrl_(p, g, accumulator, linear, *, lr, l1=0.0, l2=0.0, beta=1.0, weight_decay=0.0, maximize=False):
+def ftrl_(
+    p, g, accumulator, linear, *, lr, l1=0.0, l2=0.0, beta=1.0, weight_decay=0.0, maximize=False,
+    convention="torch",
+):
     """Follow the regularized leader, proximal. See `fastopt.FTRL`.
 
     Parameters
@@ -291,11 +301,13 @@ def ftrl_(p, g, accumulator, linear, *, lr, l1=0.0, l2=0.0, beta=1.0, weight_dec
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras"}
+        "keras" counts `l2` twice and has decoupled decay.
     """
     _update(
         optimizers.FTRL, "ftrl", p, g, {"accumulator": accumulator, "linear": linear}, 1,
         lr=lr, l1=l1, l2=l2, beta=beta, initial_accumulator_value=1.0, weight_decay=weight_decay,
-        maximize=maximize,
+        maximize=maximize, convention=convention,
     )
 
 
@@ -328,8 +340,9 @@ def rmsprop_(
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras"}
-        "keras" has epsilon inside the root and the learning rate inside the velocity.
+    convention : {"torch", "article", "keras", "optax"}
+        "keras" and "optax" have epsilon inside the root and the learning rate inside the velocity; "keras"
+        has decoupled decay.
     """
     if momentum and buf is None:
         raise ValueError(f"buf: expected the velocity's array beside momentum={momentum}, got None")
@@ -372,8 +385,9 @@ def adam_(
     cautious : bool
         Move only the numbers whose step agrees in sign with the gradient, and those farther. Not with
         `max_exp_avg_sq`.
-    convention : {"torch", "article", "keras", "sklearn"}
-        "keras" and "sklearn" add epsilon to the uncorrected root.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "keras" and "sklearn" add epsilon to the uncorrected root; "keras" has decoupled decay; with "optax"
+        `max_exp_avg_sq` is of corrected averages.
     """
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
@@ -414,8 +428,8 @@ def adamw_(
     cautious : bool
         Move only the numbers whose step agrees in sign with the gradient, and those farther. Not with
         `max_exp_avg_sq`.
-    convention : {"torch", "article", "keras", "sklearn"}
-        "keras" and "sklearn" add epsilon to the uncorrected root.
+    convention : {"torch", "keras", "optax"}
+        "keras" adds epsilon to the uncorrected root; with "optax" `max_exp_avg_sq` is of corrected averages.
     """
     state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     _update(
@@ -428,7 +442,7 @@ def adamw_(
 
 def adamax_(
     p, g, exp_avg, exp_inf, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0,
-    maximize=False,
+    maximize=False, convention="torch",
 ):
     """Adamax: momentum over the largest gradient of late. See `fastopt.Adamax`.
 
@@ -451,16 +465,19 @@ def adamax_(
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        "keras" adds epsilon to `exp_inf`, rather than to what goes into it, and has decoupled decay.
     """
     _update(
         optimizers.Adamax, "adamax", p, g, {"exp_avg": exp_avg, "exp_inf": exp_inf}, step,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, maximize=maximize,
+        convention=convention,
     )
 
 
 def nadam_(
     p, g, exp_avg, exp_avg_sq, numbers, *, lr, betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3,
-    step, weight_decay=0.0, decoupled_weight_decay=False, maximize=False,
+    step, weight_decay=0.0, decoupled_weight_decay=False, maximize=False, convention="torch",
 ):
     """Adam with Nesterov's momentum. See `fastopt.NAdam`.
 
@@ -489,17 +506,20 @@ def nadam_(
         Decoupled instead: ``p *= 1 - lr * weight_decay`` before the step.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        "optax" has a momentum that does not warm up.
     """
     _update(
         optimizers.NAdam, "nadam", p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step, numbers,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay,
         decoupled_weight_decay=decoupled_weight_decay, maximize=maximize,
+        convention=convention,
     )
 
 
 def radam_(
     p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0,
-    decoupled_weight_decay=False, maximize=False,
+    decoupled_weight_decay=False, maximize=False, convention="torch",
 ):
     """Rectified Adam. See `fastopt.RAdam`.
 
@@ -524,11 +544,14 @@ def radam_(
         Decoupled instead: ``p *= 1 - lr * weight_decay`` before the step.
     maximize : bool
         Ascend.
+    convention : {"torch", "optax"}
+        "optax" adds epsilon to the corrected root.
     """
     _update(
         optimizers.RAdam, "adam", p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
         decoupled_weight_decay=decoupled_weight_decay, maximize=maximize,
+        convention=convention,
     )
 
 
@@ -747,7 +770,7 @@ def lars_(
 
 def lamb_(
     p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-6, step, weight_decay=0.0,
-    adapt=True, maximize=False,
+    adapt=True, maximize=False, convention="torch",
 ):
     """AdamW with a rate in proportion to the array's norm. See `fastopt.LAMB`.
 
@@ -772,10 +795,13 @@ def lamb_(
         False to leave the ratio of the norms out.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        "keras" has decoupled decay.
     """
     _update(
         optimizers.LAMB, "lamb", p, g, {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}, step,
         lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adapt=adapt, maximize=maximize,
+        convention=convention,
     )
 
 
@@ -1017,7 +1043,7 @@ def _update(optimizer, rule, p, g, state, step, numbers=None, **hyperparameters)
         [kernels.RULES[kernel_of(optimizer, rule)]],
         totals=[*state.values()] if rule in kernels.ROWWISE else None,
     )
-    table.set_group(0, h.maximize, optimizer.decay(h), optimizer.constants(h))
+    table.set_group(0, h.maximize, optimizer.decay(h), optimizer.constants(h), optimizer.keep(h))
     table.rows[0] = optimizer.variables(h, step)
     if rule in kernels.SURVEYS or rule in optimizer.DIRECTED:
         table.step_shaped(

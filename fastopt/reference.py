@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 
-def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False):
-    real, g = _prepare(p, g, weight_decay, maximize)
+def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False, convention="torch"):
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     p -= real(lr) * g
 
 
@@ -28,9 +28,9 @@ def momentum_(
     p, g, buf, *, lr, momentum=0.9, dampening=0.0, nesterov=False, step=1, weight_decay=0.0,
     maximize=False, convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     take = 1.0 if step == 1 else 1.0 - dampening
-    if convention != "torch":           # the learning rate stands inside the velocity
+    if convention not in ("torch", "optax"):        # the learning rate stands inside the velocity
         lr, take = 1.0, lr * take
     d = real(take) * g
     buf[...] = real(momentum) * buf + d
@@ -82,7 +82,7 @@ def adagrad_(
     p, g, acc, *, lr, eps=1e-10, lr_decay=0.0, step=1, weight_decay=0.0, rowwise=False, maximize=False,
     convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     lr = lr / (1.0 + (step - 1) * lr_decay)
     if rowwise:
         acc[...] = [a + _sum(x.astype(float) ** 2) / max(x.size, 1) for a, x in zip(acc, g, strict=True)]
@@ -94,8 +94,9 @@ def adagrad_(
 
 def adadelta_(
     p, g, square_avg, acc_delta, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximize=False,
+    convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     square_avg[...] = real(rho) * square_avg + real(1.0 - rho) * (g * g)
     d = np.sqrt(acc_delta + real(eps)) / np.sqrt(square_avg + real(eps)) * g
     acc_delta[...] = real(rho) * acc_delta + real(1.0 - rho) * (d * d)
@@ -104,8 +105,11 @@ def adadelta_(
 
 def ftrl_(
     p, g, accumulator, linear, *, lr, l1=0.0, l2=0.0, beta=1.0, weight_decay=0.0, maximize=False,
+    convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    if convention == "keras":
+        l2 = 2.0 * l2
     inverse, old = real(1.0 / lr), np.sqrt(accumulator)
     accumulator += g * g
     new = np.sqrt(accumulator)
@@ -117,7 +121,7 @@ def rmsprop_(
     p, g, square_avg, buf=None, grad_avg=None, *, lr, alpha=0.99, eps=1e-8, momentum=0.0,
     weight_decay=0.0, maximize=False, convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     square_avg[...] = real(alpha) * square_avg + real(1.0 - alpha) * (g * g)
     variance = square_avg
     if grad_avg is not None:
@@ -126,7 +130,7 @@ def rmsprop_(
     root = _root(real, variance, eps, convention)
     if buf is None:
         p -= real(lr) * g / root
-    elif convention == "keras":         # the learning rate stands inside the velocity
+    elif convention in ("keras", "optax"):      # the learning rate stands inside the velocity
         buf[...] = real(momentum) * buf + real(lr) * g / root
         p -= buf
     else:
@@ -138,7 +142,7 @@ def adam_(
     p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, lr, betas=(0.9, 0.999), eps=1e-8, step,
     weight_decay=0.0, maximize=False, cautious=False, convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     p[...] = p - _adam_step(
         real, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
     )
@@ -156,21 +160,25 @@ def adamw_(
 
 def adamax_(
     p, g, exp_avg, exp_inf, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0, maximize=False,
+    convention="torch",
 ):
-    real, g = _prepare(p, g, weight_decay, maximize)
+    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     beta1, beta2 = betas
     exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
+    eps, outside = (0.0, eps) if convention == "keras" else (eps, 0.0)
     exp_inf[...] = np.maximum(real(beta2) * exp_inf, abs(g) + real(eps))
-    p -= real(lr / (1.0 - beta1**step)) * exp_avg / exp_inf
+    p -= real(lr / (1.0 - beta1**step)) * exp_avg / (exp_inf + real(outside))
 
 
 def nadam_(
     p, g, exp_avg, exp_avg_sq, numbers, *, lr, betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3, step,
-    weight_decay=0.0, decoupled_weight_decay=False, maximize=False,
+    weight_decay=0.0, decoupled_weight_decay=False, maximize=False, convention="torch",
 ):
     real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
     mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    if convention == "optax":           # which has no warmup
+        mu = mu_next = beta1
     product = numbers["mu_product"] = numbers.get("mu_product", 1.0) * mu
     _moments(real, g, exp_avg, exp_avg_sq, betas)
     now, ahead = lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
@@ -180,7 +188,7 @@ def nadam_(
 
 def radam_(
     p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0,
-    decoupled_weight_decay=False, maximize=False,
+    decoupled_weight_decay=False, maximize=False, convention="torch",
 ):
     real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
@@ -190,7 +198,11 @@ def radam_(
     eps, scale = (eps, 1.0) if length > 5.0 else (1.0, 0.0)     # 1 is all that the denominator is then
     if length > 5.0:
         rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
-        lr = lr * np.sqrt(rectified) * np.sqrt(trust)
+        lr = lr * np.sqrt(rectified)
+        if convention == "optax":       # epsilon stands on the corrected root
+            scale = 1.0 / np.sqrt(trust)
+        else:
+            lr = lr * np.sqrt(trust)
     p[...] = keep * p - real(lr) * exp_avg / (real(scale) * np.sqrt(exp_avg_sq) + real(eps))
 
 
@@ -280,9 +292,12 @@ def lars_(
 
 def lamb_(
     p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-6, step, weight_decay=0.0, adapt=True,
-    maximize=False,
+    maximize=False, convention="torch",
 ):
     real, g = _prepare(p, g, 0.0, maximize)
+    if convention == "keras":           # decay is decoupled
+        p *= real(1.0 - lr * weight_decay)
+        weight_decay = 0.0
     _moments(real, g, exp_avg, exp_avg_sq, betas)
     d = _adam_direction(real, exp_avg, exp_avg_sq, 1.0, betas, eps, step) + real(weight_decay) * p
     p_norm, d_norm = _norm(p), _norm(d)
@@ -410,11 +425,14 @@ def _adam_step(real, g, m, v, v_max, lr, betas, eps, step, cautious, convention)
     beta1, beta2 = betas
     _moments(real, g, m, v, betas)
     if v_max is not None:
-        v = np.maximum(v_max, v, out=v_max)
+        lift = real(1.0 / (1.0 - beta2**step) if convention == "optax" else 1.0)
+        v = np.maximum(v_max, lift * v, out=v_max)
     move = real(1)
     lr, root = lr / (1.0 - beta1**step), np.sqrt(1.0 - beta2**step)
     if cautious:
         move, lr = _cautious(m, g, lr)
+    if convention == "optax" and v_max is not None:     # which is corrected already
+        root = 1.0
     if convention in ("keras", "sklearn"):      # epsilon stands on the uncorrected root
         d = real(lr * root) * m / (np.sqrt(v) + real(eps))
     else:
@@ -436,10 +454,13 @@ def _moments(real, g, m, v, betas):
     v[...] = real(beta2) * v + real(1.0 - beta2) * (g * g)
 
 
-def _prepare(p, g, weight_decay, maximize):
+def _prepare(p, g, weight_decay, maximize, convention="torch", lr=0.0):
     """The dtype, to round scalars to, and the gradient as the rule sees it."""
     real = p.dtype.type
     g = -g if maximize else g
+    if convention == "keras":           # decay is decoupled, whatever the rule
+        p *= real(1.0 - lr * weight_decay)
+        return real, g
     return real, g + real(weight_decay) * p if weight_decay else g
 
 
@@ -481,6 +502,6 @@ def _cautious(d, g, lr):
 
 
 def _root(real, x, eps, convention):
-    if convention == "keras":
+    if convention in ("keras", "optax"):
         return np.sqrt(x + real(eps))
     return np.sqrt(x) + real(eps)

@@ -28,7 +28,7 @@ class Rule:
 
     def arguments(self, step):
         """The options as the function takes them: what the arrays say already is left out."""
-        given = {"lr": 1e-2, **self.options}
+        given = self.make(np.zeros((1, 1))).groups[0].hyperparameters()
         given["step"] = step
         return {name: value for name, value in given.items() if name in self.takes}
 
@@ -43,10 +43,9 @@ class Rule:
 
     def start(self, name):
         """What a state array holds before the first step."""
-        if self.optimizer is fastopt.Yogi:
-            return self.options.get("initial_accumulator_value", 1e-6)
-        started = name in ("acc", "accumulator")
-        return self.options.get("initial_accumulator_value", 0.0) if started else 0.0
+        group = self.make(np.zeros((1, 1))).groups[0]
+        started = self.optimizer is fastopt.Yogi or name in ("acc", "accumulator")
+        return group["initial_accumulator_value"] if started else 0.0
 
     def make(self, params, **more):
         return self.optimizer(params, **{"lr": 1e-2, **self.options, **more})
@@ -73,8 +72,10 @@ RULES = [
     ),
     Rule(
         "momentum dampened, lr inside", fastopt.SGD, "momentum_", ("buf",),
-        {"momentum": 0.9, "dampening": 0.3, "convention": "sklearn"},
+        {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "convention": "keras"},
     ),
+    Rule("sgd of keras", fastopt.SGD, "sgd_", (), {"weight_decay": 0.1, "convention": "keras"}),
+    Rule("nesterov of sklearn", fastopt.SGD, "momentum_", ("buf",), {"convention": "sklearn"}),
     Rule(
         "nesterov", fastopt.SGD, "momentum_", ("buf",),
         {"momentum": 0.9, "nesterov": True}, torch="SGD",
@@ -92,11 +93,20 @@ RULES = [
         "adagrad started", fastopt.Adagrad, "adagrad_", ("acc",),
         {"initial_accumulator_value": 0.5}, torch="Adagrad",
     ),
-    Rule("adagrad, eps inside", fastopt.Adagrad, "adagrad_", ("acc",), {"convention": "keras", "eps": 1e-3}),
+    Rule(
+        "adagrad of keras", fastopt.Adagrad, "adagrad_", ("acc",),
+        {"convention": "keras", "eps": 1e-3, "initial_accumulator_value": 0.5, "weight_decay": 0.1},
+    ),
+    Rule("adagrad of optax", fastopt.Adagrad, "adagrad_", ("acc",),
+         {"convention": "optax", "initial_accumulator_value": 0.0}),
     Rule("adadelta", fastopt.Adadelta, "adadelta_", ("square_avg", "acc_delta"), torch="Adadelta"),
     Rule(
         "adadelta decay", fastopt.Adadelta, "adadelta_", ("square_avg", "acc_delta"),
         {"rho": 0.8, "eps": 1e-3, "weight_decay": 0.1, "maximize": True, "lr": 0.5}, torch="Adadelta",
+    ),
+    Rule(
+        "adadelta of keras", fastopt.Adadelta, "adadelta_", ("square_avg", "acc_delta"),
+        {"convention": "keras", "weight_decay": 0.1},
     ),
     Rule("rmsprop", fastopt.RMSprop, "rmsprop_", ("square_avg",), torch="RMSprop"),
     Rule("rmsprop, eps inside", fastopt.RMSprop, "rmsprop_", ("square_avg",), {"convention": "keras"}),
@@ -106,7 +116,15 @@ RULES = [
     ),
     Rule(
         "rmsprop momentum, lr inside", fastopt.RMSprop, "rmsprop_", ("square_avg", "buf"),
-        {"momentum": 0.9, "convention": "keras"},
+        {"momentum": 0.9, "convention": "keras", "weight_decay": 0.1},
+    ),
+    Rule(
+        "rmsprop of optax", fastopt.RMSprop, "rmsprop_", ("square_avg", "buf"),
+        {"momentum": 0.9, "convention": "optax", "weight_decay": 0.1},
+    ),
+    Rule(
+        "rmsprop centered of keras", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg"),
+        {"centered": True, "convention": "keras", "eps": 1e-4},
     ),
     Rule(
         "rmsprop centered", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg"),
@@ -131,7 +149,15 @@ RULES = [
     ),
     Rule(
         "adam, eps-hat of keras", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq"),
-        {"convention": "keras", "eps": 1e-3},
+        {"convention": "keras", "eps": 1e-3, "weight_decay": 0.1},
+    ),
+    Rule(
+        "amsgrad of optax", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"amsgrad": True, "convention": "optax"},
+    ),
+    Rule(
+        "amsgrad of keras", fastopt.AdamW, "adamw_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"amsgrad": True, "convention": "keras"},
     ),
     Rule(
         "amsgrad", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
@@ -159,6 +185,13 @@ RULES = [
         "adamax decay", fastopt.Adamax, "adamax_", ("exp_avg", "exp_inf"),
         {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}, torch="Adamax",
     ),
+    Rule(
+        "adamax of keras", fastopt.Adamax, "adamax_", ("exp_avg", "exp_inf"),
+        {"eps": 1e-3, "weight_decay": 0.1, "convention": "keras"},
+    ),
+    Rule("nadam of keras", fastopt.NAdam, "nadam_", MOMENTS, {"weight_decay": 0.1, "convention": "keras"}),
+    Rule("nadam of optax", fastopt.NAdam, "nadam_", MOMENTS, {"convention": "optax"}),
+    Rule("radam of optax", fastopt.RAdam, "radam_", MOMENTS, {"betas": (0.8, 0.9), "convention": "optax"}),
     Rule("nadam", fastopt.NAdam, "nadam_", MOMENTS, torch="NAdam"),
     Rule(
         "nadam decay", fastopt.NAdam, "nadam_", MOMENTS,
@@ -202,6 +235,10 @@ RULES = [
             "l1": 0.5, "l2": 0.1, "beta": 0.0, "initial_accumulator_value": 0.1, "weight_decay": 0.1,
             "maximize": True,
         },
+    ),
+    Rule(
+        "ftrl of keras", fastopt.FTRL, "ftrl_", ("accumulator", "linear"),
+        {"l1": 0.5, "l2": 0.1, "weight_decay": 0.1, "convention": "keras"},
     ),
     Rule("adabelief", fastopt.AdaBelief, "adabelief_", ("exp_avg", "exp_avg_var"), {"eps": 1e-10}),
     Rule(
@@ -260,6 +297,10 @@ RULES = [
     Rule(
         "lamb decay", fastopt.LAMB, "lamb_", MOMENTS,
         {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}, spreads=True,
+    ),
+    Rule(
+        "lamb of keras", fastopt.LAMB, "lamb_", MOMENTS, {"weight_decay": 0.1, "convention": "keras"},
+        spreads=True,
     ),
     Rule(
         "prodigy", fastopt.Prodigy, "prodigy_", (*MOMENTS, "s", "p0"), {"lr": 1.0},

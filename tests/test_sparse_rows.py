@@ -284,7 +284,7 @@ def test_lazy_is_the_rule_on_the_rows(rule, dtype, isa):
 @pytest.mark.parametrize(
     ("name", "optimizer", "options", "torch_options"),
     [
-        ("SparseAdam", fastopt.Adam, {"convention": "keras"}, {}),
+        ("SparseAdam", fastopt.Adam, {"convention": "keras", "eps": 1e-8}, {}),
         (
             "SparseAdam", fastopt.Adam, {"convention": "keras", "betas": (0.8, 0.99), "eps": 1e-3},
             {"betas": (0.8, 0.99), "eps": 1e-3},

@@ -1,6 +1,7 @@
 """AdaGrad and what came of it: Adadelta and FTRL."""
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class Adagrad(Optimizer):
@@ -29,8 +30,9 @@ class Adagrad(Optimizer):
         add to it the mean of the row's squares: a table takes half the memory and less of it is moved.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras"}
-        "keras" has epsilon inside the root, :math:`\sqrt{s_t + \epsilon}`; the numbers stay as given.
+    convention : {"torch", "article", "keras", "optax"}
+        Dialect: formula, and numbers where they are not given. "keras" and "optax" have epsilon inside the
+        root, :math:`\sqrt{s_t + \epsilon}`; "keras" has decoupled decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -57,9 +59,15 @@ class Adagrad(Optimizer):
     """
 
     STATES = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
-    CONVENTIONS = ("torch", "article", "keras")
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"eps": 1e-8},
+        "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
+        "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
+    }
     SPARSE = ("lazy", "exact", "dense")
 
+    @dialects
     def __init__(
         self, params, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10,
         *, rowwise=False, maximize=False, convention="torch", **options,
@@ -85,7 +93,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def constants(h):
-        epsilons = (0.0, h.eps) if h.convention == "keras" else (h.eps, 0.0)
+        epsilons = (0.0, h.eps) if h.convention in ("keras", "optax") else (h.eps, 0.0)
         return (0.0, *epsilons) if h.rowwise else epsilons
 
     @staticmethod
@@ -120,6 +128,8 @@ class Adadelta(Optimizer):
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        Dialect: numbers where they are not given; "keras" has decoupled decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -134,13 +144,16 @@ class Adadelta(Optimizer):
     """
 
     STATES = {"adadelta": ("square_avg", "acc_delta")}
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
 
+    @dialects
     def __init__(
         self, params, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0,
-        *, maximize=False, **options,
+        *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
+            "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -179,6 +192,10 @@ class FTRL(Optimizer):
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras"}
+        Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
+        the paper. "keras" counts `l2` twice, as the gradient of :math:`\lambda_2 p^2`, and has decoupled
+        decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -193,15 +210,20 @@ class FTRL(Optimizer):
     """
 
     STATES = {"ftrl": ("accumulator", "linear")}
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
+    }
 
+    @dialects
     def __init__(
         self, params, lr=1e-1, l1=0.0, l2=0.0, beta=1.0, initial_accumulator_value=0.0, weight_decay=0.0,
-        *, maximize=False, **options,
+        *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "l1": l1, "l2": l2, "beta": beta,
             "initial_accumulator_value": initial_accumulator_value, "weight_decay": weight_decay,
-            "maximize": maximize,
+            "maximize": maximize, "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -222,4 +244,4 @@ class FTRL(Optimizer):
 
     @staticmethod
     def constants(h):
-        return 1.0 / h.lr, h.beta, h.l1, h.l2
+        return 1.0 / h.lr, h.beta, h.l1, 2.0 * h.l2 if h.convention == "keras" else h.l2

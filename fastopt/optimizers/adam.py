@@ -3,6 +3,7 @@
 from math import sqrt
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class Adam(Optimizer):
@@ -34,9 +35,11 @@ class Adam(Optimizer):
         array's size over their count (at most 1000 times). Not together with `amsgrad`.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras", "sklearn"}
-        "keras" and "sklearn" add epsilon to the uncorrected root (the paper's epsilon-hat):
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        Dialect: formula, and numbers where they are not given. "keras" and "sklearn" add epsilon to the
+        uncorrected root (the paper's epsilon-hat):
         :math:`\gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`.
+        "keras" has decoupled decay. "optax" corrects :math:`v_t` before `amsgrad` takes the largest.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -67,9 +70,16 @@ class Adam(Optimizer):
         "cautious_adam": ("exp_avg", "exp_avg_sq"),
         "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     }
-    CONVENTIONS = ("torch", "article", "keras", "sklearn")
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"lr": 1e-2, "eps": 1e-4},
+        "keras": {"eps": 1e-7},
+        "sklearn": {},
+        "optax": {},
+    }
     SPARSE = ("lazy", "exact", "dense")
 
+    @dialects
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False,
         *, maximize=False, cautious=False, convention="torch", **options,
@@ -102,9 +112,11 @@ class Adam(Optimizer):
         lr, root = h.lr / (1.0 - beta1**t), sqrt(1.0 - beta2**t)
         if h.cautious:
             lr *= h.boost()
-        if h.convention in ("torch", "article"):
-            return lr, 1.0 / root
-        return lr * root, 1.0
+        corrected = h.convention in ("torch", "article", "optax")
+        row = (lr, 1.0 / root) if corrected else (lr * root, 1.0)
+        if h.rule != "amsgrad":
+            return row
+        return (lr, 1.0, 1.0 / (1.0 - beta2**t)) if h.convention == "optax" else (*row, 1.0)
 
     @classmethod
     def rest(cls, h):
@@ -123,10 +135,12 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, cautious, maximize, convention, **options
+    params, lr, betas, eps, amsgrad, cautious, maximize, **options
         As for `Adam`.
     weight_decay : float or schedule
         :math:`\lambda \ge 0`.
+    convention : {"torch", "keras", "optax"}
+        As for `Adam`, with other defaults of the decay.
 
     Raises
     ------
@@ -138,6 +152,13 @@ class AdamW(Adam):
     Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"eps": 1e-7, "weight_decay": 4e-3},
+        "optax": {"weight_decay": 1e-4},
+    }
+
+    @dialects
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False,
         *, maximize=False, cautious=False, convention="torch", **options,
@@ -150,6 +171,10 @@ class AdamW(Adam):
     @staticmethod
     def decay(h):
         return 0.0
+
+    @staticmethod
+    def keep(h):
+        return 1.0
 
     @staticmethod
     def constants(h):
@@ -178,6 +203,10 @@ class Adamax(Optimizer):
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        Dialect: formula, and numbers where they are not given. "keras" adds epsilon to the maximum,
+        :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` over which :math:`m_t / (u_t + \epsilon)` goes, and has
+        decoupled decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -192,12 +221,16 @@ class Adamax(Optimizer):
     """
 
     STATES = {"adamax": ("exp_avg", "exp_inf")}
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
 
+    @dialects
     def __init__(
-        self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, *, maximize=False, **options,
+        self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
+        *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
+            "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -208,7 +241,8 @@ class Adamax(Optimizer):
     @staticmethod
     def constants(h):
         beta1, beta2 = h.betas
-        return 1.0, beta1, 1.0 - beta1, beta2, h.eps
+        eps, outside = (0.0, h.eps) if h.convention == "keras" else (h.eps, 0.0)
+        return 1.0, beta1, 1.0 - beta1, beta2, eps, outside
 
     @staticmethod
     def variables(h, t):
@@ -244,6 +278,9 @@ class NAdam(Optimizer):
         :math:`\psi \ge 0`.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        Dialect: formula, and numbers where they are not given. "optax" keeps :math:`\mu_t = \beta_1`,
+        whatever `momentum_decay`.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -259,15 +296,21 @@ class NAdam(Optimizer):
 
     STATES = {"nadam": ("exp_avg", "exp_avg_sq")}
     NUMBERS = {"mu_product": 1.0}
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decoupled_weight_decay": True},
+        "optax": {"decoupled_weight_decay": True},
+    }
 
+    @dialects
     def __init__(
         self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=4e-3,
-        decoupled_weight_decay=False, *, maximize=False, **options,
+        decoupled_weight_decay=False, *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
+            "maximize": maximize, "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -278,6 +321,10 @@ class NAdam(Optimizer):
     @staticmethod
     def decay(h):
         return 0.0 if h.decoupled_weight_decay else h.weight_decay
+
+    @staticmethod
+    def keep(h):
+        return 1.0
 
     @staticmethod
     def carry(h, t, numbers):
@@ -330,6 +377,9 @@ class RAdam(Optimizer):
         Shrink the parameters instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
         Ascend.
+    convention : {"torch", "optax"}
+        "optax" adds epsilon to the corrected root,
+        :math:`r_t / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)`.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -344,14 +394,17 @@ class RAdam(Optimizer):
     """
 
     STATES = {"adam": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS = {"torch": {}, "optax": {}}
 
+    @dialects
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-        decoupled_weight_decay=False, *, maximize=False, **options,
+        decoupled_weight_decay=False, *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
+            "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -377,6 +430,8 @@ class RAdam(Optimizer):
         if length <= 5.0:
             return 1.0, lr, 0.0     # the denominator is 0 sqrt(v) + 1
         rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
+        if h.convention == "optax":
+            return h.eps, lr * sqrt(rectified), 1.0 / sqrt(trust)
         return h.eps, lr * sqrt(rectified) * sqrt(trust), 1.0
 
 
@@ -387,4 +442,6 @@ def _kept(h):
 
 def _warmed(h, t):
     """NAdam's momentum at step `t`."""
+    if h.convention == "optax":
+        return h.betas[0]
     return h.betas[0] * (1.0 - 0.5 * 0.96 ** (t * h.momentum_decay))

@@ -76,10 +76,11 @@ class Optimizer:
     An optimizer belongs to one thread at a time; different optimizers may step at once.
     """
 
-    # Kernel of each variant and the names of its state arrays; the dialects the rule speaks; what its
-    # numbers and words may be; the numbers it carries from step to step, as they are at the start.
+    # Kernel of each variant and the names of its state arrays; the dialects the rule speaks, each with the
+    # arguments that it begins with unlike torch (see `dialects`); what the rule's numbers and words may be;
+    # the numbers it carries from step to step, as they are at the start.
     STATES = {}
-    CONVENTIONS = ("torch",)
+    CONVENTIONS = {"torch": {}}
     RANGES = groups.RANGES
     CHOICES = {}
     NUMBERS = {}
@@ -124,7 +125,12 @@ class Optimizer:
     @staticmethod
     def decay(h):
         """L2 weight decay, added to the gradient; a decoupled one is part of the rule."""
-        return h.weight_decay
+        return 0.0 if h.convention == "keras" else h.weight_decay
+
+    @staticmethod
+    def keep(h):
+        """What is left of the parameters before the rule: keras has decoupled decay around every rule."""
+        return 1.0 - h.lr * h.weight_decay if h.convention == "keras" else 1.0
 
     @staticmethod
     def rest(h):
@@ -355,7 +361,7 @@ class Optimizer:
             self._scheduled = self._scheduled or bool(group.moving)
         for i, job in enumerate(self._jobs):
             h = job.look()
-            keep = 1.0 - h.independent_weight_decay
+            keep = self.keep(h) * (1.0 - h.independent_weight_decay)
             self._table.set_group(i, h.maximize, self.decay(h), self.constants(h), keep, weight)
             if self.sparse == "exact":
                 self._table.set_rest(i, *rest_of(self.rest(h)))

@@ -75,7 +75,7 @@ def check_hyperparameter(name, value, kind):
     """
     choices = kind.CONVENTIONS if name == "convention" else kind.CHOICES.get(name)
     if choices:
-        if value not in choices:
+        if value not in tuple(choices):
             raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
         return value
     if name not in kind.RANGES:
@@ -108,6 +108,8 @@ def is_schedule(value):
 
 class Hyperparameters:
     """A group's hyperparameters as attributes, which are quicker to read than a dict's items."""
+
+    convention = "torch"    # of rules that speak no other dialect
 
     def __init__(self, values):
         self.__dict__.update(values)

@@ -6,6 +6,7 @@ The norms take a pass of their own over the parameters, so a step costs more tha
 from math import sqrt
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class LARS(Optimizer):
@@ -107,6 +108,10 @@ class LAMB(Optimizer):
         False for a ratio of 1: usual for a group of biases and scales, with no weight decay.
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
+        the paper. "keras" has decoupled decay: :math:`p \leftarrow (1 - \gamma \lambda) p` before the
+        step, and :math:`\lambda` is left out of :math:`d_t`.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -121,14 +126,16 @@ class LAMB(Optimizer):
     """
 
     STATES = {"lamb": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
 
+    @dialects
     def __init__(
         self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adapt=True,
-        *, maximize=False, **options,
+        *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt,
-            "maximize": maximize,
+            "maximize": maximize, "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -143,7 +150,8 @@ class LAMB(Optimizer):
     @staticmethod
     def constants(h):
         beta1, beta2 = h.betas
-        return beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps, h.weight_decay
+        decay = 0.0 if h.convention == "keras" else h.weight_decay
+        return beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps, decay
 
     @staticmethod
     def variables(h, t):

@@ -1,6 +1,7 @@
 """RMSprop."""
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class RMSprop(Optimizer):
@@ -34,9 +35,10 @@ class RMSprop(Optimizer):
         Divide by the standard deviation rather than the root mean square.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras"}
-        "keras" has epsilon inside the root, :math:`\sqrt{s_t + \epsilon}`, and the learning rate
-        inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; the numbers stay as given.
+    convention : {"torch", "article", "keras", "optax"}
+        Dialect: formula, and numbers where they are not given. "keras" and "optax" have epsilon inside the
+        root, :math:`\sqrt{s_t + \epsilon}`, and the learning rate inside the velocity,
+        :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -66,8 +68,14 @@ class RMSprop(Optimizer):
         "rmsprop_centered": ("square_avg", "grad_avg"),
         "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
     }
-    CONVENTIONS = ("torch", "article", "keras")
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"alpha": 0.9, "eps": 1e-4},
+        "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
+        "optax": {"alpha": 0.9},
+    }
 
+    @dialects
     def __init__(
         self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False,
         *, maximize=False, convention="torch", **options,
@@ -84,7 +92,7 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def constants(h):
-        keras = h.convention == "keras"
-        lr, take = (1.0, h.lr) if keras and h.rule.endswith("momentum") else (h.lr, 1.0)
-        eps, inside = (0.0, h.eps) if keras else (h.eps, 0.0)
+        inward = h.convention in ("keras", "optax")
+        lr, take = (1.0, h.lr) if inward and h.rule.endswith("momentum") else (h.lr, 1.0)
+        eps, inside = (0.0, h.eps) if inward else (h.eps, 0.0)
         return lr, h.alpha, 1.0 - h.alpha, eps, inside, h.momentum, take

@@ -3,6 +3,7 @@
 import math
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class SGD(Optimizer):
@@ -27,12 +28,14 @@ class SGD(Optimizer):
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     nesterov : bool
-        Needs a momentum and no dampening.
+        Needs a momentum (but with "keras" and "sklearn", where it does nothing without) and no dampening.
     maximize : bool
         Ascend.
-    convention : {"torch", "article", "keras", "sklearn"}
-        All but "torch" keep the learning rate inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma g_t`
-        and :math:`p_t = p_{t-1} - b_t`: another path when the learning rate changes.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        Dialect: formula, and numbers where they are not given. "article", "keras" and "sklearn" keep the
+        learning rate inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma g_t` and
+        :math:`p_t = p_{t-1} - b_t`: another path when the learning rate changes. "keras" has decoupled
+        decay.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -58,9 +61,16 @@ class SGD(Optimizer):
     """
 
     STATES = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"lr": 1e-2},
+        "keras": {"lr": 1e-2},
+        "sklearn": {"momentum": 0.9, "nesterov": True},
+        "optax": {},
+    }
     SPARSE = ("lazy", "exact", "dense")
-    CONVENTIONS = ("torch", "article", "keras", "sklearn")
 
+    @dialects
     def __init__(
         self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
         *, maximize=False, convention="torch", **options,
@@ -73,7 +83,8 @@ class SGD(Optimizer):
 
     @staticmethod
     def check(h):
-        if h.nesterov and (not h.momentum or h.dampening):
+        dead = not h.momentum and h.convention in ("torch", "article", "optax")
+        if h.nesterov and (dead or h.dampening):
             raise ValueError(
                 "nesterov: expected a momentum and no dampening beside it, "
                 f"got momentum={h.momentum}, dampening={h.dampening}"
@@ -101,7 +112,7 @@ class SGD(Optimizer):
 
 def _inside(h):
     """Whether the learning rate stands inside the velocity."""
-    return h.convention != "torch" and h.rule != "sgd"
+    return h.convention not in ("torch", "optax") and h.rule != "sgd"
 
 
 class ASGD(Optimizer):

@@ -1,6 +1,7 @@
 """Rules that take of the gradient, or of its momentum, the sign alone."""
 
 from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.dialects import dialects
 
 
 class Rprop(Optimizer):
@@ -148,6 +149,8 @@ class Lion(Optimizer):
         array's size over their count (at most 1000 times).
     maximize : bool
         Ascend.
+    convention : {"torch", "keras", "optax"}
+        Dialect: numbers where they are not given; "torch", which has no such rule, stands for the paper.
     **options
         What all optimizers take: see `Optimizer`.
 
@@ -165,13 +168,16 @@ class Lion(Optimizer):
 
     STATES = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
 
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
+
+    @dialects
     def __init__(
         self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, cautious=False,
-        *, maximize=False, **options,
+        *, maximize=False, convention="torch", **options,
     ):
         hyperparameters = {
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "cautious": cautious,
-            "maximize": maximize,
+            "maximize": maximize, "convention": convention,
         }
         super().__init__(params, hyperparameters, **options)
 
@@ -182,6 +188,10 @@ class Lion(Optimizer):
     @staticmethod
     def decay(h):
         return 0.0
+
+    @staticmethod
+    def keep(h):
+        return 1.0
 
     @staticmethod
     def constants(h):
