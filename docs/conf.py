@@ -1,4 +1,4 @@
-"""The site of the docs. After ``pip install -e '.[sklearn,scipy]' --group docs``, in the root of the repository:
+"""The site of the docs. In the root of the repository, after ``pip install '.[test]' --group docs``:
 
     sphinx-build -W --keep-going docs docs/_build
 
