@@ -192,7 +192,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     """And its map for language models names every page."""
     for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sklearn", "scipy"):
         pytest.importorskip(needed)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
+    command = [sys.executable, "-P", "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     links = re.findall(r"\]\((.+?)\)", (tmp_path / "llms.txt").read_text("utf-8"))
