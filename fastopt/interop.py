@@ -177,8 +177,8 @@ def from_torch(state_dict, optimizer=None):
         for k, other in alike.items():
             if other != (steps, product):
                 raise ValueError(
-                    f"state_dict['state'][{k}]: expected {steps} steps as of parameter {places[0]} of the same"
-                    f" group, got {other[0]}; parameters of a group step together here: make two groups of it"
+                    f"state_dict['state'][{k}]: expected {steps} steps as of parameter {places[0]} of the"
+                    f" same group, got {other[0]}; a group steps as one here: make two groups of it"
                 )
         numbers = {n: _plain(value) for n, value in group.items()}
         groups.append(_group(rule, convention, numbers, places, steps, product))
@@ -412,8 +412,8 @@ def from_sklearn(estimator):
     rule = "Adam" if hasattr(optimizer, "ms") else "SGD"
     _, names, slots = _SKLEARN[rule]
     held = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
-    if hasattr(optimizer, "_arrays"):       # what `fastopt.sklearn.patch` puts in its place
-        held |= optimizer._arrays()
+    if callable(arrays := getattr(optimizer, "_arrays", None)):     # what `fastopt.sklearn.patch` puts there
+        held |= arrays()
     if not all(n.lstrip("-") in held for n in slots.values()):
         raise TypeError(
             "estimator: expected an MLPClassifier or MLPRegressor of scikit-learn, fitted with the solver "
@@ -502,7 +502,7 @@ def from_optax(state, optimizer):
     for k in group["params"]:
         saved["state"][k] = {}
     for name, field in _slots_of(saved["optimizer"], group, _OPTAX).items():
-        leaves = _leaves(fields.get(field.lstrip("-")), optimizer._shape, field.lstrip("-"))
+        leaves = _leaves(_of(fields, field), optimizer._shape, field.lstrip("-"))
         for k, leaf in enumerate(leaves):
             saved["state"][k][name] = _signed(field, leaf)
     saved["steps"], group["start"] = count, 0
@@ -539,7 +539,7 @@ def to_optax(optimizer, state):
     steps, new = saved["steps"] - group["start"], {}
     for name, field in _slots_of(saved["optimizer"], group, _OPTAX).items():
         theirs = field.lstrip("-")
-        leaves = _leaves(fields.get(theirs), optimizer._shape, theirs)
+        leaves = _leaves(_of(fields, field), optimizer._shape, theirs)
         _check_shapes(theirs, leaves, [{name: s[name]} for s in saved["state"]])
         arrays = [jnp.asarray(_signed(field, s[name])) for s in saved["state"]]
         new[theirs] = _filled(fields[theirs], optimizer._shape, arrays)
@@ -566,6 +566,13 @@ def _fields(state):
         yield from zip(getattr(state, "_fields", ()), state, strict=False)
         for inner in state:
             yield from _fields(inner)
+
+
+def _of(fields, name):
+    name = name.lstrip("-")
+    if name not in fields:
+        raise ValueError(f"state: expected a field {name}, got {', '.join(fields)}")
+    return fields[name]
 
 
 def _replaced(state, new):
@@ -639,7 +646,7 @@ def _flat(names):
 
 
 def _signed(name, array):
-    return -array if name.startswith("-") else np.array(array)
+    return np.array(-array if name.startswith("-") else array)
 
 
 def _numbers(rule, convention, given):
@@ -735,7 +742,7 @@ def _one_group(optimizer, convention, table):
     (group,) = saved["groups"]
     found = group.get("convention", "torch")
     if found != convention:
-        raise ValueError(f"convention: expected {convention!r}, got {found!r}: set opt.groups[0]['convention']")
+        raise ValueError(f"convention: expected {convention!r}, got {found!r}; set it in opt.groups[0]")
     return saved, group
 
 
