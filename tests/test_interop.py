@@ -488,9 +488,12 @@ def estimators(request):
 def test_a_partial_fit_goes_on_in_either(name, kind, options, estimators):
     X, y = digits()
     classes = {"classes": [0, 1]} if name == "MLPClassifier" else {}
-    make = lambda: getattr(estimators, name)(  # noqa: E731
-        hidden_layer_sizes=(5,), batch_size=len(X), shuffle=False, random_state=0, learning_rate_init=0.05, **options
-    )
+
+    def make():
+        return getattr(estimators, name)(
+            hidden_layer_sizes=(5,), batch_size=len(X), shuffle=False, random_state=0,
+            learning_rate_init=0.05, **options,
+        )
 
     def fit(mlp, steps):
         for _ in range(steps):
