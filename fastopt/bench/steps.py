@@ -371,12 +371,13 @@ class Limit(Numba):
         params, gradients = make_numbers(work)
         if work.denormal:       # the streams alone, whatever is in them
             gradients = params
-        names = "pgmv" if work.kind == "adam" else "pgmve"
+        names = "gpmv" if work.kind == "adam" else "gpmve"
         whole, arrays = _carve([gradients if name == "g" else params for name in names])
-        kernels = _limit_adam if work.kind == "adam" else _limit_clip
-        serial, parallel = kernels(self.threads)
-        if work.kind == "clip":
-            self.keep_gradients([whole[1]])
+        if work.kind == "adam":
+            serial, parallel = limit_loops(self.threads, reads=1)
+        else:
+            serial, parallel = _limit_clip(self.threads)
+            self.keep_gradients([whole[0]])
         steps = {"arrays": partial(self.each, parallel, arrays)}
         if self.threads > 1:
             steps["whole"] = partial(self.each, parallel, [whole])
@@ -643,25 +644,38 @@ def _numba_clip(parallel):
 
 
 @cache
-def _limit_adam(parts):
-    """The serial and the parallel loop over Adam's streams."""
+def limit_loops(parts, reads):
+    """A serial and a parallel loop over any streams: the first `reads` are read, the others written, too.
+
+    Each stream that is written takes a multiplication and an addition.
+    """
     from numba import prange
 
-    a, b, c = np.float32(0.1), np.float32(0.9), np.float32(1e-6)
+    a, b = np.float32(0.1), np.float32(0.9)
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def serial(p, g, m, v):
-        for i in range(p.size):
-            m[i] = b * m[i] + a * g[i]
-            v[i] = b * v[i] + a * g[i]
-            p[i] += c * g[i]
+    def run(lo, hi, streams):
+        total, first = np.float32(0), np.uintp(lo)      # signed, the loop would not be vectorized
+        for i in range(np.uintp(hi - lo)):
+            x = np.float32(0)
+            for k in range(reads):
+                x += streams[k][first + i]
+            for k in range(reads, len(streams)):
+                streams[k][first + i] = b * streams[k][first + i] + a * x
+            total += x
+        return total
+
+    @_compile(parallel=False)
+    def serial(*streams):
+        return run(0, streams[0].size, streams)
 
     @_compile(parallel=True)
-    def parallel(p, g, m, v):
-        for k in prange(parts):     # slices, as a loop from `lo` to `hi` is not vectorized
-            lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
-            serial(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi])
+    def parallel(*streams):
+        total, n = np.float32(0), streams[0].size
+        for k in prange(parts):
+            total += run(cut(n, k, parts), cut(n, k + 1, parts), streams)
+        return total
 
     return serial, parallel
 
@@ -682,7 +696,7 @@ def _limit_clip(parts):
         return result
 
     @_compile(parallel=False)
-    def run(p, g, m, v, e):
+    def run(g, p, m, v, e):
         for i in range(p.size):
             m[i] = b * m[i] + a * g[i]
             v[i] = b * v[i] + a * g[i]
@@ -691,19 +705,19 @@ def _limit_clip(parts):
             g[i] = 0
 
     @_compile(parallel=False)
-    def serial(p, g, m, v, e):
+    def serial(g, p, m, v, e):
         result = total(g)
-        run(p, g, m, v, e)
+        run(g, p, m, v, e)
         return result
 
     @_compile(parallel=True)
-    def parallel(p, g, m, v, e):
+    def parallel(g, p, m, v, e):
         result = np.float32(0)
         for k in prange(parts):
             result += total(g[cut(g.size, k, parts) : cut(g.size, k + 1, parts)])
         for k in prange(parts):
             lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
-            run(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi], e[lo:hi])
+            run(g[lo:hi], p[lo:hi], m[lo:hi], v[lo:hi], e[lo:hi])
         return result
 
     return serial, parallel

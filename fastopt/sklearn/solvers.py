@@ -53,7 +53,8 @@ def make_optimizer(
         return SGD(params, lr, momentum, nesterov=nesterov, convention="sklearn")
     rule = _BY_NAME[solver]
     if issubclass(rule, Adam):
-        return rule(params, lr, (beta_1, beta_2), epsilon, convention="sklearn")
+        convention = "sklearn" if rule is Adam else "torch"     # scikit-learn itself has no other
+        return rule(params, lr, (beta_1, beta_2), epsilon, convention=convention)
     return rule(params, lr=lr)
 
 
