@@ -33,6 +33,7 @@ PAGES = [name for name, text in TEXTS.items() if BLOCK.search(text)]
 EXTRAS = {
     "docs/command-line.md": "matplotlib",
     "docs/course.md": "matplotlib",
+    "docs/interop.md": "torch",
     "docs/scikit-learn.md": "sklearn",
     "docs/scipy.md": "scipy",
     "docs/story.md": "matplotlib",
