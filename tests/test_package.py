@@ -98,6 +98,33 @@ def test_only_the_chosen_kernels_are_imported(isa):
     assert output(code, FASTOPT_ISA=isa) == str([name + chosen for name in compiled])
 
 
+# A processor that says less of itself than it is: what asks it is imported alone, and answers something else.
+LESSER = """
+import importlib.util, sys, types
+
+bare = types.ModuleType("fastopt")
+bare.__path__ = importlib.util.find_spec("fastopt").submodule_search_locations
+sys.modules["fastopt"] = bare
+from fastopt import _runtime
+
+assert _runtime.cpu_level() >= {level}
+_runtime.cpu_level = lambda: {level}
+del sys.modules["fastopt"]
+import fastopt
+print([m for m in sys.modules if m.startswith(("fastopt._kernels_", "fastopt._layers_"))])
+"""
+
+
+@pytest.mark.parametrize("isa", _dispatch.runnable())
+def test_what_the_processor_lacks_is_never_imported(isa):
+    code = LESSER.format(level=_dispatch._LEVELS[isa])
+    assert output(code) == str([f"fastopt._kernels_{isa}", f"fastopt._layers_{isa}"])
+    assert output(code, FASTOPT_ISA=isa) == output(code)
+    for more in set(_dispatch.runnable()) - {"base", isa}:
+        if _dispatch._LEVELS[more] > _dispatch._LEVELS[isa]:
+            assert f"ImportError: FASTOPT_ISA={more}" in python(code, FASTOPT_ISA=more).stderr
+
+
 def test_every_instruction_set_gives_the_same_bits():
     expected = output(STEPS)
     assert len(expected) == 64
