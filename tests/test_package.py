@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
@@ -88,6 +89,12 @@ def test_digits_are_attributed():
 def test_import_takes_no_extras():
     code = f"import sys, fastopt; print([name for name in {EXTRAS} if name in sys.modules])"
     assert output(code) == "[]"
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has its lock always")
+def test_import_leaves_the_lock_off():
+    code = "import sys, fastopt.cli, fastopt.solver; print(sys._is_gil_enabled())"
+    assert output(f"import warnings; warnings.simplefilter('error'); {code}") == "False"
 
 
 @pytest.mark.parametrize("isa", ["", *_dispatch.runnable()])
