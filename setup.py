@@ -123,6 +123,7 @@ if __name__ == "__main__":
     setup(
         ext_modules=[
             extension("_runtime", "_runtime.pyx", ["fo_cpu.c", "fo_pool.c"]),
+            extension("_math", "_math.pyx"),
             extension("_rows", "_rows.pyx"),
             extension("_spans", "_spans.pyx"),
             extension("_net", "_net.pyx"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
+from fastopt.cli import parts
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
@@ -79,3 +80,10 @@ def test_the_examples_of_docstrings(family):
     module = importlib.import_module(f"fastopt.optimizers.{family}")
     result = doctest.testmod(module)
     assert result.attempted >= 5 and result.failed == 0
+
+
+def test_the_optimizers_of_the_command_line():
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)`[^|]*\| ([\d.]+) \|$", text, re.M)
+    expected = [(name, rule.__name__, f"{lr:g}") for name, (rule, lr, _) in parts.OPTIMIZERS.items()]
+    assert rows == expected

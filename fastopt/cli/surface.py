@@ -9,7 +9,7 @@ import numpy as np
 from fastopt import plots, surfaces
 from fastopt.cli import files, options, parts
 from fastopt.cli.calls import parse_calls
-from fastopt.optimizers import BY_NAME, arguments_of
+from fastopt.optimizers import arguments_of
 
 __all__ = ["add_options", "check_options", "run"]
 
@@ -77,16 +77,10 @@ def run(args):
     return 0
 
 
-def _rules():
-    """Optimizers by name, with what else makes each that rule."""
-    named = {name: (rule, others) for name, (rule, _, others) in parts.OPTIMIZERS.items()}
-    return {name: (rule, {}) for name, rule in BY_NAME.items()} | named
-
-
 def _calls(text):
     table = {
         name: [argument for argument in arguments_of(rule) if argument not in _LEFT_OUT]
-        for name, (rule, _) in _rules().items()
+        for name, (rule, _, _) in parts.OPTIMIZERS.items()
     }
     calls = parse_calls(text, table)
     if not calls:
@@ -100,7 +94,7 @@ def _makers(calls):
     makers = {}
     for call in calls:
         label = call.name if names.count(call.name) == 1 else call.text
-        rule, others = _rules()[call.name]
+        rule, _, others = parts.OPTIMIZERS[call.name]
         arguments = others | call.arguments
         lr = arguments.pop("lr", None)
 

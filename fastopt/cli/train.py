@@ -92,7 +92,7 @@ def _check_saving(args, net):
 
 def _make_callbacks(args, folder):
     return [
-        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * bool(args.ema),
+        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * (bool(args.ema) or parts.averages(args.optimizer)),
         *parts.make_callbacks(args.callbacks, folder),
         callbacks.CSVLogger(os.path.join(folder, run_folder.HISTORY)),
         callbacks.TerminateOnNaN(),

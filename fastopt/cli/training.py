@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from fastopt.cli import parts
 from fastopt.cli.model import Model
 from fastopt.nn import data, metrics
+from fastopt.optimizers import arguments_of
 
 __all__ = [
     "count", "count_parameters", "describe", "diverged", "finite", "fit", "format_score", "label_column",
@@ -100,7 +100,8 @@ def resolve(args):
     if args.lr is None:
         args.lr = lr
     if args.weight_decay is None:
-        args.weight_decay = inspect.signature(rule).parameters["weight_decay"].default
+        decay = arguments_of(rule).get("weight_decay")
+        args.weight_decay = 0.0 if decay is None else decay.default
 
 
 def on(word):

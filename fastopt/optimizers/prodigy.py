@@ -2,6 +2,7 @@
 
 from math import inf, sqrt
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 
@@ -119,4 +120,4 @@ def _rate(h, t):
     if not h.use_bias_correction:
         return h.lr
     beta1, beta2 = h.betas
-    return h.lr * (sqrt(1.0 - beta2**t) / (1.0 - beta1**t))
+    return h.lr * (sqrt(1.0 - power(beta2, t)) / (1.0 - power(beta1, t)))

@@ -2,6 +2,7 @@
 
 import math
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
@@ -176,6 +177,6 @@ class ASGD(Optimizer):
 
     @staticmethod
     def variables(h, t):
-        eta = h.lr / (1.0 + h.lambd * h.lr * (t - 1)) ** h.alpha
+        eta = h.lr / power(1.0 + h.lambd * h.lr * (t - 1), h.alpha)
         take = 1.0 / max(1.0, t - 1 - h.t0)
         return 1.0 - h.lambd * eta, eta, 1.0 - take, take

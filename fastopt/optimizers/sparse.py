@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from fastopt._checks import whole
+from fastopt._math import power
 from fastopt._rows import LONGEST_GAP
 
 # Half a unit in the last place of 1, and what may be dropped of a row's way beside one of its steps.
@@ -60,7 +61,8 @@ def steps_to_rest(ratio, dtype):
         return 0
     for n in range(LONGEST_GAP):
         shrink = math.sqrt(1.0 + 1.0 / (1 + n)) * ratio
-        if shrink < 1.0 and math.sqrt(1.0 + n) * ratio**n < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
+        left = math.sqrt(1.0 + n) * power(ratio, n)
+        if shrink < 1.0 and left < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
             return n
     return -1
 

@@ -2,6 +2,7 @@
 
 from math import sqrt
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 
@@ -68,7 +69,7 @@ class AdaBelief(Optimizer):
     @staticmethod
     def variables(h, t):
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
 
 
 class Yogi(Optimizer):
@@ -137,4 +138,4 @@ class Yogi(Optimizer):
     @staticmethod
     def variables(h, t):
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
