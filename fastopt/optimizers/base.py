@@ -635,7 +635,7 @@ class Optimizer:
         Parameters
         ----------
         state_dict : dict
-            As `state_dict` returns it.
+            As `state_dict` returns it. Arrays of a group that has taken no step may be left out.
 
         Raises
         ------
@@ -656,9 +656,10 @@ class Optimizer:
         self.skipped_steps = int(state_dict["skipped_steps"])
         self._stale.raised = self._stale.changed = True
         self._settle()
-        for mine, saved in zip(self.state, state_dict["state"], strict=True):
-            for name, array in saved.items():
-                mine[name] = array
+        for i, mine, saved in zip(self._group_of, self.state, state_dict["state"], strict=True):
+            h = self.groups[i].raw()
+            for name, array in mine.items():
+                array[...] = saved[name] if saved else self.initial(name, h)
         for name, arrays in self._kept.items():
             for mine, saved in zip(arrays, state_dict[name], strict=True):
                 mine[...] = saved
