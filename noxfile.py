@@ -97,6 +97,13 @@ def avx512(session):
 
 
 @nox.session
+def emulate(session):
+    """On another processor, under qemu, which must be there; posargs are those of tools/emulate.sh."""
+    session.install("--group", "build", "numpy", *TOOLS)
+    session.run("tools/emulate.sh", *(session.posargs or ["x86_64-v2"]), external=True)
+
+
+@nox.session
 def dist(session):
     """Source archive and wheel into dist/: what they hold, and the tests of the one on the other."""
     session.install("--group", "build")
