@@ -156,6 +156,7 @@ def test_every_rule_has_its_page(rule):
 def test_every_line_of_the_reference_is_on_a_page():
     pages = [TEXTS[f"docs/rules/{rule.__name__}.md"] for rule in BY_NAME.values()]
     assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
+    assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
 
 
 # --- The site -------------------------------------------------------------------------------------
