@@ -103,6 +103,17 @@ def test_the_commands_are_found():
     assert {command.split()[1] for command in commands} == set(cli._parsers()[1])
 
 
+@pytest.mark.parametrize("page", ["docs/numpy-loop.md", "docs/evolution-strategies.md", "docs/federated.md"])
+def test_what_an_example_prints_is_what_its_page_shows(page, tmp_path):
+    """But for digits, which matrix products may round otherwise on another machine."""
+    script = re.search(r"^```\{literalinclude\} \.\./(examples/\w+\.py)$", TEXTS[page], re.M)[1]
+    prose = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.M | re.S)
+    command = [sys.executable, "-P", ROOT / script]
+    printed = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+    shown = [line[4:] for line in prose.splitlines() if line.startswith("    ")]
+    assert [re.sub(r"\d", "0", line) for line in shown] == re.sub(r"\d", "0", printed).splitlines()
+
+
 def test_the_story_draws_its_pictures():
     """`tools/draw_story.py` has put there what the code of the page draws, and no other."""
     drawn = set(re.findall(r'plot_paths\(.*"(.+)"\)', TEXTS["docs/story.md"]))
@@ -145,6 +156,7 @@ def test_every_rule_has_its_page(rule):
 def test_every_line_of_the_reference_is_on_a_page():
     pages = [TEXTS[f"docs/rules/{rule.__name__}.md"] for rule in BY_NAME.values()]
     assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
+    assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
 
 
 # --- The site -------------------------------------------------------------------------------------
