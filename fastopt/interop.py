@@ -630,10 +630,8 @@ def _expect_keys(place: str, value: Any, keys: Iterable[str]) -> None:
 
 def _array(value: Any, place: str) -> np.ndarray:
     """A copy of a tensor, of a dtype that there is here."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
     try:
-        array = np.array(value)
+        array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
     except TypeError as error:      # a dtype that NumPy does not have
         raise TypeError(f"{place}: expected float32 or float64, got {value.dtype}") from error
     if array.dtype not in DTYPES:
