@@ -447,10 +447,11 @@ def factored_step(
         assert row_var is not None and col_var is not None
         row_var[...] = row_var + weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
         col_var[...] = col_var + weight * ((g * g).mean(axis=-2, keepdims=True) - col_var)
-        variance = row_var @ col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least)
+        v: Array = row_var @ col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least)
     else:
-        variance += weight * (g * g - variance)
-    u = g / np.sqrt(np.maximum(variance, least * least))
+        variance[...] = variance + weight * (g * g - variance)
+        v = variance
+    u = g / np.sqrt(np.maximum(v, least * least))
     rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
     rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
     return rate * u

@@ -64,7 +64,11 @@ except ImportError as error:
 
 __all__ = [*BY_NAME]  # pyright: ignore[reportUnsupportedDunderAll]
 
-CONVERGED, EXHAUSTED, NOT_FINITE, STOPPED = 0, 1, 3, 99  # as SciPy's methods have them
+# As SciPy's methods have them.
+CONVERGED: int = 0
+EXHAUSTED: int = 1
+NOT_FINITE: int = 3
+STOPPED: int = 99
 
 # What would be another problem, or has no meaning here.
 _LEFT_OUT = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")

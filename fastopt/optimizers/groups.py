@@ -186,8 +186,14 @@ class Group(UserDict[str, Any]):
         Names of the hyperparameters that are scheduled.
     """
 
+    kind: type[Optimizer]
+    stale: Flag
+    start: int
+    numbers: dict[str, float]
+    coming: dict[str, float]
     now: Hyperparameters
     moving: list[str]
+    data: dict[str, Any]
 
     def __init__(
         self, params: Params, hyperparameters: Mapping[str, Any], kind: type[Optimizer], stale: Flag,

@@ -29,6 +29,9 @@ class Job:
         until it was; ``size``, the array's.
     """
 
+    group: Group | SimpleNamespace
+    rule: str
+    array: int | None
     start: int
     now: Hyperparameters
 

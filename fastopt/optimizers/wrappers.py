@@ -64,7 +64,8 @@ class Accumulator:
         self, shape: Shape, places: list[str], sums: list[Array], micro_batches: int, sparse: str,
         before: Accumulator | None = None,
     ) -> None:
-        self.sums, self.micro_batches = sums, micro_batches
+        self.sums: list[Array] = sums
+        self.micro_batches: int = micro_batches
         self.count: int = 0 if before is None else before.count
         kernels = _dispatch.kernels
         self._table = Table(
