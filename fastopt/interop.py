@@ -10,9 +10,12 @@ coming step: a schedule stays behind. The parameters are the caller's to copy, i
 same shapes. What the other side has no place for is an error; nothing is left out in silence.
 """
 
+from __future__ import annotations
+
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +33,10 @@ __all__ = [
     "to_sklearn",
     "to_torch",
 ]
+
+Source = Optimizer | Mapping[str, Any]      # an optimizer, or its state_dict
+States = dict[str, np.ndarray]
+Names = Mapping[str, Any]       # names elsewhere, or pairs of them, by ours
 
 # What a group of torch's rule has and those of the rules below it have not; names of numbers and states are
 # the same here and there. SparseAdam is a rule of its own there, and the dialect "keras" of Adam here.
@@ -54,7 +61,7 @@ _TORCH_UNCOUNTED = ("SGD", "Muon")
 
 # Names of numbers and of states by ours; a minus before those that are kept with the other sign.
 _BETAS = {"betas": ("beta_1", "beta_2"), "eps": "epsilon"}
-_KERAS = {
+_KERAS: dict[str, tuple[str, Names, dict[str, str]]] = {
     "SGD": ("SGD", {"momentum": "momentum", "nesterov": "nesterov"}, {"momentum_buffer": "-momentum"}),
     "RMSprop": (
         "RMSprop",
@@ -92,7 +99,7 @@ _KERAS = {
     ),
     "LAMB": ("Lamb", _BETAS, {"exp_avg": "momentum", "exp_avg_sq": "velocity"}),
 }
-_SKLEARN = {
+_SKLEARN: dict[str, tuple[str, Names, dict[str, str]]] = {
     "SGD": (
         "SGDOptimizer",
         {"lr": "learning_rate", "momentum": "momentum", "nesterov": "nesterov"},
@@ -105,7 +112,7 @@ _SKLEARN = {
     ),
 }
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
-_OPTAX = {
+_OPTAX: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "trace"},
     "Adagrad": {"sum": "sum_of_squares"},
     "Adadelta": {"square_avg": "e_g", "acc_delta": "e_x"},
@@ -128,7 +135,7 @@ _OPTAX = {
 # --- torch -------------------------------------------------------------------------------------------
 
 
-def from_torch(state_dict, optimizer=None):
+def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> dict[str, Any]:
     """The state of an optimizer of torch, for `load_state_dict` of the same rule here.
 
     Does not need torch, if the tensors are in memory.
@@ -162,7 +169,8 @@ def from_torch(state_dict, optimizer=None):
     _expect_keys("state_dict", state_dict, ("state", "param_groups"))
     name = _name_of(state_dict["param_groups"], optimizer)
     rule, convention = _here(name)
-    states, groups = [], []
+    states: list[States] = []
+    groups = []
     for group in state_dict["param_groups"]:
         found = [state_dict["state"].get(key, {}) for key in group["params"]]
         places = list(range(len(states), len(states) + len(found)))
@@ -177,15 +185,15 @@ def from_torch(state_dict, optimizer=None):
         for k, other in alike.items():
             if other != (steps, product):
                 raise ValueError(
-                    f"state_dict['state'][{k}]: expected {steps} steps as of parameter {places[0]} of the same"
-                    f" group, got {other[0]}; parameters of a group step together here: make two groups of it"
+                    f"state_dict['state'][{k}]: expected {steps} steps as of parameter {places[0]} of the"
+                    f" same group, got {other[0]}; a group steps as one here: make two groups of it"
                 )
         numbers = {n: _plain(value) for n, value in group.items()}
         groups.append(_group(rule, convention, numbers, places, steps, product))
     return _saved(rule, groups, states)
 
 
-def to_torch(optimizer, name=None):
+def to_torch(optimizer: Source, name: str | None = None) -> dict[str, Any]:
     """The state of an optimizer, for `load_state_dict` of torch's optimizer of the same rule.
 
     Parameters
@@ -233,7 +241,7 @@ def to_torch(optimizer, name=None):
     return {"state": state, "param_groups": groups}
 
 
-def _name_of(groups, given):
+def _name_of(groups: Iterable[Mapping[str, Any]], given: str | None) -> str:
     """The class of torch.optim that groups are of."""
     if given is not None and given not in _TORCH:
         raise ValueError(f"optimizer: expected one of {', '.join(_TORCH)}, got {given!r}")
@@ -256,18 +264,18 @@ def _name_of(groups, given):
     return names.pop()
 
 
-def _here(name):
+def _here(name: str) -> tuple[str, str]:
     """The rule here, and its dialect, that torch's class is."""
     return ("Adam", "keras") if name == "SparseAdam" else (name, "torch")
 
 
-def _position(name, state, arrays):
+def _position(name: str, state: Mapping[str, Any], arrays: States) -> tuple[int, float]:
     """Steps that a parameter of torch has taken, and NAdam's product."""
     steps = int(bool(arrays)) if name in _TORCH_UNCOUNTED else int(_plain(state.get("step", 0)))
     return steps, float(_plain(state.get("mu_product", 1.0)))
 
 
-def _torch_scalars(torch, name, group, steps):
+def _torch_scalars(torch: Any, name: str, group: Mapping[str, Any], steps: int) -> dict[str, Any]:
     """What torch keeps beside the arrays of a parameter."""
     if name in _TORCH_UNCOUNTED:
         return {}
@@ -286,7 +294,7 @@ def _torch_scalars(torch, name, group, steps):
 # --- keras -------------------------------------------------------------------------------------------
 
 
-def from_keras(optimizer):
+def from_keras(optimizer: Any) -> dict[str, Any]:
     """The state of an optimizer of keras 3, for `load_state_dict` of the same rule here.
 
     Parameters
@@ -332,7 +340,7 @@ def from_keras(optimizer):
     return _saved(rule, [group], _states(rule, group, columns, slots))
 
 
-def to_keras(optimizer, variables):
+def to_keras(optimizer: Source, variables: Iterable[Any]) -> Any:
     """An optimizer of keras 3 that goes on where one here stands.
 
     Parameters
@@ -375,7 +383,7 @@ def to_keras(optimizer, variables):
     return made
 
 
-def _refuse_unknown(kind, config, names):
+def _refuse_unknown(kind: type, config: Mapping[str, Any], names: Names) -> None:
     """Refuse options of keras that have no counterpart, and are not as they begin."""
     known = {"name", *_flat(names.values())}
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -389,7 +397,7 @@ def _refuse_unknown(kind, config, names):
 # --- scikit-learn ------------------------------------------------------------------------------------
 
 
-def from_sklearn(estimator):
+def from_sklearn(estimator: Any) -> dict[str, Any]:
     """The state of scikit-learn's optimizer, for `load_state_dict` of the same rule here.
 
     Parameters
@@ -412,8 +420,8 @@ def from_sklearn(estimator):
     rule = "Adam" if hasattr(optimizer, "ms") else "SGD"
     _, names, slots = _SKLEARN[rule]
     held = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
-    if hasattr(optimizer, "_arrays"):       # what `fastopt.sklearn.patch` puts in its place
-        held |= optimizer._arrays()
+    if callable(arrays := getattr(optimizer, "_arrays", None)):     # what `fastopt.sklearn.patch` puts there
+        held |= arrays()
     if not all(n.lstrip("-") in held for n in slots.values()):
         raise TypeError(
             "estimator: expected an MLPClassifier or MLPRegressor of scikit-learn, fitted with the solver "
@@ -425,7 +433,7 @@ def from_sklearn(estimator):
     return _saved(rule, [group], _states(rule, group, columns, slots))
 
 
-def to_sklearn(optimizer, params):
+def to_sklearn(optimizer: Source, params: Iterable[np.ndarray]) -> Any:
     """An optimizer of scikit-learn that goes on where one here stands.
 
     ::
@@ -473,7 +481,7 @@ def to_sklearn(optimizer, params):
 # --- optax -------------------------------------------------------------------------------------------
 
 
-def from_optax(state, optimizer):
+def from_optax(state: Any, optimizer: Optimizer) -> dict[str, Any]:
     """The state of a transformation of optax, for `load_state_dict` of the same rule here.
 
     A state of optax holds neither its rule nor its numbers, so they are those of the optimizer that is to go
@@ -502,7 +510,7 @@ def from_optax(state, optimizer):
     for k in group["params"]:
         saved["state"][k] = {}
     for name, field in _slots_of(saved["optimizer"], group, _OPTAX).items():
-        leaves = _leaves(fields.get(field.lstrip("-")), optimizer._shape, field.lstrip("-"))
+        leaves = _leaves(_of(fields, field), optimizer._shape, field.lstrip("-"))
         for k, leaf in enumerate(leaves):
             saved["state"][k][name] = _signed(field, leaf)
     saved["steps"], group["start"] = count, 0
@@ -511,7 +519,7 @@ def from_optax(state, optimizer):
     return saved
 
 
-def to_optax(optimizer, state):
+def to_optax(optimizer: Optimizer, state: Any) -> Any:
     """The state of an optimizer, as a transformation of optax takes it.
 
     Parameters
@@ -539,7 +547,7 @@ def to_optax(optimizer, state):
     steps, new = saved["steps"] - group["start"], {}
     for name, field in _slots_of(saved["optimizer"], group, _OPTAX).items():
         theirs = field.lstrip("-")
-        leaves = _leaves(fields.get(theirs), optimizer._shape, theirs)
+        leaves = _leaves(_of(fields, field), optimizer._shape, theirs)
         _check_shapes(theirs, leaves, [{name: s[name]} for s in saved["state"]])
         arrays = [jnp.asarray(_signed(field, s[name])) for s in saved["state"]]
         new[theirs] = _filled(fields[theirs], optimizer._shape, arrays)
@@ -547,7 +555,7 @@ def to_optax(optimizer, state):
     return _replaced(state, new | counts)
 
 
-def _against_optax(optimizer, state):
+def _against_optax(optimizer: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What is saved of an optimizer, its group, and the fields of a state of optax."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected one of fastopt, got {type(optimizer).__name__}")
@@ -560,7 +568,7 @@ def _against_optax(optimizer, state):
     return saved, group, dict(_fields(state))
 
 
-def _fields(state):
+def _fields(state: Any) -> Iterator[tuple[str, Any]]:
     """Names and values of all fields of the named tuples in a nesting of tuples."""
     if isinstance(state, tuple):
         yield from zip(getattr(state, "_fields", ()), state, strict=False)
@@ -568,7 +576,14 @@ def _fields(state):
             yield from _fields(inner)
 
 
-def _replaced(state, new):
+def _of(fields: Mapping[str, Any], name: str) -> Any:
+    name = name.lstrip("-")
+    if name not in fields:
+        raise ValueError(f"state: expected a field {name}, got {', '.join(fields)}")
+    return fields[name]
+
+
+def _replaced(state: Any, new: Mapping[str, Any]) -> Any:
     """The nesting of tuples with new values of some fields."""
     if not isinstance(state, tuple):
         return state
@@ -577,7 +592,7 @@ def _replaced(state, new):
     return type(state)(*inner) if hasattr(state, "_fields") else tuple(inner)
 
 
-def _leaves(tree, shape, place):
+def _leaves(tree: Any, shape: Any, place: str) -> list[np.ndarray]:
     """The arrays of a nesting like that of the parameters, in the order of those."""
     if isinstance(shape, int):
         return [_array(tree, place)]
@@ -588,7 +603,7 @@ def _leaves(tree, shape, place):
     return [leaf for key, s in inner for leaf in _leaves(tree[key], s, place + item(key))]
 
 
-def _filled(tree, shape, arrays):
+def _filled(tree: Any, shape: Any, arrays: list[Any]) -> Any:
     """The same nesting with other arrays."""
     if isinstance(shape, int):
         return arrays[shape]
@@ -600,20 +615,20 @@ def _filled(tree, shape, arrays):
 # --- What they share ---------------------------------------------------------------------------------
 
 
-def _library(module, name):
+def _library(module: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"this needs {name}: pip install {name}") from error
 
 
-def _expect_keys(place, value, keys):
+def _expect_keys(place: str, value: Any, keys: Iterable[str]) -> None:
     if not isinstance(value, Mapping) or not value.keys() >= set(keys):
         found = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
         raise TypeError(f"{place}: expected a dict with the keys {', '.join(keys)}, got {found}")
 
 
-def _array(value, place):
+def _array(value: Any, place: str) -> np.ndarray:
     """A copy of a tensor, of a dtype that there is here."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -626,23 +641,23 @@ def _array(value, place):
     return array
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """A number that may be a tensor, or several."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
     return value.item() if hasattr(value, "item") else value
 
 
-def _flat(names):
+def _flat(names: Iterable[Any]) -> list[Any]:
     """Names, of which some are in pairs."""
     return [n for name in names for n in (name if isinstance(name, tuple) else (name,))]
 
 
-def _signed(name, array):
-    return -array if name.startswith("-") else np.array(array)
+def _signed(name: str, array: np.ndarray) -> np.ndarray:
+    return np.array(-array if name.startswith("-") else array)
 
 
-def _numbers(rule, convention, given):
+def _numbers(rule: str, convention: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Hyperparameters of a rule as they begin in a dialect, but for those given; checked."""
     kind = getattr(optimizers, rule)
     dialect = {"convention": convention} if len(kind.CONVENTIONS) > 1 else {}
@@ -652,7 +667,7 @@ def _numbers(rule, convention, given):
     return group.hyperparameters()
 
 
-def _renamed(values, names):
+def _renamed(values: Mapping[str, Any], names: Names) -> dict[str, Any]:
     """Numbers by our names."""
     return {
         ours: tuple(values[n] for n in name) if isinstance(name, tuple) else values[name]
@@ -660,18 +675,20 @@ def _renamed(values, names):
     }
 
 
-def _named(group, names):
+def _named(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
     """The inverse of `_renamed`."""
     return dict(zip(_flat(names.values()), _flat(group[ours] for ours in names), strict=True))
 
 
-def _group(rule, convention, given, places, steps, product=1.0):
+def _group(
+    rule: str, convention: str, given: Mapping[str, Any], places: list[int], steps: int, product: float = 1.0
+) -> dict[str, Any]:
     """A group as `_saved` takes it."""
     group = {**_numbers(rule, convention, given), "params": places, "schedules": {}, "steps": steps}
     return group | {"numbers": {"mu_product": product}} if rule == "NAdam" else group
 
 
-def _saved(rule, groups, states):
+def _saved(rule: str, groups: list[dict[str, Any]], states: list[States]) -> dict[str, Any]:
     """A `state_dict` of fastopt; groups count from their own first step."""
     steps = max((group["steps"] for group in groups), default=0)
     for group in groups:
@@ -679,14 +696,18 @@ def _saved(rule, groups, states):
     return {"optimizer": rule, "steps": steps, "skipped_steps": 0, "groups": groups, "state": states}
 
 
-def _slots_of(rule, group, table):
+def _slots_of(
+    rule: str, group: Mapping[str, Any], table: Mapping[str, Mapping[str, str]]
+) -> dict[str, str]:
     """The states that a rule has with the numbers of a group, and their names elsewhere."""
     kind = getattr(optimizers, rule)
     h = optimizers.groups.Hyperparameters(group)
     return {name: table[rule][name] for name in kind.STATES[kind.rule(h)]}
 
 
-def _states(rule, group, columns, slots):
+def _states(
+    rule: str, group: Mapping[str, Any], columns: Mapping[str, Sequence[Any]], slots: Mapping[str, str]
+) -> list[States]:
     """For each parameter its states by our names, of those there are."""
     wanted = _slots_of(rule, group, {rule: slots})
     return [
@@ -695,11 +716,11 @@ def _states(rule, group, columns, slots):
     ]
 
 
-def _read(optimizer, table):
+def _read(optimizer: Source, table: Iterable[str]) -> dict[str, Any]:
     """The `state_dict` of an optimizer of a rule in the table, with its numbers of the coming step."""
     if not isinstance(optimizer, Optimizer):
-        saved = optimizer
-        _expect_keys("optimizer", saved, ("optimizer", "steps", "groups", "state"))
+        _expect_keys("optimizer", optimizer, ("optimizer", "steps", "groups", "state"))
+        saved = dict(optimizer)
     else:
         saved = optimizer.state_dict()
         for entry, group in zip(saved["groups"], optimizer.groups, strict=True):
@@ -720,14 +741,18 @@ def _read(optimizer, table):
     return saved
 
 
-def _refuse_set(rule, convention, group, names, where):
+def _refuse_set(
+    rule: str, convention: str, group: Mapping[str, Any], names: Collection[str], where: str
+) -> None:
     """Refuse hyperparameters that have no counterpart, and are not as they begin."""
     for name, value in _numbers(rule, convention, {}).items():
         if name not in names and group[name] != value:
             raise ValueError(f"{name}: expected {value!r}, as {where} has it, got {group[name]!r}")
 
 
-def _one_group(optimizer, convention, table):
+def _one_group(
+    optimizer: Source, convention: str, table: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `_read` returns, and the only group in it, which must be of a dialect."""
     saved = _read(optimizer, table)
     if len(saved["groups"]) != 1:
@@ -735,11 +760,11 @@ def _one_group(optimizer, convention, table):
     (group,) = saved["groups"]
     found = group.get("convention", "torch")
     if found != convention:
-        raise ValueError(f"convention: expected {convention!r}, got {found!r}: set opt.groups[0]['convention']")
+        raise ValueError(f"convention: expected {convention!r}, got {found!r}; set it in opt.groups[0]")
     return saved, group
 
 
-def _check_shapes(place, arrays, states):
+def _check_shapes(place: str, arrays: Sequence[Any], states: Sequence[States]) -> None:
     if len(arrays) != len(states):
         raise ValueError(f"{place}: expected {len(states)} as the optimizer has, got {len(arrays)}")
     for k, (array, state) in enumerate(zip(arrays, states, strict=True)):
