@@ -4,15 +4,17 @@ The same signatures as `fastopt.functional`, whose docstrings say what the argum
 checked here. Scalars are computed in double and rounded once to the
 dtype of the parameters; then each line is one correctly rounded operation after the other, in the
 order in which it is written, and so the compiled kernels give the same bits (but for denormal
-numbers, which they read and write as zero).
+numbers, which they read and write as zero). ``power`` is ``**``, and ``log`` is ``math.log``, with the same
+bits on every machine.
 """
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fastopt._math import log, power
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,7 +60,7 @@ def asgd_(
     step: int, weight_decay: float = 0.0, maximize: bool = False,
 ) -> None:
     real, g = _prepare(p, g, weight_decay, maximize)
-    eta = lr / (1.0 + lambd * lr * (step - 1)) ** alpha
+    eta = lr / power(1.0 + lambd * lr * (step - 1), alpha)
     take = 1.0 / max(1.0, step - 1 - t0)
     p[...] = real(1.0 - lambd * eta) * p - real(eta) * g
     ax[...] = real(1.0 - take) * ax + real(take) * p
@@ -197,7 +199,7 @@ def adamax_(
     exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
     eps, outside = (0.0, eps) if convention == "keras" else (eps, 0.0)
     exp_inf[...] = np.maximum(real(beta2) * exp_inf, abs(g) + real(eps))
-    p -= real(lr / (1.0 - beta1**step)) * exp_avg / (exp_inf + real(outside))
+    p -= real(lr / (1.0 - power(beta1, step))) * exp_avg / (exp_inf + real(outside))
 
 
 def nadam_(
@@ -208,13 +210,13 @@ def nadam_(
 ) -> None:
     real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
-    mu, mu_next = (beta1 * (1.0 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    mu, mu_next = (beta1 * (1.0 - 0.5 * power(0.96, t * momentum_decay)) for t in (step, step + 1))
     if convention == "optax":           # which has no warmup
         mu = mu_next = beta1
     product = numbers["mu_product"] = numbers.get("mu_product", 1.0) * mu
     _moments(real, g, exp_avg, exp_avg_sq, betas)
     now, ahead = lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
-    root = real(1.0 / np.sqrt(1.0 - beta2**step)) * np.sqrt(exp_avg_sq) + real(eps)
+    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps)
     p[...] = keep * p - (real(now) * g + real(ahead) * exp_avg) / root
 
 
@@ -226,8 +228,8 @@ def radam_(
     real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
     _moments(real, g, exp_avg, exp_avg_sq, betas)
-    lr, trust, longest = lr / (1.0 - beta1**step), 1.0 - beta2**step, 2.0 / (1.0 - beta2) - 1.0
-    length = longest - 2.0 * step * beta2**step / trust
+    lr, trust, longest = lr / (1.0 - power(beta1, step)), 1.0 - power(beta2, step), 2.0 / (1.0 - beta2) - 1.0
+    length = longest - 2.0 * step * power(beta2, step) / trust
     eps, scale = (eps, 1.0) if length > 5.0 else (1.0, 0.0)     # 1 is all that the denominator is then
     if length > 5.0:
         rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
@@ -274,7 +276,7 @@ def adopt_(
     if step == 1:
         exp_avg_sq[...] = g * g
         return
-    limit = real(np.inf if clip_exp is None else (step - 1) ** clip_exp)
+    limit = real(np.inf if clip_exp is None else power(step - 1, clip_exp))
     d = np.clip(g / np.maximum(np.sqrt(exp_avg_sq), real(eps)), -limit, limit)
     exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * d
     exp_avg_sq[...] = real(beta2) * exp_avg_sq + real(1.0 - beta2) * (g * g)
@@ -290,14 +292,14 @@ def ademamix_(
     real, g, keep = _prepare_either(p, g, lr, weight_decay, True, maximize)
     beta1, beta2, beta3 = betas
     if step < beta3_warmup:     # the half-life rises linearly
-        done, fast, slow = step / beta3_warmup, *(math.log(max(beta, 1e-8)) for beta in (beta1, beta3))
-        beta3 = math.exp(fast * slow / ((1.0 - done) * slow + done * fast))
+        done, fast, slow = step / beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
+        beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
     if alpha_warmup:
         alpha *= min(1.0, step / alpha_warmup)
     _moments(real, g, exp_avg_fast, exp_avg_sq, (beta1, beta2))
     exp_avg_slow[...] = real(beta3) * exp_avg_slow + real(1.0 - beta3) * g
-    d = real(lr / (1.0 - beta1**step)) * exp_avg_fast + real(lr * alpha) * exp_avg_slow
-    p[...] = keep * p - d / (real(1.0 / np.sqrt(1.0 - beta2**step)) * np.sqrt(exp_avg_sq) + real(eps))
+    d = real(lr / (1.0 - power(beta1, step))) * exp_avg_fast + real(lr * alpha) * exp_avg_slow
+    p[...] = keep * p - d / (real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps))
 
 
 def adan_(
@@ -315,8 +317,10 @@ def adan_(
     pre_grad[...] = g
     decay = lr * weight_decay
     keep, lr = (1.0 - decay, lr) if no_prox else (1.0 / (1.0 + decay), lr / (1.0 + decay))
-    d = real(lr / (1.0 - beta1**step)) * exp_avg + real(lr * beta2 / (1.0 - beta2**step)) * exp_avg_diff
-    p[...] = real(keep) * p - d / (real(1.0 / np.sqrt(1.0 - beta3**step)) * np.sqrt(exp_avg_sq) + real(eps))
+    slope = real(lr * beta2 / (1.0 - power(beta2, step)))
+    d = real(lr / (1.0 - power(beta1, step))) * exp_avg + slope * exp_avg_diff
+    root = real(1.0 / np.sqrt(1.0 - power(beta3, step))) * np.sqrt(exp_avg_sq) + real(eps)
+    p[...] = real(keep) * p - d / root
 
 
 def lars_(
@@ -360,7 +364,7 @@ def prodigy_(
         numbers.setdefault(name, 0.0)
     beta3, d = np.sqrt(beta2), numbers["d"] or d0
     if use_bias_correction:
-        lr = lr * (np.sqrt(1.0 - beta2**step) / (1.0 - beta1**step))
+        lr = lr * (np.sqrt(1.0 - power(beta2, step)) / (1.0 - power(beta1, step)))
     if step == 1:
         p0[...] = p
     exp_avg[...] = real(beta1) * exp_avg + real(d * (1.0 - beta1)) * g
@@ -396,7 +400,7 @@ def adamw_schedule_free_(
     real, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
     exp_avg_sq[...] = real(beta2) * exp_avg_sq + real(1.0 - beta2) * (g * g)
-    root = real(1.0 / np.sqrt(1.0 - beta2**step)) * np.sqrt(exp_avg_sq) + real(eps)
+    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps)
     d = g / root + real(weight_decay) * p
     _schedule_free(real, p, d, z, numbers, lr, beta1, warmup_steps, r, weight_lr_power, step)
 
@@ -410,7 +414,7 @@ def _schedule_free(
     if warmup_steps:
         lr = lr * min(1.0, step / warmup_steps)
     lr_max = max(numbers.get("lr_max", 0.0), lr)
-    weight = step**r * lr_max**weight_lr_power
+    weight = power(step, r) * power(lr_max, weight_lr_power)
     weight_sum = numbers.get("weight_sum", 0.0) + weight
     numbers |= {"lr_max": lr_max, "weight_sum": weight_sum}
     c = weight / weight_sum if weight_sum else 0.0
@@ -438,8 +442,7 @@ def factored_step(
 ) -> Array:
     """What Adafactor takes off a parameter; its second moment is updated in place."""
     least = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
-    weight: float = step**beta2_decay
-    size = max(p.size, 1)
+    weight, size = power(step, beta2_decay), max(p.size, 1)
     if variance is None:
         assert row_var is not None and col_var is not None
         row_var[...] = row_var + weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
@@ -488,10 +491,10 @@ def _adam_step(
     beta1, beta2 = betas
     _moments(real, g, m, v, betas)
     if v_max is not None:
-        lift = real(1.0 / (1.0 - beta2**step) if convention == "optax" else 1.0)
+        lift = real(1.0 / (1.0 - power(beta2, step)) if convention == "optax" else 1.0)
         v = np.maximum(v_max, lift * v, out=v_max)
     move: Array | np.floating[Any] = real(1)
-    lr, root = lr / (1.0 - beta1**step), np.sqrt(1.0 - beta2**step)
+    lr, root = lr / (1.0 - power(beta1, step)), np.sqrt(1.0 - power(beta2, step))
     if cautious:
         move, lr = _cautious(m, g, lr)
     if convention == "optax" and v_max is not None:     # which is corrected already
@@ -508,8 +511,8 @@ def _adam_direction(
 ) -> Array:
     """Adam's step, from its moments."""
     beta1, beta2 = betas
-    root = real(1.0 / np.sqrt(1.0 - beta2**step)) * np.sqrt(v) + real(eps)
-    return real(lr / (1.0 - beta1**step)) * m / root
+    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(v) + real(eps)
+    return real(lr / (1.0 - power(beta1, step))) * m / root
 
 
 def _moments(real: Rounding, g: Array, m: Array, v: Array, betas: tuple[float, float]) -> None:

@@ -9,9 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastopt import bench, cli
-from fastopt.bench import report, steps, training, worker
+import fastopt
+from fastopt import _dispatch, bench, cli
+from fastopt.bench import report, rules, steps, training, worker
+from fastopt.optimizers.jobs import kernel_of
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
@@ -213,7 +216,9 @@ def test_different_parameters_are_noted():
     "argv",
     [["--works", "huge"], ["--peers", "caffe"], ["--threads", "0"], ["--rounds", "-1"],
      ["--python", "torch"], ["--trainer", "--works", "1e3"], ["--trainer", "--peers", "limit"],
-     ["--trainer", "--plot", "run.png"], ["--from", "no such file"],
+     ["--trainer", "--plot", "run.png"], ["--rules", "--trainer"], ["--rules", "--plot", "run.png"],
+     ["--rules", "--works", "1e3"], ["--rules", "--size", "0"], ["--rules", "--peers", "numpy"],
+     ["--size", "1e3"], ["--from", "no such file"],
      ["--json", "no such directory/run.json"]],
 )
 def test_wrong_arguments_end_with_status_2(argv, capsys):
@@ -543,6 +548,200 @@ def test_markdown_of_the_trainer(made_training):
         "784-256-128-10, batch 128", rate, "100 (1 t)", "150 (1.50, 2 t)", "200 (2.00, 2 t)",
         "300 (3.00, 1 t)", "800 (8.00, 1 t)", "1000 (10.0, 2 t)",
     ]
+
+
+# --- Rules ---------------------------------------------------------------------------------------
+
+
+def made_for(work):
+    """A parameter of a dozen steps ago, its optimizer and the names of the states it keeps."""
+    param = rules.make_param(work)
+    opt = getattr(fastopt, work.optimizer)(param, **work.options)
+    for k in range(rules.WARM_STEPS):
+        opt.step(rules.gradient(work, k))
+    return param, opt
+
+
+def test_every_optimizer_and_every_kernel_has_a_row():
+    kinds = {name for name in fastopt.optimizers.__all__ if name != "Optimizer"}
+    assert {work.optimizer for work in rules.WORKS} == kinds
+    kernels = set()
+    for work in rules.WORKS:
+        opt = made_for(rules.find_work(f"{work.rule}/100"))[1]
+        kernels |= {kernel_of(type(opt), rule) for rule in opt._rules}
+    assert kernels == set(_dispatch.kernels.RULES)
+
+
+@pytest.mark.parametrize("work", rules.WORKS, ids=lambda work: work.rule)
+def test_a_rule_has_the_streams_of_its_state(work):
+    """Nothing that the optimizer keeps is left out of the limit, and nothing else is in it but p and g."""
+    small = rules.find_work(f"{work.rule}/100")
+    param, opt = made_for(small)
+    full = [array for array in opt.state[0].values() if array.shape == param.shape]
+    letters = {letter for one in work.passes for letter in "".join(one)}
+    assert letters >= {"p", "g"}
+    assert len(letters - {"p", "g", "o"} if work.rule == "muon" else letters - {"p", "g"}) == len(full)
+    assert opt._rules[0] in opt.STATES
+    kernels = _dispatch.kernels
+    assert work.elementwise == (opt._rules[0] not in {*kernels.SURVEYS, *kernels.ROWWISE, *opt.DIRECTED})
+    assert len(work.passes) == 1 or not work.elementwise
+
+
+@pytest.mark.parametrize("work", rules.WORKS, ids=lambda work: work.rule)
+def test_a_warm_rule_moves_and_stays_finite(work):
+    small = rules.find_work(f"{work.rule}/100")
+    param, opt = made_for(small)
+    g = rules.gradient(small, rules.WARM_STEPS - 1)
+    for _ in range(300):
+        before = param.copy()
+        opt.step(g)
+    assert np.isfinite(param).all()
+    assert (param != before).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "streams", "amount"),
+    [("adam", (4_000_000,), (4, 3), 112e6), ("lamb", (2000, 2000), (7, 3), 160e6),
+     ("prodigy/1e2", (10, 10), (8, 4), 4800), ("adam-cautious/10", (3, 3), (6, 3), 324),
+     ("adan/1e3", (1000,), (6, 5), 44_000)],
+)
+def test_a_rule_knows_its_streams(name, shape, streams, amount):
+    work = rules.find_work(name)
+    assert (work.shape, work.streams, work.record()["amount"]) == (shape, streams, amount)
+
+
+@pytest.mark.parametrize("name", ["", "1e3", "Adam", "adam/", "adam/0", "adam/x", "adam/1e3/1e3", "/10"])
+def test_an_unknown_rule_is_refused(name):
+    with pytest.raises(ValueError, match=r"works: expected sgd, .*got"):
+        rules.find_work(name)
+
+
+def test_gradients_differ_from_step_to_step_and_not_between_contenders():
+    work = rules.find_work("adam/100")
+    first, second = rules.gradient(work, 0).copy(), rules.gradient(work, 1).copy()
+    assert not np.array_equal(first, second)
+    rules._noise.cache_clear()
+    assert np.array_equal(first, rules.gradient(work, 0))
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
+@pytest.mark.parametrize("work", [w for w in rules.WORKS if w.kind != "none"], ids=lambda work: work.rule)
+def test_torch_has_the_modes_that_are_measured_and_no_other(work):
+    small = rules.find_work(f"{work.rule}/100")
+    ours = rules.Bench(rules.FastOpt(1), small)
+    for contender in (rules.Torch, rules.TorchForeach, rules.TorchFused):
+        if work.kind in contender.kinds:
+            theirs = rules.Bench(contender(1), small)
+            np.testing.assert_allclose(theirs.probe, ours.probe, atol=rules.TOLERANCE)
+        else:
+            with pytest.raises((RuntimeError, TypeError, ValueError)):
+                rules.Bench(contender(1), small)
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="needs torch")
+def test_a_rule_that_torch_has_is_measured_beside_it():
+    import torch
+
+    unmeasured = {work.optimizer for work in rules.WORKS if work.kind == "none"}
+    measured = {work.optimizer for work in rules.WORKS if work.kind != "none"}
+    assert all(hasattr(torch.optim, name) for name in measured)
+    assert not any(hasattr(torch.optim, name) for name in unmeasured - measured)
+
+
+@pytest.mark.skipif(not HAS_NUMBA, reason="the limit needs numba")
+@pytest.mark.parametrize("reads", [0, 1, 3])
+@pytest.mark.parametrize("writes", [0, 1, 5])
+def test_the_limit_passes_over_any_streams(reads, writes):
+    if not reads + writes:
+        pytest.skip("no stream")
+    for loop in steps.limit_loops(2, reads):
+        streams = [np.full(100, k + 1, np.float32) for k in range(reads + writes)]
+        total = loop(*streams)
+        x = sum(range(1, reads + 1))
+        assert total == 100 * x
+        for k, stream in enumerate(streams):
+            expected = k + 1 if k < reads else 0.9 * (k + 1) + 0.1 * x
+            np.testing.assert_allclose(stream, np.full(100, expected), rtol=1e-6)
+
+
+RULES_RUN = ("sgd", "adam", "rprop", "lamb", "muon")
+
+
+@pytest.fixture(scope="module")
+def ruled(tmp_path_factory):
+    """A real run of some rules, tiny, with all that is installed."""
+    path = tmp_path_factory.mktemp("bench") / "run.json"
+    status = cli.main([
+        "bench", "--rules", "--works", ",".join(RULES_RUN), "--size", "1e3", "--threads", "1",
+        "--rounds", "2", "--seconds", "0.001", "--json", str(path),
+    ])
+    assert status == 0
+    return path
+
+
+def test_a_run_of_rules_holds_every_result(ruled):
+    run = json.loads(ruled.read_text())
+    expected = {
+        (f"{name}/1e3", contender) for name in RULES_RUN for contender, maker in rules.CONTENDERS.items()
+        if rules.find_work(name).kind in maker.kinds
+        and {"limit": HAS_NUMBA, "fastopt": True}.get(contender, HAS_TORCH)
+    }
+    assert {(r["work"], r["contender"]) for r in run["results"]} == expected
+    unexpected = [n for n in run["notes"] if "Other processes" not in n and "the limit" not in n]
+    assert unexpected == []         # torch has the same parameters
+
+
+def test_a_run_of_rules_can_be_shown_again(ruled, capsys):
+    assert cli.main(["bench", "--from", str(ruled), "--details"]) == 0
+    text = capsys.readouterr().out
+    assert "Elementwise rules: 1,000 float32, 1 thread\n" in text
+    assert "matrices: 31 x 31 float32, 1 thread\n" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.fixture
+def made_rules():
+    """Three rules with round numbers."""
+    works = [rules.find_work(name) for name in ("rmsprop-centered-momentum", "lion", "lamb")]
+    results = []
+    for work in works:
+        for threads, speed in ((1, 1.0), (2, 2.0)):
+            ours = 1.5e-3 if work.rule == "lion" else 1.2e-3
+            times = {"limit": 1e-3, "fastopt": ours}
+            if work.kind != "none":
+                times |= {"torch": 9e-3, "torch-foreach": 6e-3}
+            results += [result(work.name, name, threads, t / speed) for name, t in times.items()]
+    return {
+        **SOME_RUN, "suite": "rules", "yardstick": "limit", "unit": "GB/s", "absent": {},
+        "notes": ["So it is."],
+        "versions": dict.fromkeys(rules.CONTENDERS, "1.0"), "works": [work.record() for work in works],
+        "results": results,
+    }
+
+
+def test_table_of_rules(made_rules):
+    lines = report.table(made_rules).splitlines()
+    rows = [line.split() for line in lines if line.startswith("rmsprop-centered-momentum")]
+    assert rows == [
+        ["rmsprop-centered-momentum", "5+4", "36", *times, "foreach", "5.00"]
+        for times in (["500", "600", "1.20", "3000"], ["1000", "1200", "1.20", "6000"])
+    ]
+    assert next(line.split() for line in lines if line.startswith("lamb")) == [
+        "lamb", "7+3", "40", "500", "600", "1.20"
+    ]
+    assert "Above 1.25 of the limit with 1 thread: lion 1.50." in lines
+    assert "Above 1.25 of the limit with 2 threads: lion 1.50." in lines
+    assert "So it is." in lines
+    assert max(map(len, lines)) <= 80
+
+
+def test_markdown_of_rules(made_rules):
+    text = report.markdown(made_rules)
+    assert "| lion | 3+2 | 20 | 500 | 750 | 1.50 |  |  |  |" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert [len(table) for table in tables] == [4, 4, 3, 3]
+    for table in tables:
+        assert len({line.count("|") for line in table}) == 1
 
 
 # --- The machine ---------------------------------------------------------------------------------

@@ -785,6 +785,23 @@ def test_averages_at_the_end_of_an_epoch(tmp_path):
     assert trainer.opt.ema[0][0][0] == averages(4)
 
 
+def test_a_schedule_free_rule_is_evaluated_at_its_average():
+    """At the end it goes on from there."""
+    net = CountingNet([1.0] * 3)
+    opt = fastopt.SGDScheduleFree(net.params, lr=1.0)
+    path = []
+
+    def look(batch, logs):
+        with opt.averaged():
+            path.append(net.weight)
+
+    trainer = Trainer(net, opt, [LambdaCallback(on_train_batch_end=look), SwapEMAWeights()])
+    run(trainer)
+    assert net.evaluated == path and net.weight == path[-1] == opt.state[0]["z"][0]
+    opt.step([[-np.ones(1)], []])
+    assert path[-1] < net.weight < opt.state[0]["z"][0] == path[-1] + 1.0
+
+
 @pytest.mark.parametrize("hook", ["on_test_begin", "on_test_end", "on_epoch_end", "on_train_end"])
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 def test_an_error_leaves_the_weights(hook, swap_on_epoch):

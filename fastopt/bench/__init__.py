@@ -1,9 +1,10 @@
 """``fastopt bench``: a step's time beside that of other libraries, and beside what memory allows.
 
-What is timed, and how, is said by a suite: `steps.py`, the steps of optimizers, or `training.py`, the
-training of small nets. Every contender runs in a process of its own (`worker.py`), so that no two
-thread pools meet. They take short turns, in another order each round, so that
-whatever slows the machine for a while slows all; a contender's time is the median over the rounds.
+What is timed, and how, is said by a suite: `steps.py`, the step of Adam on many models, `rules.py`, the
+step of every rule, or `training.py`, the training of small nets. Every contender runs in a process of
+its own (`worker.py`), so that no two thread pools meet. They take short turns, in another order each
+round, so that whatever slows the machine for a while slows all; a contender's time is the median over
+the rounds.
 While one runs, all others are blocked with their threads asleep. All times are also given as ratios
 to a yardstick: to "limit", which is no optimizer but the same streams of memory with next to no
 arithmetic; or to "floor", which trains nothing but takes the matrix products of a training.
@@ -32,7 +33,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastopt._threads import get_num_threads
-from fastopt.bench import report, steps, training, worker
+from fastopt.bench import report, rules, steps, training, worker
 
 if TYPE_CHECKING:
     from fastopt.bench.report import Run
@@ -44,7 +45,8 @@ __all__ = ["add_options", "measure", "run"]
 
 FORMAT = 2                      # of the JSON
 _N = TypeVar("_N", int, float)
-SUITES: dict[str, ModuleType] = {"steps": steps, "training": training}
+SUITES: dict[str, ModuleType] = {"steps": steps, "rules": rules, "training": training}
+OPTIONS = {"rules": "--rules", "training": "--trainer"}     # that ask for a suite
 BUSY = 0.05                     # processors busy for others above which times are not to be trusted
 
 
@@ -423,19 +425,24 @@ def _memory_available() -> int | None:
 def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the options of ``fastopt bench`` on an argparse parser."""
     add = command.add_argument
-    add("--trainer", action="store_true",
-        help="time the training of small nets, beside its matrix products alone")
+    suite = command.add_mutually_exclusive_group().add_argument
+    suite("--rules", dest="suite", action="store_const", const="rules", default="steps",
+          help="time the step of every rule, beside its own limit and torch at its best")
+    suite("--trainer", dest="suite", action="store_const", const="training", default="steps",
+          help="time the training of small nets, beside its matrix products alone")
     add("--list", action="store_true", help="say which works and peers there are")
     add("--works", type=_names, metavar="NAMES",
         help="comma-separated; 3e4: an array of that size; sweep: many sizes; with --trainer "
-        "784-256-10/64: a net and its batch, and after another / the rows of the data")
+        "784-256-10/64: a net and its batch, and after another / the rows of the data; with --rules "
+        "adam,lion: these rules")
+    add("--size", metavar="NUMBER", help="with --rules: numbers in the array (default 4e6, quick 1e5)")
     add("--peers", type=_names, metavar="NAMES",
         help="whom to measure beside fastopt (default: all installed)")
     add("--threads", type=_counts, metavar="NUMBERS",
-        help="numbers of threads, comma-separated (default: all cores; with --trainer one, too)")
+        help="numbers of threads, comma-separated (default: all cores; with --rules or --trainer one, too)")
     add("--quick", action="store_true", help="small works, few rounds")
     add("--rounds", type=_positive(int), metavar="N",
-        help="turns of every contender (default 15, with --trainer 7, quick 3)")
+        help="turns of every contender (default 15, with --rules or --trainer 7, quick 3)")
     add("--seconds", type=_positive(float), metavar="S",
         help="length of a turn (default 0.05, with --trainer 0.5, quick a fifth or tenth)")
     add("--python", type=_pair, action="append", default=[], metavar="PEER=PATH",
@@ -463,9 +470,11 @@ def run(options: argparse.Namespace) -> int:
     if options.list:
         _list()
         return 0
+    if options.size and options.suite != "rules":
+        raise ValueError("--size: expected --rules beside it")
     _check_outputs(options)
     saved = _saved(options.saved) if options.saved else None
-    result = saved or _measured(options, "training" if options.trainer else "steps")
+    result = saved or _measured(options)
     _write(result, options)
     return 0 if "fastopt" in report.contenders(result) else 1
 
@@ -499,7 +508,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _list() -> None:
     for name, suite in SUITES.items():
-        print(f"{name.capitalize()}{' (--trainer)' if suite is training else ''}\n")
+        print(" ".join([name.capitalize(), *([f"({OPTIONS[name]})"] if name in OPTIONS else [])]) + "\n")
         for work in suite.WORKS:
             print(f"{work.name:16} {work.title}: {work.summary}")
         if suite.SWEEP:
@@ -510,15 +519,15 @@ def _list() -> None:
         print()
 
 
-def _measured(options: argparse.Namespace, suite: str) -> Run:
-    chosen = SUITES[suite]
+def _measured(options: argparse.Namespace) -> Run:
+    chosen = SUITES[options.suite]
     defaults = chosen.QUICK if options.quick else chosen.FULL
     progress = _show_progress if sys.stderr.isatty() else None
     result = measure(
         _chosen_works(options, chosen, defaults),
         _chosen_peers(options.peers, chosen.CONTENDERS),
         options.threads or sorted({*chosen.EXTRA_THREADS, get_num_threads()}),
-        suite=suite,
+        suite=options.suite,
         rounds=options.rounds or defaults["rounds"],
         seconds=options.seconds or defaults["seconds"],
         pythons=dict(options.python),
@@ -548,6 +557,9 @@ def _chosen_works(options: argparse.Namespace, suite: ModuleType, defaults: Mapp
         names = [*defaults["works"], *(["sweep"] if options.plot else [])]
     sweep = suite.QUICK_SWEEP if options.quick else suite.SWEEP
     names = [one for name in names for one in (sweep if sweep and name == "sweep" else [name])]
+    size = options.size or defaults.get("size")
+    if size:
+        names = [f"{name}/{size}" for name in names]
     return [suite.find_work(name) for name in dict.fromkeys(names)]
 
 
@@ -570,8 +582,8 @@ def _saved(path: str) -> Run:
 def _check_outputs(options: argparse.Namespace) -> None:
     """Raise now rather than after all that measuring."""
     if options.plot:
-        if options.trainer:
-            raise ValueError("--plot: expected steps, got --trainer: there is no plot of trainings")
+        if options.suite != "steps":
+            raise ValueError(f"--plot: expected no {OPTIONS[options.suite]}, of which there is no plot")
         report.load_figure()
     for path in (options.json, options.markdown, options.plot):
         if path and not Path(path).parent.is_dir():

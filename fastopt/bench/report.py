@@ -7,6 +7,7 @@ it and nothing else, so that a saved run can be shown again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from fastopt.bench.steps import SWEEP
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 BYTES_HELD = 16     # a number in p, g, m and v
 PLOTTED = ("limit", "fastopt", "torch-fused", "numba", "optax", "numpy")
 TITLE, COLUMN = 19, 8   # least and exact widths in the terminal
+TORCH = {"torch-fused": "fused", "torch-foreach": "foreach", "torch": "single"}     # its modes
+AIM = 1.25              # times its limit that an elementwise rule may take
 
 
 class Cache(TypedDict):
@@ -87,7 +90,7 @@ def shown(run: Run, work: str, contender: str) -> Result | None:
     For steps that with the most threads. Small nets are often trained faster with one thread:
     everybody counts with the best number of them, but for fastopt, which is to find out by itself.
     """
-    finds_out = run["suite"] == "steps" or contender == "fastopt"
+    finds_out = run["suite"] != "training" or contender == "fastopt"
     return best(run, work, contender, max(run["threads"]) if finds_out else None)
 
 
@@ -118,6 +121,8 @@ def table(run: Run, details: bool = False) -> str:
         With a line for the shortest time and one for the spread: the distance of the quartiles in
         percent of the median.
     """
+    if run["suite"] == "rules":
+        return _rules_table(run, details)
     names, trains = contenders(run), run["suite"] == "training"
     lines = [*_wrapped(_caption(run, "below it")), "", *_header(run, names)]
     for work in run["works"]:
@@ -210,8 +215,9 @@ def _speedup(run: Run, work: str, name: str) -> float | None:
 
 
 def notes(run: Run) -> list[str]:
-    """What a reader must know: who is missing and why, and what went wrong."""
-    lines = [f"{name}: {reason}" for name, reason in run["absent"].items()] + run["notes"]
+    """What a reader must know: what the tables of rules come to, who is missing and why, what went wrong."""
+    lines = list(_rules_ends(run)) if run["suite"] == "rules" else []
+    lines += [f"{name}: {reason}" for name, reason in run["absent"].items()] + run["notes"]
     return [part for line in lines for part in _wrapped(line)]
 
 
@@ -226,6 +232,8 @@ def _wrapped(text: str, width: int = 80) -> list[str]:
 
 def markdown(run: Run) -> str:
     """The run for the documentation: what was run where, the table, its spread, the threads."""
+    if run["suite"] == "rules":
+        return _rules_markdown(run)
     names = contenders(run)
     parts = [_facts(run), _main_table(run, names), _spread_table(run, names)]
     parts += ["\n".join(denormals(run)), _threads_table(run), _bullets(notes(run))]
@@ -307,6 +315,100 @@ def _threads_table(run: Run) -> str:
 def _grid(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+# --- Rules ---------------------------------------------------------------------------------------
+
+RULE_HEAD = ("rule", "streams", "bytes", "limit", "fastopt", "ratio", "torch", "mode", "gain")
+RULE_WIDTHS = (25, 8, 6, 7, 8, 6, 7, 8, 5)
+
+
+def _rules_table(run, details):
+    lines = _wrapped(_rules_caption(run))
+    for heading, works, threads in _rules_parts(run):
+        lines += ["", heading, "", _rules_row(RULE_HEAD)]
+        for work in works:
+            results = _rule_results(run, work, threads)
+            lines.append(_rules_row(_rule_cells(work, *results)))
+            if details:
+                lines.append(_rules_row(_details("  shortest", results, lambda r: microseconds(r["min"]))))
+                lines.append(_rules_row(_details("  spread", results, lambda r: f"{spread(r):.0%}")))
+    lines += ["", *notes(run)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _rules_markdown(run):
+    parts = [_facts(run), _rules_caption(run)]
+    for heading, works, threads in _rules_parts(run):
+        rows = [_rule_cells(work, *_rule_results(run, work, threads)) for work in works]
+        parts += [heading, _grid(list(RULE_HEAD), rows)]
+    parts.append(_bullets(notes(run)))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rules_caption(run):
+    return (
+        "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, a "
+        "parameter; limit: these streams with next to no arithmetic; ratio: fastopt's time over the "
+        "limit's; torch: the fastest of its modes for the rule; gain: its time over fastopt's."
+    )
+
+
+def _rules_parts(run):
+    """Heading, works and number of threads of each table."""
+    kinds = dict.fromkeys((work["elementwise"], tuple(work["shape"])) for work in run["works"])
+    for elementwise, shape in kinds:
+        works = [w for w in run["works"] if (w["elementwise"], tuple(w["shape"])) == (elementwise, shape)]
+        name = "Elementwise rules" if elementwise else "Rules of norms, counts, factors and matrices"
+        for threads in sorted(run["threads"], reverse=True):
+            size = " x ".join(f"{n:,}" for n in shape)
+            yield f"{name}: {size} float32, {threads} thread{'s' * (threads > 1)}", works, threads
+
+
+def _rule_results(run, work, threads):
+    """Results of limit, fastopt, and torch's fastest mode."""
+    limit, ours, *modes = (best(run, work["name"], name, threads) for name in ("limit", "fastopt", *TORCH))
+    return limit, ours, min(filter(None, modes), key=lambda result: result["median"], default=None)
+
+
+def _rule_cells(work, limit, ours, torch):
+    reads, writes = work["streams"]
+    times = [result and microseconds(result["median"]) for result in (limit, ours, torch)]
+    return [
+        work["rule"], f"{reads}+{writes}", str(4 * (reads + writes)), times[0] or "", times[1] or "",
+        f"{ours['median'] / limit['median']:.2f}" if ours and limit else "", times[2] or "",
+        TORCH[torch["contender"]] if torch else "",
+        short(torch["median"] / ours["median"]) if torch and ours else "",
+    ]
+
+
+def _details(title, results, text):
+    limit, ours, torch = ((result and text(result)) or "" for result in results)
+    return [title, "", "", limit, ours, "", torch, "", ""]
+
+
+def _rules_row(cells):
+    first, *rest = zip(cells, RULE_WIDTHS, strict=True)
+    return ("{:{}}".format(*first) + "".join(f"{cell:>{width}}" for cell, width in rest)).rstrip()
+
+
+def _rules_ends(run):
+    """Which elementwise rules are far from their limit, and the noise."""
+    above, spreads = {}, []
+    for work in run["works"]:
+        for threads in run["threads"]:
+            limit, ours, _ = _rule_results(run, work, threads)
+            spreads += [spread(result) for result in (limit, ours) if result]
+            ratio = ours["median"] / limit["median"] if ours and limit else 0.0
+            if work["elementwise"] and ratio > AIM:
+                above.setdefault(threads, []).append(f"{work['rule']} {ratio:.2f}")
+    for threads, rules in above.items():
+        yield f"Above {AIM} of the limit with {threads} thread{'s' * (threads > 1)}: {', '.join(rules)}."
+    if spreads:
+        yield (
+            f"Distance of the quartiles of {run['settings']['rounds']} rounds: {median(spreads):.0%} of the "
+            f"median for limit and fastopt in the middle of all rows, at most {max(spreads):.0%}."
+        )
 
 
 # --- The plot ------------------------------------------------------------------------------------

@@ -392,12 +392,13 @@ class Limit(Numba):
         params, gradients = make_numbers(work)
         if work.denormal:       # the streams alone, whatever is in them
             gradients = params
-        names = "pgmv" if work.kind == "adam" else "pgmve"
+        names = "gpmv" if work.kind == "adam" else "gpmve"
         whole, arrays = _carve([gradients if name == "g" else params for name in names])
-        kernels = _limit_adam if work.kind == "adam" else _limit_clip
-        serial, parallel = kernels(self.threads)
-        if work.kind == "clip":
-            self.keep_gradients([whole[1]])
+        if work.kind == "adam":
+            serial, parallel = limit_loops(self.threads, reads=1)
+        else:
+            serial, parallel = _limit_clip(self.threads)
+            self.keep_gradients([whole[0]])
         steps: Steps = {"arrays": partial(self.each, parallel, arrays)}
         if self.threads > 1:
             steps["whole"] = partial(self.each, parallel, [whole])
@@ -671,25 +672,38 @@ def _numba_clip(parallel: bool) -> tuple[Callable[[F32], np.float32], Loop]:
 
 
 @cache
-def _limit_adam(parts: int) -> tuple[Loop, Loop]:
-    """The serial and the parallel loop over Adam's streams."""
+def limit_loops(parts: int, reads: int) -> tuple[Loop, Loop]:
+    """A serial and a parallel loop over any streams: the first `reads` are read, the others written, too.
+
+    Each stream that is written takes a multiplication and an addition.
+    """
     from numba import prange
 
-    a, b, c = np.float32(0.1), np.float32(0.9), np.float32(1e-6)
+    a, b = np.float32(0.1), np.float32(0.9)
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def serial(p: F32, g: F32, m: F32, v: F32) -> None:
-        for i in range(p.size):
-            m[i] = b * m[i] + a * g[i]
-            v[i] = b * v[i] + a * g[i]
-            p[i] += c * g[i]
+    def run(lo: int, hi: int, streams: tuple[F32, ...]) -> np.float32:
+        total, first = np.float32(0), np.uintp(lo)      # signed, the loop would not be vectorized
+        for i in range(np.uintp(hi - lo)):
+            x = np.float32(0)
+            for k in range(reads):
+                x += streams[k][first + i]
+            for k in range(reads, len(streams)):
+                streams[k][first + i] = b * streams[k][first + i] + a * x
+            total += x
+        return total
+
+    @_compile(parallel=False)
+    def serial(*streams: F32) -> np.float32:
+        return run(0, streams[0].size, streams)
 
     @_compile(parallel=True)
-    def parallel(p: F32, g: F32, m: F32, v: F32) -> None:
-        for k in prange(parts):     # slices, as a loop from `lo` to `hi` is not vectorized
-            lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
-            serial(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi])
+    def parallel(*streams: F32) -> np.float32:
+        total, n = np.float32(0), streams[0].size
+        for k in prange(parts):
+            total += run(cut(n, k, parts), cut(n, k + 1, parts), streams)
+        return total
 
     return serial, parallel
 
@@ -710,7 +724,7 @@ def _limit_clip(parts: int) -> tuple[Loop, Loop]:
         return result
 
     @_compile(parallel=False)
-    def run(p: F32, g: F32, m: F32, v: F32, e: F32) -> None:
+    def run(g: F32, p: F32, m: F32, v: F32, e: F32) -> None:
         for i in range(p.size):
             m[i] = b * m[i] + a * g[i]
             v[i] = b * v[i] + a * g[i]
@@ -719,19 +733,19 @@ def _limit_clip(parts: int) -> tuple[Loop, Loop]:
             g[i] = 0
 
     @_compile(parallel=False)
-    def serial(p: F32, g: F32, m: F32, v: F32, e: F32) -> np.float32:
+    def serial(g: F32, p: F32, m: F32, v: F32, e: F32) -> np.float32:
         result = total(g)
-        run(p, g, m, v, e)
+        run(g, p, m, v, e)
         return result
 
     @_compile(parallel=True)
-    def parallel(p: F32, g: F32, m: F32, v: F32, e: F32) -> np.float32:
+    def parallel(g: F32, p: F32, m: F32, v: F32, e: F32) -> np.float32:
         result = np.float32(0)
         for k in prange(parts):
             result += total(g[cut(g.size, k, parts) : cut(g.size, k + 1, parts)])
         for k in prange(parts):
             lo, hi = cut(p.size, k, parts), cut(p.size, k + 1, parts)
-            run(p[lo:hi], g[lo:hi], m[lo:hi], v[lo:hi], e[lo:hi])
+            run(g[lo:hi], p[lo:hi], m[lo:hi], v[lo:hi], e[lo:hi])
         return result
 
     return serial, parallel

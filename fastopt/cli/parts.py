@@ -11,7 +11,7 @@ from fastopt import schedules
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.run_folder import OWN_FILES
 from fastopt.nn import callbacks
-from fastopt.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop, arguments_of
+from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
 
 if TYPE_CHECKING:
     from fastopt._types import AnyArray, Params, Scalar, Schedule
@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Class, learning rate and what else makes it that rule. The rates suit a small net.
-OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
-    "sgd": (SGD, 0.1, {}),
+# Learning rates that suit a small net and its batches.
+_RATES = {
+    "adabelief": 0.002, "adadelta": 1.0, "adafactor": 0.01, "adagrad": 0.02, "adam": 0.001, "adamax": 0.005,
+    "adamw": 0.001, "adamwschedulefree": 0.005, "adan": 0.002, "ademamix": 0.001, "adopt": 0.002, "asgd": 0.1,
+    "ftrl": 0.5, "lamb": 0.002, "lars": 0.5, "lion": 0.0005, "muon": 0.005, "nadam": 0.002, "prodigy": 1.0,
+    "radam": 0.002, "rmsprop": 0.001, "rprop": 0.01, "sgd": 0.1, "sgdschedulefree": 0.5, "signsgd": 0.001,
+    "yogi": 0.005,
+}
+# Class, learning rate and what else makes it that rule.
+OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = dict(sorted({
+    **{name: (rule, _RATES[name], {}) for name, rule in BY_NAME.items()},
     "momentum": (SGD, 0.02, {"momentum": 0.9}),
     "nesterov": (SGD, 0.02, {"momentum": 0.9, "nesterov": True}),
-    "adagrad": (Adagrad, 0.02, {}),
-    "rmsprop": (RMSprop, 0.001, {}),
-    "adam": (Adam, 0.001, {}),
-    "adamw": (AdamW, 0.001, {}),
     "amsgrad": (Adam, 0.001, {"amsgrad": True}),
-}
+    "signum": (SignSGD, 0.0005, {"momentum": 0.9}),
+}.items()))
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": schedules.Constant,     # held as a plain number, which callbacks may change
     "step": schedules.Step,
@@ -100,7 +105,14 @@ def make_optimizer(call: Call, params: Params, lr: Scalar, **options: Any) -> Op
     """Return the optimizer that ``--optimizer`` names; None among the `options` is its own default."""
     rule, _, others = OPTIMIZERS[call.name]
     given = {name: value for name, value in options.items() if value is not None}
+    if "weight_decay" not in arguments_of(rule) and given.pop("weight_decay", 0.0):
+        raise ValueError(f"--weight-decay: {call.name} has none")
     return make("--optimizer", call, rule, params=params, lr=lr, **others | call.arguments | given)
+
+
+def averages(call: Call) -> bool:
+    """Whether the optimizer that ``--optimizer`` names is to be judged by its averages."""
+    return hasattr(OPTIMIZERS[call.name][0], "averaged")
 
 
 def make_schedule(call: Call, lr: float, steps: int) -> Scalar:

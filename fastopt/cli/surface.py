@@ -11,7 +11,7 @@ import numpy as np
 from fastopt import plots, surfaces
 from fastopt.cli import files, options, parts
 from fastopt.cli.calls import parse_calls
-from fastopt.optimizers import BY_NAME, arguments_of
+from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
     from fastopt._types import Array
@@ -87,16 +87,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rules() -> dict[str, tuple[type[Optimizer], dict[str, Any]]]:
-    """Optimizers by name, with what else makes each that rule."""
-    named = {name: (rule, others) for name, (rule, _, others) in parts.OPTIMIZERS.items()}
-    return {name: (rule, {}) for name, rule in BY_NAME.items()} | named
-
-
 def _calls(text: str) -> tuple[Call, ...]:
     table = {
         name: [argument for argument in arguments_of(rule) if argument not in _LEFT_OUT]
-        for name, (rule, _) in _rules().items()
+        for name, (rule, _, _) in parts.OPTIMIZERS.items()
     }
     calls = parse_calls(text, table)
     if not calls:
@@ -110,7 +104,7 @@ def _makers(calls: Sequence[Call]) -> dict[str, tuple[Maker, float | None]]:
     makers: dict[str, tuple[Maker, float | None]] = {}
     for call in calls:
         label = call.name if names.count(call.name) == 1 else call.text
-        rule, others = _rules()[call.name]
+        rule, _, others = parts.OPTIMIZERS[call.name]
         arguments = others | call.arguments
         lr = arguments.pop("lr", None)
 

@@ -103,7 +103,7 @@ def _check_saving(args: argparse.Namespace, net: Model) -> None:
 
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
     return [
-        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * bool(args.ema),
+        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * (bool(args.ema) or parts.averages(args.optimizer)),
         *parts.make_callbacks(args.callbacks, folder),
         callbacks.CSVLogger(os.path.join(folder, run_folder.HISTORY)),
         callbacks.TerminateOnNaN(),

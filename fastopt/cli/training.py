@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +11,7 @@ import numpy as np
 from fastopt.cli import parts
 from fastopt.cli.model import Model
 from fastopt.nn import data, metrics
+from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
     import argparse
@@ -115,7 +115,8 @@ def resolve(args: argparse.Namespace) -> None:
     if args.lr is None:
         args.lr = lr
     if args.weight_decay is None:
-        args.weight_decay = inspect.signature(rule).parameters["weight_decay"].default
+        decay = arguments_of(rule).get("weight_decay")
+        args.weight_decay = 0.0 if decay is None else decay.default
 
 
 def on(word: _T | Literal["none"]) -> _T | None:

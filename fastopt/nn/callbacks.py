@@ -630,8 +630,9 @@ class SwapEMAWeights(Callback):
     """Gives the net the averages of its weights, for evaluation and in the end.
 
     The averages are those that the optimizer keeps (``fastopt.Adam(net.params, ema=0.999)``): Polyak
-    averaging. While an epoch is evaluated the net has them in place of its weights. When the fit is
-    over, it keeps them: a further fit goes on from there.
+    averaging; or those that a schedule-free rule is about (``fastopt.AdamWScheduleFree``). While an
+    epoch is evaluated the net has them in place of its weights. When the fit is over, it keeps them: a
+    further fit goes on from there.
 
     Put it before callbacks that keep weights, and let it swap at the end of the epoch, too::
 
@@ -663,7 +664,7 @@ class SwapEMAWeights(Callback):
     def on_train_begin(self, logs: Logs) -> None:
         """Refuse an optimizer without averages, and callbacks that would take the wrong weights."""
         opt, callbacks = self.trainer.opt, self.trainer.callbacks
-        if getattr(opt, "ema", None) is None:
+        if not (self._has_ema() or hasattr(opt, "averaged")):
             raise ValueError(
                 "SwapEMAWeights: the optimizer keeps no averages, make it with ema=0.999 or the like"
             )
@@ -696,19 +697,25 @@ class SwapEMAWeights(Callback):
     def on_train_end(self, logs: Logs) -> None:
         """Leave the averages in the net."""
         self.swap_out()
-        opt = self.trainer.opt
-        with opt.swapped_ema():
-            averages = take_weights(self.trainer.net)
-        put_weights(self.trainer.net, averages)
+        if self._has_ema():
+            with self.trainer.opt.swapped_ema():
+                averages = take_weights(self.trainer.net)
+            put_weights(self.trainer.net, averages)
+        else:
+            self.trainer.opt.keep_average()
 
     def close(self) -> None:
         """Put the weights back, if an error has come in between."""
         self.swap_out()
 
+    def _has_ema(self) -> bool:
+        return getattr(self.trainer.opt, "ema", None) is not None
+
     def swap_in(self) -> None:
         """Put the averages into the net; nothing if they are there."""
         if not self.swapped:
-            self._swap = self.trainer.opt.swapped_ema()
+            opt = self.trainer.opt
+            self._swap = opt.swapped_ema() if self._has_ema() else opt.averaged()
             self._swap.__enter__()
             self.swapped = True
 

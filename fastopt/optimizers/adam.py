@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
@@ -118,14 +119,14 @@ class Adam(Optimizer):
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        lr, root = h.lr / (1.0 - beta1**t), sqrt(1.0 - beta2**t)
+        lr, root = h.lr / (1.0 - power(beta1, t)), sqrt(1.0 - power(beta2, t))
         if h.cautious:
             lr *= h.boost()
         corrected = h.convention in ("torch", "article", "optax")
         row = (lr, 1.0 / root) if corrected else (lr * root, 1.0)
         if h.rule != "amsgrad":
             return row
-        return (lr, 1.0, 1.0 / (1.0 - beta2**t)) if h.convention == "optax" else (*row, 1.0)
+        return (lr, 1.0, 1.0 / (1.0 - power(beta2, t))) if h.convention == "optax" else (*row, 1.0)
 
     @classmethod
     def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
@@ -258,7 +259,7 @@ class Adamax(Optimizer):
 
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return (h.lr / (1.0 - h.betas[0] ** t),)
+        return (h.lr / (1.0 - power(h.betas[0], t)),)
 
 
 class NAdam(Optimizer):
@@ -354,7 +355,7 @@ class NAdam(Optimizer):
         return (
             h.lr * (1.0 - mu) / (1.0 - product),
             h.lr * mu_next / (1.0 - product * mu_next),
-            1.0 / sqrt(1.0 - h.betas[1] ** t),
+            1.0 / sqrt(1.0 - power(h.betas[1], t)),
         )
 
 
@@ -438,9 +439,9 @@ class RAdam(Optimizer):
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        lr, trust = h.lr / (1.0 - beta1**t), 1.0 - beta2**t
+        lr, trust = h.lr / (1.0 - power(beta1, t)), 1.0 - power(beta2, t)
         longest = 2.0 / (1.0 - beta2) - 1.0
-        length = longest - 2.0 * t * beta2**t / trust
+        length = longest - 2.0 * t * power(beta2, t) / trust
         if length <= 5.0:
             return 1.0, lr, 0.0     # the denominator is 0 sqrt(v) + 1
         rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
@@ -458,5 +459,5 @@ def _warmed(h: Hyperparameters, t: int) -> float:
     """NAdam's momentum at step `t`."""
     if h.convention == "optax":
         return h.betas[0]
-    mu: float = h.betas[0] * (1.0 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    mu: float = h.betas[0] * (1.0 - 0.5 * power(0.96, t * h.momentum_decay))
     return mu

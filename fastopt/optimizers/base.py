@@ -676,7 +676,7 @@ class Optimizer:
         Parameters
         ----------
         state_dict : dict
-            As `state_dict` returns it.
+            As `state_dict` returns it. Arrays of a group that has taken no step may be left out.
 
         Raises
         ------
@@ -697,9 +697,10 @@ class Optimizer:
         self.skipped_steps = int(state_dict["skipped_steps"])
         self._stale.raised = self._stale.changed = True
         self._settle()
-        for state, arrays in zip(self.state, state_dict["state"], strict=True):
-            for name, array in arrays.items():
-                state[name] = array
+        for i, mine, saved in zip(self._group_of, self.state, state_dict["state"], strict=True):
+            h = self.groups[i].raw()
+            for name, array in mine.items():
+                array[...] = saved[name] if saved else self.initial(name, h)
         for name, kept in self._kept.items():
             for array, value in zip(kept, state_dict[name], strict=True):
                 array[...] = value

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
@@ -168,4 +169,4 @@ class LAMB(Optimizer):
         ratio = 1.0
         if h.adapt and h.sums is not None and 0.0 not in h.sums:
             ratio = sqrt(h.sums[0]) / sqrt(h.sums[1])
-        return 1.0 / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t), h.lr * ratio
+        return 1.0 / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t)), h.lr * ratio

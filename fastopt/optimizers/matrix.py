@@ -9,6 +9,7 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.reference import factored_step, orthogonalize
 
@@ -232,4 +233,4 @@ class Muon(Optimizer):
         if h.rule == "muon":
             return ()
         beta1, beta2 = h.adamw_betas
-        return h.adamw_lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.adamw_lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))

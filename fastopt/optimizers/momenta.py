@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from math import exp, inf, log, sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import log, power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ADOPT(Optimizer):
         if t == 1:      # all of the gradient goes into v, nothing into m
             return 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0
         keep = 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0
-        limit = inf if h.clip_exp is None else (t - 1) ** h.clip_exp
+        limit = inf if h.clip_exp is None else power(t - 1, h.clip_exp)
         beta1, beta2 = h.betas
         return beta1, 1.0 - beta1, keep, beta2, 1.0 - beta2, limit, h.lr
 
@@ -167,10 +168,11 @@ class AdEMAMix(Optimizer):
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2, beta3 = h.betas
         if t < h.beta3_warmup:
-            done, fast, slow = t / h.beta3_warmup, log(max(beta1, 1e-8)), log(max(beta3, 1e-8))
-            beta3 = exp(fast * slow / ((1.0 - done) * slow + done * fast))
+            done, fast, slow = t / h.beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
+            beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
         alpha = h.alpha * min(1.0, t / h.alpha_warmup) if h.alpha_warmup else h.alpha
-        return beta3, 1.0 - beta3, h.lr / (1.0 - beta1**t), h.lr * alpha, 1.0 / sqrt(1.0 - beta2**t)
+        lr, root = h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+        return beta3, 1.0 - beta3, lr, h.lr * alpha, root
 
 
 class Adan(Optimizer):
@@ -252,5 +254,5 @@ class Adan(Optimizer):
         decay = h.lr * h.weight_decay
         keep, lr = (1.0 - decay, h.lr) if h.no_prox else (1.0 / (1.0 + decay), h.lr / (1.0 + decay))
         known = 0.0 if t == 1 else 1.0      # whether there is a gradient before
-        slope = lr * beta2 / (1.0 - beta2**t)
-        return keep, known, lr / (1.0 - beta1**t), slope, 1.0 / sqrt(1.0 - beta3**t)
+        slope = lr * beta2 / (1.0 - power(beta2, t))
+        return keep, known, lr / (1.0 - power(beta1, t)), slope, 1.0 / sqrt(1.0 - power(beta3, t))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
@@ -128,4 +129,4 @@ def _rate(h: Hyperparameters, t: int) -> float:
     if not h.use_bias_correction:
         return h.lr
     beta1, beta2 = h.betas
-    return h.lr * (sqrt(1.0 - beta2**t) / (1.0 - beta1**t))
+    return h.lr * (sqrt(1.0 - power(beta2, t)) / (1.0 - power(beta1, t)))

@@ -6,6 +6,7 @@ import contextlib
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
@@ -38,10 +39,7 @@ class _ScheduleFree(Optimizer):
         """
         self._refuse_swapped("averaged")
         held = [array.copy() for array in self._arrays]
-        for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
-            group = self.groups[self._group_of[k]]
-            if self._steps > group.start:
-                array += array.dtype.type(1.0 - 1.0 / _momentum(group.now)) * (state["z"] - array)
+        self._average()
         self._mark_swapped(True)
         try:
             yield
@@ -49,6 +47,20 @@ class _ScheduleFree(Optimizer):
             for array, old in zip(self._arrays, held, strict=True):
                 array[...] = old
             self._mark_swapped(False)
+
+
+    def keep_average(self):
+        """Put the averages into the parameters; further steps go on from there."""
+        self._refuse_swapped("keep_average")
+        self._average()
+        for array, state in zip(self._arrays, self.state, strict=True):
+            state["z"][...] = array
+
+    def _average(self):
+        for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
+            group = self.groups[self._group_of[k]]
+            if self._steps > group.start:
+                array += array.dtype.type(1.0 - 1.0 / _momentum(group.now)) * (state["z"] - array)
 
 
 class SGDScheduleFree(_ScheduleFree):
@@ -184,7 +196,7 @@ class AdamWScheduleFree(_ScheduleFree):
 
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return 1.0 / sqrt(1.0 - h.betas[1] ** t), *_path(h, t)
+        return 1.0 / sqrt(1.0 - power(h.betas[1], t)), *_path(h, t)
 
 
 def _momentum(h: Hyperparameters) -> float:
@@ -197,8 +209,7 @@ def _warmed(h: Hyperparameters, t: int) -> float:
 
 
 def _weight(h: Hyperparameters, t: int, lr_max: float) -> float:
-    weight: float = t**h.r * lr_max**h.weight_lr_power
-    return weight
+    return power(t, h.r) * power(lr_max, h.weight_lr_power)
 
 
 def _path(h: Hyperparameters, t: int) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
@@ -185,6 +186,6 @@ class ASGD(Optimizer):
 
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        eta = h.lr / (1.0 + h.lambd * h.lr * (t - 1)) ** h.alpha
+        eta = h.lr / power(1.0 + h.lambd * h.lr * (t - 1), h.alpha)
         take = 1.0 / max(1.0, t - 1 - h.t0)
         return 1.0 - h.lambd * eta, eta, 1.0 - take, take

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt._checks import whole
+from fastopt._math import power
 from fastopt._rows import LONGEST_GAP
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def steps_to_rest(ratio: float, dtype: str) -> int:
         return 0
     for n in range(LONGEST_GAP):
         shrink = math.sqrt(1.0 + 1.0 / (1 + n)) * ratio
-        if shrink < 1.0 and math.sqrt(1.0 + n) * ratio**n < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
+        left = math.sqrt(1.0 + n) * power(ratio, n)
+        if shrink < 1.0 and left < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
             return n
     return -1
 

@@ -109,7 +109,7 @@ def check_state_dict(optimizer: Optimizer, saved: Any) -> tuple[list[dict[str, A
     check_steps("state_dict['steps']", saved["steps"])
     check_steps("state_dict['skipped_steps']", saved["skipped_steps"])
     _check_length("state_dict['groups']", saved["groups"], len(optimizer.groups))
-    values, schedules, rules = [], [], []
+    values, schedules, rules, begun = [], [], [], []
     for i, (group, places) in enumerate(optimizer.places()):
         name, found = f"state_dict['groups'][{i}]", saved["groups"][i]
         _check_keys(name, found, ("params", "start", "schedules"))
@@ -125,18 +125,21 @@ def check_state_dict(optimizer: Optimizer, saved: Any) -> tuple[list[dict[str, A
         h = Hyperparameters(mine | taken)
         optimizer.check(h)
         rules += [optimizer.rule_of(h, optimizer._arrays[k]) for k in places]
+        begun += [found["start"] < saved["steps"]] * len(places)
         values.append(taken)
         check_numbers(f"{name}['numbers']", found.get("numbers", {}), optimizer.NUMBERS)
         schedules += _check_schedules(f"{name}['schedules']", group, found["schedules"])
-    _check_arrays(optimizer, saved, rules)
+    _check_arrays(optimizer, saved, rules, begun)
     return values, schedules
 
 
-def _check_arrays(optimizer: Optimizer, saved: Any, rules: list[str]) -> None:
+def _check_arrays(optimizer: Optimizer, saved: Any, rules: list[str], begun: bool) -> None:
     params = optimizer._arrays
     _check_length("state_dict['state']", saved["state"], len(params))
     for k, (array, rule) in enumerate(zip(params, rules, strict=True)):
         name, found, layout = f"state_dict['state'][{k}]", saved["state"][k], optimizer.layout(rule, array)
+        if not begun[k] and found == {}:
+            continue
         if not isinstance(found, Mapping) or sorted(found) != sorted(layout):
             found = list(found) if isinstance(found, Mapping) else found
             raise ValueError(f"{name}: expected the arrays {list(layout)} of the rule {rule}, got {found}")

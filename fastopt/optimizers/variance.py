@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class AdaBelief(Optimizer):
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
 
 
 class Yogi(Optimizer):
@@ -146,4 +147,4 @@ class Yogi(Optimizer):
     @staticmethod
     def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
