@@ -17,7 +17,11 @@ from pathlib import Path, PurePosixPath
 LARGEST_WHEEL = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib", ".dll"}
-IN_WHEEL = {"fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt"}
+STUBBED = ("_math", "_net", "_rows", "_runtime", "_spans")      # the others exist once an instruction set
+IN_WHEEL = {
+    "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",
+    *(f"fastopt/{name}.pyi" for name in STUBBED),
+}
 IN_SOURCE = {"csrc", "tests", "tests/c", "docs", "examples", "benchmarks", "tools"}
 
 

@@ -697,10 +697,10 @@ class Optimizer:
         self.skipped_steps = int(state_dict["skipped_steps"])
         self._stale.raised = self._stale.changed = True
         self._settle()
-        for i, mine, saved in zip(self._group_of, self.state, state_dict["state"], strict=True):
+        for i, own, given in zip(self._group_of, self.state, state_dict["state"], strict=True):
             h = self.groups[i].raw()
-            for name, array in mine.items():
-                array[...] = saved[name] if saved else self.initial(name, h)
+            for name, array in own.items():
+                array[...] = given[name] if given else self.initial(name, h)
         for name, kept in self._kept.items():
             for array, value in zip(kept, state_dict[name], strict=True):
                 array[...] = value

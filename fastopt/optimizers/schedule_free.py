@@ -48,15 +48,14 @@ class _ScheduleFree(Optimizer):
                 array[...] = old
             self._mark_swapped(False)
 
-
-    def keep_average(self):
+    def keep_average(self) -> None:
         """Put the averages into the parameters; further steps go on from there."""
         self._refuse_swapped("keep_average")
         self._average()
         for array, state in zip(self._arrays, self.state, strict=True):
             state["z"][...] = array
 
-    def _average(self):
+    def _average(self) -> None:
         for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
             group = self.groups[self._group_of[k]]
             if self._steps > group.start:

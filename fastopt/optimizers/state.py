@@ -133,7 +133,7 @@ def check_state_dict(optimizer: Optimizer, saved: Any) -> tuple[list[dict[str, A
     return values, schedules
 
 
-def _check_arrays(optimizer: Optimizer, saved: Any, rules: list[str], begun: bool) -> None:
+def _check_arrays(optimizer: Optimizer, saved: Any, rules: list[str], begun: list[bool]) -> None:
     params = optimizer._arrays
     _check_length("state_dict['state']", saved["state"], len(params))
     for k, (array, rule) in enumerate(zip(params, rules, strict=True)):
