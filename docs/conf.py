@@ -1,10 +1,11 @@
-"""The site of the docs. In the root of the repository, with ``pip install -e '.[test]' --group docs``:
+"""The site of the docs. In the root of the repository, after ``pip install '.[test]' --group docs``:
 
     sphinx-build -W --keep-going docs docs/_build
 
 Formulas become MathML here and now, which browsers show by themselves, so that pages need no network.
 """
 
+import re
 from pathlib import Path
 
 from docutils.nodes import SkipNode, paragraph
@@ -29,7 +30,8 @@ myst_heading_anchors = 4        # as code hosts make them
 add_module_names = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"      # docstrings say more
-maximum_signature_line_length = 88
+maximum_signature_line_length = 300
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 viewcode_line_numbers = True
 
@@ -48,7 +50,9 @@ def _inline(translator, node):
 
 
 def _block(translator, node):
-    translator.body.append(f'<div class="math">{convert(node.astext(), display="block")}</div>')
+    formulas = re.split(r"\\q?quad\b", node.astext())     # side by side where there is room
+    body = "".join(convert(formula, display="block") for formula in formulas)
+    translator.body.append(f'<div class="math">{body}</div>')
     raise SkipNode
 
 

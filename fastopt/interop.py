@@ -22,6 +22,7 @@ import numpy as np
 from fastopt import optimizers
 from fastopt._tree import DTYPES, item
 from fastopt.optimizers import Optimizer
+from fastopt.optimizers.groups import Group
 
 __all__ = [
     "from_keras",
@@ -659,7 +660,7 @@ def _numbers(rule: str, convention: str, given: Mapping[str, Any]) -> dict[str, 
     """Hyperparameters of a rule as they begin in a dialect, but for those given; checked."""
     kind = getattr(optimizers, rule)
     dialect = {"convention": convention} if len(kind.CONVENTIONS) > 1 else {}
-    group = kind(np.zeros((1, 1)), **dialect).groups[0]
+    group: Group = kind(np.zeros((1, 1)), **dialect).groups[0]
     group.update({name: given[name] for name in given.keys() & group.hyperparameters().keys()})
     kind.check(group.raw())
     return group.hyperparameters()

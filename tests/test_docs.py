@@ -4,20 +4,25 @@ import doctest
 import importlib
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from files import write_idx_folder
 
 import fastopt
+from fastopt import cli
 from fastopt.cli import parts
 from fastopt.optimizers import BY_NAME
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"^\$ (?:.*&& )?(fastopt (?:.*\\\n)*.*)$", re.M)
 TEXTS = {
     page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
     for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
@@ -65,6 +70,50 @@ def test_the_pages_are_found():
     assert EXTRAS.keys() | RESULTS.keys() <= set(PAGES)
 
 
+def write_data():
+    """What the commands of the pages read, in the working folder."""
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (100, 28, 28), np.uint8), np.arange(100, dtype=np.uint8) % 10
+    for folder in ("fashion-mnist", "images"):
+        Path(folder).mkdir()
+        write_idx_folder(Path(folder), {"train": (X, y), "t10k": (X, y)})
+    np.savetxt("new.csv", X.reshape(100, -1), "%d", ",")
+    rows = [f"{x:.3f},{height:.3f},{tree}" for tree, height in (("ash", 0), ("birch", 5), ("cedar", 10)) * 100
+            for x in rng.normal(size=1)]
+    Path("trees.csv").write_text("\n".join(["age,height,tree", *rows]))
+
+
+@pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if COMMAND.search(text)])
+def test_the_commands_of_the_page_run(page, tmp_path, monkeypatch, capsys):
+    """In their order; benchmarks, which take minutes and other libraries, are only understood."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    write_data()
+    for command in COMMAND.findall(TEXTS[page]):
+        _, *words = shlex.split(command.replace("\\\n", " ").partition(">")[0])
+        if words[0] == "bench":
+            assert cli._parsers()[0].parse_args(words).run
+        else:
+            assert (cli.main(words), words) == (0, words)
+
+
+def test_the_commands_are_found():
+    commands = [command for text in TEXTS.values() for command in COMMAND.findall(text)]
+    assert {command.split()[1] for command in commands} == set(cli._parsers()[1])
+
+
+@pytest.mark.parametrize("page", ["docs/numpy-loop.md", "docs/evolution-strategies.md", "docs/federated.md"])
+def test_what_an_example_prints_is_what_its_page_shows(page, tmp_path):
+    """But for digits, which matrix products may round otherwise on another machine."""
+    script = re.search(r"^```\{literalinclude\} \.\./(examples/\w+\.py)$", TEXTS[page], re.M)[1]
+    prose = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.M | re.S)
+    command = [sys.executable, "-P", ROOT / script]
+    printed = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+    shown = [line[4:] for line in prose.splitlines() if line.startswith("    ")]
+    assert [re.sub(r"\d", "0", line) for line in shown] == re.sub(r"\d", "0", printed).splitlines()
+
+
 def test_the_story_draws_its_pictures():
     """`tools/draw_story.py` has put there what the code of the page draws, and no other."""
     drawn = set(re.findall(r'plot_paths\(.*"(.+)"\)', TEXTS["docs/story.md"]))
@@ -107,6 +156,7 @@ def test_every_rule_has_its_page(rule):
 def test_every_line_of_the_reference_is_on_a_page():
     pages = [TEXTS[f"docs/rules/{rule.__name__}.md"] for rule in BY_NAME.values()]
     assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
+    assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
 
 
 # --- The site -------------------------------------------------------------------------------------
@@ -155,7 +205,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     """And its map for language models names every page."""
     for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sklearn", "scipy"):
         pytest.importorskip(needed)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
+    command = [sys.executable, "-P", "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
     links = re.findall(r"\]\((.+?)\)", (tmp_path / "llms.txt").read_text("utf-8"))

@@ -17,12 +17,16 @@ from pathlib import Path, PurePosixPath
 LARGEST_WHEEL = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib", ".dll"}
-IN_WHEEL = {"fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt"}
+STUBBED = ("_math", "_net", "_rows", "_runtime", "_spans")      # the others exist once an instruction set
+IN_WHEEL = {
+    "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",
+    *(f"fastopt/{name}.pyi" for name in STUBBED),
+}
 IN_SOURCE = {"csrc", "tests", "tests/c", "docs", "examples", "benchmarks", "tools"}
 
 
-# What a wheel may call itself: one for all Pythons from 3.11 on, or for one free-threaded Python.
-TAGS = re.compile(r"cp311-abi3|(cp3\d+)-\1t")
+# What a wheel may call itself: one for all Pythons from 3.11 or 3.12 on, or for one free-threaded Python.
+TAGS = re.compile(r"cp31[12]-abi3|(cp3\d+)-\1t")
 MODULE = {
     "abi3": re.compile(r"fastopt/\w+(\.abi3\.so|\.pyd)"),
     "free-threaded": re.compile(r"fastopt/\w+\.(cpython-3\d+t-[\w-]+\.so|cp3\d+t-\w+\.pyd)"),
