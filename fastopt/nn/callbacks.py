@@ -135,7 +135,7 @@ class _Monitor(_Remembering):
     def __init__(self, monitor: str, mode: Mode, min_delta: float = 0.0) -> None:
         self.monitor = monitor
         self.mode = _direction(type(self).__name__, monitor, mode)
-        self.min_delta = abs(real("min_delta", min_delta))
+        self.min_delta: float = abs(real("min_delta", min_delta))
 
     @property
     def worst(self) -> float:
@@ -207,11 +207,11 @@ class EarlyStopping(_Monitor):
         start_from_epoch: int = 0,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        self.patience = whole("patience", patience, 0)
+        self.patience: int = whole("patience", patience, 0)
         self.verbose = verbose
-        self.baseline = None if baseline is None else real("baseline", baseline)
+        self.baseline: float | None = None if baseline is None else real("baseline", baseline)
         self.restore_best_weights = restore_best_weights
-        self.start_from_epoch = whole("start_from_epoch", start_from_epoch, 0)
+        self.start_from_epoch: int = whole("start_from_epoch", start_from_epoch, 0)
         self.reset()
 
     def start(self) -> dict[str, Any]:
@@ -306,7 +306,7 @@ class ModelCheckpoint(_Monitor):
     ) -> None:
         # Without save_best_only nothing is compared, and any name will do.
         super().__init__(monitor, mode if save_best_only else "min")
-        self.filepath = os.fspath(filepath)
+        self.filepath: str = os.fspath(filepath)
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
@@ -319,7 +319,7 @@ class ModelCheckpoint(_Monitor):
                 f"got {self.filepath!r}"
             )
         threshold = initial_value_threshold
-        self.initial_value_threshold = (
+        self.initial_value_threshold: float | None = (
             None if threshold is None else real("initial_value_threshold", threshold)
         )
         self.reset()
@@ -534,10 +534,12 @@ class CSVLogger(_Remembering):
         anyway.
     """
 
+    begun: bool
+
     def __init__(self, filename: StrPath, separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise ValueError(f"separator: expected one character, got {separator!r}")
-        self.filename = Path(filename)
+        self.filename: Path = Path(filename)
         self.separator = separator
         self.append = append
         self.reset()
@@ -657,7 +659,7 @@ class SwapEMAWeights(Callback):
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
         self.swap_on_epoch = swap_on_epoch
-        self.swapped = False
+        self.swapped: bool = False
 
     def on_train_begin(self, logs: Logs) -> None:
         """Refuse an optimizer without averages, and callbacks that would take the wrong weights."""
@@ -794,7 +796,7 @@ class BackupAndRestore(Callback):
     """
 
     def __init__(self, backup_dir: StrPath, *, delete_checkpoint: bool = True) -> None:
-        self.path = Path(backup_dir) / "backup.npz"
+        self.path: Path = Path(backup_dir) / "backup.npz"
         self.delete_checkpoint = delete_checkpoint
 
     def on_train_begin(self, logs: Logs) -> None:

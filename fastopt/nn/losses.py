@@ -20,7 +20,7 @@ class CrossEntropy:
     """Softmax cross-entropy of integer class labels, ``logsumexp(z) - z[y]``."""
 
     kernel = "cross_entropy"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
@@ -53,7 +53,7 @@ class BinaryCrossEntropy:
     """Sigmoid cross-entropy of 0/1 labels, one or many a row: ``log(1 + exp(z)) - y z``."""
 
     kernel = "binary_cross_entropy"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
@@ -83,7 +83,7 @@ class SquaredError:
     """Half of the squared error, ``(z - y)^2 / 2``, as scikit-learn takes it."""
 
     kernel = "squared_error"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
@@ -109,7 +109,7 @@ class SquaredError:
 class MeanSquaredError(SquaredError):
     """Squared error, ``(z - y)^2``."""
 
-    factor = 2.0
+    factor: float = 2.0
 
 
 class Huber(SquaredError):

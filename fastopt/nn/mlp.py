@@ -166,24 +166,28 @@ class MLP:
         delta: float = 1.0,
         quantile: float = 0.5,
     ) -> None:
-        self.sizes = _check_sizes(sizes)
+        self.sizes: tuple[int, ...] = _check_sizes(sizes)
         hidden = len(self.sizes) - 2
-        self.activation = _for_each(activation, hidden, _check_activation, "activation")
+        self.activation: tuple[Activation, ...] = _for_each(
+            activation, hidden, _check_activation, "activation"
+        )
         self.loss: Loss = _check_name(loss, "loss", ["auto", *LOSSES])
         if self.loss == "cross_entropy" and self.sizes[-1] < 2:
             raise ValueError("loss='cross_entropy' needs sizes[-1] >= 2, got 1")
-        self.dtype = np.dtype(_check_name(_dtype_name(dtype), "dtype", ["float32", "float64"]))
-        self.l2 = _check_number(l2, "l2", 0.0, math.inf)
+        self.dtype: np.dtype[np.floating[Any]] = np.dtype(
+            _check_name(_dtype_name(dtype), "dtype", ["float32", "float64"])
+        )
+        self.l2: float = _check_number(l2, "l2", 0.0, math.inf)
         self.init: Literal["auto"] | Initializer = _check_name(init, "init", ["auto", *INITIALIZERS])
-        self.dropout = _for_each(dropout, hidden, _check_number, "dropout", 0.0, 1.0)
-        self.norm = _for_each(norm, hidden, _check_name, "norm", NORMS)
-        self.label_smoothing = _check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
-        self.reduction = _check_name(reduction, "reduction", ["mean", "sum"])
-        self.delta = _check_number(delta, "delta", 0.0, math.inf, open_below=True)
-        self.quantile = _check_number(quantile, "quantile", 0.0, 1.0, open_below=True)
+        self.dropout: tuple[float, ...] = _for_each(dropout, hidden, _check_number, "dropout", 0.0, 1.0)
+        self.norm: tuple[Norm, ...] = _for_each(norm, hidden, _check_name, "norm", NORMS)
+        self.label_smoothing: float = _check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
+        self.reduction: Literal["mean", "sum"] = _check_name(reduction, "reduction", ["mean", "sum"])
+        self.delta: float = _check_number(delta, "delta", 0.0, math.inf, open_below=True)
+        self.quantile: float = _check_number(quantile, "quantile", 0.0, 1.0, open_below=True)
         rng = np.random.default_rng(seed)
-        self.params = _arena(self._shapes(), self.dtype)
-        self.running = [
+        self.params: Layers = _arena(self._shapes(), self.dtype)
+        self.running: Layers = [
             [np.zeros(n, self.dtype), np.ones(n, self.dtype)] if name == "batch" else []
             for n, name in zip(self.sizes[1:], [*self.norm, None], strict=True)
         ]
@@ -459,7 +463,7 @@ class MLP:
                 array[...] = 1.0
 
     def _allocate(self) -> None:
-        self._grads = _arena(self._shapes(), self.dtype)
+        self._grads: Layers = _arena(self._shapes(), self.dtype)
         self._pass = self._new_pass(training=True)
 
     def _new_pass(self, training: bool) -> Pass:
@@ -568,7 +572,7 @@ class Feed:
         self._source = source
         self._loss: LossName = loss
         self._criterion = net._criterion(loss)
-        self.grads = net._grads
+        self.grads: Layers = net._grads
 
     def step(
         self, order: NDArray[np.int64] | None, begin: int = 0, rows: int | None = None,

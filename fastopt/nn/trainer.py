@@ -132,7 +132,7 @@ class Trainer:
         # What these have beyond the protocols, a callback's writer knows.
         self.net: Any = net
         self.opt: Any = opt
-        self.callbacks = list(callbacks)
+        self.callbacks: list[Callback] = list(callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be Callback objects, got {callback!r}")
@@ -140,8 +140,8 @@ class Trainer:
         self._step_options = {
             name: check_number(name, value) for name, value in clipping.items() if value is not None
         }
-        self.history = History()
-        self.stop_training = False
+        self.history: History = History()
+        self.stop_training: bool = False
         self._rng: np.random.Generator | None = None
         self._seed: int | np.random.Generator | None = None
         self._progress = Progress()

@@ -39,7 +39,7 @@ class PenalizedMLP(MLP):
 
     def __init__(self, sizes: Sequence[int], *, alpha: float, **options: Any) -> None:
         super().__init__(sizes, reduction="sum", **options)
-        self.alpha = alpha
+        self.alpha: float = alpha
         self._losses = 0.0
         self._rows = 0
 
