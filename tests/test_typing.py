@@ -180,7 +180,8 @@ def test_nestings() -> None:
     fastopt.RMSprop(b).step(np.ones(4))
     opt = fastopt.AdamW({"W": W, "more": [b, (W.copy(), np.zeros(()))]})
     opt.step({"W": W.copy(), "more": [b.copy(), (W.copy(), np.zeros(()))]})
-    opt.step({"W": fastopt.Rows([0, 2], np.ones((2, 4), np.float32)), "more": [b.copy(), (W.copy(), np.zeros(()))]})
+    rows = fastopt.Rows([0, 2], np.ones((2, 4), np.float32))
+    opt.step({"W": rows, "more": [b.copy(), (W.copy(), np.zeros(()))]})
     assert opt.steps == 2
 
 
