@@ -35,6 +35,7 @@ def typing(session):
     session.install("-e", ".[test]", "--group", "typing")  # in place, as mypy reads the source folder
     session.run("mypy")
     session.run("python", "-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml", "fastopt")
+    session.run("pytest", "tests/test_typing.py")
     session.run("pyright")
 
 

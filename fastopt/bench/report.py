@@ -6,7 +6,7 @@ it and nothing else, so that a saved run can be shown again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -67,6 +67,9 @@ class Run(TypedDict):
     works: list[dict[str, Any]]
     results: list[Result]
     notes: list[str]
+
+
+RuleResults = tuple[Result | None, Result | None, Result | None]    # of limit, fastopt and torch
 
 
 def best(run: Run, work: str, contender: str, threads: int | None) -> Result | None:
@@ -323,7 +326,7 @@ RULE_HEAD = ("rule", "streams", "bytes", "limit", "fastopt", "ratio", "torch", "
 RULE_WIDTHS = (25, 8, 6, 7, 8, 6, 7, 8, 5)
 
 
-def _rules_table(run, details):
+def _rules_table(run: Run, details: bool) -> str:
     lines = _wrapped(_rules_caption(run))
     for heading, works, threads in _rules_parts(run):
         lines += ["", heading, "", _rules_row(RULE_HEAD)]
@@ -337,7 +340,7 @@ def _rules_table(run, details):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _rules_markdown(run):
+def _rules_markdown(run: Run) -> str:
     parts = [_facts(run), _rules_caption(run)]
     for heading, works, threads in _rules_parts(run):
         rows = [_rule_cells(work, *_rule_results(run, work, threads)) for work in works]
@@ -346,7 +349,7 @@ def _rules_markdown(run):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _rules_caption(run):
+def _rules_caption(run: Run) -> str:
     return (
         "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, a "
         "parameter; limit: these streams with next to no arithmetic; ratio: fastopt's time over the "
@@ -354,7 +357,7 @@ def _rules_caption(run):
     )
 
 
-def _rules_parts(run):
+def _rules_parts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]], int]]:
     """Heading, works and number of threads of each table."""
     kinds = dict.fromkeys((work["elementwise"], tuple(work["shape"])) for work in run["works"])
     for elementwise, shape in kinds:
@@ -365,13 +368,15 @@ def _rules_parts(run):
             yield f"{name}: {size} float32, {threads} thread{'s' * (threads > 1)}", works, threads
 
 
-def _rule_results(run, work, threads):
+def _rule_results(run: Run, work: dict[str, Any], threads: int) -> RuleResults:
     """Results of limit, fastopt, and torch's fastest mode."""
     limit, ours, *modes = (best(run, work["name"], name, threads) for name in ("limit", "fastopt", *TORCH))
     return limit, ours, min(filter(None, modes), key=lambda result: result["median"], default=None)
 
 
-def _rule_cells(work, limit, ours, torch):
+def _rule_cells(
+    work: dict[str, Any], limit: Result | None, ours: Result | None, torch: Result | None
+) -> list[str]:
     reads, writes = work["streams"]
     times = [result and microseconds(result["median"]) for result in (limit, ours, torch)]
     return [
@@ -382,19 +387,20 @@ def _rule_cells(work, limit, ours, torch):
     ]
 
 
-def _details(title, results, text):
+def _details(title: str, results: RuleResults, text: Callable[[Result], str]) -> list[str]:
     limit, ours, torch = ((result and text(result)) or "" for result in results)
     return [title, "", "", limit, ours, "", torch, "", ""]
 
 
-def _rules_row(cells):
+def _rules_row(cells: Sequence[str]) -> str:
     first, *rest = zip(cells, RULE_WIDTHS, strict=True)
     return ("{:{}}".format(*first) + "".join(f"{cell:>{width}}" for cell, width in rest)).rstrip()
 
 
-def _rules_ends(run):
+def _rules_ends(run: Run) -> Iterator[str]:
     """Which elementwise rules are far from their limit, and the noise."""
-    above, spreads = {}, []
+    above: dict[int, list[str]] = {}
+    spreads: list[float] = []
     for work in run["works"]:
         for threads in run["threads"]:
             limit, ours, _ = _rule_results(run, work, threads)

@@ -166,8 +166,8 @@ WORKS = (
 SWEEP = ("1e2", "3e2", "1e3", "3e3", "1e4", "3e4", "1e5", "3e5", "1e6", "3e6", "1e7", "5e7")
 QUICK_SWEEP = SWEEP[:9]
 
-FULL = {"works": tuple(work.name for work in WORKS), "rounds": 15, "seconds": 0.05}
-QUICK = {"works": ("1e3", "1e5", "mlp", "100x1024", "clip-mlp"), "rounds": 3, "seconds": 0.01}
+FULL: dict[str, Any] = {"works": tuple(work.name for work in WORKS), "rounds": 15, "seconds": 0.05}
+QUICK: dict[str, Any] = {"works": ("1e3", "1e5", "mlp", "100x1024", "clip-mlp"), "rounds": 3, "seconds": 0.01}
 
 
 def find_work(name: str) -> Work:
@@ -220,6 +220,7 @@ class Contender:
     kinds: tuple[str, ...] = ("adam", "clip")
     eats_gradients = False      # whether a plain step of Adam zeroes them, too
     version: str
+    g: Any                      # gradients, as the contender has them
     p: list[F32]                # parameters; both moments, of those that have them as arrays
     m: list[F32]
     v: list[F32]
@@ -798,6 +799,10 @@ def _carve(streams: Sequence[Sequence[F32]]) -> tuple[list[F32], list[list[F32]]
 
 class Bench:
     """One work of one contender, set up."""
+
+    contender: Any
+    work: Any       # of whichever suite it is
+    steps: Steps
 
     def __init__(self, contender: Contender, work: Work) -> None:
         self.contender, self.work = contender, work

@@ -128,8 +128,8 @@ WORKS = (
 SWEEP: tuple[str, ...] = ()
 QUICK_SWEEP: tuple[str, ...] = ()
 
-FULL = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.5}
-QUICK = {"works": ("digits-32",), "rounds": 3, "seconds": 0.05}
+FULL: dict[str, Any] = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.5}
+QUICK: dict[str, Any] = {"works": ("digits-32",), "rounds": 3, "seconds": 0.05}
 
 
 def find_work(name: str) -> Work:

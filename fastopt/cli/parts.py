@@ -29,13 +29,14 @@ _RATES = {
     "yogi": 0.005,
 }
 # Class, learning rate and what else makes it that rule.
-OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = dict(sorted({
+OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
     **{name: (rule, _RATES[name], {}) for name, rule in BY_NAME.items()},
     "momentum": (SGD, 0.02, {"momentum": 0.9}),
     "nesterov": (SGD, 0.02, {"momentum": 0.9, "nesterov": True}),
     "amsgrad": (Adam, 0.001, {"amsgrad": True}),
     "signum": (SignSGD, 0.0005, {"momentum": 0.9}),
-}.items()))
+}
+OPTIMIZERS = dict(sorted(OPTIMIZERS.items()))
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": schedules.Constant,     # held as a plain number, which callbacks may change
     "step": schedules.Step,
