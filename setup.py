@@ -59,9 +59,12 @@ COMPILED = ("kernels", "layers")
 # Symbols and debugging information would be half of a module; `build_ext --debug` keeps them.
 STRIP = {"linux": ["-Wl,--strip-all"], "darwin": ["-Wl,-x"]}
 
-# One wheel serves every Python from 3.11 on; a free-threaded one has no limited API yet.
+# One wheel serves every Python from 3.11 on, if that makes it. Later headers do not count references to None,
+# True and False, whatever Python they are to serve (python/cpython#134989), and 3.11 needs that.
+# A free-threaded Python has no limited API that reaches back.
+OLDEST = min(sys.version_info.minor, 12)
 LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
-MACROS = [("Py_LIMITED_API", "0x030B0000")] if LIMITED else []
+MACROS = [("Py_LIMITED_API", f"0x03{OLDEST:02X}0000")] if LIMITED else []
 
 
 def extension(name, source, c_sources=(), isa="base"):
@@ -123,6 +126,7 @@ if __name__ == "__main__":
     setup(
         ext_modules=[
             extension("_runtime", "_runtime.pyx", ["fo_cpu.c", "fo_pool.c"]),
+            extension("_math", "_math.pyx"),
             extension("_rows", "_rows.pyx"),
             extension("_spans", "_spans.pyx"),
             extension("_net", "_net.pyx"),
@@ -131,6 +135,6 @@ if __name__ == "__main__":
         cmdclass={"build_ext": BuildExt},
         options={
             "build_ext": {"parallel": True},
-            "bdist_wheel": {"py_limited_api": "cp311"} if LIMITED else {},
+            "bdist_wheel": {"py_limited_api": f"cp3{OLDEST}"} if LIMITED else {},
         },
     )

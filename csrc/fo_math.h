@@ -197,6 +197,43 @@ static inline double fo_log(const double x)
     return x <= 0x1.fffffffffffffp1023 ? y : x;
 }
 
+/* A number of twice as many digits: the sum of both, which do not overlap. */
+typedef struct {
+    double high, low;
+} fo_long;
+
+/* The product, to some 2^-104. That of the high parts is exact (Dekker 1971): halves of a double
+ * have products without rounding. */
+static inline fo_long fo_multiply(const fo_long a, const fo_long b)
+{
+    const double split = 0x1p27 + 1.0, product = a.high * b.high;
+    const double a_far = split * a.high, a_top = a_far - (a_far - a.high), a_rest = a.high - a_top;
+    const double b_far = split * b.high, b_top = b_far - (b_far - b.high), b_rest = b.high - b_top;
+    const double lost =
+        ((a_top * b_top - product) + a_top * b_rest + a_rest * b_top) + a_rest * b_rest;
+    const double low = lost + (a.high * b.low + a.low * b.high), high = product + low;
+    return (fo_long){high, low - (high - product)};
+}
+
+/* x^y for x >= 0. A whole power is multiplied out: rounded once, if y is at most some 2^45, and
+ * infinite from 2^996 on, where halves overflow. Any other is exp(y log(x)), with an error of some
+ * |y log(x)| units in the last place; there a denormal x counts as 0. */
+static inline double fo_power(const double x, const double y)
+{
+    if (!(y > -0x1p53 && y < 0x1p53) || y != (double)(int64_t)y) {
+        const double none = y < 0.0 ? (double)INFINITY : 0.0;
+        return x < 0x1p-1022 ? none : fo_exp(y * fo_log(x));
+    }
+    fo_long result = {1.0, 0.0}, base = {x, 0.0};
+    for (int64_t n = y < 0.0 ? -(int64_t)y : (int64_t)y; n > 0; n >>= 1) {
+        if (n & 1)
+            result = fo_multiply(result, base);
+        base = fo_multiply(base, base);
+    }
+    const double whole = result.high == result.high ? result.high : x + (double)INFINITY;
+    return y < 0.0 ? 1.0 / whole : whole;
+}
+
 /* exp(-x^2 / 2). What the rounding of the square loses is put back: the square of a number of half
  * as many digits is exact. */
 static inline float fo_gaussf(const float x)

@@ -1,6 +1,6 @@
 """fastopt: the optimizer step as one pass over memory, and a NumPy MLP trainer on top."""
 
-from fastopt import callbacks, functional, reference, schedules, solver
+from fastopt import callbacks, functional, interop, reference, schedules, solver
 from fastopt._rows import Rows
 from fastopt._threads import get_num_threads, set_num_threads, show_config
 from fastopt._version import __version__
@@ -72,6 +72,7 @@ __all__ = [
     "callbacks",
     "functional",
     "get_num_threads",
+    "interop",
     "lr_find",
     "reference",
     "schedules",

@@ -4,12 +4,18 @@ NumPy does not hand it out, but its symbols stand in a library that the process 
 none of the names that are known here is found, `find` returns zeros, and the trainer asks `numpy.matmul`.
 """
 
+from __future__ import annotations
+
 import ctypes
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._net import Blas
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # OpenBLAS as in NumPy's wheels, OpenBLAS with 64-bit integers, Apple's Accelerate, and any other BLAS:
 # how the names of its functions go, and the bits of its integers.
@@ -25,7 +31,7 @@ _SMALL = 100**3
 _SMALL_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
-def find():
+def find() -> dict[str, Any]:
     """What `_net.Blas` takes: addresses, 0 for what is not there, and the facts about them."""
     for library in _libraries():
         for pattern, bits in _NAMES:
@@ -43,9 +49,9 @@ def find():
     return {"name": "numpy.matmul"}
 
 
-def _libraries():
+def _libraries() -> Iterator[ctypes.CDLL]:
     """NumPy's own module, which sees its BLAS on Linux and macOS, and what a wheel has beside it."""
-    paths = [np._core._multiarray_umath.__file__]
+    paths = [np._core._multiarray_umath.__file__]  # type: ignore[attr-defined]
     paths += sorted(map(str, Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")))
     for path in paths:
         try:
@@ -54,24 +60,25 @@ def _libraries():
             continue    # a path that is not a library; what is found nowhere is multiplied by NumPy
 
 
-def _address(library, name):
+def _address(library: ctypes.CDLL, name: str) -> int:
     function = getattr(library, name, None)
-    return ctypes.cast(function, ctypes.c_void_p).value if function is not None else 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0 if function is not None else 0
 
 
-def _text(library, name):
+def _text(library: ctypes.CDLL, name: str) -> str:
     function = getattr(library, name, None)
     if function is None:
         return ""
     function.restype = ctypes.c_char_p
-    return function().decode()
+    text: bytes = function()
+    return text.decode()
 
 
-def _core(library, pattern):
+def _core(library: ctypes.CDLL, pattern: str) -> str:
     return _text(library, pattern.format("openblas_get_corename"))
 
 
-def _describe(library, pattern):
+def _describe(library: ctypes.CDLL, pattern: str) -> str:
     words = _text(library, pattern.format("openblas_get_config")).split()
     return " ".join([*words[:2], _core(library, pattern)]) if words else "cblas"
 

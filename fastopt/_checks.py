@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt._types import AnyArray
 
 
 def whole(name: str, value: Any, least: int) -> int:
@@ -27,7 +30,7 @@ def real(name: str, value: Any) -> float:
     return float(value)
 
 
-def samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[np.ndarray, np.ndarray]:
+def samples(X_name: str, X: Any, y_name: str, y: Any) -> tuple[AnyArray, AnyArray]:
     """Return samples and labels as arrays, or raise if they differ in length or have none.
 
     A sparse matrix of samples comes back in CSR format.

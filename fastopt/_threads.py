@@ -1,11 +1,14 @@
 """How many threads a step may use, and what this installation runs on."""
 
+from __future__ import annotations
+
 import atexit
 import math
 import os
 import platform
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from fastopt._blas import blas
 from fastopt._version import __version__
 
 
-def set_num_threads(n):
+def set_num_threads(n: int) -> None:
     """Let a step use up to `n` threads, the calling one included.
 
     Results do not depend on it. Small steps use one thread whatever is set.
@@ -27,7 +30,7 @@ def set_num_threads(n):
     _runtime.set_threads(_check_threads("n", n))
 
 
-def get_num_threads():
+def get_num_threads() -> int:
     """How many threads a step may use, the calling one included.
 
     At import it is ``FASTOPT_NUM_THREADS``, else ``OMP_NUM_THREADS``, else the number of processors
@@ -36,13 +39,13 @@ def get_num_threads():
     return _runtime.get_threads()
 
 
-def show_config():
+def show_config() -> None:
     """Print version, instruction set, threads, and what NumPy multiplies matrices with."""
     for name, value in config().items():
         print(f"{name:16} {value}")
 
 
-def config():
+def config() -> dict[str, str]:
     """What `show_config` prints, as a dict of str."""
     built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
@@ -56,7 +59,7 @@ def config():
     }
 
 
-def _check_threads(name, n):
+def _check_threads(name: str, n: Any) -> int:
     if isinstance(n, bool) or not isinstance(n, Integral):
         raise TypeError(f"{name}: expected a whole number of threads, got {type(n).__name__}")
     if n < 1:
@@ -64,7 +67,7 @@ def _check_threads(name, n):
     return int(n)
 
 
-def _from_environment():
+def _from_environment() -> int | None:
     """FASTOPT_NUM_THREADS must be right; OMP_NUM_THREADS is others' too and may be a list."""
     ours, others = os.environ.get("FASTOPT_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS", "")
     if ours:
@@ -75,14 +78,14 @@ def _from_environment():
     return max(int(first), 1) if first.isdecimal() else None
 
 
-def _processors():
+def _processors() -> int:
     """Processors this process may run on: its affinity, within its control group's quota."""
     has_affinity = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return min(count, _quota(Path("/sys/fs/cgroup")))
+    return int(min(count, _quota(Path("/sys/fs/cgroup"))))
 
 
-def _quota(root):
+def _quota(root: Path) -> float:
     """Whole processors that the control group may use; infinite where there is no quota."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
@@ -97,26 +100,26 @@ def _quota(root):
     return max(1, math.ceil(int(quota) / int(period)))
 
 
-def _register_with_threadpoolctl():
+def _register_with_threadpoolctl() -> None:
     """Let ``threadpoolctl.threadpool_limits`` limit this pool, where that library is installed."""
     try:
         import threadpoolctl
     except ImportError:
         return
 
-    class FastoptController(threadpoolctl.LibController):
+    class FastoptController(threadpoolctl.LibController):  # type: ignore[misc]
         user_api = "fastopt"
         internal_api = "fastopt"
         filename_prefixes = ("_runtime",)
         check_symbols = ("fo_pool_set_threads",)
 
-        def get_num_threads(self):
-            return self.dynlib.fo_pool_threads()
+        def get_num_threads(self) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+            return int(self.dynlib.fo_pool_threads())
 
-        def set_num_threads(self, num_threads):
+        def set_num_threads(self, num_threads: int) -> None:
             self.dynlib.fo_pool_set_threads(num_threads)
 
-        def get_version(self):
+        def get_version(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
             return __version__
 
     threadpoolctl.register(FastoptController)

@@ -4,16 +4,22 @@ The *shape* of a nesting has an integer where an array stood (its place in the f
 a list or tuple, a dict for a dict. The span table walks gradients along it.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._runtime import address
 
+if TYPE_CHECKING:
+    from fastopt._types import Array, Shape
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def flatten(tree, name="params"):
+def flatten(tree: Any, name: str = "params") -> tuple[Shape, list[Array], list[str]]:
     """Take a nesting of parameter arrays apart, checking every array.
 
     Returns
@@ -30,7 +36,8 @@ def flatten(tree, name="params"):
         If something is not an array that a kernel can update in place, if an array comes twice, if
         two share memory, or if there is none; the message says where.
     """
-    arrays, places = [], []
+    arrays: list[Array] = []
+    places: list[str] = []
     shape = _take_apart(tree, name, "", arrays, places)
     if not arrays:
         raise ValueError(f"{name}: expected at least one array, got none")
@@ -38,7 +45,7 @@ def flatten(tree, name="params"):
     return shape, arrays, places
 
 
-def _take_apart(tree, name, place, arrays, places):
+def _take_apart(tree: Any, name: str, place: str, arrays: list[Array], places: list[str]) -> Shape:
     if isinstance(tree, (list, tuple)):
         return tuple(
             _take_apart(inner, name, f"{place}[{i}]", arrays, places) for i, inner in enumerate(tree)
@@ -54,19 +61,19 @@ def _take_apart(tree, name, place, arrays, places):
     return len(arrays) - 1
 
 
-def count_places(shape):
+def count_places(shape: Shape) -> int:
     """How many arrays a shape has."""
     if isinstance(shape, int):
         return 1
     return sum(map(count_places, shape.values() if isinstance(shape, dict) else shape))
 
 
-def item(key):
+def item(key: object) -> str:
     """How a dict's item is written in an error: ``["W"]``."""
     return f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
 
 
-def check_updatable(array, name):
+def check_updatable(array: Any, name: str) -> None:
     """Raise unless `array` can be updated in place by a kernel."""
     if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
         raise TypeError(
@@ -92,7 +99,7 @@ def check_updatable(array, name):
         )
 
 
-def _check_disjoint(arrays, places, name):
+def _check_disjoint(arrays: list[Array], places: list[str], name: str) -> None:
     starts = [address(array) for array in arrays]
     ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
     for (_, end, i), (start, _, k) in pairwise(ranges):
@@ -105,7 +112,7 @@ def _check_disjoint(arrays, places, name):
             )
 
 
-def explain(shape, tree, place="grads"):
+def explain(shape: Shape, tree: Any, place: str = "grads") -> None:
     """Raise the error that says where `tree` departs from `shape`."""
     if isinstance(shape, int):
         return

@@ -10,8 +10,11 @@ being 1. What a rule carries from step to step beside its arrays is in a dict, `
 A `ValueError` or `TypeError` names the argument that does not fit, and nothing is changed.
 """
 
+from __future__ import annotations
+
 from math import inf
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +25,12 @@ from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, eva
 from fastopt.optimizers.jobs import Job, kernel_of, prepare
 from fastopt.optimizers.state import check_like, check_numbers, check_steps
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastopt._types import Adjustment, Array, Dialect
+    from fastopt.optimizers.base import Optimizer
+
 __all__ = [
     "adabelief_", "adadelta_", "adafactor_", "adagrad_", "adam_", "adamax_", "adamw_",
     "adamw_schedule_free_", "adan_", "ademamix_", "adopt_", "asgd_", "ftrl_", "lamb_", "lars_", "lion_",
@@ -30,7 +39,10 @@ __all__ = [
 ]
 
 
-def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False, convention="torch"):
+def sgd_(
+    p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False,
+    convention: Dialect = "torch",
+) -> None:
     """Gradient descent: ``p -= lr * g``. See `fastopt.SGD`.
 
     Parameters
@@ -56,9 +68,10 @@ def sgd_(p, g, *, lr, weight_decay=0.0, maximize=False, convention="torch"):
 
 
 def momentum_(
-    p, g, buf, *, lr, momentum=0.9, dampening=0.0, nesterov=False, step=1, weight_decay=0.0,
-    maximize=False, convention="torch",
-):
+    p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, dampening: float = 0.0,
+    nesterov: bool = False, step: int = 1, weight_decay: float = 0.0, maximize: bool = False,
+    convention: Dialect = "torch",
+) -> None:
     """Gradient descent with momentum: ``buf = momentum * buf + g; p -= lr * buf``. See `fastopt.SGD`.
 
     Parameters
@@ -92,7 +105,10 @@ def momentum_(
     )
 
 
-def asgd_(p, g, ax, *, lr, lambd=1e-4, alpha=0.75, t0=1e6, step, weight_decay=0.0, maximize=False):
+def asgd_(
+    p: Array, g: Array, ax: Array, *, lr: float, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6,
+    step: int, weight_decay: float = 0.0, maximize: bool = False,
+) -> None:
     """Averaged gradient descent. See `fastopt.ASGD`.
 
     Parameters
@@ -124,7 +140,10 @@ def asgd_(p, g, ax, *, lr, lambd=1e-4, alpha=0.75, t0=1e6, step, weight_decay=0.
     )
 
 
-def rprop_(p, g, prev, step_size, *, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0), step, maximize=False):
+def rprop_(
+    p: Array, g: Array, prev: Array, step_size: Array, *, lr: float, etas: tuple[float, float] = (0.5, 1.2),
+    step_sizes: tuple[float, float] = (1e-6, 50.0), step: int, maximize: bool = False,
+) -> None:
     """Resilient backpropagation. See `fastopt.Rprop`.
 
     Parameters
@@ -152,7 +171,10 @@ def rprop_(p, g, prev, step_size, *, lr, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0
     )
 
 
-def sign_sgd_(p, g, buf=None, *, lr, momentum=0.0, weight_decay=0.0, maximize=False):
+def sign_sgd_(
+    p: Array, g: Array, buf: Array | None = None, *, lr: float, momentum: float = 0.0,
+    weight_decay: float = 0.0, maximize: bool = False,
+) -> None:
     """The sign of the gradient, or of its average. See `fastopt.SignSGD`.
 
     Parameters
@@ -178,7 +200,10 @@ def sign_sgd_(p, g, buf=None, *, lr, momentum=0.0, weight_decay=0.0, maximize=Fa
     )
 
 
-def lion_(p, g, exp_avg, *, lr, betas=(0.9, 0.99), weight_decay=0.0, cautious=False, maximize=False):
+def lion_(
+    p: Array, g: Array, exp_avg: Array, *, lr: float, betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0, cautious: bool = False, maximize: bool = False,
+) -> None:
     """Lion: the sign of the gradient's average. See `fastopt.Lion`.
 
     Parameters
@@ -207,9 +232,9 @@ def lion_(p, g, exp_avg, *, lr, betas=(0.9, 0.99), weight_decay=0.0, cautious=Fa
 
 
 def adagrad_(
-    p, g, acc, *, lr, eps=1e-10, lr_decay=0.0, step=1, weight_decay=0.0, rowwise=False, maximize=False,
-    convention="torch",
-):
+    p: Array, g: Array, acc: Array, *, lr: float, eps: float = 1e-10, lr_decay: float = 0.0, step: int = 1,
+    weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """AdaGrad: ``acc += g * g; p -= lr * g / (sqrt(acc) + eps)``. See `fastopt.Adagrad`.
 
     Parameters
@@ -244,9 +269,9 @@ def adagrad_(
 
 
 def adadelta_(
-    p, g, square_avg, acc_delta, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, maximize=False,
-    convention="torch",
-):
+    p: Array, g: Array, square_avg: Array, acc_delta: Array, *, lr: float = 1.0, rho: float = 0.9,
+    eps: float = 1e-6, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """Adadelta: the gradient in units of the steps so far. See `fastopt.Adadelta`.
 
     Parameters
@@ -278,9 +303,9 @@ def adadelta_(
 
 
 def ftrl_(
-    p, g, accumulator, linear, *, lr, l1=0.0, l2=0.0, beta=1.0, weight_decay=0.0, maximize=False,
-    convention="torch",
-):
+    p: Array, g: Array, accumulator: Array, linear: Array, *, lr: float, l1: float = 0.0, l2: float = 0.0,
+    beta: float = 1.0, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """Follow the regularized leader, proximal. See `fastopt.FTRL`.
 
     Parameters
@@ -312,9 +337,10 @@ def ftrl_(
 
 
 def rmsprop_(
-    p, g, square_avg, buf=None, grad_avg=None, *, lr, alpha=0.99, eps=1e-8, momentum=0.0,
-    weight_decay=0.0, maximize=False, convention="torch",
-):
+    p: Array, g: Array, square_avg: Array, buf: Array | None = None, grad_avg: Array | None = None,
+    *, lr: float, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0,
+    maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """RMSprop: the gradient over a moving root mean square. See `fastopt.RMSprop`.
 
     Parameters
@@ -356,9 +382,10 @@ def rmsprop_(
 
 
 def adam_(
-    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, lr, betas=(0.9, 0.999), eps=1e-8, step,
-    weight_decay=0.0, maximize=False, cautious=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
+    maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+) -> None:
     """Adam: momentum over the root mean square, both corrected for their start. See `fastopt.Adam`.
 
     Parameters
@@ -399,9 +426,10 @@ def adam_(
 
 
 def adamw_(
-    p, g, exp_avg, exp_avg_sq, max_exp_avg_sq=None, *, lr, betas=(0.9, 0.999), eps=1e-8, step,
-    weight_decay=1e-2, maximize=False, cautious=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 1e-2,
+    maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+) -> None:
     """Adam with decoupled weight decay. See `fastopt.AdamW`.
 
     Parameters
@@ -441,9 +469,10 @@ def adamw_(
 
 
 def adamax_(
-    p, g, exp_avg, exp_inf, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0,
-    maximize=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_inf: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
+    maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """Adamax: momentum over the largest gradient of late. See `fastopt.Adamax`.
 
     Parameters
@@ -476,9 +505,11 @@ def adamax_(
 
 
 def nadam_(
-    p, g, exp_avg, exp_avg_sq, numbers, *, lr, betas=(0.9, 0.999), eps=1e-8, momentum_decay=4e-3,
-    step, weight_decay=0.0, decoupled_weight_decay=False, maximize=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float = 4e-3, step: int,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    convention: Dialect = "torch",
+) -> None:
     """Adam with Nesterov's momentum. See `fastopt.NAdam`.
 
     Parameters
@@ -518,9 +549,10 @@ def nadam_(
 
 
 def radam_(
-    p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-8, step, weight_decay=0.0,
-    decoupled_weight_decay=False, maximize=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
+    decoupled_weight_decay: bool = False, maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """Rectified Adam. See `fastopt.RAdam`.
 
     Parameters
@@ -556,9 +588,10 @@ def radam_(
 
 
 def adabelief_(
-    p, g, exp_avg, exp_avg_var, *, lr, betas=(0.9, 0.999), eps=1e-16, step, weight_decay=0.0,
-    maximize=False,
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_var: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, step: int, weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
     """Adam over the spread about the average. See `fastopt.AdaBelief`.
 
     Parameters
@@ -589,9 +622,10 @@ def adabelief_(
 
 
 def yogi_(
-    p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-3, step, weight_decay=0.0,
-    maximize=False,
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-3, step: int, weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
     """Adam with a second moment that changes evenly. See `fastopt.Yogi`.
 
     Parameters
@@ -622,9 +656,10 @@ def yogi_(
 
 
 def adopt_(
-    p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.9999), eps=1e-6, clip_exp=0.25, step,
-    weight_decay=0.0, decoupled_weight_decay=False, maximize=False,
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-6, clip_exp: float | None = 0.25, step: int,
+    weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+) -> None:
     """ADOPT: divided by the second moment before, then averaged. See `fastopt.ADOPT`.
 
     Parameters
@@ -659,9 +694,11 @@ def adopt_(
 
 
 def ademamix_(
-    p, g, exp_avg_fast, exp_avg_slow, exp_avg_sq, *, lr, betas=(0.9, 0.999, 0.9999), alpha=5.0,
-    alpha_warmup=0.0, beta3_warmup=0.0, eps=1e-8, step, weight_decay=0.0, maximize=False,
-):
+    p: Array, g: Array, exp_avg_fast: Array, exp_avg_slow: Array, exp_avg_sq: Array, *, lr: float,
+    betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0, alpha_warmup: float = 0.0,
+    beta3_warmup: float = 0.0, eps: float = 1e-8, step: int, weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
     """AdamW with a second, slower momentum. See `fastopt.AdEMAMix`.
 
     Parameters
@@ -697,9 +734,10 @@ def ademamix_(
 
 
 def adan_(
-    p, g, exp_avg, exp_avg_diff, exp_avg_sq, pre_grad, *, lr, betas=(0.98, 0.92, 0.99), eps=1e-8,
-    step, weight_decay=0.0, no_prox=False, maximize=False,
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_diff: Array, exp_avg_sq: Array, pre_grad: Array, *, lr: float,
+    betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-8, step: int,
+    weight_decay: float = 0.0, no_prox: bool = False, maximize: bool = False,
+) -> None:
     """Adan: Nesterov's momentum from differences of gradients. See `fastopt.Adan`.
 
     Parameters
@@ -734,9 +772,9 @@ def adan_(
 
 
 def lars_(
-    p, g, buf, *, lr, momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3, eps=1e-8, adapt=True,
-    maximize=False,
-):
+    p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
+    trust_coefficient: float = 1e-3, eps: float = 1e-8, adapt: bool = True, maximize: bool = False,
+) -> None:
     """Momentum with a rate in proportion to the array's norm. See `fastopt.LARS`.
 
     Parameters
@@ -769,9 +807,10 @@ def lars_(
 
 
 def lamb_(
-    p, g, exp_avg, exp_avg_sq, *, lr, betas=(0.9, 0.999), eps=1e-6, step, weight_decay=0.0,
-    adapt=True, maximize=False, convention="torch",
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, step: int, weight_decay: float = 0.0,
+    adapt: bool = True, maximize: bool = False, convention: Dialect = "torch",
+) -> None:
     """AdamW with a rate in proportion to the array's norm. See `fastopt.LAMB`.
 
     Parameters
@@ -806,10 +845,11 @@ def lamb_(
 
 
 def prodigy_(
-    p, g, exp_avg, exp_avg_sq, s, p0, numbers, *, lr=1.0, betas=(0.9, 0.999), eps=1e-8, step,
-    weight_decay=0.0, use_bias_correction=False, safeguard_warmup=False, d0=1e-6, d_coef=1.0,
-    growth_rate=None, maximize=False,
-):
+    p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array, numbers: dict[str, float],
+    *, lr: float = 1.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int,
+    weight_decay: float = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
+    d0: float = 1e-6, d_coef: float = 1.0, growth_rate: float | None = None, maximize: bool = False,
+) -> None:
     """Prodigy: Adam that finds its learning rate. See `fastopt.Prodigy`.
 
     Parameters
@@ -855,9 +895,10 @@ def prodigy_(
 
 
 def sgd_schedule_free_(
-    p, g, z, numbers, *, lr, momentum=0.9, warmup_steps=0.0, r=0.0, weight_lr_power=2.0, step,
-    weight_decay=0.0, maximize=False,
-):
+    p: Array, g: Array, z: Array, numbers: dict[str, float], *, lr: float, momentum: float = 0.9,
+    warmup_steps: float = 0.0, r: float = 0.0, weight_lr_power: float = 2.0, step: int,
+    weight_decay: float = 0.0, maximize: bool = False,
+) -> None:
     """Schedule-free SGD. See `fastopt.SGDScheduleFree`.
 
     Parameters
@@ -893,9 +934,10 @@ def sgd_schedule_free_(
 
 
 def adamw_schedule_free_(
-    p, g, z, exp_avg_sq, numbers, *, lr, betas=(0.9, 0.999), eps=1e-8, warmup_steps=0.0, r=0.0,
-    weight_lr_power=2.0, step, weight_decay=0.0, maximize=False,
-):
+    p: Array, g: Array, z: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
+    betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, warmup_steps: float = 0.0, r: float = 0.0,
+    weight_lr_power: float = 2.0, step: int, weight_decay: float = 0.0, maximize: bool = False,
+) -> None:
     """Schedule-free AdamW. See `fastopt.AdamWScheduleFree`.
 
     Parameters
@@ -934,9 +976,11 @@ def adamw_schedule_free_(
 
 
 def adafactor_(
-    p, g, row_var=None, col_var=None, variance=None, *, lr=1e-2, beta2_decay=-0.8,
-    eps=(None, 1e-3), d=1.0, step, weight_decay=0.0, maximize=False,
-):
+    p: Array, g: Array, row_var: Array | None = None, col_var: Array | None = None,
+    variance: Array | None = None, *, lr: float = 1e-2, beta2_decay: float = -0.8,
+    eps: tuple[float | None, float] = (None, 1e-3), d: float = 1.0, step: int, weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
     """Adafactor: a factored second moment. See `fastopt.Adafactor`.
 
     Parameters
@@ -979,10 +1023,11 @@ def adafactor_(
 
 
 def muon_(
-    p, g, momentum_buffer, *, lr, weight_decay=0.1, momentum=0.95, nesterov=True,
-    ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-7, ns_steps=5, adjust_lr_fn=None,
-    maximize=False,
-):
+    p: Array, g: Array, momentum_buffer: Array, *, lr: float, weight_decay: float = 0.1,
+    momentum: float = 0.95, nesterov: bool = True,
+    ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-7,
+    ns_steps: int = 5, adjust_lr_fn: Adjustment | None = None, maximize: bool = False,
+) -> None:
     """Muon: momentum made orthogonal. See `fastopt.Muon`.
 
     Parameters
@@ -1022,33 +1067,36 @@ def muon_(
     )
 
 
-def _adam_rule(max_exp_avg_sq, cautious):
+def _adam_rule(max_exp_avg_sq: Array | None, cautious: bool) -> str:
     if cautious:
         return "cautious_adam"
     return "adam" if max_exp_avg_sq is None else "amsgrad"
 
 
-def _update(optimizer, rule, p, g, state, step, numbers=None, **hyperparameters):
+def _update(
+    optimizer: type[Optimizer], rule: str, p: Array, g: Array, state: Mapping[str, Array | None], step: int,
+    numbers: dict[str, float] | None = None, **hyperparameters: Any,
+) -> None:
     """One step of a rule: the table of a single array, used once."""
     if check_steps("step", step) < 1:
         raise ValueError("step: expected a whole number from 1 on, got 0")
-    state = {name: array for name, array in state.items() if array is not None}
-    flatten({"p": p, **state}, "arrays")
-    for (name, array), shape in zip(state.items(), optimizer.layout(rule, p).values(), strict=True):
+    arrays = {name: array for name, array in state.items() if array is not None}
+    flatten({"p": p, **arrays}, "arrays")
+    for (name, array), shape in zip(arrays.items(), optimizer.layout(rule, p).values(), strict=True):
         check_like(name, array, p.dtype, shape)
     job = _make_job(optimizer, rule, step, numbers, hyperparameters)
     h, kernels = job.look(), _dispatch.kernels
     table = Table(
-        kernels.KERNELS, 0, ["g"], [p], [list(state.values())], [], [], [0],
+        kernels.KERNELS, 0, ["g"], [p], [list(arrays.values())], [], [], [0],
         [kernels.RULES[kernel_of(optimizer, rule)]],
-        totals=[*state.values()] if rule in kernels.ROWWISE else None,
+        totals=[*arrays.values()] if rule in kernels.ROWWISE else None,
     )
     table.set_group(0, h.maximize, optimizer.decay(h), optimizer.constants(h), optimizer.keep(h))
     table.rows[0] = optimizer.variables(h, step)
     if rule in kernels.SURVEYS or rule in optimizer.DIRECTED:
         table.step_shaped(
             g, 1.0, inf, inf, False, False, False,
-            lambda: prepare(optimizer, table, [job], [0], step, [p], [state]),
+            lambda: prepare(optimizer, table, [job], [0], step, [p], [arrays]),
         )
     else:
         table.step(g)
@@ -1056,7 +1104,10 @@ def _update(optimizer, rule, p, g, state, step, numbers=None, **hyperparameters)
         numbers.update(job.group.coming)
 
 
-def _make_job(optimizer, rule, step, numbers, hyperparameters):
+def _make_job(
+    optimizer: type[Optimizer], rule: str, step: int, numbers: dict[str, float] | None,
+    hyperparameters: Mapping[str, Any],
+) -> Job:
     """A group of one array, as far as a single step needs one."""
     values = {"totals": None}
     for name, value in hyperparameters.items():

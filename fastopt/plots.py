@@ -7,8 +7,23 @@ is freed as soon as nobody holds it. A notebook shows what a function returns.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray, Array
+    from fastopt.nn import History
+    from fastopt.nn.lr_find import LRFind
+    from fastopt.surfaces import Surface
 
 __all__ = [
     "check_path", "plot_comparison", "plot_confusion_matrix", "plot_history", "plot_lr_find", "plot_paths",
@@ -31,7 +46,7 @@ _FRAMES, _FRAME_TIME, _REST_TIME = 100, 50, 2000
 _ANIMATION_DPI = 100
 
 
-def plot_history(history, path=None):
+def plot_history(history: History, path: str | PathLike[str] | None = None) -> Figure:
     """Draw a training's loss and, where it has one, its accuracy against epochs.
 
     Parameters
@@ -69,7 +84,7 @@ def plot_history(history, path=None):
     return _finish(figure, path)
 
 
-def plot_comparison(histories, path=None):
+def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] | None = None) -> Figure:
     """Draw the training losses of several trainings against epochs and against seconds.
 
     Parameters
@@ -107,7 +122,10 @@ def plot_comparison(histories, path=None):
     return _finish(figure, path)
 
 
-def plot_confusion_matrix(matrix, classes=None, path=None):
+def plot_confusion_matrix(
+    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None,
+    path: str | PathLike[str] | None = None,
+) -> Figure:
     """Draw how often each class was taken for each.
 
     Shade is the share of the true class, so that rare classes are as visible as common ones; the
@@ -134,27 +152,27 @@ def plot_confusion_matrix(matrix, classes=None, path=None):
     ImportError
         If matplotlib is not installed.
     """
-    matrix = _check_confusion_matrix(matrix)
-    n = len(matrix)
+    counts = _check_confusion_matrix(matrix)
+    n = len(counts)
     labels = [str(label) for label in (range(n) if classes is None else classes)]
     if len(labels) != n:
         raise ValueError(f"classes: expected {n}, as many as matrix has rows, got {len(labels)}")
     figure, (panel,) = _figure(1, path)
     side = min(max(4.8, 0.5 * n + 1.6), 12.0)
     figure.set_size_inches(side + 0.8, side)
-    shares = 100.0 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=100.0)
     figure.colorbar(image, ax=panel, shrink=0.8, label="Share of the true class (%)")
     panel.set(xlabel="Predicted class", ylabel="True class")
     _label_classes(panel, labels)
     if n <= _MOST_COUNTS:
-        for row, column in np.argwhere(matrix):
+        for row, column in np.argwhere(counts):
             color = "white" if shares[row, column] > 55.0 else "0.15"
-            panel.text(column, row, matrix[row, column], ha="center", va="center", color=color)
+            panel.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     return _finish(figure, path)
 
 
-def plot_lr_find(found, path=None):
+def plot_lr_find(found: LRFind, path: str | PathLike[str] | None = None) -> Figure:
     """Draw the losses of a learning-rate range test against the learning rates.
 
     Parameters
@@ -193,7 +211,9 @@ def plot_lr_find(found, path=None):
     return _finish(figure, path)
 
 
-def plot_paths(surface, paths, path=None):
+def plot_paths(
+    surface: Surface, paths: Mapping[str, ArrayLike], path: str | PathLike[str] | None = None,
+) -> Figure:
     """Draw the paths of optimizers over the contours of a function of two variables.
 
     Contours are spaced evenly in the logarithm of the height above the minimum.
@@ -219,19 +239,19 @@ def plot_paths(surface, paths, path=None):
     ImportError
         If matplotlib is not installed.
     """
-    paths = _check_paths(paths)
+    arrays = _check_paths(paths)
     figure, (panel,) = _figure(1, path, moving=True)
-    figure.set_size_inches(7.2, max(5.0, 0.21 * len(paths) + 1.0))     # the legend grows
+    figure.set_size_inches(7.2, max(5.0, 0.21 * len(arrays) + 1.0))     # the legend grows
     _draw_contours(figure, panel, surface)
-    artists = [_draw_path(panel, *item, place, len(paths)) for place, item in enumerate(paths.items())]
+    artists = [_draw_path(panel, *item, place, len(arrays)) for place, item in enumerate(arrays.items())]
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     if path is not None and Path(path).suffix.lower() == ".gif":
-        _animate(figure, panel, artists, list(paths.values()), path)
+        _animate(figure, panel, artists, list(arrays.values()), path)
         return figure
     return _finish(figure, path)
 
 
-def check_path(path, argument="path", moving=False):
+def check_path(path: str | PathLike[str], argument: str = "path", moving: bool = False) -> None:
     """Raise if a figure could not be written to `path` for want of matplotlib or a known suffix.
 
     Parameters
@@ -254,7 +274,7 @@ def check_path(path, argument="path", moving=False):
         )
 
 
-def _matplotlib_figure(**options):
+def _matplotlib_figure(**options: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -262,7 +282,7 @@ def _matplotlib_figure(**options):
     return Figure(layout="constrained", **options)
 
 
-def _check_histories(histories):
+def _check_histories(histories: Mapping[str, History]) -> None:
     if not histories:
         raise ValueError("histories: expected at least one, got none")
     for name, history in histories.items():
@@ -270,16 +290,16 @@ def _check_histories(histories):
             raise ValueError(f"{name}: expected at least one epoch, got none")
 
 
-def _check_confusion_matrix(matrix):
-    matrix = np.asarray(matrix)
-    if matrix.ndim != 2 or len(matrix) == 0 or matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(f"matrix: expected a square one, got the shape {matrix.shape}")
-    if matrix.dtype.kind not in "iu" or matrix.min() < 0:
-        raise ValueError(f"matrix: expected counts, whole numbers from 0 on, got {matrix.dtype}")
-    return matrix
+def _check_confusion_matrix(matrix: ArrayLike) -> NDArray[np.integer[Any]]:
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or len(counts) == 0 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"matrix: expected a square one, got the shape {counts.shape}")
+    if counts.dtype.kind not in "iu" or counts.min() < 0:
+        raise ValueError(f"matrix: expected counts, whole numbers from 0 on, got {counts.dtype}")
+    return counts
 
 
-def _label_classes(panel, labels):
+def _label_classes(panel: Axes, labels: list[str]) -> None:
     """Write the labels at both sides; long ones stand upright below, and of very many only some are there."""
     places = range(0, len(labels), -(-len(labels) // _MOST_LABELS))
     shown = [labels[place] for place in places]
@@ -290,19 +310,21 @@ def _label_classes(panel, labels):
     panel.spines[:].set_visible(False)
 
 
-def _figure(columns, path, moving=False, **options):
+def _figure(
+    columns: int, path: str | PathLike[str] | None, moving: bool = False, **options: Any,
+) -> tuple[Figure, list[Axes]]:
     if path is not None:
         check_path(path, moving=moving)
     figure = _matplotlib_figure(figsize=(4.8 * columns, 3.8))
     return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 
-def _epochs(history):
+def _epochs(history: History) -> NDArray[np.int_]:
     """Return the numbers of the epochs as people count them, from 1."""
     return np.asarray(history.epoch) + 1
 
 
-def _draw(panel, x, y, place, name):
+def _draw(panel: Axes, x: AnyArray, y: AnyArray, place: int, name: str) -> None:
     """Draw the curve which is at `place` among those of the panel."""
     color = _COLORS[place % len(_COLORS)]
     dashes = _DASHES[place % len(_DASHES)]
@@ -310,7 +332,7 @@ def _draw(panel, x, y, place, name):
     panel.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
 
 
-def _label(panel, x, y=None):
+def _label(panel: Axes, x: str, y: str | None = None) -> None:
     panel.set_xlabel(x)
     if y is not None:
         panel.set_ylabel(y)
@@ -319,14 +341,14 @@ def _label(panel, x, y=None):
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _count_epochs(panel):
+def _count_epochs(panel: Axes) -> None:
     """Put ticks at whole epochs alone."""
     from matplotlib.ticker import MaxNLocator
 
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
-def _scale_losses(panel):
+def _scale_losses(panel: Axes) -> None:
     """Losses that are all positive span decades: a logarithmic scale shows the small ones too."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -339,17 +361,17 @@ def _scale_losses(panel):
         panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _check_paths(paths):
+def _check_paths(paths: Mapping[str, ArrayLike]) -> dict[str, Array]:
     if not paths:
         raise ValueError("paths: expected at least one, got none")
-    paths = {name: np.asarray(points, float) for name, points in paths.items()}
-    for name, points in paths.items():
+    checked = {name: np.asarray(points, float) for name, points in paths.items()}
+    for name, points in checked.items():
         if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0 or not np.isfinite(points).all():
             raise ValueError(f"{name}: expected finite points, shape (steps + 1, 2), got {points.shape}")
-    return paths
+    return checked
 
 
-def _draw_contours(figure, panel, surface):
+def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
     """Shade the window by height, light enough for colored paths, and mark the minima."""
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
@@ -362,12 +384,12 @@ def _draw_contours(figure, panel, surface):
     norm = LogNorm(lowest, highest)
     panel.contourf(x, y, np.clip(heights, lowest, highest), levels=levels, cmap=grays, norm=norm)
     panel.contour(x, y, heights, levels=levels, colors="0.6", linewidths=0.4)
-    stars = {"color": "black", "markeredgecolor": "white", "markersize": 15, "zorder": 4}
+    stars: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markersize": 15, "zorder": 4}
     panel.plot(*np.transpose(surface.minima), "*", linestyle="none", label="minimum", **stars)
     panel.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", title=surface.name.capitalize())
 
 
-def _draw_path(panel, name, points, place, count):
+def _draw_path(panel: Axes, name: str, points: Array, place: int, count: int) -> tuple[Line2D, Line2D]:
     """Draw one of `count` paths and, as the ball that has rolled down it, its last point; return both."""
     color, dashes = _COLORS[place % len(_COLORS)], _DASHES[place % len(_DASHES)]
     width = 1.4 + 2.0 * (1.0 - (place + 1) / count)     # those below show beside those above
@@ -376,7 +398,10 @@ def _draw_path(panel, name, points, place, count):
     return line, ball
 
 
-def _animate(figure, panel, artists, paths, path):
+def _animate(
+    figure: Figure, panel: Axes, artists: list[tuple[Line2D, Line2D]], paths: list[Array],
+    path: str | PathLike[str],
+) -> None:
     """Write the drawn paths step by step: what stands still is drawn once, and shown below every frame."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
@@ -404,7 +429,7 @@ def _animate(figure, panel, artists, paths, path):
     first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def _palette():
+def _palette() -> bytes:
     """Grays, and the colors of the paths with their edges on them: a GIF has 256 colors."""
     from matplotlib.colors import to_rgb
 
@@ -418,7 +443,7 @@ def _palette():
     return (255.0 * np.concatenate([grays, *edges])).round().astype(np.uint8).tobytes()
 
 
-def _finish(figure, path):
+def _finish(figure: Figure, path: str | PathLike[str] | None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=_DPI)
     return figure

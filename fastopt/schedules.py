@@ -24,7 +24,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any
+from typing import Any, Literal, cast
 
 from fastopt._checks import whole
 
@@ -177,7 +177,7 @@ class InverseTime:
         _check_fields(self, lr=_nonnegative, decay=_nonnegative, power=_positive)
 
     def __call__(self, step: int) -> float:
-        return self.lr / (1.0 + self.decay * _finished(step)) ** self.power
+        return self.lr / float((1.0 + self.decay * _finished(step)) ** self.power)
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ class Polynomial:
 
     def __call__(self, step: int) -> float:
         left = 1.0 - min(_finished(step), self.steps) / self.steps
-        return self.min_lr + (self.lr - self.min_lr) * left**self.power
+        return self.min_lr + (self.lr - self.min_lr) * float(left**self.power)
 
 
 @dataclass(frozen=True)
@@ -341,14 +341,16 @@ class LinearWarmup:
 
     def __call__(self, step: int) -> float:
         step = _finished(step)
+        then = cast("Callable[[int], float]", self.then)    # a number has been made one
         if step >= self.steps:
-            return self.then(step - self.steps)
+            return then(step - self.steps)
         risen = self.start_factor + (1.0 - self.start_factor) * step / self.steps
-        return self.then(0) * risen
+        return then(0) * risen
 
     def state_dict(self) -> dict[str, Any]:
         """The state of what follows, if it keeps any (`ReduceOnPlateau` does); else empty."""
-        return self.then.state_dict() if hasattr(self.then, "state_dict") else {}
+        then: Any = self.then
+        return then.state_dict() if hasattr(then, "state_dict") else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Hand `state`, which came from `state_dict`, to what follows.
@@ -358,10 +360,11 @@ class LinearWarmup:
         ValueError
             If there is a state, and what follows keeps none.
         """
-        if hasattr(self.then, "load_state_dict"):
-            self.then.load_state_dict(state)
+        then: Any = self.then
+        if hasattr(then, "load_state_dict"):
+            then.load_state_dict(state)
         elif state:
-            raise ValueError(f"state: {self.then!r} keeps no state, but {dict(state)!r} came")
+            raise ValueError(f"state: {then!r} keeps no state, but {dict(state)!r} came")
 
 
 @dataclass(frozen=True)
@@ -399,7 +402,7 @@ class OneCycle:
     max_lr: float
     steps: int
     pct_start: float = 0.3
-    anneal: str = "cos"
+    anneal: Literal["cos", "linear"] = "cos"
     div_factor: float = 25.0
     final_div_factor: float = 1e4
     three_phase: bool = False
@@ -533,11 +536,11 @@ class ReduceOnPlateau:
     """
 
     lr: float
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
     factor: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
-    threshold_mode: str = "rel"
+    threshold_mode: Literal["rel", "abs"] = "rel"
     cooldown: int = 0
     min_lr: float = 0.0
     eps: float = 1e-8
@@ -727,7 +730,7 @@ def _one_of(*choices: Any) -> Callable[[str, Any], Any]:
     return check
 
 
-def _schedule(name: str, value: Any) -> Callable[[int], float]:
+def _schedule(name: str, value: Any) -> Any:
     if callable(value):
         return value
     if isinstance(value, Real):

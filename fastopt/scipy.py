@@ -42,20 +42,33 @@ import inspect
 import math
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fastopt._checks import real, whole
 from fastopt.optimizers import BY_NAME, arguments_of
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike
+
+    from fastopt._types import Array
+    from fastopt.optimizers.base import Optimizer
+
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning, approx_fprime
 except ImportError as error:
     raise ImportError("fastopt.scipy needs SciPy: pip install 'fastopt[scipy]'") from error
 
-__all__ = [*BY_NAME]
+__all__ = [*BY_NAME]  # pyright: ignore[reportUnsupportedDunderAll]
 
-CONVERGED, EXHAUSTED, NOT_FINITE, STOPPED = 0, 1, 3, 99  # as SciPy's methods have them
+# As SciPy's methods have them.
+CONVERGED: int = 0
+EXHAUSTED: int = 1
+NOT_FINITE: int = 3
+STOPPED: int = 99
 
 # What would be another problem, or has no meaning here.
 _LEFT_OUT = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
@@ -67,17 +80,17 @@ class _Settings:
     """The options that are not those of the rule; see the module."""
 
     maxiter: int = 10_000
-    gtol: float | None = None
+    gtol: float = None  # type: ignore[assignment]  # that is, `tol` or 1e-5
     ftol: float = 0.0
     xtol: float = 0.0
     patience: int = 10
     keep_best: bool = False
-    finite_diff_rel_step: float | None = None
+    finite_diff_rel_step: ArrayLike | None = None
     return_all: bool = False
     disp: bool = False
     tol: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.maxiter = whole("maxiter", self.maxiter, 0)
         self.patience = whole("patience", self.patience, 1)
         step = self.finite_diff_rel_step
@@ -96,9 +109,9 @@ class _Settings:
 class _Point:
     """Where the path is, the value and the gradient there: copies of its own."""
 
-    x: np.ndarray
+    x: Array
     fun: float
-    jac: np.ndarray
+    jac: Array
 
 
 class _Objective:
@@ -110,16 +123,19 @@ class _Objective:
         As SciPy counts: the calls for a finite difference are calls of the function.
     """
 
-    def __init__(self, fun, jac, args, box, rel_step):
+    def __init__(
+        self, fun: Callable[..., Any], jac: Any, args: Any, box: _Box, rel_step: ArrayLike | None,
+    ) -> None:
         if jac is not None and not callable(jac):
             raise ValueError(
                 f"jac: expected a function or None, got {jac!r}; scipy.optimize.minimize makes one of True"
             )
-        self._fun, self._jac, self._box, self._rel_step = fun, jac, box, rel_step
+        self._fun, self._jac, self._box = fun, jac, box
+        self._rel_step: Any = rel_step
         self._args = args if isinstance(args, tuple) else (args,)
         self.nfev = self.njev = 0
 
-    def at(self, x):
+    def at(self, x: Array) -> _Point:
         """Evaluate at `x`."""
         fun = self._value(x)
         self.njev += 1
@@ -129,24 +145,25 @@ class _Objective:
             raise ValueError(f"jac: expected a gradient of the shape {x.shape}, got {jac.shape}")
         return _Point(x.copy(), fun, jac)
 
-    def _value(self, x):
+    def _value(self, x: Array) -> float:
         self.nfev += 1
         value = np.asarray(self._fun(x.copy(), *self._args))  # a copy, which they may keep or overwrite
         if value.size != 1:
             raise ValueError(f"fun: expected a number, got an array of the shape {value.shape}")
         return float(value.item())
 
-    def _difference(self, x, fun):
+    def _difference(self, x: Array, fun: float) -> Array:
         flat = x.ravel().astype(float)
         steps = np.full(flat.shape, _STEP)
         if self._rel_step is not None:
             steps = np.where(flat < 0.0, -1.0, 1.0) * self._rel_step * np.maximum(1.0, np.abs(flat))
 
-        def value(point):
+        def value(point: Array) -> float:
             is_here = np.array_equal(point, flat)       # where SciPy begins, and we have been
             return fun if is_here else self._value(point.reshape(x.shape))
 
-        return approx_fprime(flat, value, self._box.inward(flat, steps)).reshape(x.shape)
+        slopes = cast("Array", approx_fprime(flat, value, self._box.inward(flat, steps)))
+        return slopes.reshape(x.shape)
 
 
 class _Box:
@@ -155,24 +172,25 @@ class _Box:
     They are rounded to the dtype of `x`.
     """
 
-    def __init__(self, bounds, x):
+    def __init__(self, bounds: Any, x: Array) -> None:
         self.is_open = bounds is None
         if not self.is_open:
             self._lower, self._upper = _limits(bounds, x)
 
-    def clip(self, x):
+    def clip(self, x: Array) -> None:
         """Move `x`, in place, to the nearest point inside."""
         if not self.is_open:
             np.clip(x, self._lower, self._upper, out=x)
 
-    def slope(self, point):
+    def slope(self, point: _Point) -> float:
         """Largest component of the gradient, or of its part that does not point out of the box."""
         jac = point.jac
         if not self.is_open:
             jac = point.x - np.clip(point.x - jac, self._lower, self._upper)
-        return np.max(np.abs(jac), initial=0.0)
+        largest: float = np.max(np.abs(jac), initial=0.0)
+        return largest
 
-    def inward(self, flat, steps):
+    def inward(self, flat: Array, steps: Array) -> Array:
         """Turn the steps that would lead out of the box."""
         if self.is_open:
             return steps
@@ -184,11 +202,11 @@ class _Box:
 class _Stopping:
     """When to stop, and what to say then."""
 
-    def __init__(self, settings, box):
+    def __init__(self, settings: _Settings, box: _Box) -> None:
         self._settings, self._box = settings, box
         self._small = {name: 0 for name in ("ftol", "xtol") if getattr(settings, name)}  # steps in a row
 
-    def __call__(self, nit, point, before):
+    def __call__(self, nit: int, point: _Point, before: _Point | None) -> tuple[int, str] | None:
         """Return status and message at a point, or None to go on; `before` is the point of a step ago."""
         s = self._settings
         if not math.isfinite(point.fun):
@@ -197,7 +215,9 @@ class _Stopping:
             return NOT_FINITE, "The gradient has a NaN or an infinity."
         if self._box.slope(point) <= s.gtol:
             return CONVERGED, "The gradient is within gtol."
-        for name in self._small if before is not None else ():
+        for name in self._small:
+            if before is None:
+                break
             change, scale = _changes(name, point, before)
             is_small = change <= getattr(s, name) * max(scale, 1.0)
             self._small[name] = self._small[name] + 1 if is_small else 0
@@ -209,15 +229,16 @@ class _Stopping:
         return None
 
 
-def _changes(name, point, before):
+def _changes(name: str, point: _Point, before: _Point) -> tuple[float, float]:
     """Change since the point before, and what it is measured by."""
     if name == "ftol":
         return abs(point.fun - before.fun), max(abs(point.fun), abs(before.fun))
     return np.max(np.abs(point.x - before.x), initial=0.0), np.max(np.abs(point.x), initial=0.0)
 
 
-def _limits(bounds, x):
+def _limits(bounds: Any, x: Array) -> list[Array]:
     """Lower and upper bounds as two arrays, of the dtype and the shape of `x`."""
+    sizes: tuple[int, ...]
     try:
         if isinstance(bounds, Bounds):
             limits, sizes = np.array([bounds.lb, bounds.ub], float), (1, x.size)
@@ -233,7 +254,7 @@ def _limits(bounds, x):
     return [np.broadcast_to(limit, x.size).reshape(x.shape).astype(x.dtype) for limit in limits]
 
 
-def _start(x0):
+def _start(x0: ArrayLike) -> Array:
     """The first point, as an array that the optimizer may update: float32 stays, all else is float64."""
     x = np.atleast_1d(np.asarray(x0))
     if x.dtype.kind not in "fiub":
@@ -241,13 +262,13 @@ def _start(x0):
     return np.array(x, np.float32 if x.dtype == np.float32 else np.float64, order="C")
 
 
-def _callback(callback):
+def _callback(callback: Callable[..., object] | None) -> Callable[[_Point], bool]:
     """A function of a point that says whether to stop. SciPy's two kinds differ in their argument's name."""
     if callback is None:
         return lambda point: False
     by_result = set(inspect.signature(callback).parameters) == {"intermediate_result"}
 
-    def stops(point):
+    def stops(point: _Point) -> bool:
         try:
             if by_result:
                 callback(intermediate_result=OptimizeResult(x=point.x.copy(), fun=point.fun))
@@ -260,7 +281,11 @@ def _callback(callback):
     return stops
 
 
-def _minimize(make, fun, x0, args, jac, bounds, callback, settings):
+def _minimize(
+    make: Callable[[Array], Optimizer], fun: Callable[..., Any], x0: ArrayLike, args: Any,
+    jac: Callable[..., ArrayLike] | None, bounds: Any, callback: Callable[..., object] | None,
+    settings: _Settings,
+) -> OptimizeResult:
     """Take steps from `x0` until told to stop; `make` returns the optimizer of an array."""
     x = _start(x0)
     box, stops = _Box(bounds, x), _callback(callback)
@@ -284,7 +309,10 @@ def _minimize(make, fun, x0, args, jac, bounds, callback, settings):
     return _result(best if settings.keep_best else point, nit, objective, ended, path, settings)
 
 
-def _result(point, nit, objective, ended, path, settings):
+def _result(
+    point: _Point, nit: int, objective: _Objective, ended: tuple[int, str], path: list[Array],
+    settings: _Settings,
+) -> OptimizeResult:
     """What is returned, and printed if wanted."""
     status, message = ended
     result = OptimizeResult(
@@ -306,7 +334,7 @@ def _result(point, nit, objective, ended, path, settings):
 # --- One function a rule -------------------------------------------------------------------------
 
 
-def _method(name, rule):
+def _method(name: str, rule: type[Optimizer]) -> Callable[..., OptimizeResult]:
     """The method of a rule."""
     hyperparameters = {
         option: parameter.replace(kind=parameter.KEYWORD_ONLY)
@@ -319,9 +347,10 @@ def _method(name, rule):
     known = [*hyperparameters, *(setting.name for setting in settings)]
 
     def method(
-        fun, x0, args=(), jac=None, hess=None, hessp=None, bounds=None, constraints=(), callback=None,
-        **options,
-    ):
+        fun: Callable[..., Any], x0: ArrayLike, args: Any = (), jac: Callable[..., ArrayLike] | None = None,
+        hess: object = None, hessp: object = None, bounds: Any = None, constraints: object = (),
+        callback: Callable[..., object] | None = None, **options: Any,
+    ) -> OptimizeResult:
         for option in options:
             if option not in known:
                 raise TypeError(f"{name}: unknown option {option!r}, expected one of {', '.join(known)}")
@@ -335,9 +364,11 @@ def _method(name, rule):
         return _minimize(make, fun, x0, args, jac, bounds, callback, _Settings(**options))
 
     common = [p for p in inspect.signature(method).parameters.values() if p.kind != p.VAR_KEYWORD]
-    method.__signature__ = inspect.Signature([*common, *hyperparameters.values(), *settings])
+    signature = inspect.Signature([*common, *hyperparameters.values(), *settings])
+    method.__signature__ = signature  # type: ignore[attr-defined]
     method.__name__ = method.__qualname__ = name
-    method.__doc__ = _DOC.format(name=name, rule=rule.__name__, first=inspect.getdoc(rule).partition("\n")[0])
+    first = (inspect.getdoc(rule) or "").partition("\n")[0]
+    method.__doc__ = _DOC.format(name=name, rule=rule.__name__, first=first)
     return method
 
 
@@ -384,5 +415,8 @@ Examples
 >>> import fastopt.scipy
 >>> result = minimize(lambda x: (x @ x, 2 * x), [3.0, -4.0], jac=True, method=fastopt.scipy.{name})
 """
+
+if TYPE_CHECKING:
+    def __getattr__(name: str) -> Callable[..., OptimizeResult]: ...
 
 globals().update({name: _method(name, rule) for name, rule in BY_NAME.items()})

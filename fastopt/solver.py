@@ -24,8 +24,7 @@ A network whose gradients come in the order of ``params`` says so with an attrib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +34,18 @@ from fastopt._tree import flatten
 from fastopt.nn.metrics import accuracy
 from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import SupportsFloat, TypeAlias, TypeVar
+
+    from fastopt._types import AnyArray, Listing, Scalar
+    from fastopt.nn.typing import Net
+    from fastopt.optimizers import Optimizer
+
+    Network = TypeVar("Network", bound=Net)
+    Layers: TypeAlias = Listing[Listing[AnyArray]]
+    TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[SupportsFloat, Layers]]
 
 __all__ = [
     "accuracy",
@@ -56,15 +67,12 @@ _ADAGRAD_EPS = 1e-8
 _RMSPROP_EPS = 1e-4
 _ADAM_EPS = 1e-4
 
-Layers = Sequence[Sequence[np.ndarray]]
-
-
 # --- data ---------------------------------------------------------------------------------------
 
 
 def get_minibatches(
-    X: np.ndarray, y: np.ndarray, minibatch_size: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+    X: AnyArray, y: AnyArray, minibatch_size: int
+) -> list[tuple[AnyArray, AnyArray]]:
     """Shuffle the samples and cut them into minibatches.
 
     The order is drawn from NumPy's global state, so that ``np.random.seed`` makes it, and a whole
@@ -280,16 +288,16 @@ def adam_update(
 
 
 def sgd(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: float,
+    learning_rate: Scalar,
     verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-) -> Any:
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+) -> Network:
     """Train `nnet` by stochastic gradient descent (see `vanilla_update`).
 
     Minibatches are drawn anew for every epoch (see `get_minibatches`), and what an optimizer
@@ -332,18 +340,18 @@ def sgd(
 
 
 def sgd_momentum(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: float,
-    mu: float = 0.9,
+    learning_rate: Scalar,
+    mu: Scalar = 0.9,
     verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
     nesterov: bool = False,
-) -> Any:
+) -> Network:
     """Train `nnet` with momentum (see `momentum_update`), Nesterov's if wanted.
 
     With `nesterov` the gradient is taken where the velocity alone would lead, at ``p - mu * v``;
@@ -386,16 +394,16 @@ def sgd_momentum(
 
 
 def adagrad(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: float,
+    learning_rate: Scalar,
     verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
-) -> Any:
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
+) -> Network:
     """Train `nnet` with AdaGrad (see `adagrad_update`).
 
     Parameters, return value and errors are those of `sgd`.
@@ -407,17 +415,17 @@ def adagrad(
 
 
 def rmsprop(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: float,
+    learning_rate: Scalar,
     verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
     decay_rate: float = 0.9,
-) -> Any:
+) -> Network:
     """Train `nnet` with RMSprop (see `rmsprop_update`).
 
     Parameters, return value and errors are those of `sgd`, and `decay_rate`, how much of the
@@ -432,18 +440,18 @@ def rmsprop(
 
 
 def adam(
-    nnet: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: float,
+    learning_rate: Scalar,
     verbose: bool = True,
-    X_test: np.ndarray | None = None,
-    y_test: np.ndarray | None = None,
+    X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None,
     beta1: float = 0.9,
     beta2: float = 0.999,
-) -> Any:
+) -> Network:
     """Train `nnet` with Adam (see `adam_update`), with an epsilon of 1e-4.
 
     Parameters, return value and errors are those of `sgd`, and `beta1` and `beta2`, how much of
@@ -458,17 +466,17 @@ def adam(
 
 
 def _train(
-    nnet: Any,
-    optimizer: Any,
-    X_train: np.ndarray,
-    y_train: np.ndarray,
+    nnet: Network,
+    optimizer: Optimizer,
+    X_train: AnyArray,
+    y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
     verbose: bool,
-    X_test: np.ndarray | None,
-    y_test: np.ndarray | None,
-    train_step: Callable[[np.ndarray, np.ndarray], tuple[float, Layers]] | None = None,
-) -> Any:
+    X_test: AnyArray | None,
+    y_test: AnyArray | None,
+    train_step: TrainStep | None = None,
+) -> Network:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
     train = samples("X_train", X_train, "y_train", y_train)
     test = _optional_samples("X_test", X_test, "y_test", y_test)
@@ -487,7 +495,7 @@ def _train(
     return nnet
 
 
-def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -> Callable:
+def _look_ahead(nnet: Net, optimizer: Optimizer, mu: Scalar) -> TrainStep:
     """`nnet.train_step`, taken at ``p - mu * v`` and leaving the parameters as they were."""
     params = flatten(nnet.params)[1]
     kept = [np.empty_like(p) for p in params]
@@ -495,7 +503,7 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
     # p -= mu * v is a step of gradient descent along the velocity.
     nudge = SGD(params, lr=mu)
 
-    def train_step(X, y):
+    def train_step(X: AnyArray, y: AnyArray) -> tuple[SupportsFloat, Layers]:
         for p, k in zip(params, kept, strict=True):
             np.copyto(k, p)
         try:
@@ -509,7 +517,13 @@ def _look_ahead(nnet: Any, optimizer: Any, mu: float | Callable[[int], float]) -
     return train_step
 
 
-def _report(nnet, loss, train, test, minibatch_size) -> str:
+def _report(
+    nnet: Net,
+    loss: SupportsFloat,
+    train: tuple[AnyArray, AnyArray],
+    test: tuple[AnyArray, AnyArray] | None,
+    minibatch_size: int,
+) -> str:
     """The article's line about an epoch."""
     logs = {"loss": float(loss), "accuracy": _accuracy_of(nnet, *train, minibatch_size)}
     if test is not None:
@@ -517,7 +531,7 @@ def _report(nnet, loss, train, test, minibatch_size) -> str:
     return format_logs(logs)
 
 
-def _accuracy_of(nnet, X, y, minibatch_size) -> float:
+def _accuracy_of(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
     # As many samples at a time as in training: that much memory is there.
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
@@ -528,8 +542,8 @@ def _accuracy_of(nnet, X, y, minibatch_size) -> float:
 
 
 def _minibatches(
-    X: np.ndarray, y: np.ndarray, minibatch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    X: AnyArray, y: AnyArray, minibatch_size: int
+) -> Iterator[tuple[AnyArray, AnyArray]]:
     """Minibatches in an order drawn when the first is asked for, each copied when it is due."""
     order = np.random.permutation(len(X))  # noqa: NPY002 (np.random.seed is the caller's handle)
     for start in range(0, len(X), minibatch_size):
@@ -537,7 +551,7 @@ def _minibatches(
         yield X[chosen], y[chosen]
 
 
-def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[np.ndarray, ...]]:
+def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[AnyArray, ...]]:
     """For each parameter: its array, its gradient, and its array in each of `states`.
 
     Everything is checked here, before anything is changed.
@@ -548,7 +562,7 @@ def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[np.n
     return list(zip(*columns, strict=True))
 
 
-def _flat(layers: Layers) -> list[np.ndarray]:
+def _flat(layers: Layers) -> list[AnyArray]:
     return [array for layer in layers for array in layer]
 
 
@@ -570,7 +584,7 @@ def _in_order(params: Layers, layers: Layers, name: str, backwards: bool = False
                     f"{where}[{index}]: expected {like.dtype} of shape {like.shape}, as in "
                     f"params[{layer}][{index}], got {array.dtype} of shape {array.shape}"
                 )
-    return layers[::-1] if backwards else layers
+    return list(reversed(layers)) if backwards else layers
 
 
 def _check_list(value: Any, where: str, length: int, items: str, like: str) -> None:
@@ -582,7 +596,7 @@ def _check_list(value: Any, where: str, length: int, items: str, like: str) -> N
 
 def _optional_samples(
     X_name: str, X: Any, y_name: str, y: Any
-) -> tuple[np.ndarray, np.ndarray] | None:
+) -> tuple[AnyArray, AnyArray] | None:
     if X is None and y is None:
         return None
     for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):

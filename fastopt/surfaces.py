@@ -12,10 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._checks import real, whole
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastopt._types import Array
+    from fastopt.optimizers.base import Optimizer
 
 __all__ = ["RATES", "SURFACES", "Surface", "descend", "find_rate"]
 
@@ -48,21 +55,21 @@ class Surface:
     """
 
     name: str
-    value: Callable
-    gradient: Callable
-    minima: tuple
+    value: Callable[[Any, Any], Any]
+    gradient: Callable[[Any, Any], tuple[Any, Any]]
+    minima: tuple[tuple[float, float], ...]
     least: float
-    start: tuple
+    start: tuple[float, float]
     steps: int
-    window: tuple
+    window: tuple[float, float, float, float]
 
-    def holds(self, points):
+    def holds(self, points: ArrayLike) -> bool:
         """Whether points, shape (..., 2), are in the window."""
         left, right, bottom, top = self.window
         points = np.asarray(points)
         return bool(((points >= (left, bottom)) & (points <= (right, top))).all())
 
-    def distance(self, points):
+    def distance(self, points: ArrayLike) -> Any:
         """Distances to the nearest minimum.
 
         Parameters
@@ -77,7 +84,10 @@ class Surface:
         return np.hypot(away[..., 0], away[..., 1]).min(axis=-1)
 
 
-def descend(surface, make, steps=None, start=None):
+def descend(
+    surface: Surface, make: Callable[[Array], Optimizer], steps: int | None = None,
+    start: tuple[float, float] | None = None,
+) -> Array:
     """Follow an optimizer down a surface.
 
     Parameters
@@ -114,7 +124,10 @@ def descend(surface, make, steps=None, start=None):
     return np.array(path)
 
 
-def find_rate(surface, make, steps=None, start=None):
+def find_rate(
+    surface: Surface, make: Callable[[Array, float], Optimizer], steps: int | None = None,
+    start: tuple[float, float] | None = None,
+) -> float:
     """Find the learning rate with which a rule descends best, for a picture of its path.
 
     Of `RATES`, that with the least height above the minimum, by the mean of its logarithm along the path.
@@ -133,11 +146,14 @@ def find_rate(surface, make, steps=None, start=None):
     -------
     float
     """
-    paths = {lr: descend(surface, lambda p, lr=lr: make(p, lr), steps, start) for lr in RATES}
-    return min(RATES, key=lambda lr: _height(surface, paths[lr], steps))
+
+    def height(lr: float) -> tuple[bool, float]:
+        return _height(surface, descend(surface, lambda point: make(point, lr), steps, start), steps)
+
+    return min(RATES, key=height)
 
 
-def _height(surface, path, steps):
+def _height(surface: Surface, path: Array, steps: int | None) -> tuple[bool, float]:
     """What `find_rate` compares: whether a path is none to show, and how high it is."""
     heights = surface.value(*path.T) - surface.least
     longest = np.hypot(*np.diff(path, axis=0).T).max(initial=0.0)
@@ -147,20 +163,20 @@ def _height(surface, path, steps):
     return not is_shown, np.log(np.maximum(heights, _LOWEST * max(heights[0], _LOWEST))).mean()
 
 
-def _rosenbrock(x, y):
+def _rosenbrock(x: Any, y: Any) -> Any:
     return (1.0 - x) ** 2 + 100.0 * (y - x**2) ** 2
 
 
-def _rosenbrock_gradient(x, y):
+def _rosenbrock_gradient(x: Any, y: Any) -> tuple[Any, Any]:
     across = 200.0 * (y - x**2)
     return -2.0 * (1.0 - x) - 2.0 * x * across, across
 
 
-def _beale(x, y):
+def _beale(x: Any, y: Any) -> Any:
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
-def _beale_gradient(x, y):
+def _beale_gradient(x: Any, y: Any) -> tuple[Any, Any]:
     parts = [(a - x + x * y**k, k) for k, a in ((1, 1.5), (2, 2.25), (3, 2.625))]
     return (
         sum(2.0 * part * (y**k - 1.0) for part, k in parts),
@@ -168,19 +184,19 @@ def _beale_gradient(x, y):
     )
 
 
-def _saddle(x, y):
+def _saddle(x: Any, y: Any) -> Any:
     return x**2 - y**2 + 0.5 * y**4
 
 
-def _saddle_gradient(x, y):
+def _saddle_gradient(x: Any, y: Any) -> tuple[Any, Any]:
     return 2.0 * x, 2.0 * y**3 - 2.0 * y
 
 
-def _himmelblau(x, y):
+def _himmelblau(x: Any, y: Any) -> Any:
     return (x**2 + y - 11.0) ** 2 + (x + y**2 - 7.0) ** 2
 
 
-def _himmelblau_gradient(x, y):
+def _himmelblau_gradient(x: Any, y: Any) -> tuple[Any, Any]:
     first, second = x**2 + y - 11.0, x + y**2 - 7.0
     return 4.0 * x * first + 2.0 * second, 2.0 * first + 4.0 * y * second
 

@@ -1,5 +1,8 @@
-"""Fixtures: every instruction set that this machine runs, and a thread count that is put back."""
+"""Fixtures: every instruction set of this machine, a thread count that is put back, other libraries."""
 
+import contextlib
+import importlib
+import importlib.util
 import os
 
 import pytest
@@ -26,3 +29,44 @@ def threads():
     yield fastopt.set_num_threads
     fastopt.set_num_threads(before)
     _runtime.set_waking(waking)
+
+
+# Libraries in double precision, for tests of parity: skipped where they are not installed.
+
+
+@pytest.fixture
+def torch():
+    """torch, which computes its scalars in double as we do."""
+    module = pytest.importorskip("torch", reason="torch is not installed")
+    before = module.get_default_dtype()
+    module.set_default_dtype(module.float64)
+    yield module
+    module.set_default_dtype(before)
+
+
+@pytest.fixture
+def keras():
+    """keras on a backend that is there: its NumPy backend multiplies in single."""
+    has_jax = importlib.util.find_spec("jax") is not None
+    os.environ.setdefault("KERAS_BACKEND", "jax" if has_jax else "torch")
+    module = pytest.importorskip("keras", reason="keras, or a backend of it, is not installed",
+                                 exc_type=ImportError)
+    before = module.config.floatx()
+    module.config.set_floatx("float64")
+    with importlib.import_module("jax").enable_x64(True) if has_jax else contextlib.nullcontext():
+        yield module
+    module.config.set_floatx(before)
+
+
+@pytest.fixture
+def optax():
+    module = pytest.importorskip("optax", reason="optax is not installed")
+    with importlib.import_module("jax").enable_x64(True):
+        yield module
+
+
+@pytest.fixture
+def sklearn():
+    """The module of scikit-learn's optimizers."""
+    return pytest.importorskip("sklearn.neural_network._stochastic_optimizers",
+                               reason="scikit-learn is not installed")

@@ -1,9 +1,12 @@
-"""The functions that `_layers.pyx` exports, called through ctypes on NumPy arrays."""
+"""The functions that `_layers.pyx` exports, called through ctypes on NumPy arrays: one by one, or all."""
 
 import ctypes
+import itertools
 from ctypes import c_char_p, c_double, c_int, c_ssize_t, c_uint64, c_void_p
 
 import numpy as np
+
+SMOOTHING, THRESHOLD = 0.1, 0.7  # of the losses
 
 
 class Block(ctypes.Structure):
@@ -66,3 +69,45 @@ class Layers:
 def block(matrix):
     """The block that a whole matrix is."""
     return Block(*matrix.shape, matrix.dtype == np.float64)
+
+
+def everything(layers, random, shape, cuts):
+    """All that depends on its own row alone, from blocks of rows between the cuts; and losses' values.
+
+    `random` takes a shape and a seed, and gives a matrix.
+    """
+    z, y, delta = (random(shape, seed) for seed in (0, 1, 2))
+    b, c, d, e = random((4, shape[1]), 3)
+    labels, weight, rstd = np.arange(shape[0]) * 5 % shape[1], abs(y[:, 0]), np.empty_like(z[:, 0])
+    results = []
+    for name in layers.activations:
+        pre, a, gradient = z.copy(), np.empty_like(z), delta.copy()
+        for lo, hi in itertools.pairwise(cuts):
+            x = block(z[lo:hi])
+            layers.forward(layers.activations[name], x, b, pre[lo:hi], a[lo:hi])
+            layers.backward(layers.activations[name], x, pre[lo:hi], a[lo:hi], gradient[lo:hi])
+        results += [pre, a, gradient]
+    for name in layers.losses:
+        target = labels if name == "cross_entropy" else y
+        criterion = Criterion(layers.losses[name], 0.3, SMOOTHING, THRESHOLD)
+        gradient = np.empty_like(z)
+        values = [
+            layers.loss(criterion, block(z[lo:hi]), z[lo:hi], target[lo:hi], weight[lo:hi], gradient[lo:hi])
+            for lo, hi in itertools.pairwise(cuts)
+        ]
+        results += [gradient, np.array(values)]
+    rows, columns, gradient, dropped, scaled = (
+        z.copy(),
+        z.copy(),
+        delta.copy(),
+        np.empty_like(z),
+        delta.copy(),
+    )
+    for lo, hi in itertools.pairwise(cuts):
+        x = block(z[lo:hi])
+        layers.normalize_rows(x, 1e-5, rows[lo:hi], rstd[lo:hi])
+        layers.normalize_rows_backward(x, rows[lo:hi], rstd[lo:hi], gradient[lo:hi])
+        layers.normalize_columns(x, b, c, columns[lo:hi])
+        layers.normalize_columns_backward(x, z[lo:hi], b, d, e, 9.0, scaled[lo:hi])
+        layers.dropout(Mask(1, 2, 0.3), x, lo, z[lo:hi], dropped[lo:hi])
+    return [*results, rows, rstd, gradient, columns, scaled, dropped]

@@ -74,7 +74,15 @@ RULES = [
         "momentum dampened, lr inside", fastopt.SGD, "momentum_", ("buf",),
         {"momentum": 0.9, "dampening": 0.3, "weight_decay": 0.1, "convention": "keras"},
     ),
-    Rule("sgd of keras", fastopt.SGD, "sgd_", (), {"weight_decay": 0.1, "convention": "keras"}),
+    Rule(
+        "sgd of keras", fastopt.SGD, "sgd_", (),
+        {"nesterov": True, "weight_decay": 0.1, "convention": "keras"},
+    ),
+    Rule("sgd of sklearn", fastopt.SGD, "sgd_", (), {"momentum": 0.0, "convention": "sklearn"}),
+    Rule(
+        "momentum of sklearn", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.5, "nesterov": False, "convention": "sklearn"},
+    ),
     Rule("nesterov of sklearn", fastopt.SGD, "momentum_", ("buf",), {"convention": "sklearn"}),
     Rule(
         "nesterov", fastopt.SGD, "momentum_", ("buf",),
@@ -83,6 +91,10 @@ RULES = [
     Rule(
         "nesterov, lr inside", fastopt.SGD, "momentum_", ("buf",),
         {"momentum": 0.9, "nesterov": True, "convention": "keras", "maximize": True},
+    ),
+    Rule(
+        "nesterov of keras", fastopt.SGD, "momentum_", ("buf",),
+        {"momentum": 0.5, "nesterov": True, "weight_decay": 0.1, "convention": "keras"},
     ),
     Rule("adagrad", fastopt.Adagrad, "adagrad_", ("acc",), torch="Adagrad"),
     Rule(
@@ -127,6 +139,11 @@ RULES = [
         {"centered": True, "convention": "keras", "eps": 1e-4},
     ),
     Rule(
+        "rmsprop centered momentum, lr inside", fastopt.RMSprop, "rmsprop_",
+        ("square_avg", "grad_avg", "buf"),
+        {"centered": True, "momentum": 0.5, "alpha": 0.8, "convention": "keras", "eps": 1e-4},
+    ),
+    Rule(
         "rmsprop centered", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg"),
         {"centered": True, "eps": 1e-6}, torch="RMSprop",
     ),
@@ -160,6 +177,10 @@ RULES = [
         {"amsgrad": True, "convention": "keras"},
     ),
     Rule(
+        "adamw amsgrad of optax", fastopt.AdamW, "adamw_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        {"amsgrad": True, "weight_decay": 0.1, "convention": "optax"},
+    ),
+    Rule(
         "amsgrad", fastopt.Adam, "adam_", ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         {"amsgrad": True}, torch="Adam",
     ),
@@ -190,7 +211,7 @@ RULES = [
         {"eps": 1e-3, "weight_decay": 0.1, "convention": "keras"},
     ),
     Rule("nadam of keras", fastopt.NAdam, "nadam_", MOMENTS, {"weight_decay": 0.1, "convention": "keras"}),
-    Rule("nadam of optax", fastopt.NAdam, "nadam_", MOMENTS, {"convention": "optax"}),
+    Rule("nadam of optax", fastopt.NAdam, "nadam_", MOMENTS, {"weight_decay": 0.1, "convention": "optax"}),
     Rule("radam of optax", fastopt.RAdam, "radam_", MOMENTS, {"betas": (0.8, 0.9), "convention": "optax"}),
     Rule("nadam", fastopt.NAdam, "nadam_", MOMENTS, torch="NAdam"),
     Rule(
@@ -293,6 +314,7 @@ RULES = [
         "lars not adapted", fastopt.LARS, "lars_", ("buf",),
         {"adapt": False, "weight_decay": 0.1, "maximize": True},
     ),
+    Rule("lars of optax", fastopt.LARS, "lars_", ("buf",), {"eps": 0.0}, spreads=True),
     Rule("lamb", fastopt.LAMB, "lamb_", MOMENTS, spreads=True),
     Rule(
         "lamb decay", fastopt.LAMB, "lamb_", MOMENTS,
@@ -314,12 +336,23 @@ RULES = [
         },
         spreads=True, joins=True,
     ),
+    Rule(
+        "prodigy of optax", fastopt.Prodigy, "prodigy_", (*MOMENTS, "s", "p0"),
+        {
+            "lr": 1.0, "d0": 1e-4, "d_coef": 0.5, "weight_decay": 0.1, "use_bias_correction": True,
+            "safeguard_warmup": True,
+        },
+        spreads=True, joins=True,
+    ),
 ]
 
 # Rules that see matrices as such, which test_matrix.py is about.
 MATRIX_RULES = [
-    Rule("adafactor", fastopt.Adafactor, "adafactor_", (), {"weight_decay": 0.1}, spreads=True),
-    Rule("muon", fastopt.Muon, "muon_", (), {"nesterov": False}, spreads=True),
+    Rule(
+        "adafactor", fastopt.Adafactor, "adafactor_", (), {"weight_decay": 0.1}, torch="Adafactor",
+        spreads=True,
+    ),
+    Rule("muon", fastopt.Muon, "muon_", (), {"nesterov": False}, torch="Muon", spreads=True),
 ]
 
 OPTIMIZERS = [getattr(fastopt.optimizers, name) for name in fastopt.optimizers.__all__ if name != "Optimizer"]

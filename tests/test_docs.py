@@ -2,23 +2,42 @@
 
 import doctest
 import importlib
+import inspect
 import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+from files import write_idx_folder
 
 import fastopt
+from fastopt import cli
 from fastopt.cli import parts
+from fastopt.optimizers import BY_NAME
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-PAGES = [
-    page
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    if BLOCK.search(page.read_text(encoding="utf-8"))
-]
+COMMAND = re.compile(r"^\$ (?:.*&& )?(fastopt (?:.*\\\n)*.*)$", re.M)
+TEXTS = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))
+    if "_build" not in page.parts
+}
+PAGES = [name for name, text in TEXTS.items() if BLOCK.search(text)]
 # What a page's code needs beside NumPy.
-EXTRAS = {"command-line.md": "matplotlib", "scikit-learn.md": "sklearn", "scipy.md": "scipy"}
+EXTRAS = {
+    "docs/command-line.md": "matplotlib",
+    "docs/course.md": "matplotlib",
+    "docs/interop.md": "torch",
+    "docs/scikit-learn.md": "sklearn",
+    "docs/scipy.md": "scipy",
+    "docs/story.md": "matplotlib",
+}
 
 
 def readme_trains(names):
@@ -30,33 +49,185 @@ def article_trains(names):
 
 
 # What a page's code must have come to, by the names that it leaves; the others assert it themselves.
-RESULTS = {"README.md": readme_trains, "article.md": article_trains}
+RESULTS = {"README.md": readme_trains, "docs/article.md": article_trains}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
 def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch, capsys):
-    if page.name in EXTRAS:
-        pytest.importorskip(EXTRAS[page.name])
+    if page in EXTRAS:
+        pytest.importorskip(EXTRAS[page])
     monkeypatch.chdir(tmp_path)
-    text = page.read_text(encoding="utf-8")
-    names = {}
+    text, names = TEXTS[page], {}
     for block in BLOCK.finditer(text):
         above = "\n" * text.count("\n", 0, block.start(1))  # so that errors give the page's lines
-        exec(compile(above + block[1], str(page), "exec"), names)
-    if page.name in RESULTS:
-        RESULTS[page.name](names)
+        exec(compile(above + block[1], str(ROOT / page), "exec"), names)
+    if page in RESULTS:
+        RESULTS[page](names)
 
 
 def test_the_pages_are_found():
-    names = {page.name for page in PAGES}
-    assert {"README.md", "article.md", "command-line.md", "schedules.md"} <= names
-    assert EXTRAS.keys() | RESULTS.keys() <= names
+    assert {"README.md", "docs/article.md", "docs/schedules.md", "docs/rules/Adam.md"} <= set(PAGES)
+    assert EXTRAS.keys() | RESULTS.keys() <= set(PAGES)
+
+
+def write_data():
+    """What the commands of the pages read, in the working folder."""
+    rng = np.random.default_rng(0)
+    X, y = rng.integers(0, 256, (100, 28, 28), np.uint8), np.arange(100, dtype=np.uint8) % 10
+    for folder in ("fashion-mnist", "images"):
+        Path(folder).mkdir()
+        write_idx_folder(Path(folder), {"train": (X, y), "t10k": (X, y)})
+    np.savetxt("new.csv", X.reshape(100, -1), "%d", ",")
+    rows = [f"{x:.3f},{height:.3f},{tree}" for tree, height in (("ash", 0), ("birch", 5), ("cedar", 10)) * 100
+            for x in rng.normal(size=1)]
+    Path("trees.csv").write_text("\n".join(["age,height,tree", *rows]))
+
+
+@pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if COMMAND.search(text)])
+def test_the_commands_of_the_page_run(page, tmp_path, monkeypatch, capsys):
+    """In their order; benchmarks, which take minutes and other libraries, are only understood."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    write_data()
+    for command in COMMAND.findall(TEXTS[page]):
+        _, *words = shlex.split(command.replace("\\\n", " ").partition(">")[0])
+        if words[0] == "bench":
+            assert cli._parsers()[0].parse_args(words).run
+        else:
+            assert (cli.main(words), words) == (0, words)
+
+
+def test_the_commands_are_found():
+    commands = [command for text in TEXTS.values() for command in COMMAND.findall(text)]
+    assert {command.split()[1] for command in commands} == set(cli._parsers()[1])
+
+
+@pytest.mark.parametrize("page", ["docs/numpy-loop.md", "docs/evolution-strategies.md", "docs/federated.md"])
+def test_what_an_example_prints_is_what_its_page_shows(page, tmp_path):
+    """But for digits, which matrix products may round otherwise on another machine."""
+    script = re.search(r"^```\{literalinclude\} \.\./(examples/\w+\.py)$", TEXTS[page], re.M)[1]
+    prose = re.sub(r"^```.*?^```$", "", TEXTS[page], flags=re.M | re.S)
+    command = [sys.executable, "-P", ROOT / script]
+    printed = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True).stdout
+    shown = [line[4:] for line in prose.splitlines() if line.startswith("    ")]
+    assert [re.sub(r"\d", "0", line) for line in shown] == re.sub(r"\d", "0", printed).splitlines()
+
+
+def test_the_story_draws_its_pictures():
+    """`tools/draw_story.py` has put there what the code of the page draws, and no other."""
+    drawn = set(re.findall(r'plot_paths\(.*"(.+)"\)', TEXTS["docs/story.md"]))
+    assert drawn == set(re.findall(r"\(images/(story-.+)\)", TEXTS["docs/story.md"]))
+    assert drawn == {path.name for path in (DOCS / "images").glob("story-*")}
+
+
+# --- The page of each rule ------------------------------------------------------------------------
+
+
+FORMULA_OF_DOCSTRING = re.compile(r"^\.\. math::\n((?:    .*\n)+)", re.M)
+FORMULA_OF_PAGE = re.compile(r"^\$\$\n(.*?)^\$\$$", re.M | re.S)
+QUOTED = re.compile(
+    r"^```\{literalinclude\} ../../fastopt/reference\.py\n:language: python\n:pyobject: (\w+)\n```$", re.M
+)
+
+
+def formulas(pattern, text):
+    return {" ".join(formula.split()) for formula in pattern.findall(text)}
+
+
+@pytest.mark.parametrize("rule", BY_NAME.values(), ids=BY_NAME)
+def test_every_rule_has_its_page(rule):
+    """With the formula of its docstring, its NumPy code, advice, an example, its papers, its arguments."""
+    text = TEXTS[f"docs/rules/{rule.__name__}.md"]
+    titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
+    assert titles == [rule.__name__, "What to try", "Example", "In NumPy", "Paper", "API"]
+    shown = formulas(FORMULA_OF_PAGE, text)
+    assert shown and formulas(FORMULA_OF_DOCSTRING, inspect.getdoc(rule)) <= shown
+    quoted = QUOTED.findall(text)
+    assert quoted and all(hasattr(fastopt.reference, name) for name in quoted)
+    assert f"```{{eval-rst}}\n.. autoclass:: fastopt.{rule.__name__}\n```" in text
+    papers = re.search(r"^## Paper$(.*?)^## ", text, re.M | re.S)[1]
+    authors = re.search(r"References\n-+\n(.*?)(?:\n\n|\Z)", inspect.getdoc(rule), re.S)[1]
+    first = re.findall(r"^([A-Z][\w-]+)[ ,]", authors, re.M)
+    assert first and [name for name in first if name not in papers] == []
+    assert "](https://" in papers
+
+
+def test_every_line_of_the_reference_is_on_a_page():
+    pages = [TEXTS[f"docs/rules/{rule.__name__}.md"] for rule in BY_NAME.values()]
+    assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
+    assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
+
+
+# --- The site -------------------------------------------------------------------------------------
+
+
+def documented():
+    """Names that the pages make an entry of, by the directives of Sphinx, each as often as they do."""
+    names, module = Counter(), "fastopt"
+    for text in TEXTS.values():
+        for kind, name, options in re.findall(
+            r"^\.\. (auto\w+|currentmodule):: ([\w.]+)\n((?:   .*\n)*)", text, re.M
+        ):
+            if kind == "currentmodule":
+                module = name
+            elif kind == "automodule":
+                names.update(f"{name}.{public}" for public in importlib.import_module(name).__all__)
+                assert ":members:" in options
+            elif kind != "automethod":
+                names[name if name.startswith("fastopt.") else f"{module}.{name}"] += 1
+    return names
+
+
+def test_every_public_name_is_documented_once():
+    pytest.importorskip("sklearn")
+    pytest.importorskip("scipy")
+    entries = documented()
+    assert {name: n for name, n in entries.items() if n > 1} == {}
+    modules = {name for name in fastopt.__all__ if inspect.ismodule(getattr(fastopt, name))}
+    missing = {f"fastopt.{name}" for name in set(fastopt.__all__) - modules} - entries.keys()
+    assert missing - {"fastopt.Callback"} == set()      # it is fastopt.callbacks.Callback
+    for module in modules:
+        assert {f"fastopt.{module}.{name}" for name in getattr(fastopt, module).__all__} <= entries.keys()
+
+
+def test_the_tests_that_pages_name_are_there():
+    files = list((ROOT / "tests").glob("*.py"))
+    there = {path.stem for path in files} | {
+        name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+    named = {name for text in TEXTS.values() for name in re.findall(r"\btest_\w+", BLOCK.sub("", text))}
+    named -= {"test_size", "test_"}
+    assert len(named) > 30 and named - there == set()
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """And its map for language models names every page."""
+    for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sklearn", "scipy"):
+        pytest.importorskip(needed)
+    command = [sys.executable, "-P", "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    links = re.findall(r"\]\((.+?)\)", (tmp_path / "llms.txt").read_text("utf-8"))
+    pages = {name.removeprefix("docs/").replace(".md", ".html") for name in TEXTS if name != "README.md"}
+    assert sorted(links) == sorted(pages - {"index.html"})
+    assert all((tmp_path / link).exists() for link in links)
+
+
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#[^)\s]*)?\)")
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    links = [link for link in LINK.findall(BLOCK.sub("", TEXTS[page])) if link]
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/rules.md"])
 def test_every_rule_is_in_the_table(page):
     """In the first column of some table; in the README with its functions beside it."""
-    rows = [line.split("|") for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if "|" in line]
+    rows = [line.split("|") for line in TEXTS[page].splitlines() if "|" in line]
     first = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row[1])}
     assert set(fastopt.optimizers.__all__) - {"Optimizer"} <= first
     if page == "README.md":
@@ -69,10 +240,9 @@ def test_the_page_on_adding_a_rule_quotes_the_code():
     package = ROOT / "fastopt"
     sources = [*package.glob("*.py*"), *package.glob("optimizers/*.py"), ROOT / "tests" / "rules.py"]
     lines = {line for path in sources for line in path.read_text(encoding="utf-8").splitlines()}
-    text = (ROOT / "docs" / "add-a-rule.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```$", text, re.M | re.S)
-    quoted = [line for block in blocks for line in block.splitlines()]
-    assert len(quoted) > 30 and [line for line in quoted if line not in lines] == []
+    blocks = re.findall(r"^```\n(.*?)^```$", TEXTS["docs/add-a-rule.md"], re.M | re.S)
+    shown = [line for block in blocks for line in block.splitlines()]
+    assert len(shown) > 30 and [line for line in shown if line not in lines] == []
 
 
 @pytest.mark.parametrize("family", ["adagrad", "adam", "rmsprop", "sgd"])

@@ -91,6 +91,21 @@ def test_a_step_allocates_nothing(options):
     assert after - before < 200
 
 
+def test_no_reference_to_a_constant_is_lost():
+    """Up to 3.11 Python counts them, and ends in a crash once they are used up."""
+
+    def counts():
+        return [sys.getrefcount(constant) for constant in (None, True, False)]
+
+    before = counts()
+    for dtype in ("float32", "float64"):
+        p, g = np.ones(9, dtype), np.ones(9, dtype)
+        for _ in range(500):
+            fastopt.Adam(p).step(g, max_norm=1.0)
+            fastopt.functional.sgd_(p, g, lr=0.1)
+    assert max(abs(b - a) for a, b in zip(before, counts(), strict=True)) < 100
+
+
 def test_state_is_one_aligned_arena():
     params, _ = small_net()
     opt = fastopt.Adam(params)

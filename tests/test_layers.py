@@ -1,11 +1,10 @@
 """The trainer's elementwise kernels against formulas in higher precision, and against each other."""
 
-import itertools
 import math
 
 import numpy as np
 import pytest
-from layers import Criterion, Layers, Mask, block
+from layers import SMOOTHING, THRESHOLD, Criterion, Layers, Mask, block, everything
 
 from fastopt import _dispatch
 
@@ -183,8 +182,6 @@ def test_error_in_units_in_the_last_place(layers, name, dtype):
 
 
 # --- Losses ----------------------------------------------------------------------------------------
-
-SMOOTHING, THRESHOLD = 0.1, 0.7
 
 
 def huber(z, y):
@@ -469,50 +466,15 @@ def test_conversion(layers, kind, source, dtype):
 # --- The same bits ---------------------------------------------------------------------------------------
 
 
-def everything(layers, dtype, shape, cuts):
-    """All that depends on its own row alone, from blocks of rows between the cuts; and losses' values."""
-    z, y, delta = (random(*shape, dtype=dtype, seed=seed) for seed in (0, 1, 2))
-    b, c, d, e = random(4, shape[1], dtype=dtype)
-    labels, weight, rstd = targets("cross_entropy", shape, dtype), abs(y[:, 0]), np.empty(shape[0], dtype)
-    results = []
-    for name in layers.activations:
-        pre, a, gradient = z.copy(), np.empty_like(z), delta.copy()
-        for lo, hi in itertools.pairwise(cuts):
-            x = block(z[lo:hi])
-            layers.forward(layers.activations[name], x, b, pre[lo:hi], a[lo:hi])
-            layers.backward(layers.activations[name], x, pre[lo:hi], a[lo:hi], gradient[lo:hi])
-        results += [pre, a, gradient]
-    for name in layers.losses:
-        target = labels if name == "cross_entropy" else y
-        criterion = Criterion(layers.losses[name], 0.3, SMOOTHING, THRESHOLD)
-        gradient = np.empty_like(z)
-        values = [
-            layers.loss(criterion, block(z[lo:hi]), z[lo:hi], target[lo:hi], weight[lo:hi], gradient[lo:hi])
-            for lo, hi in itertools.pairwise(cuts)
-        ]
-        results += [gradient, np.array(values)]
-    rows, columns, gradient, dropped, scaled = (
-        z.copy(),
-        z.copy(),
-        delta.copy(),
-        np.empty_like(z),
-        delta.copy(),
-    )
-    for lo, hi in itertools.pairwise(cuts):
-        x = block(z[lo:hi])
-        layers.normalize_rows(x, 1e-5, rows[lo:hi], rstd[lo:hi])
-        layers.normalize_rows_backward(x, rows[lo:hi], rstd[lo:hi], gradient[lo:hi])
-        layers.normalize_columns(x, b, c, columns[lo:hi])
-        layers.normalize_columns_backward(x, z[lo:hi], b, d, e, 9.0, scaled[lo:hi])
-        layers.dropout(Mask(1, 2, 0.3), x, lo, z[lo:hi], dropped[lo:hi])
-    return [*results, rows, rstd, gradient, columns, scaled, dropped]
+def matrices(dtype):
+    return lambda shape, seed: random(*shape, dtype=dtype, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500)])
 def test_instruction_sets_do_not_change_a_bit(shape, dtype):
     builds = [Layers(_dispatch.load("layers", isa)) for isa in _dispatch.runnable()]
-    expected, *others = (everything(layers, dtype, shape, [0, shape[0]]) for layers in builds)
+    expected, *others = (everything(layers, matrices(dtype), shape, [0, shape[0]]) for layers in builds)
     for found in others:
         assert all(map(np.array_equal, found, expected))
 
@@ -520,9 +482,9 @@ def test_instruction_sets_do_not_change_a_bit(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500), (150, 3)])
 def test_blocks_do_not_change_a_bit(layers, shape, dtype):
-    expected = everything(layers, dtype, shape, [0, shape[0]])
+    expected = everything(layers, matrices(dtype), shape, [0, shape[0]])
     for cuts in ([0, 1, shape[0]], [0, shape[0] // 3, shape[0] // 2, shape[0]], list(range(shape[0] + 1))):
-        for found, whole in zip(everything(layers, dtype, shape, cuts), expected, strict=True):
+        for found, whole in zip(everything(layers, matrices(dtype), shape, cuts), expected, strict=True):
             if whole.shape == (1,):  # losses are added up by the caller, block by block
                 assert found.sum() == pytest.approx(whole.sum(), rel=1e-6)
             else:

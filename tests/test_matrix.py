@@ -10,16 +10,6 @@ from fastopt import functional, reference
 SHAPES = [(30, 20), (20, 30), (7,), (), (3, 4, 5), (1, 6), (0, 4), (6, 1)]
 
 
-@pytest.fixture
-def torch():
-    """torch, which computes its scalars in double as we do."""
-    module = pytest.importorskip("torch", reason="torch is not installed")
-    before = module.get_default_dtype()
-    module.set_default_dtype(module.float64)
-    yield module
-    module.set_default_dtype(before)
-
-
 def walk(torch, ours, theirs, shapes, steps=200):
     rng = np.random.default_rng(0)
     params = [np.array(rng.standard_normal(s)) for s in shapes]

@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fastopt._net import Blas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastopt
 from fastopt import _blas
+from fastopt._net import Blas
 from fastopt.nn import check_gradients, mlp
 from fastopt.nn.layers import ACTIVATIONS
 from fastopt.nn.losses import LOSSES

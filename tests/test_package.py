@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib import metadata, resources
 from pathlib import Path
@@ -90,12 +91,45 @@ def test_import_takes_no_extras():
     assert output(code) == "[]"
 
 
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has its lock always")
+def test_import_leaves_the_lock_off():
+    code = "import sys, fastopt.cli, fastopt.solver; print(sys._is_gil_enabled())"
+    assert output(f"import warnings; warnings.simplefilter('error'); {code}") == "False"
+
+
 @pytest.mark.parametrize("isa", ["", *_dispatch.runnable()])
 def test_only_the_chosen_kernels_are_imported(isa):
     compiled = ("fastopt._kernels_", "fastopt._layers_")
     code = f"import sys, fastopt; print([m for m in sys.modules if m.startswith({compiled})])"
     chosen = isa or _dispatch.runnable()[-1]
     assert output(code, FASTOPT_ISA=isa) == str([name + chosen for name in compiled])
+
+
+# A processor that says less of itself than it is: what asks it is imported alone, and answers something else.
+LESSER = """
+import importlib.util, sys, types
+
+bare = types.ModuleType("fastopt")
+bare.__path__ = importlib.util.find_spec("fastopt").submodule_search_locations
+sys.modules["fastopt"] = bare
+from fastopt import _runtime
+
+assert _runtime.cpu_level() >= {level}
+_runtime.cpu_level = lambda: {level}
+del sys.modules["fastopt"]
+import fastopt
+print([m for m in sys.modules if m.startswith(("fastopt._kernels_", "fastopt._layers_"))])
+"""
+
+
+@pytest.mark.parametrize("isa", _dispatch.runnable())
+def test_what_the_processor_lacks_is_never_imported(isa):
+    code = LESSER.format(level=_dispatch._LEVELS[isa])
+    assert output(code) == str([f"fastopt._kernels_{isa}", f"fastopt._layers_{isa}"])
+    assert output(code, FASTOPT_ISA=isa) == output(code)
+    for more in set(_dispatch.runnable()) - {"base", isa}:
+        if _dispatch._LEVELS[more] > _dispatch._LEVELS[isa]:
+            assert f"ImportError: FASTOPT_ISA={more}" in python(code, FASTOPT_ISA=more).stderr
 
 
 def test_every_instruction_set_gives_the_same_bits():

@@ -56,32 +56,6 @@ def test_optimizer_equals_reference(rule, dtype, isa):
     assert opt.steps == 5
 
 
-@pytest.fixture
-def torch():
-    """torch, which computes its scalars in double as we do."""
-    module = pytest.importorskip("torch", reason="torch is not installed")
-    before = module.get_default_dtype()
-    module.set_default_dtype(module.float64)
-    yield module
-    module.set_default_dtype(before)
-
-
-@pytest.mark.parametrize("rule", [r for r in RULES if r.torch], ids=str)
-def test_parity_with_torch(rule, torch):
-    rng = np.random.default_rng(2)
-    p = rng.standard_normal(200)
-    q = torch.tensor(p.copy(), requires_grad=True)
-    opt = rule.make(p)
-    options = {"lr": 1e-2, **rule.options}
-    theirs = getattr(torch.optim, rule.torch)([q], **options)
-    for _ in range(200):
-        g = rng.standard_normal(200)
-        opt.step(g)
-        q.grad = torch.from_numpy(g.copy())
-        theirs.step()
-    np.testing.assert_allclose(p, q.detach().numpy(), rtol=1e-10, atol=1e-14)
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     rule=st.sampled_from(NORMAL_RULES),

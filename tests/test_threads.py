@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +168,7 @@ def test_pools_come_and_go_and_leave_nothing(threads):
     threads(4)
 
     def count():
+        time.sleep(0.01)    # a thread that was joined is listed for a moment more
         return len(os.listdir("/proc/self/task"))
 
     def memory():
@@ -177,7 +179,7 @@ def test_pools_come_and_go_and_leave_nothing(threads):
     with_pool, held = count(), None
     for i in range(100):
         _runtime.stop()
-        assert count() == with_pool - 3
+        assert any(count() == with_pool - 3 for _ in range(100))
         assert big_step()
         if i == 20:
             held = memory()

@@ -69,7 +69,8 @@ check_modules() {
 # no thread start; and all instruction sets but one, for they share their source, and time matters.
 left_out="with_torch or come_and_go"
 
-for name in ${*:-thread address}; do
+[ $# -gt 0 ] || set -- thread address
+for name in "$@"; do
     case $name in
     thread)
         check_pool thread

@@ -13,6 +13,8 @@ Huge pages are the same for all: NumPy asks for them on its own for arrays from 
 told to do likewise for whatever another library allocates.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import json
@@ -22,18 +24,28 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastopt._threads import get_num_threads
 from fastopt.bench import report, rules, steps, training, worker
 
+if TYPE_CHECKING:
+    from fastopt.bench.report import Run
+
+    # Median and least time of a step in one turn, by variant.
+    Turn = Mapping[str, Mapping[str, float]]
+
 __all__ = ["add_options", "measure", "run"]
 
 FORMAT = 2                      # of the JSON
-SUITES = {"steps": steps, "rules": rules, "training": training}
+_N = TypeVar("_N", int, float)
+SUITES: dict[str, ModuleType] = {"steps": steps, "rules": rules, "training": training}
 OPTIONS = {"rules": "--rules", "training": "--trainer"}     # that ask for a suite
 BUSY = 0.05                     # processors busy for others above which times are not to be trusted
 
@@ -61,7 +73,7 @@ class Worker:
         Its first answer: ``version``, or ``absent`` and the reason.
     """
 
-    def __init__(self, suite, name, threads, python):
+    def __init__(self, suite: str, name: str, threads: int, python: str) -> None:
         self.name, self.threads = name, threads
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by close)
         self.process = subprocess.Popen(
@@ -75,7 +87,7 @@ class Worker:
             self.close()
             raise
 
-    def ask(self, do, **values):
+    def ask(self, do: str, **values: Any) -> dict[str, Any]:
         """Send a request and wait for its answer."""
         try:
             print(json.dumps({"do": do, **values}), file=self.process.stdin, flush=True)
@@ -86,16 +98,18 @@ class Worker:
             raise WorkerError(answer["error"])
         return answer
 
-    def read(self):
+    def read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None      # it is a pipe
         line = self.process.stdout.readline()
         if not line:
             raise WorkerError(f"its process has ended: {self.last_words()}")
         try:
-            return json.loads(line)
+            answer: dict[str, Any] = json.loads(line)
         except json.JSONDecodeError as error:
             raise WorkerError(f"it answered {line.strip()!r}") from error
+        return answer
 
-    def last_words(self):
+    def last_words(self) -> str:
         """The last line on its standard error; it has closed its end of the conversation."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
@@ -103,13 +117,13 @@ class Worker:
         lines = self.errors.read().split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
 
-    def close(self):
+    def close(self) -> None:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
 
 
-def _environment(threads):
+def _environment(threads: int) -> dict[str, str]:
     """The environment of a contender: its number of threads, and huge pages for all alike."""
     names = ("OMP", "NUMBA", "OPENBLAS", "MKL", "FASTOPT")
     counts = {f"{name}_NUM_THREADS": str(threads) for name in names}
@@ -122,8 +136,10 @@ def _environment(threads):
 
 
 def measure(
-    works, names, threads, *, suite="steps", rounds, seconds, pythons=None, command="", progress=None
-):
+    works: Sequence[Any], names: Sequence[str], threads: list[int], *, suite: str = "steps", rounds: int,
+    seconds: float, pythons: Mapping[str, str] | None = None, command: str = "",
+    progress: Callable[[str], object] | None = None,
+) -> Run:
     """Time contenders at works.
 
     Parameters
@@ -158,7 +174,7 @@ def measure(
     """
     progress = progress or (lambda line: None)
     chosen = SUITES[suite]
-    run = {
+    run: Run = {
         "format": FORMAT,
         "suite": suite,
         "yardstick": chosen.YARDSTICK,
@@ -189,7 +205,9 @@ def measure(
     return run
 
 
-def _start(run, stack, name, threads, pythons):
+def _start(
+    run: Run, stack: contextlib.ExitStack, name: str, threads: list[int], pythons: Mapping[str, str]
+) -> list[Worker]:
     """Processes of a contender, one a number of threads; none if it is not installed."""
     started = []
     python = pythons.get(name) or pythons.get(name.partition("-")[0]) or sys.executable
@@ -209,7 +227,7 @@ def _start(run, stack, name, threads, pythons):
     return started
 
 
-def _measure_work(run, workers, work, rounds, seconds):
+def _measure_work(run: Run, workers: list[Worker], work: Any, rounds: int, seconds: float) -> None:
     contenders = SUITES[run["suite"]].CONTENDERS
     able = [w for w in workers if work.kind in contenders[w.name].kinds]
     needed, there = work.memory(len(able)), _memory_available()
@@ -228,7 +246,7 @@ def _measure_work(run, workers, work, rounds, seconds):
         _ask(run, process, work.title, do="drop")
 
 
-def _ask(run, process, title, **request):
+def _ask(run: Run, process: Worker, title: str, **request: Any) -> dict[str, Any] | None:
     """A contender's answer, or None and a note."""
     try:
         answer = process.ask(**request)
@@ -240,18 +258,20 @@ def _ask(run, process, title, **request):
     return answer
 
 
-def _set_up(run, workers, work):
+def _set_up(run: Run, workers: list[Worker], work: Any) -> dict[Worker, dict[str, Any]]:
     """Let each make its arrays; their answers by worker."""
     answers = {w: _ask(run, w, work.title, do="setup", work=work.name) for w in workers}
     return {process: answer for process, answer in answers.items() if answer}
 
 
-def _compare(run, ready, work):
+def _compare(run: Run, ready: Mapping[Worker, dict[str, Any]], work: Any) -> None:
     """Note who has other parameters, or another loss, than fastopt after the same steps."""
     suite = SUITES[run["suite"]]
     probes = {process: answer["probe"] for process, answer in ready.items() if answer["probe"]}
     expected = next((probe for process, probe in probes.items() if process.name == "fastopt"), None)
-    for process, probe in probes.items() if expected else ():
+    if expected is None:
+        return
+    for process, probe in probes.items():
         pairs = list(zip(probe, expected, strict=True))
         differing = [(x, y) for x, y in pairs if not abs(x - y) <= suite.TOLERANCE]   # NaN differs
         if differing:
@@ -261,9 +281,11 @@ def _compare(run, ready, work):
             )
 
 
-def _take_turns(run, workers, work, rounds, seconds):
+def _take_turns(
+    run: Run, workers: list[Worker], work: Any, rounds: int, seconds: float
+) -> dict[Worker, list[Turn]]:
     """Times of every round by worker; the one who begins changes from round to round."""
-    times = {process: [] for process in workers}
+    times: dict[Worker, list[Turn]] = {process: [] for process in workers}
     for turn in range(rounds):
         first = turn % len(workers) if workers else 0
         for process in workers[first:] + workers[:first]:
@@ -276,7 +298,9 @@ def _take_turns(run, workers, work, rounds, seconds):
     return times
 
 
-def _results(work, times, contenders):
+def _results(
+    work: Any, times: Mapping[Worker, list[Turn]], contenders: Mapping[str, Any]
+) -> Iterator[report.Result]:
     for process, turns in times.items():
         threaded = contenders[process.name].threaded
         for variant in turns[0]:
@@ -290,7 +314,7 @@ def _results(work, times, contenders):
             }
 
 
-def _quartiles(values):
+def _quartiles(values: list[float]) -> tuple[float, float]:
     if len(values) == 1:
         return values[0], values[0]
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -300,7 +324,7 @@ def _quartiles(values):
 # --- The machine ---------------------------------------------------------------------------------
 
 
-def machine():
+def machine() -> report.Machine:
     """What the times depend on: processor, cores, caches, system."""
     return {
         "cpu": _cpu_model(),
@@ -312,7 +336,7 @@ def machine():
     }
 
 
-def _cpu_model():
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -321,9 +345,9 @@ def _cpu_model():
     return next(models, platform.processor() or platform.machine())
 
 
-def _caches(root):
+def _caches(root: Path) -> list[report.Cache]:
     """Data caches of the first processor, smallest first; none where the system does not say."""
-    found = []
+    found: list[report.Cache] = []
     for index in sorted(root.glob("index*")):
         try:
             kind, level, size, shared = (
@@ -337,19 +361,19 @@ def _caches(root):
     return found
 
 
-def _bytes(size):
+def _bytes(size: str) -> int:
     """Bytes of a size as sysfs writes it: ``2048K``."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
     return int(size[:-1]) * units[size[-1]] if size[-1] in units else int(size)
 
 
-def _count(processors):
+def _count(processors: str) -> int:
     """How many processors are in a list like ``0-3,8``."""
     ranges = [part.partition("-")[::2] for part in processors.split(",")]
     return sum(int(last or first) - int(first) + 1 for first, last in ranges)
 
 
-def _huge_pages():
+def _huge_pages() -> str | None:
     try:
         policy = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
     except OSError:
@@ -357,17 +381,18 @@ def _huge_pages():
     return policy.partition("[")[2].partition("]")[0]
 
 
-def _note_others(start, busy, own):
+def _note_others(start: float, busy: float | None, own: float) -> list[str]:
     """A note if other processes, or other guests of the host, took part of the processors."""
-    if busy is None:
+    now = _busy_all()
+    if busy is None or now is None:
         return []
-    others = (_busy_all() - busy - _busy_own() + own) / (perf_counter() - start)
+    others = (now - busy - _busy_own() + own) / (perf_counter() - start)
     if others <= BUSY:
         return []
     return [f"Other processes kept {others:.2f} processors busy: do not trust these times."]
 
 
-def _busy_all():
+def _busy_all() -> float | None:
     """Processor seconds spent by the whole machine, or None where the system does not say.
 
     Time that the host gave to other guests counts as spent.
@@ -380,12 +405,12 @@ def _busy_all():
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
-def _busy_own():
+def _busy_own() -> float:
     """Processor seconds spent by this process and those that it has started and ended."""
     return sum(os.times()[:4])
 
 
-def _memory_available():
+def _memory_available() -> int | None:
     """Bytes that can be had without swapping, or None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -397,7 +422,7 @@ def _memory_available():
 # --- The command line ----------------------------------------------------------------------------
 
 
-def add_options(command):
+def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the options of ``fastopt bench`` on an argparse parser."""
     add = command.add_argument
     suite = command.add_mutually_exclusive_group().add_argument
@@ -429,7 +454,7 @@ def add_options(command):
     add("--from", dest="saved", metavar="FILE", help="measure nothing, show a run saved by --json")
 
 
-def run(options):
+def run(options: argparse.Namespace) -> int:
     """Do what parsed options ask for.
 
     Returns
@@ -454,17 +479,17 @@ def run(options):
     return 0 if "fastopt" in report.contenders(result) else 1
 
 
-def _names(text):
+def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _counts(text):
+def _counts(text: str) -> list[int]:
     counts = sorted({_positive(int)(part) for part in text.split(",")})
     return counts
 
 
-def _positive(number):
-    def convert(text):
+def _positive(number: Callable[[str], _N]) -> Callable[[str], _N]:
+    def convert(text: str) -> _N:
         value = number(text)
         if not 0 < value < float("inf"):
             raise ValueError
@@ -474,14 +499,14 @@ def _positive(number):
     return convert
 
 
-def _pair(text):
+def _pair(text: str) -> tuple[str, str]:
     name, _, path = text.partition("=")
     if not name or not path:
         raise argparse.ArgumentTypeError(f"expected PEER=PATH, got {text!r}")
     return name, path
 
 
-def _list():
+def _list() -> None:
     for name, suite in SUITES.items():
         print(" ".join([name.capitalize(), *([f"({OPTIONS[name]})"] if name in OPTIONS else [])]) + "\n")
         for work in suite.WORKS:
@@ -494,7 +519,7 @@ def _list():
         print()
 
 
-def _measured(options):
+def _measured(options: argparse.Namespace) -> Run:
     chosen = SUITES[options.suite]
     defaults = chosen.QUICK if options.quick else chosen.FULL
     progress = _show_progress if sys.stderr.isatty() else None
@@ -514,7 +539,7 @@ def _measured(options):
     return result
 
 
-def _command(words, pythons):
+def _command(words: Sequence[str], pythons: Iterable[tuple[str, str]]) -> str:
     """What was typed, without where the interpreters lie: that means nothing elsewhere."""
     command = shlex.join(["fastopt", *words])
     for name, path in pythons:
@@ -522,11 +547,11 @@ def _command(words, pythons):
     return command
 
 
-def _show_progress(line):
+def _show_progress(line: str) -> None:
     print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
 
-def _chosen_works(options, suite, defaults):
+def _chosen_works(options: argparse.Namespace, suite: ModuleType, defaults: Mapping[str, Any]) -> list[Any]:
     names = options.works
     if names is None:
         names = [*defaults["works"], *(["sweep"] if options.plot else [])]
@@ -538,7 +563,7 @@ def _chosen_works(options, suite, defaults):
     return [suite.find_work(name) for name in dict.fromkeys(names)]
 
 
-def _chosen_peers(names, contenders):
+def _chosen_peers(names: list[str] | None, contenders: Mapping[str, Any]) -> list[str]:
     if names is None:
         return list(contenders)
     unknown = [name for name in names if name not in contenders]
@@ -547,14 +572,14 @@ def _chosen_peers(names, contenders):
     return [name for name in contenders if name in {*names, "fastopt"}]
 
 
-def _saved(path):
-    run = json.loads(Path(path).read_text(encoding="utf-8"))
+def _saved(path: str) -> Run:
+    run: Run = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         raise ValueError(f"--from: {path} is not a run saved by this version of fastopt bench")
     return run
 
 
-def _check_outputs(options):
+def _check_outputs(options: argparse.Namespace) -> None:
     """Raise now rather than after all that measuring."""
     if options.plot:
         if options.suite != "steps":
@@ -565,7 +590,7 @@ def _check_outputs(options):
             raise ValueError(f"no such directory: {Path(path).parent}")
 
 
-def _write(run, options):
+def _write(run: Run, options: argparse.Namespace) -> None:
     """The run's JSON first: what else goes wrong can be tried again from it."""
     if options.json:
         Path(options.json).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

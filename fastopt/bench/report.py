@@ -4,9 +4,17 @@ A run is the dict that `fastopt.bench.measure` returns and ``--json`` writes; ev
 it and nothing else, so that a saved run can be shown again.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import median
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from fastopt.bench.steps import SWEEP
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BYTES_HELD = 16     # a number in p, g, m and v
 PLOTTED = ("limit", "fastopt", "torch-fused", "numba", "optax", "numpy")
@@ -15,7 +23,56 @@ TORCH = {"torch-fused": "fused", "torch-foreach": "foreach", "torch": "single"} 
 AIM = 1.25              # times its limit that an elementwise rule may take
 
 
-def best(run, work, contender, threads):
+class Cache(TypedDict):
+    """A data cache, and how many processors share it."""
+
+    level: int
+    bytes: int
+    cores: int
+
+
+Machine = TypedDict("Machine", {
+    "cpu": str, "cores": int | None, "caches": list[Cache], "system": str, "python": str,
+    "huge pages": str | None,
+})
+
+
+class Result(TypedDict):
+    """Times of a step in seconds: of a contender's variant at a work, with a number of threads."""
+
+    work: str
+    contender: str
+    threads: int | None
+    variant: str
+    median: float
+    quartiles: list[float]
+    min: float
+    rounds: list[float]
+
+
+class Run(TypedDict):
+    """A run, as `fastopt.bench.measure` says."""
+
+    format: int
+    suite: str
+    yardstick: str
+    unit: str
+    date: str
+    command: str
+    machine: Machine
+    settings: dict[str, float]
+    threads: list[int]
+    versions: dict[str, str]
+    absent: dict[str, str]
+    works: list[dict[str, Any]]
+    results: list[Result]
+    notes: list[str]
+
+
+RuleResults = tuple[Result | None, Result | None, Result | None]    # of limit, fastopt and torch
+
+
+def best(run: Run, work: str, contender: str, threads: int | None) -> Result | None:
     """The result of a contender's best variant, or None where it has none.
 
     A contender that uses one thread whatever it is given has a result for the most threads only.
@@ -30,7 +87,7 @@ def best(run, work, contender, threads):
     return min(found, key=lambda result: result["median"], default=None)
 
 
-def shown(run, work, contender):
+def shown(run: Run, work: str, contender: str) -> Result | None:
     """The result that tables show, or None.
 
     For steps that with the most threads. Small nets are often trained faster with one thread:
@@ -40,7 +97,7 @@ def shown(run, work, contender):
     return best(run, work, contender, max(run["threads"]) if finds_out else None)
 
 
-def ratio(run, work, contender):
+def ratio(run: Run, work: str, contender: str) -> float | None:
     """Median time over the yardstick's; None without the one or the other, and for itself."""
     result, yardstick = (shown(run, work, name) for name in (contender, run["yardstick"]))
     if contender == run["yardstick"] or not result or not yardstick:
@@ -48,7 +105,7 @@ def ratio(run, work, contender):
     return result["median"] / yardstick["median"]
 
 
-def contenders(run):
+def contenders(run: Run) -> list[str]:
     """Who has a result, in the order in which they were asked for."""
     measured = {result["contender"] for result in run["results"]}
     return [name for name in run["versions"] if name in measured]
@@ -57,7 +114,7 @@ def contenders(run):
 # --- The terminal --------------------------------------------------------------------------------
 
 
-def table(run, details=False):
+def table(run: Run, details: bool = False) -> str:
     """The run as text, at most 100 columns wide with the contenders there are.
 
     Parameters
@@ -76,7 +133,7 @@ def table(run, details=False):
         ratios = [ratio(run, work["name"], name) for name in names]
         lines.append(_row(run, work["title"], [r and microseconds(r["median"]) for r in results]))
         if any(ratios):
-            lines.append(_row(run, "", [x and f"{short(x)}x" for x in ratios]))
+            lines.append(_row(run, "", [f"{short(x)}x" if x else None for x in ratios]))
         if trains:
             lines.append(_row(run, "  threads", [r and str(r["threads"]) for r in results]))
         if details:
@@ -88,7 +145,7 @@ def table(run, details=False):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _caption(run, where):
+def _caption(run: Run, where: str) -> str:
     """What the numbers of the main table are; `where` the ratios stand."""
     yardstick, most = run["yardstick"], max(run["threads"])
     ratios = f"; {where} the ratio to the {yardstick}" if yardstick in contenders(run) else ""
@@ -101,7 +158,7 @@ def _caption(run, where):
     )
 
 
-def _header(run, names):
+def _header(run: Run, names: list[str]) -> list[str]:
     parts = [name.partition("-")[::2] for name in names]
     return [
         _row(run, "", [first if second else "" for first, second in parts]),
@@ -109,27 +166,27 @@ def _header(run, names):
     ]
 
 
-def _row(run, title, cells):
+def _row(run: Run, title: str, cells: Iterable[str | None]) -> str:
     width = max([TITLE, *(len(work["title"]) + 1 for work in run["works"])])
     return (f"{title:{width}}" + "".join(f"{cell or '':>{COLUMN}}" for cell in cells)).rstrip()
 
 
-def microseconds(seconds):
+def microseconds(seconds: float) -> str:
     return short(seconds * 1e6)
 
 
-def short(value):
+def short(value: float) -> str:
     """A number with three significant digits, or all before the point, and no exponent."""
     decimals = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:.{decimals}f}"
 
 
-def spread(result):
+def spread(result: Result) -> float:
     low, high = result["quartiles"]
     return (high - low) / result["median"]
 
 
-def denormals(run):
+def denormals(run: Run) -> list[str]:
     """A line on what denormal state costs, if both works were measured."""
     names, threads = contenders(run), max(run["threads"])
     parts = []
@@ -140,7 +197,7 @@ def denormals(run):
     return _wrapped("Denormal state costs, times the normal: " + ", ".join(parts)) if parts else []
 
 
-def speedups(run):
+def speedups(run: Run) -> list[str]:
     """A table of what more threads bring, if the run has more than one number of them."""
     few, many = min(run["threads"]), max(run["threads"])
     if few == many:
@@ -149,25 +206,25 @@ def speedups(run):
     lines = [f"Speed of {many} threads over that of {few}.", "", *_header(run, names)]
     for work in run["works"]:
         values = [_speedup(run, work["name"], name) for name in names]
-        lines.append(_row(run, work["title"], [x and f"{x:.2f}" for x in values]))
+        lines.append(_row(run, work["title"], [f"{x:.2f}" if x else None for x in values]))
     return [*lines, ""]
 
 
-def _speedup(run, work, name):
+def _speedup(run: Run, work: str, name: str) -> float | None:
     few, many = (best(run, work, name, n) for n in (min(run["threads"]), max(run["threads"])))
     if not few or not many or many["threads"] is None:
         return None
     return few["median"] / many["median"]
 
 
-def notes(run):
+def notes(run: Run) -> list[str]:
     """What a reader must know: what the tables of rules come to, who is missing and why, what went wrong."""
     lines = list(_rules_ends(run)) if run["suite"] == "rules" else []
     lines += [f"{name}: {reason}" for name, reason in run["absent"].items()] + run["notes"]
     return [part for line in lines for part in _wrapped(line)]
 
 
-def _wrapped(text, width=80):
+def _wrapped(text: str, width: int = 80) -> list[str]:
     import textwrap
 
     return textwrap.wrap(text, width, subsequent_indent="  ")
@@ -176,7 +233,7 @@ def _wrapped(text, width=80):
 # --- Markdown ------------------------------------------------------------------------------------
 
 
-def markdown(run):
+def markdown(run: Run) -> str:
     """The run for the documentation: what was run where, the table, its spread, the threads."""
     if run["suite"] == "rules":
         return _rules_markdown(run)
@@ -186,7 +243,7 @@ def markdown(run):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _facts(run):
+def _facts(run: Run) -> str:
     machine = run["machine"]
     versions = dict.fromkeys(run["versions"].values())
     return _bullets([
@@ -198,22 +255,23 @@ def _facts(run):
     ])
 
 
-def _processor(machine):
+def _processor(machine: Machine) -> str:
     caches = ", ".join(_cache(cache) for cache in machine["caches"])
     return f"{machine['cpu']}, {machine['cores']} cores" + (f"; {caches}" if caches else "")
 
 
-def _cache(cache):
+def _cache(cache: Cache) -> str:
     shared = f" for {cache['cores']} cores" if cache["cores"] > 1 else " a core"
     return f"L{cache['level']} {cache['bytes'] // 1024} KiB{shared}"
 
 
-def _bullets(lines):
+def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _main_table(run, names):
-    yardstick, rows = run["yardstick"], []
+def _main_table(run: Run, names: list[str]) -> str:
+    yardstick = run["yardstick"]
+    rows: list[list[str]] = []
     for work in run["works"]:
         limit = shown(run, work["name"], yardstick)
         rate = f"{work['amount'] / limit['median'] / 1e9:.0f}" if limit else ""
@@ -222,7 +280,7 @@ def _main_table(run, names):
     return f"{caption}\n\n" + _grid(["work", run["unit"], *names], rows)
 
 
-def _cell(run, work, name):
+def _cell(run: Run, work: str, name: str) -> str:
     result, times = shown(run, work, name), ratio(run, work, name)
     if not result:
         return ""
@@ -232,7 +290,7 @@ def _cell(run, work, name):
     return microseconds(result["median"]) + (f" ({', '.join(inside)})" if inside else "")
 
 
-def _spread_table(run, names):
+def _spread_table(run: Run, names: list[str]) -> str:
     rows = []
     for work in run["works"]:
         results = [shown(run, work["name"], name) for name in names]
@@ -245,7 +303,7 @@ def _spread_table(run, names):
     return f"{caption}\n\n" + _grid(["work", *names], rows)
 
 
-def _threads_table(run):
+def _threads_table(run: Run) -> str:
     few, many = min(run["threads"]), max(run["threads"])
     names = [n for n in contenders(run) if any(_speedup(run, w["name"], n) for w in run["works"])]
     if few == many:
@@ -257,7 +315,7 @@ def _threads_table(run):
     return f"Speed of {many} threads over that of {few}.\n\n" + _grid(["work", *names], rows)
 
 
-def _grid(head, rows):
+def _grid(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
@@ -268,7 +326,7 @@ RULE_HEAD = ("rule", "streams", "bytes", "limit", "fastopt", "ratio", "torch", "
 RULE_WIDTHS = (25, 8, 6, 7, 8, 6, 7, 8, 5)
 
 
-def _rules_table(run, details):
+def _rules_table(run: Run, details: bool) -> str:
     lines = _wrapped(_rules_caption(run))
     for heading, works, threads in _rules_parts(run):
         lines += ["", heading, "", _rules_row(RULE_HEAD)]
@@ -282,7 +340,7 @@ def _rules_table(run, details):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _rules_markdown(run):
+def _rules_markdown(run: Run) -> str:
     parts = [_facts(run), _rules_caption(run)]
     for heading, works, threads in _rules_parts(run):
         rows = [_rule_cells(work, *_rule_results(run, work, threads)) for work in works]
@@ -291,7 +349,7 @@ def _rules_markdown(run):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _rules_caption(run):
+def _rules_caption(run: Run) -> str:
     return (
         "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, a "
         "parameter; limit: these streams with next to no arithmetic; ratio: fastopt's time over the "
@@ -299,7 +357,7 @@ def _rules_caption(run):
     )
 
 
-def _rules_parts(run):
+def _rules_parts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]], int]]:
     """Heading, works and number of threads of each table."""
     kinds = dict.fromkeys((work["elementwise"], tuple(work["shape"])) for work in run["works"])
     for elementwise, shape in kinds:
@@ -310,13 +368,15 @@ def _rules_parts(run):
             yield f"{name}: {size} float32, {threads} thread{'s' * (threads > 1)}", works, threads
 
 
-def _rule_results(run, work, threads):
+def _rule_results(run: Run, work: dict[str, Any], threads: int) -> RuleResults:
     """Results of limit, fastopt, and torch's fastest mode."""
     limit, ours, *modes = (best(run, work["name"], name, threads) for name in ("limit", "fastopt", *TORCH))
     return limit, ours, min(filter(None, modes), key=lambda result: result["median"], default=None)
 
 
-def _rule_cells(work, limit, ours, torch):
+def _rule_cells(
+    work: dict[str, Any], limit: Result | None, ours: Result | None, torch: Result | None
+) -> list[str]:
     reads, writes = work["streams"]
     times = [result and microseconds(result["median"]) for result in (limit, ours, torch)]
     return [
@@ -327,19 +387,20 @@ def _rule_cells(work, limit, ours, torch):
     ]
 
 
-def _details(title, results, text):
+def _details(title: str, results: RuleResults, text: Callable[[Result], str]) -> list[str]:
     limit, ours, torch = ((result and text(result)) or "" for result in results)
     return [title, "", "", limit, ours, "", torch, "", ""]
 
 
-def _rules_row(cells):
+def _rules_row(cells: Sequence[str]) -> str:
     first, *rest = zip(cells, RULE_WIDTHS, strict=True)
     return ("{:{}}".format(*first) + "".join(f"{cell:>{width}}" for cell, width in rest)).rstrip()
 
 
-def _rules_ends(run):
+def _rules_ends(run: Run) -> Iterator[str]:
     """Which elementwise rules are far from their limit, and the noise."""
-    above, spreads = {}, []
+    above: dict[int, list[str]] = {}
+    spreads: list[float] = []
     for work in run["works"]:
         for threads in run["threads"]:
             limit, ours, _ = _rule_results(run, work, threads)
@@ -359,7 +420,7 @@ def _rules_ends(run):
 # --- The plot ------------------------------------------------------------------------------------
 
 
-def plot(run, path):
+def plot(run: Run, path: str) -> None:
     """Time a number in nanoseconds against the size of one array, with the sizes of the caches.
 
     Parameters
@@ -396,7 +457,7 @@ def plot(run, path):
     figure.savefig(path, dpi=150)
 
 
-def load_figure():
+def load_figure() -> type[Figure]:
     """matplotlib's Figure, or an ImportError that says how to get it."""
     try:
         from matplotlib.figure import Figure
@@ -405,14 +466,14 @@ def load_figure():
     return Figure
 
 
-def _draw(axes, run, name, sizes):
+def _draw(axes: Axes, run: Run, name: str, sizes: Mapping[str, int]) -> None:
     results = [(size, best(run, work, name, max(run["threads"]))) for work, size in sizes.items()]
-    results = [(size, result["median"] / size * 1e9) for size, result in results if result]
-    style = {"color": "0.4", "linestyle": "--"} if name == "limit" else {"marker": "o"}
-    axes.plot(*zip(*results, strict=True), label=name, markersize=4, **style)
+    points = [(size, result["median"] / size * 1e9) for size, result in results if result]
+    style: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if name == "limit" else {"marker": "o"}
+    axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
 
 
-def _mark_caches(axes, caches, largest):
+def _mark_caches(axes: Axes, caches: Iterable[Cache], largest: int) -> None:
     """A line where parameter, gradient and both moments fill a cache."""
     for cache in caches:
         size = cache["bytes"] / BYTES_HELD

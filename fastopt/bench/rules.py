@@ -22,14 +22,20 @@ State is warm: before the clock starts each contender has taken some steps, with
 each, so that no moment is zero and no sum is that of one gradient; then the last of them stays.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import steps  # not by the package's name: a peer's Python may have no fastopt
+
+if TYPE_CHECKING:
+    from .steps import F32, Contender, Steps
 
 SIZE = 4_000_000        # numbers in the array
 WARM_STEPS = 12         # before the clock starts, if they do not take longer than
@@ -76,8 +82,8 @@ class Work:
 
     rule: str
     optimizer: str
-    passes: tuple
-    options: dict = field(default_factory=dict)
+    passes: tuple[tuple[str, str], ...]
+    options: dict[str, Any] = field(default_factory=dict)
     kind: str = "none"
     elementwise: bool = True
     products: int = 0
@@ -86,30 +92,30 @@ class Work:
     denormal = False
 
     @property
-    def title(self):
+    def title(self) -> str:
         """For messages."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items() if name != "lr")
         return f"{self.optimizer}({options})"
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Of the array: of rules that are not elementwise a square matrix."""
         return (self.size,) if self.elementwise else (math.isqrt(self.size),) * 2
 
     @property
-    def streams(self):
+    def streams(self) -> tuple[int, int]:
         """Numbers of arrays read and written."""
         reads, writes = (sum(map(len, streams)) for streams in zip(*self.passes, strict=True))
         return reads + writes, writes
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """For lists of works."""
         reads, writes = self.streams
         passes = f" in {len(self.passes)} passes" * (len(self.passes) > 1)
         return f"{reads} streams read, {writes} written{passes}"
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What is saved of it."""
         return {
             "name": self.name, "title": self.title, "kind": self.kind, "rule": self.rule,
@@ -117,18 +123,21 @@ class Work:
             "amount": 4 * sum(self.streams) * math.prod(self.shape),
         }
 
-    def memory(self, workers):
+    def memory(self, workers: int) -> int:
         """Bytes needed: what all hold at a time, and the temporaries of the one that runs."""
         held = 2 + len({letter for one in self.passes for letter in "".join(one)})
         return 4 * self.size * (held * workers + 8)
 
 
-def _elementwise(rule, optimizer, writes, kind="none", **options):
+def _elementwise(rule: str, optimizer: str, writes: str, kind: str = "none", **options: Any) -> Work:
     """A rule of one pass that reads the gradient and updates `writes`."""
     return Work(rule, optimizer, (("g", writes),), {"lr": 1e-3, **options}, kind, name=rule)
 
 
-def _whole(rule, optimizer, *passes, kind="none", products=0, **options):
+def _whole(
+    rule: str, optimizer: str, *passes: tuple[str, str], kind: str = "none", products: int = 0,
+    **options: Any,
+) -> Work:
     """A rule that brings the numbers of an array together."""
     return Work(rule, optimizer, passes, {"lr": 1e-3, **options}, kind, False, products, rule)
 
@@ -175,13 +184,14 @@ WORKS = (
     _whole("muon", "Muon", ("g", "b"), ("o", "p"), kind="single", products=15),
 )
 
-SWEEP = QUICK_SWEEP = ()
+SWEEP: tuple[str, ...] = ()
+QUICK_SWEEP: tuple[str, ...] = ()
 
-FULL = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.05}
-QUICK = {"works": ("sgd", "adam", "lamb"), "size": "1e5", "rounds": 3, "seconds": 0.01}
+FULL: dict[str, Any] = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.05}
+QUICK: dict[str, Any] = {"works": ("sgd", "adam", "lamb"), "size": "1e5", "rounds": 3, "seconds": 0.01}
 
 
-def find_work(name):
+def find_work(name: str) -> Work:
     """The work of a name; one like ``adam/1e5`` is of that size.
 
     Raises
@@ -207,21 +217,21 @@ def find_work(name):
 
 
 @lru_cache(maxsize=1)
-def _noise(size):
+def _noise(size: int) -> F32:
     return np.random.default_rng(0).standard_normal(size, np.float32)
 
 
-def make_param(work):
+def make_param(work: Work) -> F32:
     """The initial parameter: normal numbers times 0.05."""
     return np.float32(0.05) * _numbers(work, 0)
 
 
-def gradient(work, k):
+def gradient(work: Work, k: int) -> F32:
     """The gradient of step `k`, from 0 on: normal numbers."""
     return _numbers(work, k + 1)
 
 
-def _numbers(work, k):
+def _numbers(work: Work, k: int) -> F32:
     """A view of the random numbers that is `SHIFT` ahead of the one before."""
     size = math.prod(work.shape)
     return _noise(size + (WARM_STEPS + 1) * SHIFT)[k * SHIFT :][:size].reshape(work.shape)
@@ -233,9 +243,9 @@ def _numbers(work, k):
 class FastOpt(steps.FastOpt):
     """fastopt."""
 
-    kinds = KINDS
+    kinds: tuple[str, ...] = KINDS
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:  # type: ignore[override]  # the works of this suite
         self.p, self.g = [make_param(work)], gradient(work, 0).copy()
         opt = getattr(self.fastopt, work.optimizer)(self.p, **work.options)
         return {"step": partial(opt.step, [self.g])}
@@ -244,9 +254,9 @@ class FastOpt(steps.FastOpt):
 class Limit(steps.Limit):
     """What memory allows: the rule's streams, each written one with a multiplication and an addition."""
 
-    kinds = KINDS
+    kinds: tuple[str, ...] = KINDS
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:  # type: ignore[override]  # the works of this suite
         names = sorted({name for streams in work.passes for name in "".join(streams)})
         whole, _ = steps._carve([[gradient(work, 0)]] * len(names))
         streams = dict(zip(names, whole, strict=True))
@@ -255,16 +265,16 @@ class Limit(steps.Limit):
             (steps.limit_loops(self.threads, len(reads)), [streams[name] for name in reads + writes])
             for reads, writes in work.passes
         ]
-        factor = make_param(work) if work.products else None
+        factor: Any = make_param(work) if work.products else None
         product = np.zeros_like(factor)
 
-        def step(way):
+        def step(way: int) -> None:
             for loops, arrays in calls:
                 loops[way](*arrays)
             for k in range(work.products):
                 np.matmul(factor, factor if k % 3 == 2 else factor.T, out=product)
 
-        ways = {"whole": partial(step, 1)} if self.threads > 1 else {}
+        ways: Steps = {"whole": partial(step, 1)} if self.threads > 1 else {}
         if work.size <= steps.SMALL or self.threads == 1:
             ways["serial"] = partial(step, 0)
         return ways
@@ -273,9 +283,9 @@ class Limit(steps.Limit):
 class Torch(steps.Torch):
     """torch.optim, one tensor at a time, its default on a CPU."""
 
-    kinds = KINDS[1:]
+    kinds: tuple[str, ...] = KINDS[1:]
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:  # type: ignore[override]  # the works of this suite
         tensor = self.torch.tensor(make_param(work)).requires_grad_()
         tensor.grad = self.torch.tensor(gradient(work, 0))
         self.tensors, self.g = [tensor], tensor.grad.numpy()
@@ -288,17 +298,17 @@ class TorchForeach(Torch):
     """torch.optim with foreach=True: one operation for all tensors at a time."""
 
     mode = "foreach"
-    kinds = KINDS[2:]
+    kinds: tuple[str, ...] = KINDS[2:]
 
 
 class TorchFused(Torch):
     """torch.optim with fused=True: one compiled pass a tensor."""
 
     mode = "fused"
-    kinds = KINDS[3:]
+    kinds: tuple[str, ...] = KINDS[3:]
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit,
     "fastopt": FastOpt,
     "torch-fused": TorchFused,
@@ -313,7 +323,7 @@ CONTENDERS = {
 class Bench(steps.Bench):
     """One work of one contender, set up and warm."""
 
-    def __init__(self, contender, work):
+    def __init__(self, contender: Any, work: Work) -> None:
         self.contender, self.work, self.refills = contender, work, False
         self.steps = contender.setup(work)
         step, start = next(iter(self.steps.values())), perf_counter()

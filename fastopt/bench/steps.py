@@ -19,18 +19,34 @@ What keeps the numbers honest:
   times a few of the smallest numbers is rounded back to them.)
 """
 
+from __future__ import annotations
+
 import gc
 import math
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import repeat
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    F32 = NDArray[np.float32]
+    Shapes = tuple[tuple[int, ...], ...]
+    Step = Callable[[], object]
+    Steps = dict[str, Step]     # by variant
+    Loop = Callable[..., object]
+    Times = dict[str, float]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 LR, BETA1, BETA2, EPS = 1e-3, 0.9, 0.999, 1e-8
 DECAY, MAX_NORM, AVERAGE = 1e-2, 1.0, 0.999     # of the works of kind "clip"
@@ -46,7 +62,7 @@ YARDSTICK = "limit"     # the contender that is no contender: times are given as
 UNIT = "GB/s"           # of a work's amount in a second
 PROBED = "parameters"   # what contenders are compared by
 TOLERANCE = 1e-5        # between them, after two steps of 1e-3 each
-EXTRA_THREADS = ()      # numbers of threads to measure beside all cores
+EXTRA_THREADS: tuple[int, ...] = ()     # numbers of threads to measure beside all cores
 
 
 # --- Works ---------------------------------------------------------------------------------------
@@ -73,17 +89,17 @@ class Work:
 
     name: str
     title: str
-    shapes: tuple
+    shapes: Shapes
     kind: str = "adam"
     denormal: bool = False
 
     @property
-    def size(self):
+    def size(self) -> int:
         """Numbers in all parameters."""
         return sum(math.prod(shape) for shape in self.shapes)
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Bytes that must cross memory in a step, each array read and written once.
 
         Adam reads p, g, m, v and writes p, m, v. With clipping, g is read once more before and
@@ -92,30 +108,30 @@ class Work:
         return self.size * (28 if self.kind == "adam" else 44)
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """For lists of works."""
         return f"{self.size:,} numbers in {len(self.shapes)} arrays"
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What is saved of it."""
         return {
             "name": self.name, "title": self.title, "kind": self.kind, "denormal": self.denormal,
             "arrays": len(self.shapes), "size": self.size, "amount": self.bytes,
         }
 
-    def memory(self, workers):
+    def memory(self, workers: int) -> int:
         """Bytes needed: what all hold at a time, and the temporaries of the one that runs."""
         held = 4 if self.kind == "adam" else 6      # p, g, m, v; average, gradients to refill from
         return 4 * self.size * (held * workers + 8)
 
 
-def resnet50():
+def resnet50() -> Shapes:
     """Shapes of ResNet-50's 161 parameters: convolutions, batch norms, classifier.
 
     From the architecture (He et al., "Deep residual learning for image recognition", CVPR 2016),
     with the kernels (out, in, height, width) and a batch norm's scale and shift after each.
     """
-    def convolution(out, inside, kernel):
+    def convolution(out: int, inside: int, kernel: int) -> list[tuple[int, ...]]:
         return [(out, inside, kernel, kernel), (out,), (out,)]
 
     shapes = convolution(64, 3, 7)
@@ -150,11 +166,11 @@ WORKS = (
 SWEEP = ("1e2", "3e2", "1e3", "3e3", "1e4", "3e4", "1e5", "3e5", "1e6", "3e6", "1e7", "5e7")
 QUICK_SWEEP = SWEEP[:9]
 
-FULL = {"works": tuple(work.name for work in WORKS), "rounds": 15, "seconds": 0.05}
-QUICK = {"works": ("1e3", "1e5", "mlp", "100x1024", "clip-mlp"), "rounds": 3, "seconds": 0.01}
+FULL: dict[str, Any] = {"works": tuple(work.name for work in WORKS), "rounds": 15, "seconds": 0.05}
+QUICK: dict[str, Any] = {"works": ("1e3", "1e5", "mlp", "100x1024", "clip-mlp"), "rounds": 3, "seconds": 0.01}
 
 
-def find_work(name):
+def find_work(name: str) -> Work:
     """The work of a name; a number like ``3e4`` is one array of that size.
 
     Raises
@@ -175,11 +191,11 @@ def find_work(name):
     return Work(name, f"1 array of {name}", ((size,),))
 
 
-def make_numbers(work):
+def make_numbers(work: Work) -> tuple[list[F32], list[F32]]:
     """Parameters and gradients, the same for every contender."""
     rng = np.random.default_rng(0)
 
-    def normal(shape, scale):
+    def normal(shape: tuple[int, ...], scale: float) -> F32:
         array = rng.standard_normal(shape, dtype=np.float32)
         array *= np.float32(scale)
         return array
@@ -201,40 +217,46 @@ class Contender:
     """
 
     threaded = True             # whether it uses the threads it is given
-    kinds = ("adam", "clip")
+    kinds: tuple[str, ...] = ("adam", "clip")
     eats_gradients = False      # whether a plain step of Adam zeroes them, too
+    version: str
+    g: Any                      # gradients, as the contender has them
+    p: list[F32]                # parameters; both moments, of those that have them as arrays
+    m: list[F32]
+    v: list[F32]
+    kept: list[Any]
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         self.threads = threads
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         raise NotImplementedError
 
-    def params(self):
+    def params(self) -> Any:
         """The parameters as NumPy arrays, for comparison."""
         return self.p
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         """Set both moments."""
         for array in self.m + self.v:
             array.fill(value)
 
-    def keep_gradients(self, arrays):
+    def keep_gradients(self, arrays: Iterable[F32]) -> None:
         """Remember the gradients that `refill` brings back."""
         self.kept = [(array, array.copy()) for array in arrays]
 
-    def refill(self):
+    def refill(self) -> None:
         for array, kept in self.kept:
             np.copyto(array, kept)
 
-    def finish(self):
+    def finish(self) -> None:
         """Wait until what was asked for has been done."""
 
 
 class FastOpt(Contender):
     """fastopt."""
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         here = str(Path(__file__).parents[2])
         if sys.path[0] != here:     # this very installation
@@ -246,7 +268,7 @@ class FastOpt(Contender):
         self.fastopt = fastopt
         self.version = f"fastopt {fastopt.__version__} ({_dispatch.isa})"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         self.p, g = make_numbers(work)
         if work.kind == "adam":
             self.opt = self.fastopt.Adam(self.p, lr=LR, betas=(BETA1, BETA2), eps=EPS)
@@ -257,7 +279,7 @@ class FastOpt(Contender):
         )
         return {"step": partial(self.opt.step, g, max_norm=MAX_NORM, zero_grad=True)}
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         for state in self.opt.state:
             state["exp_avg"].fill(value)
             state["exp_avg_sq"].fill(value)
@@ -268,11 +290,11 @@ class NumPy(Contender):
 
     threaded = False
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self.version = f"NumPy {np.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         self.p, self.g = make_numbers(work)
         self.m, self.v = ([np.zeros_like(p) for p in self.p] for _ in range(2))
         self.t = 0
@@ -282,7 +304,7 @@ class NumPy(Contender):
         self.keep_gradients(self.g)
         return {"step": self.clip}
 
-    def adam(self):
+    def adam(self) -> None:
         self.t += 1
         lr, root = LR / (1 - BETA1**self.t), math.sqrt(1 - BETA2**self.t)
         for p, g, m, v in zip(self.p, self.g, self.m, self.v, strict=True):
@@ -290,7 +312,7 @@ class NumPy(Contender):
             v[...] = BETA2 * v + (1 - BETA2) * g**2
             p -= lr * m / (np.sqrt(v) / root + EPS)
 
-    def clip(self):
+    def clip(self) -> None:
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in self.g))
         for g, p in zip(self.g, self.p, strict=True):
             g *= min(1.0, MAX_NORM / (norm + 1e-6))
@@ -304,14 +326,14 @@ class NumPy(Contender):
 class Numba(Contender):
     """The whole rule in one loop compiled with fast-math: a parallel or a serial call an array."""
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         import numba
 
         numba.set_num_threads(threads)
         self.version = f"numba {numba.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         self.p, self.g = make_numbers(work)
         self.m, self.v = ([np.zeros_like(p) for p in self.p] for _ in range(2))
         self.t = 0
@@ -324,29 +346,29 @@ class Numba(Contender):
             steps["serial"] = prepare(parallel=False)
         return steps
 
-    def scalars(self):
+    def scalars(self) -> list[np.float32]:
         """Scalars of a step, in single precision: a double would turn the loop into doubles."""
         self.t += 1
         lr, root = LR / (1 - BETA1**self.t), math.sqrt(1 - BETA2**self.t)
         values = lr, 1 / root, EPS, BETA1, 1 - BETA1, BETA2, 1 - BETA2
         return [np.float32(value) for value in values]
 
-    def adam(self, parallel):
+    def adam(self, parallel: bool) -> Step:
         update = _numba_adam(parallel)
         arrays = _flat(self.p, self.g, self.m, self.v)
 
-        def step():
+        def step() -> None:
             scalars = self.scalars()
             for streams in arrays:
                 update(*streams, *scalars)
 
         return step
 
-    def clip(self, parallel):
+    def clip(self, parallel: bool) -> Step:
         squares, update = _numba_clip(parallel)
         arrays = _flat(self.p, self.g, self.m, self.v, self.e)
 
-        def step():
+        def step() -> None:
             norm = math.sqrt(sum(squares(streams[1]) for streams in arrays))
             values = min(1.0, MAX_NORM / (norm + 1e-6)), 1 - LR * DECAY, AVERAGE, 1 - AVERAGE
             scalars = [np.float32(value) for value in values] + self.scalars()
@@ -367,7 +389,7 @@ class Limit(Numba):
     of memory and threads together: where it takes few microseconds, it is mostly the call.
     """
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         params, gradients = make_numbers(work)
         if work.denormal:       # the streams alone, whatever is in them
             gradients = params
@@ -378,7 +400,7 @@ class Limit(Numba):
         else:
             serial, parallel = _limit_clip(self.threads)
             self.keep_gradients([whole[0]])
-        steps = {"arrays": partial(self.each, parallel, arrays)}
+        steps: Steps = {"arrays": partial(self.each, parallel, arrays)}
         if self.threads > 1:
             steps["whole"] = partial(self.each, parallel, [whole])
         if work.size <= SMALL or self.threads == 1:
@@ -386,7 +408,7 @@ class Limit(Numba):
         return steps
 
     @staticmethod
-    def each(loop, arrays):
+    def each(loop: Callable[..., object], arrays: Iterable[Iterable[F32]]) -> None:
         for streams in arrays:
             loop(*streams)
 
@@ -394,17 +416,17 @@ class Limit(Numba):
 class Torch(Contender):
     """torch.optim, one tensor at a time, its default on a CPU."""
 
-    mode = None                 # a flag of the optimizer
+    mode: str | None = None     # a flag of the optimizer
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         import torch
 
         torch.set_num_threads(threads)
-        self.torch = torch
+        self.torch: Any = torch
         self.version = f"torch {torch.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         torch, (params, grads) = self.torch, make_numbers(work)
         self.tensors = [torch.tensor(p).requires_grad_() for p in params]
         for tensor, g in zip(self.tensors, grads, strict=True):
@@ -420,7 +442,7 @@ class Torch(Contender):
         self.keep_gradients([p.grad.numpy() for p in self.tensors])
         return {"step": self.clip}
 
-    def clip(self):
+    def clip(self) -> None:
         torch = self.torch
         torch.nn.utils.clip_grad_norm_(self.tensors, MAX_NORM)
         self.opt.step()
@@ -428,10 +450,10 @@ class Torch(Contender):
         with torch.no_grad():
             torch._foreach_lerp_(self.averages, self.tensors, 1 - AVERAGE)
 
-    def params(self):
+    def params(self) -> Any:
         return [p.detach().numpy() for p in self.tensors]
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         for state in self.opt.state.values():
             state["exp_avg"].fill_(value)
             state["exp_avg_sq"].fill_(value)
@@ -452,7 +474,7 @@ class TorchFused(Torch):
 class Optax(Contender):
     """optax under jax.jit, parameters and state donated, so that XLA may update them in place."""
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         if hasattr(os, "sched_setaffinity"):    # XLA has a thread for every processor it may run on
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
@@ -462,32 +484,32 @@ class Optax(Contender):
         self.jax, self.optax = jax, optax
         self.version = f"jax {jax.__version__}, optax {optax.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         params, self.kept = make_numbers(work)
         self.place(params)
         return {"step": self.make_adam() if work.kind == "adam" else self.make_clip()}
 
-    def place(self, params):
+    def place(self, params: Iterable[F32]) -> None:
         """Copies of the arrays, as only JAX's own can be donated."""
         self.arrays, self.grads = (
             [self.jax.numpy.array(a, copy=True) for a in arrays] for arrays in (params, self.kept)
         )
 
-    def make_adam(self):
+    def make_adam(self) -> Step:
         optax, rule = self.optax, self.optax.adam(LR, BETA1, BETA2, EPS)
         self.state = rule.init(self.arrays)
 
         @partial(self.jax.jit, donate_argnums=(0, 1))
-        def update(params, state, grads):
+        def update(params: Any, state: Any, grads: Any) -> tuple[Any, Any]:
             updates, state = rule.update(grads, state, params)
             return optax.apply_updates(params, updates), state
 
-        def step():
+        def step() -> None:
             self.arrays, self.state = update(self.arrays, self.state, self.grads)
 
         return step
 
-    def make_clip(self):
+    def make_clip(self) -> Step:
         optax, jax = self.optax, self.jax
         rule = optax.chain(
             optax.clip_by_global_norm(MAX_NORM),
@@ -497,33 +519,33 @@ class Optax(Contender):
         self.averages = [a.copy() for a in self.arrays]
 
         @partial(jax.jit, donate_argnums=(0, 1, 2, 3))
-        def update(params, state, averages, grads):
+        def update(params: Any, state: Any, averages: Any, grads: Any) -> tuple[Any, ...]:
             updates, state = rule.update(grads, state, params)
             params = optax.apply_updates(params, updates)
             averages = optax.incremental_update(params, averages, 1 - AVERAGE)
             return params, state, averages, jax.tree.map(jax.numpy.zeros_like, grads)
 
-        def step():
+        def step() -> None:
             self.arrays, self.state, self.averages, self.grads = update(
                 self.arrays, self.state, self.averages, self.grads
             )
 
         return step
 
-    def refill(self):
+    def refill(self) -> None:
         self.grads = [self.jax.numpy.array(g, copy=True) for g in self.kept]
         self.jax.block_until_ready(self.grads)
 
-    def params(self):
+    def params(self) -> Any:
         return [np.asarray(a) for a in self.arrays]
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         moments, *rest = self.state
         full = partial(self.jax.tree.map, lambda a: self.jax.numpy.full_like(a, value))
         self.state = (moments._replace(mu=full(moments.mu), nu=full(moments.nu)), *rest)
         self.finish()
 
-    def finish(self):
+    def finish(self) -> None:
         self.jax.block_until_ready((self.arrays, self.state, self.grads))
 
 
@@ -531,9 +553,9 @@ class ScikitLearn(Contender):
     """The Adam of scikit-learn's MLPClassifier."""
 
     threaded = False
-    kinds = ("adam",)
+    kinds: tuple[str, ...] = ("adam",)
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         import sklearn
         from sklearn.neural_network._stochastic_optimizers import AdamOptimizer
@@ -541,12 +563,12 @@ class ScikitLearn(Contender):
         self.adam = AdamOptimizer
         self.version = f"scikit-learn {sklearn.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         self.p, g = make_numbers(work)
         self.opt = self.adam(self.p, LR, BETA1, BETA2, EPS)
         return {"step": partial(self.opt.update_params, self.p, g)}
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         for array in self.opt.ms + self.opt.vs:
             array.fill(value)
 
@@ -555,10 +577,10 @@ class Thinc(Contender):
     """thinc's Adam, without its clipping, decay and averages. It zeroes the gradient after use."""
 
     threaded = False
-    kinds = ("adam",)
+    kinds: tuple[str, ...] = ("adam",)
     eats_gradients = True
 
-    def __init__(self, threads):
+    def __init__(self, threads: int) -> None:
         super().__init__(threads)
         import thinc
         from thinc.api import Adam
@@ -566,7 +588,7 @@ class Thinc(Contender):
         self.adam = Adam
         self.version = f"thinc {thinc.about.__version__}"
 
-    def setup(self, work):
+    def setup(self, work: Work) -> Steps:
         self.p, self.g = make_numbers(work)
         self.keep_gradients(self.g)
         self.opt = self.adam(
@@ -575,16 +597,16 @@ class Thinc(Contender):
         self.keys = [(i, "W") for i in range(len(self.p))]
         return {"step": self.step}
 
-    def step(self):
+    def step(self) -> None:
         for key, p, g in zip(self.keys, self.p, self.g, strict=True):
             self.opt(key, p, g)
 
-    def fill_state(self, value):
+    def fill_state(self, value: float) -> None:
         for array in (*self.opt.mom1.values(), *self.opt.mom2.values()):
             array.fill(value)
 
 
-CONTENDERS = {
+CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit,
     "fastopt": FastOpt,
     "torch-fused": TorchFused,
@@ -598,19 +620,22 @@ CONTENDERS = {
 }
 
 
-def _compile(parallel):
+def _compile(parallel: bool) -> Callable[[_F], _F]:
     """numba's compiler, at its fastest: unless told so, a division is checked for zero."""
     from numba import njit
 
-    return njit(parallel=parallel, fastmath=True, error_model="numpy")
+    return cast("Callable[[_F], _F]", njit(parallel=parallel, fastmath=True, error_model="numpy"))
 
 
 @cache
-def _numba_adam(parallel):
+def _numba_adam(parallel: bool) -> Loop:
     from numba import prange
 
     @_compile(parallel)
-    def update(p, g, m, v, lr, root, eps, b1, c1, b2, c2):
+    def update(
+        p: F32, g: F32, m: F32, v: F32, lr: np.float32, root: np.float32, eps: np.float32, b1: np.float32,
+        c1: np.float32, b2: np.float32, c2: np.float32,
+    ) -> None:
         for i in prange(p.size):
             m[i] = b1 * m[i] + c1 * g[i]
             v[i] = b2 * v[i] + c2 * g[i] * g[i]
@@ -620,18 +645,22 @@ def _numba_adam(parallel):
 
 
 @cache
-def _numba_clip(parallel):
+def _numba_clip(parallel: bool) -> tuple[Callable[[F32], np.float32], Loop]:
     from numba import prange
 
     @_compile(parallel)
-    def squares(g):
+    def squares(g: F32) -> np.float32:
         total = np.float32(0)
         for i in prange(g.size):
             total += g[i] * g[i]
         return total
 
     @_compile(parallel)
-    def update(p, g, m, v, e, scale, keep, average, rest, lr, root, eps, b1, c1, b2, c2):
+    def update(
+        p: F32, g: F32, m: F32, v: F32, e: F32, scale: np.float32, keep: np.float32, average: np.float32,
+        rest: np.float32, lr: np.float32, root: np.float32, eps: np.float32, b1: np.float32, c1: np.float32,
+        b2: np.float32, c2: np.float32,
+    ) -> None:
         for i in prange(p.size):
             d = g[i] * scale
             m[i] = b1 * m[i] + c1 * d
@@ -644,7 +673,7 @@ def _numba_clip(parallel):
 
 
 @cache
-def limit_loops(parts, reads):
+def limit_loops(parts: int, reads: int) -> tuple[Loop, Loop]:
     """A serial and a parallel loop over any streams: the first `reads` are read, the others written, too.
 
     Each stream that is written takes a multiplication and an addition.
@@ -655,7 +684,7 @@ def limit_loops(parts, reads):
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def run(lo, hi, streams):
+    def run(lo: int, hi: int, streams: tuple[F32, ...]) -> np.float32:
         total, first = np.float32(0), np.uintp(lo)      # signed, the loop would not be vectorized
         for i in range(np.uintp(hi - lo)):
             x = np.float32(0)
@@ -667,11 +696,11 @@ def limit_loops(parts, reads):
         return total
 
     @_compile(parallel=False)
-    def serial(*streams):
+    def serial(*streams: F32) -> np.float32:
         return run(0, streams[0].size, streams)
 
     @_compile(parallel=True)
-    def parallel(*streams):
+    def parallel(*streams: F32) -> np.float32:
         total, n = np.float32(0), streams[0].size
         for k in prange(parts):
             total += run(cut(n, k, parts), cut(n, k + 1, parts), streams)
@@ -681,7 +710,7 @@ def limit_loops(parts, reads):
 
 
 @cache
-def _limit_clip(parts):
+def _limit_clip(parts: int) -> tuple[Loop, Loop]:
     """The same with one reading of g before, g zeroed, and one more stream read and written."""
     from numba import prange
 
@@ -689,14 +718,14 @@ def _limit_clip(parts):
     cut = _compile(parallel=False)(_cut)
 
     @_compile(parallel=False)
-    def total(g):
+    def total(g: F32) -> np.float32:
         result = np.float32(0)
         for i in range(g.size):
             result += g[i]
         return result
 
     @_compile(parallel=False)
-    def run(g, p, m, v, e):
+    def run(g: F32, p: F32, m: F32, v: F32, e: F32) -> None:
         for i in range(p.size):
             m[i] = b * m[i] + a * g[i]
             v[i] = b * v[i] + a * g[i]
@@ -705,13 +734,13 @@ def _limit_clip(parts):
             g[i] = 0
 
     @_compile(parallel=False)
-    def serial(g, p, m, v, e):
+    def serial(g: F32, p: F32, m: F32, v: F32, e: F32) -> np.float32:
         result = total(g)
         run(g, p, m, v, e)
         return result
 
     @_compile(parallel=True)
-    def parallel(g, p, m, v, e):
+    def parallel(g: F32, p: F32, m: F32, v: F32, e: F32) -> np.float32:
         result = np.float32(0)
         for k in prange(parts):
             result += total(g[cut(g.size, k, parts) : cut(g.size, k + 1, parts)])
@@ -723,17 +752,17 @@ def _limit_clip(parts):
     return serial, parallel
 
 
-def _flat(*lists):
+def _flat(*lists: Iterable[F32]) -> list[tuple[F32, ...]]:
     """Tuples of the arrays that belong together, each as one dimension."""
     return [tuple(a.reshape(-1) for a in arrays) for arrays in zip(*lists, strict=True)]
 
 
-def _cut(n, k, parts):
+def _cut(n: int, k: int, parts: int) -> int:
     """Where part k of n numbers begins: on a multiple of 16, which is a cache line."""
     return n if k == parts else n // 16 * k // parts * 16
 
 
-def _carve(streams):
+def _carve(streams: Sequence[Sequence[F32]]) -> tuple[list[F32], list[list[F32]]]:
     """Lay streams, lists of arrays, out in one block.
 
     Returns
@@ -771,7 +800,11 @@ def _carve(streams):
 class Bench:
     """One work of one contender, set up."""
 
-    def __init__(self, contender, work):
+    contender: Any
+    work: Any       # of whichever suite it is
+    steps: Steps
+
+    def __init__(self, contender: Contender, work: Work) -> None:
         self.contender, self.work = contender, work
         self.refills = work.kind == "clip" or (contender.eats_gradients and not work.denormal)
         self.steps = contender.setup(work)
@@ -780,7 +813,7 @@ class Bench:
             self.time(step)
         self.probe = None if isinstance(contender, Limit) else _probe(contender.params())
 
-    def time(self, step, number=1):
+    def time(self, step: Step, number: int = 1) -> float:
         """Seconds of one step, on the average of `number` steps."""
         if self.refills:
             self.contender.refill()
@@ -790,7 +823,7 @@ class Bench:
         self.contender.finish()
         return (perf_counter() - start) / number
 
-    def round(self, seconds):
+    def round(self, seconds: float) -> dict[str, Times]:
         """Samples of each variant for about `seconds`: median and least seconds a step."""
         gc.disable()
         try:
@@ -800,22 +833,23 @@ class Bench:
         finally:
             gc.enable()
 
-    def samples(self, step, seconds):
+    def samples(self, step: Step, seconds: float) -> Times:
         start, fastest = perf_counter(), math.inf
         while perf_counter() - start < WARM_UP:
             fastest = min(fastest, self.time(step))
         number = 1 if self.refills else max(1, round(SAMPLE / fastest))
-        start, times = perf_counter(), []
+        start = perf_counter()
+        times: list[float] = []
         while _goes_on(len(times), perf_counter() - start, seconds):
             times.append(self.time(step, number))
         return {"median": median(times), "min": min(times)}
 
 
-def _goes_on(count, elapsed, seconds):
+def _goes_on(count: int, elapsed: float, seconds: float) -> bool:
     return elapsed < seconds or (count < 3 and elapsed < PATIENCE)
 
 
-def _probe(params):
+def _probe(params: Sequence[F32]) -> list[float]:
     """A few numbers of the first and the last parameter, to compare contenders by."""
     numbers = [*params[0].reshape(-1)[:8], *params[-1].reshape(-1)[-8:]]
     return [float(x) for x in numbers]

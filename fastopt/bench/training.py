@@ -20,17 +20,29 @@ What keeps the numbers honest:
   fastopt with all cores, as it comes.
 """
 
+from __future__ import annotations
+
 import math
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import steps  # not by the package's name: a peer's Python may have no fastopt
 from .steps import ALIGN, BETA1, BETA2, EPS, LR
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from .steps import F32
+
+    Labels = NDArray[np.int64]
+    Layers = list[list[F32]]
 
 PROBE_STEPS = 500       # after which the losses of all contenders are compared
 PROBE_ROWS = 4096       # of the data, on which that loss is taken
@@ -64,24 +76,24 @@ class Work:
     """
 
     name: str
-    sizes: tuple
+    sizes: tuple[int, ...]
     batch: int
     rows: int
     kind = "training"
 
     @property
-    def title(self):
+    def title(self) -> str:
         """For tables."""
         return f"{'-'.join(map(str, self.sizes))}, batch {self.batch}"
 
     @property
-    def batches(self):
+    def batches(self) -> list[int]:
         """Sizes of the minibatches of an epoch."""
         full, rest = divmod(self.rows, self.batch)
         return [self.batch] * full + [rest] * (rest > 0)
 
     @property
-    def flops(self):
+    def flops(self) -> float:
         """Floating-point operations in the matrix products of a step, on the average of an epoch.
 
         Each layer has three products: its output, the gradient of its weights, and that of its
@@ -91,18 +103,18 @@ class Work:
         return 2 * (3 * sum(products) - products[0]) * self.rows / len(self.batches)
 
     @property
-    def summary(self):
+    def summary(self) -> str:
         """For lists of works."""
         return f"{self.rows:,} rows, {len(self.batches):,} steps an epoch"
 
-    def record(self):
+    def record(self) -> dict[str, Any]:
         """What is saved of it."""
         return {
             "name": self.name, "title": self.title, "kind": self.kind, "sizes": self.sizes,
             "batch": self.batch, "rows": self.rows, "amount": self.flops,
         }
 
-    def memory(self, workers):
+    def memory(self, workers: int) -> int:
         """Bytes needed: the data, which some hold twice, and a library for each."""
         return workers * (2 * 4 * self.rows * (self.sizes[0] + 2) + (200 << 20))
 
@@ -113,13 +125,14 @@ WORKS = (
     Work("digits-32", (64, 32, 10), 32, 1_437),
 )
 
-SWEEP = QUICK_SWEEP = ()
+SWEEP: tuple[str, ...] = ()
+QUICK_SWEEP: tuple[str, ...] = ()
 
-FULL = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.5}
-QUICK = {"works": ("digits-32",), "rounds": 3, "seconds": 0.05}
+FULL: dict[str, Any] = {"works": tuple(work.name for work in WORKS), "rounds": 7, "seconds": 0.5}
+QUICK: dict[str, Any] = {"works": ("digits-32",), "rounds": 3, "seconds": 0.05}
 
 
-def find_work(name):
+def find_work(name: str) -> Work:
     """The work of a name; one like ``784-256-10/64`` is a net and the rows of its minibatches.
 
     A third number, as in ``784-256-10/64/60000``, is that of the data's rows.
@@ -133,16 +146,16 @@ def find_work(name):
         if work.name == name:
             return work
     match = re.fullmatch(r"([1-9]\d*(?:-[1-9]\d*)+)/([1-9]\d*)(?:/([1-9]\d*))?", name, re.ASCII)
-    sizes = tuple(map(int, match[1].split("-"))) if match else ()
+    sizes = [int(size) for size in match[1].split("-")] if match else []
     if not match or sizes[-1] < 2:
         known = ", ".join(work.name for work in WORKS)
         raise ValueError(
             f"works: expected {known} or a classifier and its batch as 784-256-10/64, got {name!r}"
         )
-    return Work(name, sizes, int(match[2]), int(match[3] or SOME_ROWS))
+    return Work(name, tuple(sizes), int(match[2]), int(match[3] or SOME_ROWS))
 
 
-def make_params(work):
+def make_params(work: Work) -> Layers:
     """Initial parameters, ``[W, b]`` for each layer: He's normal weights, biases of zero."""
     rng = np.random.default_rng(0)
     return [
@@ -151,7 +164,7 @@ def make_params(work):
     ]
 
 
-def make_data(work):
+def make_data(work: Work) -> tuple[F32, Labels]:
     """Rows of float32 pixels in [0, 1) and their int64 labels."""
     rng = np.random.default_rng(1)
     features, classes = work.sizes[0], work.sizes[-1]
@@ -163,7 +176,7 @@ def make_data(work):
     return X, y
 
 
-def mean_loss(params, X, y):
+def mean_loss(params: Sequence[Sequence[F32]], X: F32, y: Labels) -> float:
     """Cross-entropy of a relu net."""
     a = X
     for W, b in params[:-1]:
@@ -181,18 +194,22 @@ class Trained:
     """What contenders have in common. Their library is imported as for `steps`."""
 
     threaded = True
-    kinds = (Work.kind,)
+    kinds: tuple[str, ...] = (Work.kind,)
+    work: Work
+    net: Any        # these three are of the library's own types
+    X: Any
+    y: Any
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         """Make the net; the data are `X` and `y`."""
         self.work = work
         self.X, self.y = make_data(work)
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         """Train for so many epochs more, to the end."""
         raise NotImplementedError
 
-    def params(self):
+    def params(self) -> Any:
         """``[W, b]`` of each layer, weights (in, out)."""
         return self.net
 
@@ -200,26 +217,26 @@ class Trained:
 class Floor(Trained, steps.NumPy):
     """The matrix products of the steps alone, through NumPy's BLAS."""
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         weights = [W for W, _ in make_params(work)]
         self.epoch = [products(weights, batch) for batch in sorted({*work.batches}, reverse=True)]
         self.counts = [work.batches.count(len(listed[0][0])) for listed in self.epoch]
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         for _ in range(epochs):
             for listed, count in zip(self.epoch, self.counts, strict=True):
                 for _ in range(count):
                     for left, right, out in listed:
                         np.matmul(left, right, out=out)
 
-    def params(self):
+    def params(self) -> None:
         """It learns nothing."""
 
 
 class FastOpt(Trained, steps.FastOpt):
     """fastopt.Trainer with fastopt.MLP and fastopt.Adam."""
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         super().prepare(work)
         self.net = self.fastopt.MLP(work.sizes, activation="relu", loss="cross_entropy")
         for layer, initial in zip(self.net.params, make_params(work), strict=True):
@@ -231,24 +248,24 @@ class FastOpt(Trained, steps.FastOpt):
             training_accuracy=False,
         )
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         self.fit(epochs=epochs)
 
-    def params(self):
+    def params(self) -> Any:
         return self.net.params
 
 
 class NumPy(Trained, steps.NumPy):
     """The textbook: a training loop as people write it."""
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         super().prepare(work)
         self.net = make_params(work)
         self.moments = [[(np.zeros_like(p), np.zeros_like(p)) for p in layer] for layer in self.net]
         self.rng = np.random.default_rng(0)
         self.t = 0
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         rows, batch = self.work.rows, self.work.batch
         for _ in range(epochs):
             order = self.rng.permutation(rows)
@@ -256,7 +273,7 @@ class NumPy(Trained, steps.NumPy):
                 chosen = order[start : start + batch]
                 self.update(self.gradients(self.X[chosen], self.y[chosen]))
 
-    def gradients(self, X, y):
+    def gradients(self, X: F32, y: Labels) -> Layers:
         inputs = [X]
         for W, b in self.net[:-1]:
             inputs.append(np.maximum(inputs[-1] @ W + b, 0))
@@ -276,7 +293,7 @@ class NumPy(Trained, steps.NumPy):
                 delta = (delta @ W.T) * (a > 0)
         return grads[::-1]
 
-    def update(self, grads):
+    def update(self, grads: Layers) -> None:
         self.t += 1
         lr, root = LR / (1 - BETA1**self.t), math.sqrt(1 - BETA2**self.t)
         for params, gs, moments in zip(self.net, grads, self.moments, strict=True):
@@ -289,7 +306,7 @@ class NumPy(Trained, steps.NumPy):
 class TorchFused(Trained, steps.TorchFused):
     """torch: nn.Sequential, CrossEntropyLoss and Adam(fused=True), rows by index_select."""
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         super().prepare(work)
         torch, params = self.torch, make_params(work)
         self.X, self.y = torch.from_numpy(self.X), torch.from_numpy(self.y)
@@ -305,7 +322,7 @@ class TorchFused(Trained, steps.TorchFused):
             self.net.parameters(), lr=LR, betas=(BETA1, BETA2), eps=EPS, fused=True
         )
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         for _ in range(epochs):
             for rows in self.torch.randperm(self.work.rows).split(self.work.batch):
                 X, y = self.X.index_select(0, rows), self.y.index_select(0, rows)
@@ -313,14 +330,14 @@ class TorchFused(Trained, steps.TorchFused):
                 self.loss(self.net(X), y).backward()
                 self.opt.step()
 
-    def params(self):
+    def params(self) -> Any:
         return [[a.detach().numpy() for a in (layer.weight.T, layer.bias)] for layer in self.layers]
 
 
 class Optax(Trained, steps.Optax):
     """JAX: an epoch is one jax.lax.scan under jit, with optax.adam, everything donated."""
 
-    def prepare(self, work):
+    def prepare(self, work: Work) -> None:
         super().prepare(work)
         jax = self.jax
         self.X, self.y = jax.numpy.asarray(self.X), jax.numpy.asarray(self.y.astype(np.int32))
@@ -330,17 +347,17 @@ class Optax(Trained, steps.Optax):
         self.epoch = self.make_epoch(rule)
         self.rng = np.random.default_rng(0)
 
-    def make_epoch(self, rule):
+    def make_epoch(self, rule: Any) -> Any:
         jax, optax, batch = self.jax, self.optax, self.work.batch
         full = self.work.rows // batch * batch
 
-        def loss(params, X, y):
+        def loss(params: Any, X: Any, y: Any) -> Any:
             for W, b in params[:-1]:
                 X = jax.nn.relu(X @ W + b)
             W, b = params[-1]
             return optax.softmax_cross_entropy_with_integer_labels(X @ W + b, y).mean()
 
-        def step(X, y, carry, rows):
+        def step(X: Any, y: Any, carry: tuple[Any, Any], rows: Any) -> tuple[tuple[Any, Any], Any]:
             params, state = carry
             batch = (a.at[rows].get(mode="promise_in_bounds") for a in (X, y))
             value, grads = jax.value_and_grad(loss)(params, *batch)
@@ -348,7 +365,7 @@ class Optax(Trained, steps.Optax):
             return (optax.apply_updates(params, updates), state), value
 
         @partial(jax.jit, donate_argnums=(0, 1))
-        def epoch(params, state, order, X, y):
+        def epoch(params: Any, state: Any, order: Any, X: Any, y: Any) -> tuple[Any, ...]:
             update = partial(step, X, y)
             carry, losses = jax.lax.scan(update, (params, state), order[:full].reshape(-1, batch))
             if full < len(order):
@@ -357,20 +374,20 @@ class Optax(Trained, steps.Optax):
 
         return epoch
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         for _ in range(epochs):
             order = self.rng.permutation(self.work.rows).astype(np.int32)   # faster than XLA's sort
             self.net, self.state, value = self.epoch(self.net, self.state, order, self.X, self.y)
         self.jax.block_until_ready((self.net, self.state, value))
 
-    def params(self):
+    def params(self) -> Any:
         return self.jax.tree.map(np.asarray, self.net)
 
 
 class ScikitLearn(Trained, steps.ScikitLearn):
     """MLPClassifier.fit."""
 
-    def train(self, epochs):
+    def train(self, epochs: int) -> None:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
@@ -385,7 +402,7 @@ class ScikitLearn(Trained, steps.ScikitLearn):
         if self.net.n_iter_ != epochs:
             raise RuntimeError(f"expected {epochs} epochs, got {self.net.n_iter_}")
 
-    def params(self):
+    def params(self) -> Any:
         return zip(self.net.coefs_, self.net.intercepts_, strict=True)
 
 
@@ -399,7 +416,7 @@ CONTENDERS = {
 }
 
 
-def products(weights, batch):
+def products(weights: Sequence[F32], batch: int) -> list[tuple[F32, F32, F32]]:
     """The matrix products of a step, forward and then backward from the last layer.
 
     Returns
@@ -421,7 +438,7 @@ def products(weights, batch):
     return listed
 
 
-def _aligned(array):
+def _aligned(array: F32) -> F32:
     """A copy that begins with a cache line, which is worth up to 5%."""
     memory = np.empty(array.nbytes + ALIGN, np.uint8)
     first = -memory.ctypes.data % ALIGN
@@ -436,27 +453,27 @@ def _aligned(array):
 class Bench:
     """One work of one contender, set up."""
 
-    def __init__(self, contender, work):
+    def __init__(self, contender: Any, work: Work) -> None:
         self.contender, self.steps = contender, len(work.batches)
         contender.prepare(work)
         contender.train(-(-PROBE_STEPS // self.steps))
         self.probe = _probe(contender)
         self.fastest = self.time(1)
 
-    def time(self, epochs):
+    def time(self, epochs: int) -> float:
         """Seconds of one step, on the average of so many epochs."""
         start = perf_counter()
         self.contender.train(epochs)
         return (perf_counter() - start) / (epochs * self.steps)
 
-    def round(self, seconds):
+    def round(self, seconds: float) -> dict[str, dict[str, float]]:
         """Seconds of a step in as many epochs as take about `seconds`, at least one."""
         step = self.time(max(1, round(seconds / (self.fastest * self.steps))))
         self.fastest = min(self.fastest, step)
         return {"epochs": {"median": step, "min": step}}
 
 
-def _probe(contender):
+def _probe(contender: Any) -> list[float] | None:
     """The loss on some rows of the data, to compare contenders by; None for the floor."""
     params = contender.params()
     if params is None:

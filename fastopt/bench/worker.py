@@ -8,20 +8,24 @@ so that no pool spins while another contender is timed.
 What there is to do is said by a suite: `steps.py` or `training.py`.
 """
 
+from __future__ import annotations
+
 import gc
 import importlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from time import process_time, sleep
 from types import ModuleType
+from typing import Any, TextIO
 
 PACKAGE = "fastopt_bench"       # what this folder is called in a contender's process
 
 
-def settle():
+def settle() -> bool:
     """Return once this process's threads sleep; False if they keep on running."""
     for _ in range(300):
         used = process_time()
@@ -31,7 +35,7 @@ def settle():
     return False
 
 
-def _huge_bytes():
+def _huge_bytes() -> int | None:
     """Bytes of this process in huge pages, or None where the system does not say."""
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
@@ -46,13 +50,13 @@ def _huge_bytes():
 class Conversation:
     """Requests answered one at a time, each with a line of JSON."""
 
-    def __init__(self, suite, name, threads, answers):
+    def __init__(self, suite: ModuleType, name: str, threads: int, answers: TextIO) -> None:
         self.suite = suite
         self.make = partial(suite.CONTENDERS[name], threads)
         self.answers = answers
-        self.bench = None
+        self.bench: Any = None
 
-    def hello(self):
+    def hello(self) -> bool:
         """Say the library's version, or that it is not installed; True if it can be measured."""
         try:
             self.answer(version=self.make().version, quiet=settle())
@@ -61,25 +65,27 @@ class Conversation:
             return False
         return True
 
-    def setup(self, work):
+    def setup(self, work: str) -> None:
         self.bench = None       # the arrays of the last work go first
         self.bench = self.suite.Bench(self.make(), self.suite.find_work(work))
         self.answer(probe=self.bench.probe, huge=_huge_bytes(), quiet=settle())
 
-    def round(self, seconds):
+    def round(self, seconds: float) -> None:
         times = self.bench.round(seconds)
         self.answer(times=times, quiet=settle())
 
-    def drop(self):
+    def drop(self) -> None:
         self.bench = None
         gc.collect()
         self.answer()
 
-    def answer(self, **values):
+    def answer(self, **values: Any) -> None:
         print(json.dumps(values), file=self.answers, flush=True)
 
-    def serve(self, lines):
-        requests = {"setup": self.setup, "round": self.round, "drop": self.drop}
+    def serve(self, lines: Iterable[str]) -> None:
+        requests: dict[str, Callable[..., None]] = {
+            "setup": self.setup, "round": self.round, "drop": self.drop
+        }
         for line in lines:
             request = json.loads(line)
             try:
@@ -89,7 +95,7 @@ class Conversation:
                 self.answer(error=f"{type(error).__name__}: {error}")
 
 
-def load(suite):
+def load(suite: str) -> ModuleType:
     """The module of a suite, in a package of this folder alone: this Python may have no fastopt."""
     package = ModuleType(PACKAGE)
     package.__path__ = [str(Path(__file__).parent)]
@@ -97,7 +103,7 @@ def load(suite):
     return importlib.import_module(f"{PACKAGE}.{suite}")
 
 
-def main(suite, name, threads):
+def main(suite: str, name: str, threads: str) -> None:
     """Serve requests on the standard input until it ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)       # what a library prints is no part of the conversation

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 from fastopt import bench
 from fastopt._threads import show_config
@@ -21,7 +22,7 @@ from fastopt.cli.status import FAILED, INTERRUPTED, WRONG_USE, complain
 __all__ = ["main"]
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Parameters
@@ -37,7 +38,7 @@ def main(argv=None):
     """
     try:
         args = _parse(sys.argv[1:] if argv is None else argv)
-        status = args.run(args)
+        status: int = args.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -56,7 +57,7 @@ def main(argv=None):
         return complain(f"fastopt: {error}", WRONG_USE)
 
 
-def _parse(words):
+def _parse(words: Sequence[str]) -> argparse.Namespace:
     """Return the arguments; those of a ``--config`` come before the words of the command line."""
     parser, commands = _parsers()
     args = parser.parse_args(words, argparse.Namespace(words=words))
@@ -72,7 +73,7 @@ def _parse(words):
     return parser.parse_args([name, *from_file, *rest], argparse.Namespace(words=words))
 
 
-def _parsers():
+def _parsers() -> tuple[Parser, Mapping[str, Parser]]:
     """Return the parser of everything, and those of the commands by name."""
     parser = Parser(prog="fastopt", description="Train neural networks with compiled optimizers.")
     parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
@@ -95,6 +96,6 @@ def _parsers():
     return parser, commands.choices
 
 
-def _info(args):
+def _info(args: argparse.Namespace) -> int:
     show_config()
     return 0

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Table = Mapping[str, Collection[str]]
 
 _LARGEST = 2**63 - 1  # of a whole number: a double cannot hold any, and no count is so large
 
@@ -32,14 +35,14 @@ class Call:
     """
 
     name: str
-    arguments: Mapping[str, Any]
+    arguments: dict[str, Any]
     text: str
 
     def __str__(self) -> str:
         return self.text
 
 
-def parse_calls(text, table, nested=()):
+def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[Call, ...]:
     """Return the calls of a comma-separated list.
 
     Parameters
@@ -69,7 +72,7 @@ def parse_calls(text, table, nested=()):
     return tuple(_call(node, table, nested) for node in tree.elts)
 
 
-def parse_call(text, table, nested=()):
+def parse_call(text: str, table: Table, nested: Collection[str] = ()) -> Call:
     """Return the one call that `text` is; as `parse_calls` otherwise."""
     calls = parse_calls(text, table, nested)
     if len(calls) != 1:
@@ -77,13 +80,13 @@ def parse_call(text, table, nested=()):
     return calls[0]
 
 
-def what_is_known(word, known):
+def what_is_known(word: str, known: Collection[str]) -> str:
     """Return the end of an error about an unknown word: the known one that looks like it, else all."""
     nearest = difflib.get_close_matches(word, known, n=1)
     return f"the nearest known one is {nearest[0]!r}" if nearest else f"known are {', '.join(known)}"
 
 
-def _call(node, table, nested):
+def _call(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
     text = ast.unparse(node)
     function = node.func if isinstance(node, ast.Call) else node
     if not isinstance(function, ast.Name) or function.id not in table:
@@ -92,16 +95,17 @@ def _call(node, table, nested):
             f"unknown name {found!r}, {what_is_known(found, table)}"
         )
     keywords = node.keywords if isinstance(node, ast.Call) else []
-    if isinstance(node, ast.Call) and (node.args or any(keyword.arg is None for keyword in keywords)):
+    named = [(keyword.arg, keyword.value) for keyword in keywords if keyword.arg is not None]
+    if isinstance(node, ast.Call) and (node.args or len(named) < len(keywords)):
         raise argparse.ArgumentTypeError(f"expected arguments as in name(argument=value), got {text!r}")
     arguments = {}
-    for keyword in keywords:
-        _check_argument(function.id, keyword.arg, table[function.id])
-        arguments[keyword.arg] = _value(keyword, table, nested)
+    for name, value in named:
+        _check_argument(function.id, name, table[function.id])
+        arguments[name] = _value(name, value, table, nested)
     return Call(function.id, arguments, text)
 
 
-def _check_argument(name, argument, known):
+def _check_argument(name: str, argument: str, known: Collection[str]) -> None:
     if not known:
         raise argparse.ArgumentTypeError(f"{name} takes no arguments here, got {argument!r}")
     if argument not in known:
@@ -110,17 +114,16 @@ def _check_argument(name, argument, known):
         )
 
 
-def _value(keyword, table, nested):
-    node = keyword.value
-    if keyword.arg in nested and isinstance(node, ast.Call | ast.Name):
+def _value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> Any:
+    if name in nested and isinstance(node, ast.Call | ast.Name):
         return _call(node, table, nested)
     try:
         value = ast.literal_eval(node)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{keyword.arg}: expected a number, a string, True, False, None or a list of these; "
+            f"{name}: expected a number, a string, True, False, None or a list of these; "
             f"got {ast.unparse(node)!r}"
         ) from None
     if isinstance(value, int) and abs(value) > _LARGEST:
-        raise argparse.ArgumentTypeError(f"{keyword.arg}: expected at most {_LARGEST}, got {value}")
+        raise argparse.ArgumentTypeError(f"{name}: expected at most {_LARGEST}, got {value}")
     return value

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import tomllib
+from typing import TYPE_CHECKING, Any
 
 from fastopt._threads import config as versions
 from fastopt.cli.calls import what_is_known
+
+if TYPE_CHECKING:
+    import argparse
+
+    from fastopt.cli.options import Parser
 
 __all__ = ["format_config", "read_words"]
 
@@ -14,7 +20,7 @@ __all__ = ["format_config", "read_words"]
 _NOT_OF_A_RUN = ("config", "out", "overwrite")
 
 
-def read_words(path, command, known):
+def read_words(path: str, command: Parser, known: Parser) -> list[str]:
     """Return the options of a file as words of a command line.
 
     Parameters
@@ -41,7 +47,7 @@ def read_words(path, command, known):
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from None
     allowed = {name: action for name, action in known.options().items() if name != "config"}
-    words = []
+    words: list[str] = []
     for name, value in given.items():
         if name not in allowed:
             raise ValueError(f"{path}: unknown key {name!r}, {what_is_known(name, allowed)}")
@@ -50,7 +56,7 @@ def read_words(path, command, known):
     return words
 
 
-def format_config(args, command):
+def format_config(args: argparse.Namespace, command: Parser) -> str:
     """Return the text of a file that repeats a run.
 
     Parameters
@@ -73,7 +79,7 @@ def format_config(args, command):
     return "\n".join(lines) + "\n"
 
 
-def _words(path, name, value, is_flag):
+def _words(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
     if is_flag:
         if not isinstance(value, bool):
             raise ValueError(f"{path}: {name}: expected true or false, got {value!r}")
@@ -84,7 +90,7 @@ def _words(path, name, value, is_flag):
     return [f"--{name}={','.join(map(str, values))}"]
 
 
-def _toml(value):
+def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         items = [_toml(item) for item in value]
         return items[0] if len(items) == 1 else f"[{', '.join(items)}]"

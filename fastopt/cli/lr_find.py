@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from fastopt.cli import files, options, parts, training
 from fastopt.cli.status import FAILED, complain
 from fastopt.nn import lr_find
+
+if TYPE_CHECKING:
+    import argparse
+
+    from fastopt.cli.options import Parser
+    from fastopt.nn.lr_find import LRFind
 
 __all__ = ["add_options", "run"]
 
 _ROWS = 20  # of the table, at most
 
 
-def add_options(command):
+def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt lr-find``."""
     options.add_data_options(command)
     options.add_net_options(command)
@@ -25,7 +33,7 @@ def add_options(command):
     add("--plot", metavar="FILE.png", help="draw the loss against the learning rate")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Try the learning rates and print what the loss does; return the exit status."""
     if args.start_lr >= args.end_lr:
         raise ValueError(f"--start-lr: expected less than --end-lr {args.end_lr:g}, got {args.start_lr:g}")
@@ -58,7 +66,7 @@ def run(args):
     return 0
 
 
-def _print_table(found):
+def _print_table(found: LRFind) -> None:
     every = -(-len(found.lr) // _ROWS)
     print(f"{'Learning rate':>13}{'Loss':>12}")
     for lr, loss in zip(found.lr[::every], found.smoothed[::every], strict=True):

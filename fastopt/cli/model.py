@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt.nn import MLP, data
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+    from fastopt._types import AnyArray
 
 __all__ = ["Model", "load_model"]
 
@@ -24,11 +30,11 @@ class Model(MLP):
         Of `fastopt.MLP`.
     """
 
-    def __init__(self, *, classes, **options):
+    def __init__(self, *, classes: AnyArray | None, **options: Any) -> None:
         super().__init__(**options)
         self.classes = classes
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Write the net as `fastopt.MLP.save` does, which reads it, and the classes with it."""
         super().save(path)
         if self.classes is None:
@@ -42,7 +48,7 @@ class Model(MLP):
                 np.lib.format.write_array(member, self.classes, allow_pickle=False)
 
 
-def load_model(path):
+def load_model(path: StrPath) -> tuple[MLP, AnyArray | None]:
     """Return the net of a file, whoever saved it, and its classes; None where there are none."""
     net = MLP.load(path)
     classes = _read_classes(path)
@@ -52,7 +58,7 @@ def load_model(path):
     return net, classes
 
 
-def _read_classes(path):
+def _read_classes(path: StrPath) -> AnyArray | None:
     if not _is_safetensors(path):
         return data.read_arrays(path).get("classes")
     from safetensors import safe_open
@@ -62,5 +68,5 @@ def _read_classes(path):
     return None if classes is None else np.array(json.loads(classes))
 
 
-def _is_safetensors(path):
+def _is_safetensors(path: StrPath) -> bool:
     return os.fspath(path).endswith(".safetensors")

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from fastopt.cli import parts
 from fastopt.cli.calls import what_is_known
 from fastopt.nn.layers import ACTIVATIONS
+
+if TYPE_CHECKING:
+    _Container = argparse._ActionsContainer     # a parser, or a group of its options
 
 __all__ = [
     "Parser", "UsageError", "add_data_options", "add_epochs_option", "add_label_option", "add_net_options",
@@ -15,6 +20,8 @@ __all__ = [
 ]
 
 _LARGEST = 2**31 - 1  # of a count: more than anyone has, and NumPy's sizes stay in range
+_T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
 _NORMS = ("none", "batch", "layer")
 
 
@@ -25,10 +32,10 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without a page on the usage."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
 
-    def options(self):
+    def options(self) -> dict[str, argparse.Action]:
         """Return the options by their names without dashes."""
         return {
             action.option_strings[-1].removeprefix("--"): action
@@ -36,14 +43,14 @@ class Parser(argparse.ArgumentParser):
             if action.option_strings and action.dest != "help"
         }
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UsageError(self.prog, message)
 
 
 # --- Options of several commands -----------------------------------------------------------------
 
 
-def add_data_options(command):
+def add_data_options(command: Parser) -> None:
     """Add what says which data to train on."""
     group = command.add_argument_group("data")
     add = group.add_argument
@@ -55,13 +62,13 @@ def add_data_options(command):
         help="classification or regression (default: by --loss, or by the type of the labels)")
 
 
-def add_label_option(command):
+def add_label_option(command: _Container) -> None:
     """Add ``--label``."""
     command.add_argument("--label", type=_column, metavar="COLUMN",
                          help="name or place of a CSV's column of labels (default: the last)")
 
 
-def add_net_options(command):
+def add_net_options(command: Parser) -> None:
     """Add what says how the net is made."""
     add = command.add_argument_group("net").add_argument
     add("--hidden", type=_list_of(positive), default=(128,), metavar="SIZES",
@@ -83,13 +90,13 @@ def add_net_options(command):
         help="of the initial weights and the order of the rows (default: %(default)s)")
 
 
-def add_epochs_option(command):
+def add_epochs_option(command: _Container) -> None:
     """Add ``--epochs``."""
     command.add_argument("--epochs", type=positive, default=20, metavar="N",
                          help="times that each row is seen (default: %(default)s)")
 
 
-def add_training_options(command):
+def add_training_options(command: Parser) -> _Container:
     """Add what says how the rows are taken in; return the group, for further options."""
     group = command.add_argument_group("training")
     add = group.add_argument
@@ -101,7 +108,7 @@ def add_training_options(command):
     return group
 
 
-def add_optimizer_options(command):
+def add_optimizer_options(command: Parser) -> _Container:
     """Add what says which rule changes the weights; return the group, for further options."""
     group = command.add_argument_group("optimizer")
     add = group.add_argument
@@ -116,9 +123,9 @@ def add_optimizer_options(command):
 # --- Values --------------------------------------------------------------------------------------
 
 
-def _number(kind, is_right, expected):
+def _number(kind: Callable[[str], _N], is_right: Callable[[_N], bool], expected: str) -> Callable[[str], _N]:
     """Return a type for an option: numbers of a `kind` for which `is_right`; `expected` says which."""
-    def convert(text):
+    def convert(text: str) -> _N:
         try:
             number = kind(text)
             if is_right(number):
@@ -139,7 +146,7 @@ _nonnegative = _number(float, lambda x: 0.0 <= x < math.inf, "a number from 0 on
 limit = _number(float, lambda x: x > 0.0, "a positive number or inf")
 
 
-def _column(text):
+def _column(text: str) -> int | str:
     """Return a place as an int, a name as it is."""
     try:
         return int(text)
@@ -147,8 +154,8 @@ def _column(text):
         return text
 
 
-def _one_of(names):
-    def convert(text):
+def _one_of(names: Collection[str]) -> Callable[[str], str]:
+    def convert(text: str) -> str:
         if text in names:
             return text
         raise argparse.ArgumentTypeError(f"unknown name {text!r}, {what_is_known(text, names)}")
@@ -156,5 +163,5 @@ def _one_of(names):
     return convert
 
 
-def _list_of(convert):
+def _list_of(convert: Callable[[str], _T]) -> Callable[[str], tuple[_T, ...]]:
     return lambda text: tuple(convert(part) for part in text.split(","))

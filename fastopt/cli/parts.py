@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastopt import schedules
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.run_folder import OWN_FILES
 from fastopt.nn import callbacks
 from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
+
+if TYPE_CHECKING:
+    from fastopt._types import AnyArray, Params, Scalar, Schedule
+    from fastopt.nn import Callback
+    from fastopt.optimizers import Optimizer
+
+_T = TypeVar("_T")
 
 # Learning rates that suit a small net and its batches.
 _RATES = {
@@ -20,14 +29,15 @@ _RATES = {
     "yogi": 0.005,
 }
 # Class, learning rate and what else makes it that rule.
-OPTIMIZERS = dict(sorted({
+OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
     **{name: (rule, _RATES[name], {}) for name, rule in BY_NAME.items()},
     "momentum": (SGD, 0.02, {"momentum": 0.9}),
     "nesterov": (SGD, 0.02, {"momentum": 0.9, "nesterov": True}),
     "amsgrad": (Adam, 0.001, {"amsgrad": True}),
     "signum": (SignSGD, 0.0005, {"momentum": 0.9}),
-}.items()))
-SCHEDULES = {
+}
+OPTIMIZERS = dict(sorted(OPTIMIZERS.items()))
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "constant": schedules.Constant,     # held as a plain number, which callbacks may change
     "step": schedules.Step,
     "multi_step": schedules.MultiStep,
@@ -40,7 +50,7 @@ SCHEDULES = {
     "one_cycle": schedules.OneCycle,
     "reduce_on_plateau": schedules.ReduceOnPlateau,
 }
-CALLBACKS = {
+CALLBACKS: dict[str, Callable[..., Callback]] = {
     "csv_logger": callbacks.CSVLogger,
     "early_stopping": callbacks.EarlyStopping,
     "model_checkpoint": callbacks.ModelCheckpoint,
@@ -48,7 +58,7 @@ CALLBACKS = {
     "terminate_on_nan": callbacks.TerminateOnNaN,
 }
 # By the task, with the names of their arguments; the first is the default.
-LOSSES = {
+LOSSES: dict[Literal["classification", "regression"], dict[str, tuple[str, ...]]] = {
     "classification": {"cross_entropy": (), "binary_cross_entropy": ()},
     "regression": {
         "mse": (), "squared_error": (), "huber": ("delta",), "quantile": ("quantile",), "poisson": (),
@@ -62,16 +72,16 @@ _PEAKS = ("lr", "max_lr")  # fields of a schedule that --lr gives
 _ERRORS = ("raise_error",)  # of a callback: an error is not what a diverged training ends with
 
 
-def _arguments(kind, without=()):
+def _arguments(kind: Callable[..., Any], without: Collection[str] = ()) -> list[str]:
     return [name for name in inspect.signature(kind).parameters if name not in without]
 
 
-def loss_call(text):
+def loss_call(text: str) -> Call:
     """Parse ``--loss``."""
     return parse_call(text, {"auto": ()} | LOSSES["classification"] | LOSSES["regression"])
 
 
-def optimizer_call(text):
+def optimizer_call(text: str) -> Call:
     """Parse ``--optimizer``."""
     table = {
         name: [argument for argument in arguments_of(rule) if argument not in _OPTIMIZER_OPTIONS]
@@ -80,19 +90,19 @@ def optimizer_call(text):
     return parse_call(text, table)
 
 
-def schedule_call(text):
+def schedule_call(text: str) -> Call:
     """Parse ``--lr-schedule``."""
     table = {name: _arguments(schedule, _PEAKS) for name, schedule in SCHEDULES.items()}
     return parse_call(text, table, nested=["then"])
 
 
-def callback_calls(text):
+def callback_calls(text: str) -> tuple[Call, ...]:
     """Parse ``--callbacks``."""
     table = {name: _arguments(callback, _ERRORS) for name, callback in CALLBACKS.items()}
     return parse_calls(text, table)
 
 
-def make_optimizer(call, params, lr, **options):
+def make_optimizer(call: Call, params: Params, lr: Scalar, **options: Any) -> Optimizer:
     """Return the optimizer that ``--optimizer`` names; None among the `options` is its own default."""
     rule, _, others = OPTIMIZERS[call.name]
     given = {name: value for name, value in options.items() if value is not None}
@@ -101,12 +111,12 @@ def make_optimizer(call, params, lr, **options):
     return make("--optimizer", call, rule, params=params, lr=lr, **others | call.arguments | given)
 
 
-def averages(call):
+def averages(call: Call) -> bool:
     """Whether the optimizer that ``--optimizer`` names is to be judged by its averages."""
     return hasattr(OPTIMIZERS[call.name][0], "averaged")
 
 
-def make_schedule(call, lr, steps):
+def make_schedule(call: Call, lr: float, steps: int) -> Scalar:
     """Return the schedule that ``--lr-schedule`` names; a number where it is constant.
 
     Parameters
@@ -135,12 +145,12 @@ def make_schedule(call, lr, steps):
     return make("--lr-schedule", call, schedule, **{fields[0]: lr}, **arguments)
 
 
-def make_callbacks(calls, folder):
+def make_callbacks(calls: Sequence[Call], folder: str) -> list[Callback]:
     """Return the callbacks that ``--callbacks`` names; relative paths lead into `folder`."""
     return [make("--callbacks", call, CALLBACKS[call.name], **_in_folder(call, folder)) for call in calls]
 
 
-def check_callbacks(calls, schedule, classes):
+def check_callbacks(calls: Sequence[Call], schedule: Call, classes: AnyArray | None) -> None:
     """Raise if callbacks could not be made, or would fail in the training.
 
     Parameters
@@ -165,13 +175,13 @@ def check_callbacks(calls, schedule, classes):
             raise ValueError(f"--callbacks: {call.name}: {error}") from None
 
 
-def _check_monitor(callback, numbers):
+def _check_monitor(callback: Callback, numbers: Collection[str]) -> None:
     monitor = getattr(callback, "monitor", "loss")
     if monitor not in numbers and getattr(callback, "save_best_only", True):
         raise ValueError(f"there is no {monitor!r} to monitor, expected {', '.join(numbers)}")
 
 
-def _check_path(call, fields):
+def _check_path(call: Call, fields: Mapping[str, float]) -> None:
     """Raise if a callback's file could not be one of the run's folder, or is one already.
 
     `fields` are those that a name may have, with an example of each.
@@ -190,7 +200,7 @@ def _check_path(call, fields):
             raise ValueError(f"{name}: expected a name without folders, or an absolute path; got {path!r}")
 
 
-def _in_folder(call, folder):
+def _in_folder(call: Call, folder: str) -> dict[str, Any]:
     """Return the arguments, paths among them with the folder before them."""
     escaped = folder.replace("{", "{{").replace("}", "}}")
     arguments = dict(call.arguments)
@@ -203,7 +213,7 @@ def _in_folder(call, folder):
     return arguments
 
 
-def make(option, call, kind, **arguments):
+def make(option: str, call: Call, kind: Callable[..., _T], **arguments: Any) -> _T:
     """Return ``kind(**arguments)``; what it refuses is said with the names of the option and the call."""
     try:
         inspect.signature(kind).bind(**arguments)  # says what is missing better than a call does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +12,17 @@ from fastopt.cli import files, options, parts, run_folder, training
 from fastopt.cli.model import load_model
 from fastopt.nn import data
 
+if TYPE_CHECKING:
+    import argparse
+
+    from fastopt._types import AnyArray
+    from fastopt.cli.options import Parser
+    from fastopt.nn import MLP
+
 __all__ = ["add_options", "run"]
 
 
-def add_options(command):
+def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt predict``."""
     add = command.add_argument
     add("model", metavar="RUN", help="a folder that 'fastopt train' left, or a model file")
@@ -23,7 +31,7 @@ def add_options(command):
     add("--output", metavar="PATH", help="write the predictions there, not to standard output")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Predict; return the exit status."""
     path = run_folder.find_model(args.model)
     if args.output is not None:
@@ -36,11 +44,11 @@ def run(args):
     score = None if y is None else _score_of_file(args.data, y, predicted, net, classes)
     _write_lines(predicted, args.output)
     if score is not None:
-        print(f"{training.format_score(*score)} ({training.count(len(y), 'row')})", file=sys.stderr)
+        print(f"{training.format_score(*score)} ({training.count(len(predicted), 'row')})", file=sys.stderr)
     return 0
 
 
-def _read_rows(args, features):
+def _read_rows(args: argparse.Namespace, features: int) -> tuple[AnyArray, AnyArray | None]:
     """Return the rows of the data in their order, and their labels; None where there are none.
 
     Data that come as training and test part give the test part.
@@ -52,7 +60,9 @@ def _read_rows(args, features):
     return X, y
 
 
-def _score_of_file(path, y, predicted, net, classes):
+def _score_of_file(
+    path: str, y: AnyArray, predicted: AnyArray, net: MLP, classes: AnyArray | None
+) -> tuple[str, float]:
     """Return the score, or raise if the file's labels are not of the model's kind."""
     if net.loss in parts.LOSSES["regression"]:
         if y.dtype.kind not in "biuf" or y.size != predicted.size:
@@ -68,7 +78,7 @@ def _score_of_file(path, y, predicted, net, classes):
     return training.score(y.reshape(predicted.shape) if y.size == predicted.size else y, predicted, known)
 
 
-def _write_lines(predicted, path):
+def _write_lines(predicted: AnyArray, path: str | None) -> None:
     rows = predicted.reshape(len(predicted), -1)
     with contextlib.ExitStack() as stack:
         file = sys.stdout

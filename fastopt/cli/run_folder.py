@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import math
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fastopt import plots
 from fastopt.cli.files import same_file
+
+if TYPE_CHECKING:
+    from fastopt._types import AnyArray
+    from fastopt.nn import History
 
 __all__ = [
     "HISTORY", "MODELS", "OWN_FILES", "create_folder", "find_model", "write_config",
@@ -29,7 +34,7 @@ OWN_FILES = {
 _DEFAULT = "fastopt-run"
 
 
-def create_folder(path, overwrite, data):
+def create_folder(path: str | None, overwrite: bool, data: str) -> str:
     """Make the folder of a run, which then holds nothing of another one.
 
     Parameters
@@ -62,17 +67,18 @@ def create_folder(path, overwrite, data):
         raise ValueError(f"--out: cannot write {error.filename}: {error.strerror}") from None
 
 
-def _next_default():
-    for number in itertools.count(1):
+def _next_default() -> str:
+    number = 1
+    while True:
         path = _DEFAULT if number == 1 else f"{_DEFAULT}-{number}"
         try:
             os.mkdir(path)
             return path
         except FileExistsError:
-            continue
+            number += 1
 
 
-def _empty(path, overwrite, data):
+def _empty(path: str, overwrite: bool, data: str) -> None:
     there = set(os.listdir(path))
     if there and not overwrite:
         raise ValueError(
@@ -89,20 +95,20 @@ def _empty(path, overwrite, data):
         os.remove(file)
 
 
-def write_config(folder, text):
+def write_config(folder: str, text: bytes) -> None:
     """Write the options of the run, as bytes."""
     with open(os.path.join(folder, CONFIG), "wb") as file:
         file.write(text)
 
 
-def write_summary(folder, summary):
+def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
     """Write a dict of numbers, words and further dicts as JSON; what is not finite becomes null."""
     with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
         json.dump(_finite(summary), file, indent=2)
         file.write("\n")
 
 
-def write_confusion_matrix(folder, matrix, classes):
+def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> None:
     """Write the counts as a table: a row for each true class, a column for each predicted one."""
     labels = classes.tolist()
     with open(os.path.join(folder, CONFUSION_TABLE), "w", newline="", encoding="utf-8") as file:
@@ -111,7 +117,7 @@ def write_confusion_matrix(folder, matrix, classes):
         writer.writerows([label, *row] for label, row in zip(labels, matrix.tolist(), strict=True))
 
 
-def write_pictures(folder, history, matrix, classes):
+def write_pictures(folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None) -> None:
     """Draw the curves and, where there is one, the confusion matrix.
 
     Raises
@@ -125,7 +131,7 @@ def write_pictures(folder, history, matrix, classes):
         plots.plot_confusion_matrix(matrix, classes, os.path.join(folder, CONFUSION_PICTURE))
 
 
-def find_model(path):
+def find_model(path: str) -> str:
     """Return the file of the model: that of a run's folder, or `path` itself."""
     if not os.path.isdir(path):
         return path
@@ -135,7 +141,7 @@ def find_model(path):
     raise ValueError(f"{path}: found no {' or '.join(MODELS.values())} in this folder")
 
 
-def _finite(value):
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,7 +9,7 @@ __all__ = ["FAILED", "INTERRUPTED", "WRONG_USE", "complain"]
 FAILED, WRONG_USE, INTERRUPTED = 1, 2, 130  # 130 is what a shell makes of Ctrl-C
 
 
-def complain(message, status):
+def complain(message: str, status: int) -> int:
     """Print what is wrong in one line; return the exit status."""
     print(" ".join(message.split()), file=sys.stderr)
     return status

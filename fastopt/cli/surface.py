@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +12,14 @@ from fastopt import plots, surfaces
 from fastopt.cli import files, options, parts
 from fastopt.cli.calls import parse_calls
 from fastopt.optimizers import arguments_of
+
+if TYPE_CHECKING:
+    from fastopt._types import Array
+    from fastopt.cli.calls import Call
+    from fastopt.cli.options import Parser
+    from fastopt.optimizers import Optimizer
+
+    Maker = Callable[[Array, float], Optimizer]
 
 __all__ = ["add_options", "check_options", "run"]
 
@@ -21,7 +31,7 @@ _ROW = "{:>13}{:>7}{:>10}{:>10}{:>10}{:>10}{:>9}"
 _COLUMNS = ("Learning rate", "Steps", "x", "y", "Value", "Distance", "Arrived")
 
 
-def add_options(command, compared):
+def add_options(command: Parser, compared: Iterable[str]) -> None:
     """Declare the options; `compared` are the names of the default optimizers."""
     add = command.add_argument_group(
         "paths", "over a surface instead of trainings; of the other options they take --plot alone"
@@ -34,7 +44,7 @@ def add_options(command, compared):
     add("--start", type=_point, metavar="X,Y", help="as in --start=-1,0.5 (default: by the surface)")
 
 
-def check_options(args):
+def check_options(args: argparse.Namespace) -> None:
     """Raise if options of paths and of trainings are mixed."""
     without = args.command.parse_args([])
     for name, action in args.command.options().items():
@@ -47,7 +57,7 @@ def check_options(args):
             raise ValueError(f"--{name}: not with --surface")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Follow each optimizer's path and print a row about it; return the exit status."""
     surface = surfaces.SURFACES[args.surface]
     steps, start = args.steps or surface.steps, args.start or surface.start
@@ -68,7 +78,7 @@ def run(args):
     for label, (make, lr) in makers.items():
         if lr is None:
             lr = surfaces.find_rate(surface, make, steps, start)
-        paths[label] = surfaces.descend(surface, lambda p, make=make, lr=lr: make(p, lr), steps, start)
+        paths[label] = surfaces.descend(surface, _with_rate(make, lr), steps, start)
         print(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])), flush=True)
     print(f"\nDistance: to the nearest minimum. Arrived: steps after which it stays below {_ARRIVED}.")
     if args.plot is not None:
@@ -77,7 +87,7 @@ def run(args):
     return 0
 
 
-def _calls(text):
+def _calls(text: str) -> tuple[Call, ...]:
     table = {
         name: [argument for argument in arguments_of(rule) if argument not in _LEFT_OUT]
         for name, (rule, _, _) in parts.OPTIMIZERS.items()
@@ -88,17 +98,20 @@ def _calls(text):
     return calls
 
 
-def _makers(calls):
+def _makers(calls: Sequence[Call]) -> dict[str, tuple[Maker, float | None]]:
     """Return a function ``make(point, lr)`` and a learning rate, or None, for each optimizer by its label."""
     names = [call.name for call in calls]
-    makers = {}
+    makers: dict[str, tuple[Maker, float | None]] = {}
     for call in calls:
         label = call.name if names.count(call.name) == 1 else call.text
         rule, _, others = parts.OPTIMIZERS[call.name]
         arguments = others | call.arguments
         lr = arguments.pop("lr", None)
 
-        def make(point, lr, call=call, rule=rule, arguments=arguments):
+        def make(
+            point: Array, lr: float, call: Call = call, rule: type[Optimizer] = rule,
+            arguments: dict[str, Any] = arguments,
+        ) -> Optimizer:
             return parts.make("--optimizers", call, rule, params=point, lr=lr, **arguments)
 
         make(np.zeros(2), surfaces.RATES[0] if lr is None else lr)  # refuses what is wrong before any work
@@ -106,7 +119,11 @@ def _makers(calls):
     return makers
 
 
-def _results(surface, path):
+def _with_rate(make: Maker, lr: float) -> Callable[[Array], Optimizer]:
+    return lambda point: make(point, lr)
+
+
+def _results(surface: surfaces.Surface, path: Array) -> tuple[Any, ...]:
     x, y = path[-1]
     distances = surface.distance(path)
     away = np.flatnonzero(distances >= _ARRIVED)
@@ -117,11 +134,11 @@ def _results(surface, path):
     )
 
 
-def _decimals(number):
+def _decimals(number: float) -> str:
     return f"{number:.4f}" if abs(number) < 100.0 else f"{number:.1e}"
 
 
-def _point(text):
+def _point(text: str) -> tuple[float, float]:
     try:
         x, y = map(float, text.split(","))
         if np.isfinite([x, y]).all():
@@ -131,5 +148,5 @@ def _point(text):
     raise argparse.ArgumentTypeError(f"expected two numbers, as in 1.5,-2; got {text!r}")
 
 
-def _text(point):
+def _text(point: Sequence[float]) -> str:
     return "({:.4g}, {:.4g})".format(*point)

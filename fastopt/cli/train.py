@@ -6,16 +6,27 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from fastopt.cli import options, parts, run_folder, training
 from fastopt.cli.config import format_config
 from fastopt.cli.status import FAILED, INTERRUPTED, complain
 from fastopt.nn import Trainer, callbacks, metrics
 
+if TYPE_CHECKING:
+    import argparse
+
+    from fastopt.cli.model import Model
+    from fastopt.cli.options import Parser
+    from fastopt.nn import Callback, History
+    from fastopt.nn.data import Dataset
+    from fastopt.optimizers import Optimizer
+
 __all__ = ["add_options", "run"]
 
 
-def add_options(command):
+def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt train``."""
     options.add_data_options(command)
     options.add_net_options(command)
@@ -29,7 +40,7 @@ def add_options(command):
         help=f"{' or '.join(run_folder.MODELS)} (default: %(default)s)")
 
 
-def _add_optimizer_options(add):
+def _add_optimizer_options(add: Callable[..., argparse.Action]) -> None:
     add("--lr", type=options.rate, metavar="RATE", help="learning rate (default: by the optimizer)")
     add("--lr-schedule", type=parts.schedule_call, default="constant", metavar="NAME",
         help=f"{', '.join(parts.SCHEDULES)}; as in 'cosine(min_lr=1e-5)' (default: %(default)s)")
@@ -37,7 +48,7 @@ def _add_optimizer_options(add):
         help="average the weights, with this weight of the past, as 0.999 (default: %(default)s, off)")
 
 
-def _add_training_options(group):
+def _add_training_options(group: Any) -> None:
     options.add_epochs_option(group)
     add = group.add_argument
     add("--max-time", type=options.limit, default=math.inf, metavar="SECONDS",
@@ -46,7 +57,7 @@ def _add_training_options(group):
         help=f"{', '.join(parts.CALLBACKS)}; as in 'early_stopping(patience=5)' (default: none)")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Train; return the exit status."""
     training.resolve(args)
     dataset = training.load(args)
@@ -73,7 +84,7 @@ def run(args):
     return INTERRUPTED if history.interrupted else 0
 
 
-def _make_optimizer(args, net, dataset):
+def _make_optimizer(args: argparse.Namespace, net: Model, dataset: Dataset) -> Optimizer:
     steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
     return parts.make_optimizer(
         args.optimizer,
@@ -84,13 +95,13 @@ def _make_optimizer(args, net, dataset):
     )
 
 
-def _check_saving(args, net):
+def _check_saving(args: argparse.Namespace, net: Model) -> None:
     """Raise if the model cannot be saved as it is to be, before it is trained."""
     with tempfile.TemporaryDirectory() as folder:
         net.save(os.path.join(folder, run_folder.MODELS[args.model_format]))
 
 
-def _make_callbacks(args, folder):
+def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
     return [
         *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * (bool(args.ema) or parts.averages(args.optimizer)),
         *parts.make_callbacks(args.callbacks, folder),
@@ -99,19 +110,19 @@ def _make_callbacks(args, folder):
     ]
 
 
-def _describe_optimizer(args):
+def _describe_optimizer(args: argparse.Namespace) -> str:
     schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
     return f"{args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}"
 
 
-def _time_of_steps(history):
+def _time_of_steps(history: History) -> str:
     """Return how much of the time went into steps; an epoch broken off is not in the history."""
     if history.interrupted:
         return ""
     return f", {sum(history.history['seconds']):.2f} s of it in training steps"
 
 
-def _report(args, dataset, net, history, folder):
+def _report(args: argparse.Namespace, dataset: Dataset, net: Model, history: History, folder: str) -> None:
     """Print how good the net is, and write what a run's folder holds beside config and history."""
     predicted = net.predict(dataset.X_test)
     score = training.score(dataset.y_test, predicted, dataset.classes)
@@ -129,7 +140,7 @@ def _report(args, dataset, net, history, folder):
         print(f"No pictures: {error}")
 
 
-def _summary(dataset, net, history, score):
+def _summary(dataset: Dataset, net: Model, history: History, score: tuple[str, float]) -> dict[str, Any]:
     name, value = score
     return {
         "epochs": len(history.epoch),

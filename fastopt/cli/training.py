@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -11,19 +13,28 @@ from fastopt.cli.model import Model
 from fastopt.nn import data, metrics
 from fastopt.optimizers import arguments_of
 
+if TYPE_CHECKING:
+    import argparse
+
+    from fastopt._types import AnyArray
+    from fastopt.nn import History, Trainer
+    from fastopt.nn.data import Dataset
+
 __all__ = [
     "count", "count_parameters", "describe", "diverged", "finite", "fit", "format_score", "label_column",
     "load", "make_net", "on", "resolve", "score",
 ]
 
+_T = TypeVar("_T")
+
 # --- Data ----------------------------------------------------------------------------------------
 
 
-def load(args):
+def load(args: argparse.Namespace) -> Dataset:
     """Return the data set to train on; raise if its labels are not what the options are for."""
     dataset = data.load(args.data, label=label_column(args), task=_task(args))
     is_regression = dataset.classes is None
-    if not is_regression and len(dataset.classes) < 2:
+    if dataset.classes is not None and len(dataset.classes) < 2:
         raise ValueError(f"{args.data}: expected two classes or more, all labels are the same")
     _check_loss(args, dataset, "regression" if is_regression else "classification")
     if is_regression and args.label_smoothing:
@@ -33,28 +44,32 @@ def load(args):
     return dataset
 
 
-def label_column(args):
+def label_column(args: argparse.Namespace) -> int | str:
     """Return the column of the labels, or raise if it is given for data that have no columns."""
     if args.label is not None and not args.data.lower().endswith((".csv", ".csv.gz")):
         raise ValueError(f"--label: {args.data} is not a CSV and has no columns")
     return -1 if args.label is None else args.label
 
 
-def _task(args):
+def _task(args: argparse.Namespace) -> data.Task:
     """Return the task that the options ask for; a loss asks for its own."""
-    if args.task == "auto":
+    asked: data.Task = args.task
+    if asked == "auto":
         for task, losses in parts.LOSSES.items():
             if args.loss.name in losses:
                 return task
-    return args.task
+    return asked
 
 
-def _check_loss(args, dataset, task):
+def _check_loss(
+    args: argparse.Namespace, dataset: Dataset, task: Literal["classification", "regression"]
+) -> None:
     loss = args.loss.name
     if loss not in ("auto", *parts.LOSSES[task]):
         raise ValueError(f"--loss: {loss} is not for a {task}, expected {', '.join(parts.LOSSES[task])}")
-    if loss == "binary_cross_entropy" and len(dataset.classes) > 2:
-        raise ValueError(f"--loss: {loss} is for two classes, got {len(dataset.classes)}")
+    classes = () if dataset.classes is None else dataset.classes
+    if loss == "binary_cross_entropy" and len(classes) > 2:
+        raise ValueError(f"--loss: {loss} is for two classes, got {len(classes)}")
     if loss == "poisson" and min(dataset.y_train.min(), dataset.y_test.min()) < 0.0:
         raise ValueError(f"--loss: {loss} is for counts, and {args.data} has negative labels")
 
@@ -62,7 +77,7 @@ def _check_loss(args, dataset, task):
 # --- Net and optimizer ---------------------------------------------------------------------------
 
 
-def make_net(args, dataset):
+def make_net(args: argparse.Namespace, dataset: Dataset) -> Model:
     """Return the net of the options for the data, with the seed's initial weights."""
     loss = args.loss.name
     if dataset.classes is None:
@@ -84,7 +99,7 @@ def make_net(args, dataset):
     )
 
 
-def _a_layer(option, values, args):
+def _a_layer(option: str, values: Sequence[Any], args: argparse.Namespace) -> Any:
     """Return one value for all hidden layers, or a list with one for each."""
     if len(values) not in (1, len(args.hidden)):
         raise ValueError(
@@ -94,7 +109,7 @@ def _a_layer(option, values, args):
     return on(values[0]) if len(values) == 1 else [on(value) for value in values]
 
 
-def resolve(args):
+def resolve(args: argparse.Namespace) -> None:
     """Put in the numbers which the optimizer decides where no option does."""
     rule, lr, _ = parts.OPTIMIZERS[args.optimizer.name]
     if args.lr is None:
@@ -104,12 +119,12 @@ def resolve(args):
         args.weight_decay = 0.0 if decay is None else decay.default
 
 
-def on(word):
+def on(word: _T | Literal["none"]) -> _T | None:
     """Return what an option says, or None for ``none``."""
     return None if word == "none" else word
 
 
-def finite(number):
+def finite(number: float) -> float | None:
     """Return a number, or None for infinity: no limit."""
     return None if math.isinf(number) else number
 
@@ -117,7 +132,7 @@ def finite(number):
 # --- Training ------------------------------------------------------------------------------------
 
 
-def fit(trainer, args, dataset, **options):
+def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options: Any) -> History:
     """Train on the data with what the options say of batches, epochs and weights."""
     # Where a training diverges, its loss tells so; NumPy's warnings would only tear the output.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -133,7 +148,7 @@ def fit(trainer, args, dataset, **options):
         )
 
 
-def diverged(history):
+def diverged(history: History) -> bool:
     """Whether a training ended with a loss that is NaN or infinite."""
     return bool(history.epoch) and not math.isfinite(history.last()["loss"])
 
@@ -141,7 +156,7 @@ def diverged(history):
 # --- Words ---------------------------------------------------------------------------------------
 
 
-def describe(args, dataset, net):
+def describe(args: argparse.Namespace, dataset: Dataset, net: Model) -> str:
     """Return lines about the data and the net."""
     classes = dataset.classes
     outputs = count(net.sizes[-1], "output") if classes is None else f"{len(classes)} classes"
@@ -158,23 +173,23 @@ def describe(args, dataset, net):
     )
 
 
-def count_parameters(net):
+def count_parameters(net: Model) -> int:
     """Return how many numbers the net learns."""
     return sum(array.size for layer in net.params for array in layer)
 
 
-def count(n, noun):
+def count(n: int, noun: str) -> str:
     """Return a number of things in words."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def score(y, predicted, classes):
+def score(y: AnyArray, predicted: AnyArray, classes: AnyArray | None) -> tuple[str, float]:
     """Return the name and the value of what tells how good predictions are: accuracy, or R2 of values."""
     if classes is None:
         return "R2", metrics.r2_score(y, predicted.reshape(y.shape))
     return "Accuracy", metrics.accuracy(y, predicted)
 
 
-def format_score(name, value):
+def format_score(name: str, value: float) -> str:
     """Return a score in words."""
     return f"{name} = {value:.4f}"

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from fastopt.nn.mlp import MLP
 from fastopt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastopt.nn.typing import Net
 
 __all__ = ["make_batches"]
 
 _LARGE = 1 << 13  # parameters from which on an update right after each gradient saves more than it costs
 
 
-def make_batches(net, columns, batch_size, rng):
+def make_batches(
+    net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
+) -> Batches:
     """Return the batches of a training; each iteration over them is an epoch, in another order.
 
     Parameters
@@ -29,8 +39,9 @@ def make_batches(net, columns, batch_size, rng):
     Batches
     """
     # A net that has its own idea of a step is asked for it.
-    reads_itself = isinstance(net, MLP) and type(net).train_step is MLP.train_step
-    return (_Fed if reads_itself else _Gathered)(net, columns, batch_size, rng)
+    if isinstance(net, MLP) and type(net).train_step is MLP.train_step:
+        return _Fed(net, columns, batch_size, rng)
+    return _Gathered(net, columns, batch_size, rng)
 
 
 class Batches:
@@ -42,24 +53,30 @@ class Batches:
         See `make_batches`.
     """
 
-    def __init__(self, net, columns, batch_size, rng):
+    def __init__(
+        self, net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
+    ) -> None:
         self._net = net
         self._columns = columns
         self._rows = len(columns[1])
         self._batch_size = batch_size
         self._rng = rng
-        self._order = None
+        self._order: NDArray[np.int64] | None = None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-self._rows // self._batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         if self._rng is not None:
             self._order = self._rng.permutation(self._rows)
         for begin in range(0, self._rows, self._batch_size):
             yield begin, min(begin + self._batch_size, self._rows)
 
-    def weight(self, begin, end):
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
+        """Take a step on a batch and return its loss."""
+        raise NotImplementedError
+
+    def weight(self, begin: int, end: int) -> float:
         """Return how much a batch counts in the mean loss: its rows, or the sum of their weights."""
         if len(self._columns) < 3:
             return end - begin
@@ -70,12 +87,14 @@ class Batches:
 class _Fed(Batches):
     """Batches of a net that takes the rows out of the data itself."""
 
-    def __init__(self, net, columns, batch_size, rng):
+    def __init__(
+        self, net: MLP, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
+    ) -> None:
         super().__init__(net, columns, batch_size, rng)
         self._feed = net.feed(*columns)
         self._large = sum(array.size for layer in net.params for array in layer) >= _LARGE
 
-    def step(self, begin, end, opt, options):
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         at_once = self._large and not options and isinstance(opt, Optimizer)
         if at_once and opt.lends(self._net.params):
@@ -88,7 +107,9 @@ class _Fed(Batches):
 class _Gathered(Batches):
     """Batches gathered into buffers that every batch reuses, or views where they are in order."""
 
-    def __init__(self, net, columns, batch_size, rng):
+    def __init__(
+        self, net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
+    ) -> None:
         super().__init__(net, columns, batch_size, rng)
         self._reversed = getattr(net, "grads_reversed", True)
         rows = min(batch_size, self._rows)
@@ -97,13 +118,13 @@ class _Gathered(Batches):
             for a in columns
         ]
 
-    def step(self, begin, end, opt, options):
+    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         loss, grads = self._net.train_step(*self._gather(begin, end))
         opt.step(grads[::-1] if self._reversed else grads, **options)
         return float(loss)
 
-    def _gather(self, begin, end):
+    def _gather(self, begin: int, end: int) -> list[Any]:
         if self._order is None:
             return [column[begin:end] for column in self._columns]
         rows = self._order[begin:end]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import csv
 import math
 import os
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 
@@ -17,6 +19,13 @@ from fastopt._checks import real, whole
 from fastopt.nn.snapshot import load_tree, put_weights, replacing, save_tree, take_weights
 from fastopt.optimizers.groups import check_number, is_schedule
 from fastopt.schedules import ReduceOnPlateau
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+    from fastopt._types import AnyArray
+    from fastopt.nn.trainer import Trainer
+    from fastopt.nn.typing import Logs, Mode
 
 __all__ = [
     "BackupAndRestore",
@@ -32,7 +41,7 @@ __all__ = [
 ]
 
 # Which direction is better, by the name without "val_".
-_MODES = {"loss": "min", "accuracy": "max"}
+_MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
 
 class Callback:
@@ -49,62 +58,62 @@ class Callback:
         Set before `on_train_begin`; its `net`, `opt` and `history` are the way to everything else.
     """
 
-    trainer = None
+    trainer: Trainer = None  # type: ignore[assignment]  # until it meets one, before any hook
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Run at the start of `Trainer.fit`; `logs` is empty."""
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Run before the first batch of an epoch; `logs` is empty."""
 
-    def on_train_batch_begin(self, batch, logs):
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
         """Run before each step of the optimizer; `logs` is empty."""
 
-    def on_train_batch_end(self, batch, logs):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Run after each step of the optimizer."""
 
-    def on_test_begin(self, logs):
+    def on_test_begin(self, logs: Logs) -> None:
         """Run after an epoch's last batch, before the epoch is evaluated; `logs` is empty."""
 
-    def on_test_end(self, logs):
+    def on_test_end(self, logs: Logs) -> None:
         """Run when an epoch is evaluated; what is added to `logs` here goes into the history."""
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Run when an epoch is in the history."""
 
-    def on_train_end(self, logs):
+    def on_train_end(self, logs: Logs) -> None:
         """Run at the end of `Trainer.fit`, also after Ctrl-C; `logs` are the last epoch's."""
 
-    def reset(self):
+    def reset(self) -> None:
         """Forget all that was learned from a training: called when the callback meets a trainer."""
 
-    def close(self):
+    def close(self) -> None:
         """Let go of what is held: called when `Trainer.fit` is left, be it by an error."""
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """What the callback must remember to go on after a restart: arrays, numbers and strings."""
         return {}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
 
 
 class _Remembering(Callback):
     """A callback that has a state: the attributes that `start` names, with their first values."""
 
-    def start(self):
+    def start(self) -> dict[str, Any]:
         """Return the state at the start of a training."""
         raise NotImplementedError
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew."""
         self.__dict__.update(self.start())
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """The state by the names of the attributes."""
         return {name: getattr(self, name) for name in self.start()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`.
 
         Raises
@@ -123,17 +132,17 @@ class _Remembering(Callback):
 class _Monitor(_Remembering):
     """What `EarlyStopping` and `ModelCheckpoint` share: a number, and what counts as better."""
 
-    def __init__(self, monitor, mode, min_delta=0.0):
+    def __init__(self, monitor: str, mode: Mode, min_delta: float = 0.0) -> None:
         self.monitor = monitor
         self.mode = _direction(type(self).__name__, monitor, mode)
-        self.min_delta = abs(real("min_delta", min_delta))
+        self.min_delta: float = abs(real("min_delta", min_delta))
 
     @property
-    def worst(self):
+    def worst(self) -> float:
         """Than which every number is better."""
         return math.inf if self.mode == "min" else -math.inf
 
-    def is_better(self, value, reference):
+    def is_better(self, value: float, reference: float) -> bool:
         """Whether `value` is better than `reference` by more than `min_delta`; NaN never is."""
         if self.mode == "min":
             return value + self.min_delta < reference
@@ -180,37 +189,43 @@ class EarlyStopping(_Monitor):
     >>> fastopt.Trainer(net, opt, [stop]).fit(X, y, epochs=100, validation_data=(X_val, y_val))
     """
 
+    best: float
+    best_epoch: int
+    best_weights: dict[str, AnyArray] | None
+    wait: int
+    stopped_epoch: int | None
+
     def __init__(
         self,
-        monitor="val_loss",
-        min_delta=0,
-        patience=0,
-        verbose=0,
-        mode="auto",
-        baseline=None,
-        restore_best_weights=False,
-        start_from_epoch=0,
-    ):
+        monitor: str = "val_loss",
+        min_delta: float = 0,
+        patience: int = 0,
+        verbose: int = 0,
+        mode: Mode = "auto",
+        baseline: float | None = None,
+        restore_best_weights: bool = False,
+        start_from_epoch: int = 0,
+    ) -> None:
         super().__init__(monitor, mode, min_delta)
-        self.patience = whole("patience", patience, 0)
+        self.patience: int = whole("patience", patience, 0)
         self.verbose = verbose
-        self.baseline = None if baseline is None else real("baseline", baseline)
+        self.baseline: float | None = None if baseline is None else real("baseline", baseline)
         self.restore_best_weights = restore_best_weights
-        self.start_from_epoch = whole("start_from_epoch", start_from_epoch, 0)
+        self.start_from_epoch: int = whole("start_from_epoch", start_from_epoch, 0)
         self.reset()
 
-    def start(self):
+    def start(self) -> dict[str, Any]:
         """Return the state at the start of a training."""
         return {
             "best": self.worst, "best_epoch": 0, "best_weights": None, "wait": 0, "stopped_epoch": None
         }
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Be patient again, if the last fit was stopped here."""
         if self.stopped_epoch is not None:
             self.wait, self.stopped_epoch = 0, None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Look whether the epoch was better; stop if there was none for long enough."""
         value = _watched(self, logs)
         if epoch < self.start_from_epoch:
@@ -230,7 +245,7 @@ class EarlyStopping(_Monitor):
             if self.verbose:
                 self.trainer.write(f"Epoch {epoch + 1}: early stopping")
 
-    def on_train_end(self, logs):
+    def on_train_end(self, logs: Logs) -> None:
         """Restore the best weights."""
         if self.best_weights is not None:
             put_weights(self.trainer.net, self.best_weights)
@@ -275,41 +290,46 @@ class ModelCheckpoint(_Monitor):
     >>> save = fastopt.callbacks.ModelCheckpoint("best.npz", save_best_only=True)
     """
 
+    best: float
+    batches: int
+
     def __init__(
         self,
-        filepath,
-        monitor="val_loss",
-        verbose=0,
-        save_best_only=False,
-        save_weights_only=False,
-        mode="auto",
-        save_freq="epoch",
-        initial_value_threshold=None,
-    ):
+        filepath: StrPath,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        save_weights_only: bool = False,
+        mode: Mode = "auto",
+        save_freq: Literal["epoch"] | int = "epoch",
+        initial_value_threshold: float | None = None,
+    ) -> None:
         # Without save_best_only nothing is compared, and any name will do.
         super().__init__(monitor, mode if save_best_only else "min")
-        self.filepath = os.fspath(filepath)
+        self.filepath: str = os.fspath(filepath)
         self.verbose = verbose
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
-        self.save_freq = save_freq if save_freq == "epoch" else whole("save_freq", save_freq, 1)
+        self.save_freq: Literal["epoch"] | int = (
+            save_freq if save_freq == "epoch" else whole("save_freq", save_freq, 1)
+        )
         if save_weights_only and not self.filepath.endswith(".npz"):
             raise ValueError(
                 "filepath: expected a name that ends in .npz, as save_weights_only=True writes, "
                 f"got {self.filepath!r}"
             )
         threshold = initial_value_threshold
-        self.initial_value_threshold = (
+        self.initial_value_threshold: float | None = (
             None if threshold is None else real("initial_value_threshold", threshold)
         )
         self.reset()
 
-    def start(self):
+    def start(self) -> dict[str, Any]:
         """Return the state at the start of a training."""
         threshold = self.initial_value_threshold
         return {"best": self.worst if threshold is None else threshold, "batches": 0}
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Refuse a net that cannot be saved, before it is trained."""
         net = self.trainer.net
         if not (self.save_weights_only or hasattr(net, "save")):
@@ -318,11 +338,11 @@ class ModelCheckpoint(_Monitor):
                 "save_weights_only=True saves its arrays"
             )
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Remember the epoch for the names of files."""
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch, logs):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Save if it is time to."""
         if self.save_freq != "epoch":
             self.batches += 1
@@ -330,12 +350,12 @@ class ModelCheckpoint(_Monitor):
                 self.batches = 0
                 self._save_if_better(self._epoch, {"batch": batch + 1, **logs})
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save if it is time to."""
         if self.save_freq == "epoch":
             self._save_if_better(epoch, logs)
 
-    def _save_if_better(self, epoch, logs):
+    def _save_if_better(self, epoch: int, logs: Logs) -> None:
         why = ""
         if self.save_best_only:
             value = _watched(self, logs)
@@ -346,13 +366,14 @@ class ModelCheckpoint(_Monitor):
         path = self._path({"epoch": epoch + 1, **logs})
         with replacing(path) as temporary:
             if self.save_weights_only:
-                np.savez(temporary, **take_weights(self.trainer.net))
+                weights = take_weights(self.trainer.net)
+                np.savez(temporary, **weights)  # type: ignore[arg-type]  # none is allow_pickle
             else:
                 self.trainer.net.save(temporary)
         if self.verbose:
             self.trainer.write(f"Epoch {epoch + 1}: {why}saved {path}")
 
-    def _path(self, fields):
+    def _path(self, fields: Mapping[str, float]) -> str:
         try:
             return self.filepath.format(**fields)
         except (KeyError, IndexError) as error:
@@ -395,20 +416,20 @@ class ReduceLROnPlateau(Callback):
 
     def __init__(
         self,
-        monitor="val_loss",
-        factor=0.1,
-        patience=10,
-        verbose=0,
-        mode="auto",
-        min_delta=1e-4,
-        cooldown=0,
-        min_lr=0.0,
-    ):
+        monitor: str = "val_loss",
+        factor: float = 0.1,
+        patience: int = 10,
+        verbose: int = 0,
+        mode: Mode = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
         self.monitor = monitor
         self.mode = _direction(type(self).__name__, monitor, mode)
         self.verbose = verbose
         # The epoch that uses up the patience, or the cooldown, counts there, but not for a schedule.
-        self._options = {
+        self._options: dict[str, Any] = {
             "mode": self.mode,
             "factor": factor,
             "patience": max(whole("patience", patience, 0) - 1, 0),
@@ -421,15 +442,15 @@ class ReduceLROnPlateau(Callback):
         ReduceOnPlateau(0.0, **self._options)  # raises where an option is wrong
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew."""
-        self.plateaus = []  # one for each group, all of which hear the same
+        self.plateaus: list[ReduceOnPlateau] = []  # one for each group, all of which hear the same
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """What has been seen, for each group."""
         return {"plateaus": [plateau.state_dict() for plateau in self.plateaus]}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         plateaus = []
         for saved in state["plateaus"]:
@@ -437,13 +458,13 @@ class ReduceLROnPlateau(Callback):
             plateaus[-1].load_state_dict(saved)
         self.plateaus = plateaus
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Refuse a learning rate that cannot be set."""
         groups = _groups_of_numbers(self)
         if not self.plateaus:
             self.plateaus = [ReduceOnPlateau(group["lr"], **self._options) for group in groups]
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Look whether the epoch was better; lower the rate if there was none for long enough."""
         value = _watched(self, logs)
         for group, plateau in zip(_groups_of_numbers(self), self.plateaus, strict=True):
@@ -479,17 +500,17 @@ class LearningRateScheduler(Callback):
     >>> halve = fastopt.callbacks.LearningRateScheduler(lambda epoch, lr: lr / 2 if epoch else lr)
     """
 
-    def __init__(self, schedule, verbose=0):
+    def __init__(self, schedule: Callable[[int, float], float], verbose: int = 0) -> None:
         if not callable(schedule):
             raise TypeError(f"schedule: expected a function of the epoch and the rate, got {schedule!r}")
         self.schedule = schedule
         self.verbose = verbose
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Refuse a learning rate that cannot be set."""
         _groups_of_numbers(self)
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Set the learning rate."""
         for group in _groups_of_numbers(self):
             group["lr"] = check_number("lr", self.schedule(epoch, group["lr"]))
@@ -513,29 +534,31 @@ class CSVLogger(_Remembering):
         anyway.
     """
 
-    def __init__(self, filename, separator=",", append=False):
+    begun: bool
+
+    def __init__(self, filename: StrPath, separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
             raise ValueError(f"separator: expected one character, got {separator!r}")
-        self.filename = Path(filename)
+        self.filename: Path = Path(filename)
         self.separator = separator
         self.append = append
         self.reset()
 
-    def start(self):
+    def start(self) -> dict[str, Any]:
         """Return the state at the start of a training."""
         return {"begun": bool(self.append)}
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin anew."""
         super().reset()
         self._resumed = False
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
         super().load_state_dict(state)
         self._resumed = True
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Refuse a place where no file can be, or a file of another kind, before the training."""
         if not self.filename.parent.is_dir():
             raise FileNotFoundError(f"filename: there is no folder {self.filename.parent}")
@@ -543,7 +566,7 @@ class CSVLogger(_Remembering):
         if names and names[0] != "epoch":
             raise ValueError(f"filename: {self.filename} has no column epoch first, but {names[0]!r}")
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Write a row."""
         row = {"epoch": epoch, **logs}
         names = self._names()
@@ -554,14 +577,14 @@ class CSVLogger(_Remembering):
             self._writer(file, names).writerow(row)
         self.begun, self._resumed = True, False
 
-    def _names(self):
+    def _names(self) -> list[str]:
         """Return the columns that the file has so far."""
         if not self.begun or not self.filename.exists():
             return []
         with open(self.filename, newline="", encoding="utf-8") as file:
             return next(csv.reader(file, delimiter=self.separator), [])
 
-    def _write_anew(self, names, end):
+    def _write_anew(self, names: list[str], end: float) -> None:
         """Give the file these columns, and take off the last rows if they are of epoch `end` or later."""
         rows = []
         if self._names():
@@ -577,7 +600,7 @@ class CSVLogger(_Remembering):
             writer.writeheader()
             writer.writerows(rows)
 
-    def _writer(self, file, names):
+    def _writer(self, file: TextIO, names: list[str]) -> csv.DictWriter[str]:
         return csv.DictWriter(file, names, restval="NA", delimiter=self.separator, lineterminator="\n")
 
 
@@ -590,10 +613,10 @@ class TerminateOnNaN(Callback):
         Raise a RuntimeError instead: `Trainer.fit` is left at once, with no `on_train_end`.
     """
 
-    def __init__(self, raise_error=False):
+    def __init__(self, raise_error: bool = False) -> None:
         self.raise_error = raise_error
 
-    def on_train_batch_end(self, batch, logs):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Look at the loss."""
         if math.isfinite(logs["loss"]):
             return
@@ -634,11 +657,11 @@ class SwapEMAWeights(Callback):
     not: they remain those of the weights.
     """
 
-    def __init__(self, swap_on_epoch=False):
+    def __init__(self, swap_on_epoch: bool = False) -> None:
         self.swap_on_epoch = swap_on_epoch
-        self.swapped = False
+        self.swapped: bool = False
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Refuse an optimizer without averages, and callbacks that would take the wrong weights."""
         opt, callbacks = self.trainer.opt, self.trainer.callbacks
         if not (self._has_ema() or hasattr(opt, "averaged")):
@@ -654,24 +677,24 @@ class SwapEMAWeights(Callback):
                     "weights; put it after SwapEMAWeights(swap_on_epoch=True)"
                 )
 
-    def on_epoch_begin(self, epoch, logs):
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Put the weights back."""
         self.swap_out()
 
-    def on_test_begin(self, logs):
+    def on_test_begin(self, logs: Logs) -> None:
         """Put the averages into the net."""
         self.swap_in()
 
-    def on_test_end(self, logs):
+    def on_test_end(self, logs: Logs) -> None:
         """Put the weights back."""
         self.swap_out()
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Put the averages into the net, if they are asked for."""
         if self.swap_on_epoch:
             self.swap_in()
 
-    def on_train_end(self, logs):
+    def on_train_end(self, logs: Logs) -> None:
         """Leave the averages in the net."""
         self.swap_out()
         if self._has_ema():
@@ -681,14 +704,14 @@ class SwapEMAWeights(Callback):
         else:
             self.trainer.opt.keep_average()
 
-    def close(self):
+    def close(self) -> None:
         """Put the weights back, if an error has come in between."""
         self.swap_out()
 
-    def _has_ema(self):
+    def _has_ema(self) -> bool:
         return getattr(self.trainer.opt, "ema", None) is not None
 
-    def swap_in(self):
+    def swap_in(self) -> None:
         """Put the averages into the net; nothing if they are there."""
         if not self.swapped:
             opt = self.trainer.opt
@@ -696,7 +719,7 @@ class SwapEMAWeights(Callback):
             self._swap.__enter__()
             self.swapped = True
 
-    def swap_out(self):
+    def swap_out(self) -> None:
         """Put the weights back into the net; nothing if they are there."""
         if self.swapped:
             self._swap.__exit__(None, None, None)
@@ -726,14 +749,14 @@ class LambdaCallback(Callback):
 
     def __init__(
         self,
-        on_epoch_begin=None,
-        on_epoch_end=None,
-        on_train_begin=None,
-        on_train_end=None,
-        on_train_batch_begin=None,
-        on_train_batch_end=None,
-        **hooks,
-    ):
+        on_epoch_begin: Callable[[int, Logs], object] | None = None,
+        on_epoch_end: Callable[[int, Logs], object] | None = None,
+        on_train_begin: Callable[[Logs], object] | None = None,
+        on_train_end: Callable[[Logs], object] | None = None,
+        on_train_batch_begin: Callable[[int, Logs], object] | None = None,
+        on_train_batch_end: Callable[[int, Logs], object] | None = None,
+        **hooks: Callable[..., object] | None,
+    ) -> None:
         hooks |= {
             "on_epoch_begin": on_epoch_begin,
             "on_epoch_end": on_epoch_end,
@@ -772,18 +795,18 @@ class BackupAndRestore(Callback):
         has ended it, or an error.
     """
 
-    def __init__(self, backup_dir, *, delete_checkpoint=True):
-        self.path = Path(backup_dir) / "backup.npz"
+    def __init__(self, backup_dir: StrPath, *, delete_checkpoint: bool = True) -> None:
+        self.path: Path = Path(backup_dir) / "backup.npz"
         self.delete_checkpoint = delete_checkpoint
 
-    def on_train_begin(self, logs):
+    def on_train_begin(self, logs: Logs) -> None:
         """Go on from the backup, if there is one."""
         if self.trainer.callbacks[-1] is not self:
             raise ValueError("BackupAndRestore: it must be the last of the callbacks")
         if not self.trainer.history.epoch and self.path.exists():
             self.trainer.load_state_dict(load_tree(self.path))
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Save the training."""
         swaps = [c for c in self.trainer.callbacks if isinstance(c, SwapEMAWeights) and c.swapped]
         for swap in swaps:
@@ -792,7 +815,7 @@ class BackupAndRestore(Callback):
         for swap in swaps:
             swap.swap_in()
 
-    def on_train_end(self, logs):
+    def on_train_end(self, logs: Logs) -> None:
         """Delete the backup of a training that is over."""
         if self.delete_checkpoint and self.trainer.history.stopped_by not in ("interrupt", "max_time"):
             self.path.unlink(missing_ok=True)
@@ -801,7 +824,7 @@ class BackupAndRestore(Callback):
 # --- What they share ----------------------------------------------------------------------------
 
 
-def _direction(who, monitor, mode):
+def _direction(who: str, monitor: str, mode: Mode) -> Literal["min", "max"]:
     """Return "min" or "max"."""
     if mode not in ("auto", "min", "max"):
         raise ValueError(f"mode: expected auto, min or max, got {mode!r}")
@@ -815,7 +838,7 @@ def _direction(who, monitor, mode):
     return _MODES[monitor.removeprefix("val_")]
 
 
-def _watched(callback, logs):
+def _watched(callback: _Monitor | ReduceLROnPlateau, logs: Logs) -> float:
     """Return the number that a callback monitors."""
     try:
         return logs[callback.monitor]
@@ -828,10 +851,10 @@ def _watched(callback, logs):
         ) from None
 
 
-def _groups_of_numbers(callback):
+def _groups_of_numbers(callback: Callback) -> Sequence[MutableMapping[str, Any]]:
     """Return the optimizer's groups, once it is known that their learning rates can be set."""
     who, opt = type(callback).__name__, callback.trainer.opt
-    groups = getattr(opt, "groups", None)
+    groups: Sequence[MutableMapping[str, Any]] | None = getattr(opt, "groups", None)
     if not groups:
         raise TypeError(f"{who}: opt must have 'groups', but a {type(opt).__name__} has not")
     for i, group in enumerate(groups):
@@ -843,7 +866,7 @@ def _groups_of_numbers(callback):
     return groups
 
 
-def _chooses_weights(callback):
+def _chooses_weights(callback: Callback) -> bool:
     """Whether a callback keeps the weights of the moment at which a number was best."""
     return (isinstance(callback, EarlyStopping) and callback.restore_best_weights) or (
         isinstance(callback, ModelCheckpoint) and callback.save_best_only

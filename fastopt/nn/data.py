@@ -13,10 +13,23 @@ import operator
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from _typeshed import StrPath
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray
+
+    Task: TypeAlias = Literal["auto", "classification", "regression"]
+    Header: TypeAlias = bool | Literal["auto"]
+    Part: TypeAlias = tuple[AnyArray, AnyArray | None]
 
 __all__ = [
     "Dataset",
@@ -53,17 +66,20 @@ class Dataset:
         The label that each integer stands for; None for a regression.
     """
 
-    X_train: np.ndarray
-    y_train: np.ndarray
-    X_test: np.ndarray
-    y_test: np.ndarray
-    classes: np.ndarray | None
+    X_train: NDArray[np.float32]
+    y_train: AnyArray
+    X_test: NDArray[np.float32]
+    y_test: AnyArray
+    classes: AnyArray | None
 
 
 # --- The front door --------------------------------------------------------------------------
 
 
-def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.2, seed=0):
+def load(
+    path: StrPath, *, label: str | int | None = -1, header: Header = "auto", scale: float | None = None,
+    task: Task = "auto", test_size: float = 0.2, seed: int = 0,
+) -> Dataset:
     """Read a data set of any known format and make it ready to train on.
 
     Parameters
@@ -89,9 +105,10 @@ def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.
     if task not in ("auto", "classification", "regression"):
         raise ValueError(f"task must be 'auto', 'classification' or 'regression', got {task!r}")
     parts = read(path, label=label, header=header, scale=scale)
-    if any(y is None for _, y in parts):
+    labels = [y for _, y in parts if y is not None]
+    if len(labels) < len(parts):
         raise ValueError(f"{path}: expected labels, found rows of features alone")
-    targets, classes = _targets(path, np.concatenate([y for _, y in parts]), task)
+    targets, classes = _targets(path, np.concatenate(labels), task)
     if len(parts) == 1:
         X_train, X_test, y_train, y_test = train_test_split(parts[0][0], targets, test_size, seed)
     else:
@@ -100,7 +117,10 @@ def load(path, *, label=-1, header="auto", scale=None, task="auto", test_size=0.
     return Dataset(X_train, y_train, X_test, y_test, classes)
 
 
-def read(path, *, label=-1, header="auto", features=None, scale=None):
+def read(
+    path: StrPath, *, label: str | int | None = -1, header: Header = "auto", features: int | None = None,
+    scale: float | None = None,
+) -> list[Part]:
     """Read the rows of a data set of any known format, in their order.
 
     Parameters
@@ -138,7 +158,7 @@ def read(path, *, label=-1, header="auto", features=None, scale=None):
     return parts
 
 
-def _read_parts(path, label, header, features):
+def _read_parts(path: StrPath, label: str | int | None, header: Header, features: int | None) -> list[Part]:
     """Return a list of one or two pairs ``X, y`` of whatever is there, as it is there."""
     file = Path(path)
     if file.is_dir():
@@ -159,18 +179,18 @@ def _read_parts(path, label, header, features):
     )
 
 
-def _parts(arrays):
+def _parts(arrays: Mapping[str, AnyArray]) -> list[Part]:
     return [(arrays["X" + part], arrays.get("y" + part)) for part in _PARTS if "X" + part in arrays]
 
 
-def _labels_beside(images):
+def _labels_beside(images: Path) -> Path:
     labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
     if labels == images or not labels.exists():
         raise ValueError(f"{images}: found no file of labels beside it; use read_idx_pair")
     return labels
 
 
-def _features(path, X, scale):
+def _features(path: StrPath, X: AnyArray, scale: float | None) -> NDArray[np.float32]:
     """Return `X` as float32 of shape (n, features), divided by its scale."""
     if X.dtype.kind not in "biuf":
         raise ValueError(f"{path}: the features must be real numbers, got {X.dtype}")
@@ -184,7 +204,7 @@ def _features(path, X, scale):
     return X
 
 
-def _targets(path, y, task):
+def _targets(path: StrPath, y: AnyArray, task: Task) -> tuple[AnyArray, AnyArray | None]:
     """Return ``labels, classes``, or ``values, None`` for a regression."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -201,7 +221,9 @@ def _targets(path, y, task):
     return labels.astype(np.int64, copy=False), classes
 
 
-def train_test_split(X, y, test_size=0.2, seed=0):
+def train_test_split(
+    X: ArrayLike, y: ArrayLike, test_size: float = 0.2, seed: int = 0
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
     """Split rows at random, each class in the same proportion.
 
     Parameters
@@ -238,7 +260,7 @@ def train_test_split(X, y, test_size=0.2, seed=0):
     return X[~test], X[test], y[~test], y[test]
 
 
-def load_digits():
+def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return the 1797 handwritten digits that come with the package.
 
     Returns
@@ -260,7 +282,7 @@ def load_digits():
 # --- NPZ -------------------------------------------------------------------------------------
 
 
-def read_arrays(path):
+def read_arrays(path: StrPath) -> dict[str, AnyArray]:
     """Return all arrays of an ``.npz`` file, by name.
 
     Raises
@@ -280,7 +302,7 @@ def read_arrays(path):
     return arrays
 
 
-def _lists_all(file, members):
+def _lists_all(file: BinaryIO, members: int) -> bool:
     """Whether a zip archive's end speaks of as many members as its directory: zipfile does not ask.
 
     A damaged length in the directory can hide the next member in the one before. An archive with a
@@ -291,7 +313,7 @@ def _lists_all(file, members):
     return end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") in (members, 0xFFFF)
 
 
-def read_npz(path):
+def read_npz(path: StrPath) -> dict[str, AnyArray]:
     """Return the arrays of a data set in an ``.npz`` file.
 
     Parameters
@@ -320,7 +342,7 @@ def read_npz(path):
     )
 
 
-def _check_part(path, X_name, X, y_name, y):
+def _check_part(path: StrPath, X_name: str, X: AnyArray, y_name: str, y: AnyArray | None) -> None:
     if X.ndim < 2:
         raise ValueError(f"{path}: {X_name} must have at least two dimensions, got {X.shape}")
     if X.size == 0:
@@ -334,7 +356,7 @@ def _check_part(path, X_name, X, y_name, y):
 # --- IDX -------------------------------------------------------------------------------------
 
 
-def read_idx(path):
+def read_idx(path: StrPath) -> AnyArray:
     """Return the array of an IDX file, the format in which MNIST is published.
 
     Parameters
@@ -370,7 +392,7 @@ def read_idx(path):
     return values.astype(dtype.newbyteorder("="))
 
 
-def _read_bytes(path):
+def _read_bytes(path: StrPath) -> bytes:
     content = Path(path).read_bytes()
     if not content.startswith(_GZIP_MAGIC):
         return content
@@ -380,7 +402,7 @@ def _read_bytes(path):
         raise ValueError(f"{path}: damaged gzip file ({error})") from None
 
 
-def read_idx_pair(images, labels):
+def read_idx_pair(images: StrPath, labels: StrPath) -> tuple[AnyArray, AnyArray]:
     """Return ``X, y`` from an IDX file of images and one of labels.
 
     Parameters
@@ -399,7 +421,7 @@ def read_idx_pair(images, labels):
     return X, y
 
 
-def read_idx_folder(path):
+def read_idx_folder(path: StrPath) -> dict[str, AnyArray]:
     """Return the data set of a folder laid out as MNIST is published.
 
     Parameters
@@ -421,7 +443,7 @@ def read_idx_folder(path):
     return arrays
 
 
-def _find_idx(folder, stem):
+def _find_idx(folder: StrPath, stem: str) -> Path:
     for suffix in ("-idx?-ubyte", "-idx?-ubyte.gz", ".idx?-ubyte", ".idx?-ubyte.gz"):
         for file in Path(folder).glob(stem + suffix):
             return file
@@ -432,7 +454,9 @@ def _find_idx(folder, stem):
 # --- CSV -------------------------------------------------------------------------------------
 
 
-def read_csv(path, label=-1, header="auto", features=None):
+def read_csv(
+    path: StrPath, label: str | int | None = -1, header: Header = "auto", features: int | None = None
+) -> tuple[NDArray[np.float64], AnyArray | None]:
     """Return ``X, y`` from a table of numbers, which may have a column of labels.
 
     Parameters
@@ -467,17 +491,17 @@ def read_csv(path, label=-1, header="auto", features=None):
     _check_cells(path, table, names, place)
     if place is None:
         return table.to_numpy(np.float64), None
-    y = table.pop(place)
+    y = table.pop(place)  # type: ignore[arg-type,unused-ignore]  # a place is a name there
     return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
 
 
-def _read_table(path, header):
+def _read_table(path: StrPath, header: Header) -> tuple[pd.DataFrame, list[Any]]:
     """Return the table, its columns numbered, and their names; the numbers where it has none."""
     try:
         import pandas as pd
     except ImportError:
         raise ImportError("reading CSV needs pandas: pip install 'fastopt[data]'") from None
-    options = {"header": None, "keep_default_na": False, "na_values": [""]}
+    options: dict[str, Any] = {"header": None, "keep_default_na": False, "na_values": [""]}
     try:
         first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0]
         if header == "auto":
@@ -495,7 +519,7 @@ def _read_table(path, header):
     return table, names
 
 
-def _label_place(path, names, label):
+def _label_place(path: StrPath, names: list[Any], label: str | int | None) -> int | None:
     if label is None:
         return None
     n = len(names)
@@ -514,7 +538,7 @@ def _label_place(path, names, label):
     return label % n
 
 
-def _check_cells(path, table, names, label):
+def _check_cells(path: StrPath, table: pd.DataFrame, names: list[Any], label: int | None) -> None:
     """Refuse missing cells, and features that are not finite numbers."""
     import pandas as pd
 

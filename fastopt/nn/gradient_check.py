@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
 import numpy as np
 
 from fastopt.nn.mlp import MLP
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastopt._types import Array
+    from fastopt.nn.typing import Net, Samples
+
+    _Step = Callable[..., tuple[SupportsFloat, Sequence[Any]]]
+
 __all__ = ["check_gradients"]
 
 
-def check_gradients(net, X, y, sample_weight=None, *, eps=1e-6):
+def check_gradients(
+    net: Net, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None, *, eps: float = 1e-6
+) -> float:
     """Return how far the gradients of a net are from central differences of its loss.
 
     Every parameter is moved by ``eps`` up and down, so this is for small nets and few rows.
@@ -66,7 +79,9 @@ def check_gradients(net, X, y, sample_weight=None, *, eps=1e-6):
     return worst
 
 
-def _difference(step, args, array, place, eps):
+def _difference(
+    step: _Step, args: tuple[Any, ...], array: Array, place: tuple[int, ...], eps: float
+) -> float:
     value = array[place]
     try:
         array[place] = value + eps
@@ -78,12 +93,12 @@ def _difference(step, args, array, place, eps):
     return (float(above) - float(below)) / (2.0 * eps)
 
 
-def _repeatable(net):
+def _repeatable(net: Net) -> _Step:
     """Return the net's `train_step`, without what one step leaves behind for the next."""
     if not isinstance(net, MLP):
         return net.train_step
 
-    def step(*args):
+    def step(*args: Any) -> tuple[SupportsFloat, Sequence[Any]]:
         drawn = net._pass.step
         running = [[array.copy() for array in pair] for pair in net.running]
         try:

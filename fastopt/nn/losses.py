@@ -5,7 +5,13 @@ The numbers, loss and gradient, are those of `_layers.pyx`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt._types import AnyArray, Array
+    from fastopt.nn.typing import LossName
 
 __all__ = ["LOSSES", "loss_for"]
 
@@ -14,10 +20,10 @@ class CrossEntropy:
     """Softmax cross-entropy of integer class labels, ``logsumexp(z) - z[y]``."""
 
     kernel = "cross_entropy"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
-    def targets(y, shape, dtype):
+    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
         """Return the labels, int64 of shape ``(n,)``, once they are known to be classes of the net."""
         _require_labels(y)
         if y.ndim != 1:
@@ -30,26 +36,27 @@ class CrossEntropy:
         return np.ascontiguousarray(y, np.int64)
 
     @staticmethod
-    def probabilities(z):
+    def probabilities(z: Array) -> Array:
         """Return the softmax of the logits, shape ``(n, classes)``."""
-        p = np.exp(z - z.max(axis=1, keepdims=True))
+        p: Array = np.exp(z - z.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
         return p
 
     @staticmethod
-    def predictions(z):
+    def predictions(z: Array) -> AnyArray:
         """Return the most probable class of each row, int64, shape ``(n,)``."""
-        return z.argmax(axis=1).astype(np.int64, copy=False)
+        labels: AnyArray = z.argmax(axis=1)
+        return labels.astype(np.int64, copy=False)
 
 
 class BinaryCrossEntropy:
     """Sigmoid cross-entropy of 0/1 labels, one or many a row: ``log(1 + exp(z)) - y z``."""
 
     kernel = "binary_cross_entropy"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
-    def targets(y, shape, dtype):
+    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
         """Return the labels as numbers, shape ``(n, outputs)``."""
         _require_labels(y)
         y = _require_shape(y, shape)
@@ -58,7 +65,7 @@ class BinaryCrossEntropy:
         return np.ascontiguousarray(y, dtype)
 
     @staticmethod
-    def probabilities(z):
+    def probabilities(z: Array) -> Array:
         """Return ``(n, outputs)``; for a single output ``(n, 2)``, the columns of 0 and of 1."""
         if z.shape[1] == 1:
             z = np.concatenate([-z, z], axis=1)
@@ -66,7 +73,7 @@ class BinaryCrossEntropy:
             return 1 / (1 + np.exp(-z))
 
     @staticmethod
-    def predictions(z):
+    def predictions(z: Array) -> AnyArray:
         """Return 0/1 labels, int64, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
         labels = (z > 0).astype(np.int64)
         return labels[:, 0] if z.shape[1] == 1 else labels
@@ -76,10 +83,10 @@ class SquaredError:
     """Half of the squared error, ``(z - y)^2 / 2``, as scikit-learn takes it."""
 
     kernel = "squared_error"
-    factor = 1.0
+    factor: float = 1.0
 
     @staticmethod
-    def targets(y, shape, dtype):
+    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
         """Return the values in the net's dtype, shape ``(n, outputs)``."""
         if y.dtype.kind not in "iubf":
             raise ValueError(f"y must hold real numbers, got {y.dtype}")
@@ -89,12 +96,12 @@ class SquaredError:
         return y
 
     @staticmethod
-    def probabilities(z):
+    def probabilities(z: Array) -> Array:
         """Refuse: values are not probabilities."""
         raise ValueError("predict_proba needs a classifier, but the loss is one of values")
 
     @staticmethod
-    def predictions(z):
+    def predictions(z: Array) -> AnyArray:
         """Return a copy of the outputs, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
         return z[:, 0].copy() if z.shape[1] == 1 else z.copy()
 
@@ -102,7 +109,7 @@ class SquaredError:
 class MeanSquaredError(SquaredError):
     """Squared error, ``(z - y)^2``."""
 
-    factor = 2.0
+    factor: float = 2.0
 
 
 class Huber(SquaredError):
@@ -123,7 +130,7 @@ class Poisson(SquaredError):
     kernel = "poisson"
 
     @staticmethod
-    def targets(y, shape, dtype):
+    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
         """Return the counts in the net's dtype, shape ``(n, outputs)``."""
         y = SquaredError.targets(y, shape, dtype)
         if y.min() < 0:
@@ -131,12 +138,12 @@ class Poisson(SquaredError):
         return y
 
     @staticmethod
-    def predictions(z):
+    def predictions(z: Array) -> AnyArray:
         """Return the expected counts, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
         return SquaredError.predictions(np.exp(z))
 
 
-LOSSES = {
+LOSSES: dict[LossName, type[CrossEntropy | BinaryCrossEntropy | SquaredError]] = {
     "cross_entropy": CrossEntropy,
     "binary_cross_entropy": BinaryCrossEntropy,
     "mse": MeanSquaredError,
@@ -147,7 +154,7 @@ LOSSES = {
 }
 
 
-def loss_for(y, outputs):
+def loss_for(y: AnyArray, outputs: int) -> LossName:
     """Return the name of the loss that ``loss="auto"`` takes for the targets `y`."""
     if y.dtype.kind == "f":
         return "mse"
@@ -156,12 +163,12 @@ def loss_for(y, outputs):
     return "binary_cross_entropy" if y.ndim == 2 or outputs == 1 else "cross_entropy"
 
 
-def _require_labels(y):
+def _require_labels(y: AnyArray) -> None:
     if y.dtype.kind not in "iub":
         raise ValueError(f"y must hold integer or boolean labels for this loss, got {y.dtype}")
 
 
-def _require_shape(y, shape):
+def _require_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
     """Return `y` as `shape`; a single output may come as ``(n,)`` or as ``(n, 1)``."""
     if y.shape == shape or (shape[1] == 1 and y.shape == shape[:1]):
         return y.reshape(shape)

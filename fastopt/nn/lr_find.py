@@ -5,12 +5,20 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastopt._checks import real, whole
 from fastopt.nn.callbacks import Callback
 from fastopt.nn.trainer import Trainer
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper
 
 __all__ = ["LRFind", "lr_find"]
 
@@ -31,16 +39,16 @@ class LRFind:
         The learning rate at which the loss falls fastest; None if it never falls.
     """
 
-    lr: np.ndarray
-    loss: np.ndarray
-    smoothed: np.ndarray
+    lr: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    smoothed: NDArray[np.float64]
     suggestion: float | None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         suggestion = "no suggestion" if self.suggestion is None else f"suggestion {self.suggestion:.2g}"
         return f"LRFind({len(self.lr)} steps from {self.lr[0]:.2g} to {self.lr[-1]:.2g}: {suggestion})"
 
-    def plot(self, path=None):
+    def plot(self, path: StrPath | None = None) -> Figure:
         """Draw the losses against the learning rates: `fastopt.plots.plot_lr_find`.
 
         Parameters
@@ -58,23 +66,23 @@ class LRFind:
 
 
 def lr_find(
-    net,
-    opt,
-    X,
-    y,
-    batch_size=32,
+    net: Net,
+    opt: Stepper,
+    X: Samples,
+    y: ArrayLike,
+    batch_size: int = 32,
     *,
-    start_lr=1e-7,
-    end_lr=10.0,
-    steps=200,
-    smoothing=0.9,
-    divergence=4.0,
-    seed=None,
-    sample_weight=None,
-    class_weight=None,
-    max_norm=None,
-    clip_value=None,
-):
+    start_lr: float = 1e-7,
+    end_lr: float = 10.0,
+    steps: int = 200,
+    smoothing: float = 0.9,
+    divergence: float = 4.0,
+    seed: int | None = None,
+    sample_weight: ArrayLike | None = None,
+    class_weight: ClassWeight | None = None,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+) -> LRFind:
     """Train for a few steps with ever larger learning rates, and see where the loss falls fastest.
 
     A copy of net and optimizer is trained: the ones given stay as they are.
@@ -160,18 +168,19 @@ def lr_find(
 class _Sweep(Callback):
     """Sets the learning rate of each step, and writes down the losses."""
 
-    def __init__(self, rates, smoothing, divergence):
+    def __init__(self, rates: NDArray[np.float64], smoothing: float, divergence: float) -> None:
         self._rates = rates
         self._smoothing = smoothing
         self._divergence = divergence
         self._mean = 0.0
-        self._loss, self._smoothed = [], []
+        self._loss: list[float] = []
+        self._smoothed: list[float] = []
 
-    def on_train_batch_begin(self, batch, logs):
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
         for group in self.trainer.opt.groups:
             group["lr"] = self._rates[len(self._loss)]
 
-    def on_train_batch_end(self, batch, logs):
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         loss, b = logs["loss"], self._smoothing
         if not math.isfinite(loss):
             if not self._loss:
@@ -185,7 +194,7 @@ class _Sweep(Callback):
         diverged = self._smoothed[-1] > self._divergence * min(self._smoothed) > 0.0
         self.trainer.stop_training = diverged or len(self._loss) == len(self._rates)
 
-    def result(self):
+    def result(self) -> LRFind:
         """Return what was found."""
         n = len(self._loss)
         lr, smoothed = self._rates[:n], np.array(self._smoothed)
@@ -193,7 +202,7 @@ class _Sweep(Callback):
         return LRFind(lr, np.array(self._loss), smoothed, suggestion)
 
 
-def _steepest(lr, smoothed, first):
+def _steepest(lr: NDArray[np.float64], smoothed: NDArray[np.float64], first: int) -> float | None:
     """Return the learning rate from place `first` on at which the average falls fastest, or None."""
     last = int(np.argmin(smoothed))
     if last < max(first, 1):
@@ -203,14 +212,14 @@ def _steepest(lr, smoothed, first):
     return float(lr[first + steepest]) if slope[steepest] < 0.0 else None
 
 
-def _rates(start_lr, end_lr, steps):
+def _rates(start_lr: float, end_lr: float, steps: int) -> NDArray[np.float64]:
     start_lr, end_lr = real("start_lr", start_lr), real("end_lr", end_lr)
     if not 0.0 < start_lr < end_lr:
         raise ValueError(f"start_lr: expected 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}")
     return start_lr * (end_lr / start_lr) ** (np.arange(steps) / (steps - 1))
 
 
-def _between(name, value, low, high):
+def _between(name: str, value: float, low: float, high: float) -> float:
     value = real(name, value)
     if not low <= value < high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value!r}")

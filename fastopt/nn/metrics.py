@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray
 
 __all__ = ["accuracy", "confusion_matrix", "r2_score"]
 
 
-def accuracy(y_true, y_pred, sample_weight=None):
+def accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
     """Return the share of rows predicted right.
 
     Parameters
@@ -24,10 +31,10 @@ def accuracy(y_true, y_pred, sample_weight=None):
     """
     y_true, y_pred = _same_shape(y_true, y_pred)
     right = (y_true == y_pred).reshape(len(y_true), -1).all(axis=1)
-    return float(np.average(right, weights=sample_weight))
+    return float(np.average(right, weights=sample_weight))  # type: ignore[arg-type]  # array_like it is
 
 
-def r2_score(y_true, y_pred):
+def r2_score(y_true: ArrayLike, y_pred: ArrayLike) -> float:
     """Return the coefficient of determination, ``1 - SS_residual / SS_total``.
 
     Parameters
@@ -50,7 +57,7 @@ def r2_score(y_true, y_pred):
     return float(np.where(constant, residual == 0.0, scores).mean())
 
 
-def confusion_matrix(y_true, y_pred, n_classes=None):
+def confusion_matrix(y_true: ArrayLike, y_pred: ArrayLike, n_classes: int | None = None) -> NDArray[np.int64]:
     """Count how often each class was taken for each.
 
     Parameters
@@ -78,7 +85,7 @@ def confusion_matrix(y_true, y_pred, n_classes=None):
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 
-def _same_shape(y_true, y_pred):
+def _same_shape(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[AnyArray, AnyArray]:
     y_true, y_pred = np.asarray(y_true), np.asarray(y_pred)
     if y_true.shape != y_pred.shape:
         raise ValueError(

@@ -6,6 +6,8 @@ import json
 import math
 import operator
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 
@@ -17,9 +19,25 @@ from fastopt.nn.data import read_arrays
 from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, NORMS
 from fastopt.nn.losses import LOSSES, loss_for
 
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Self
+
+    from _typeshed import StrPath
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray, Array
+    from fastopt.nn.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from fastopt.nn.typing import Activation, FloatType, Initializer, Layers, Loss, LossName, Norm, Samples
+    from fastopt.optimizers import Optimizer
+
+    # The loss, the factor of a row's loss, label smoothing, threshold.
+    Criterion = tuple[int, float, float, float]
+
 __all__ = ["MLP"]
 
-_ALIASES = {"logistic": "sigmoid"}
+_T = TypeVar("_T")
+_ALIASES: dict[str, Activation] = {"logistic": "sigmoid"}
 _CHUNK = 1024  # rows that a prediction has memory for at once
 _LINE = 64  # bytes of a cache line
 _FORMAT_VERSION = 2
@@ -133,39 +151,43 @@ class MLP:
 
     def __init__(
         self,
-        sizes,
-        activation="relu",
-        loss="auto",
-        dtype="float32",
-        seed=None,
+        sizes: Iterable[SupportsIndex],
+        activation: Activation | Sequence[Activation] = "relu",
+        loss: Loss = "auto",
+        dtype: FloatType = "float32",
+        seed: int | None = None,
         *,
-        l2=0.0,
-        init="auto",
-        dropout=0.0,
-        norm=None,
-        label_smoothing=0.0,
-        reduction="mean",
-        delta=1.0,
-        quantile=0.5,
-    ):
-        self.sizes = _check_sizes(sizes)
+        l2: float = 0.0,
+        init: Literal["auto"] | Initializer = "auto",
+        dropout: float | Sequence[float] = 0.0,
+        norm: Norm | Sequence[Norm] = None,
+        label_smoothing: float = 0.0,
+        reduction: Literal["mean", "sum"] = "mean",
+        delta: float = 1.0,
+        quantile: float = 0.5,
+    ) -> None:
+        self.sizes: tuple[int, ...] = _check_sizes(sizes)
         hidden = len(self.sizes) - 2
-        self.activation = _for_each(activation, hidden, _check_activation, "activation")
-        self.loss = _check_name(loss, "loss", ["auto", *LOSSES])
+        self.activation: tuple[Activation, ...] = _for_each(
+            activation, hidden, _check_activation, "activation"
+        )
+        self.loss: Loss = _check_name(loss, "loss", ["auto", *LOSSES])
         if self.loss == "cross_entropy" and self.sizes[-1] < 2:
             raise ValueError("loss='cross_entropy' needs sizes[-1] >= 2, got 1")
-        self.dtype = np.dtype(_check_name(_dtype_name(dtype), "dtype", ["float32", "float64"]))
-        self.l2 = _check_number(l2, "l2", 0.0, math.inf)
-        self.init = _check_name(init, "init", ["auto", *INITIALIZERS])
-        self.dropout = _for_each(dropout, hidden, _check_number, "dropout", 0.0, 1.0)
-        self.norm = _for_each(norm, hidden, _check_name, "norm", NORMS)
-        self.label_smoothing = _check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
-        self.reduction = _check_name(reduction, "reduction", ["mean", "sum"])
-        self.delta = _check_number(delta, "delta", 0.0, math.inf, open_below=True)
-        self.quantile = _check_number(quantile, "quantile", 0.0, 1.0, open_below=True)
+        self.dtype: np.dtype[np.floating[Any]] = np.dtype(
+            _check_name(_dtype_name(dtype), "dtype", ["float32", "float64"])
+        )
+        self.l2: float = _check_number(l2, "l2", 0.0, math.inf)
+        self.init: Literal["auto"] | Initializer = _check_name(init, "init", ["auto", *INITIALIZERS])
+        self.dropout: tuple[float, ...] = _for_each(dropout, hidden, _check_number, "dropout", 0.0, 1.0)
+        self.norm: tuple[Norm, ...] = _for_each(norm, hidden, _check_name, "norm", NORMS)
+        self.label_smoothing: float = _check_number(label_smoothing, "label_smoothing", 0.0, 1.0)
+        self.reduction: Literal["mean", "sum"] = _check_name(reduction, "reduction", ["mean", "sum"])
+        self.delta: float = _check_number(delta, "delta", 0.0, math.inf, open_below=True)
+        self.quantile: float = _check_number(quantile, "quantile", 0.0, 1.0, open_below=True)
         rng = np.random.default_rng(seed)
-        self.params = _arena(self._shapes(), self.dtype)
-        self.running = [
+        self.params: Layers = _arena(self._shapes(), self.dtype)
+        self.running: Layers = [
             [np.zeros(n, self.dtype), np.ones(n, self.dtype)] if name == "batch" else []
             for n, name in zip(self.sizes[1:], [*self.norm, None], strict=True)
         ]
@@ -173,7 +195,7 @@ class MLP:
         self._dropout_keys = rng.integers(2**63, size=len(self.params)).tolist()
         self._allocate()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         hidden = "".join(
             f", {name}={getattr(self, name)!r}" for name in ("norm", "dropout") if any(getattr(self, name))
         )
@@ -182,7 +204,7 @@ class MLP:
             f"dtype={self.dtype.name!r}, l2={self.l2!r}{hidden})"
         )
 
-    def summary(self):
+    def summary(self) -> str:
         """Return a table of the layers and their numbers of parameters, as text."""
         rows = [("Layer", "Shape", "Norm", "Activation", "Dropout", "Parameters")]
         none = (None,)
@@ -199,7 +221,9 @@ class MLP:
 
     # --- Training and evaluation -------------------------------------------------------------
 
-    def train_step(self, X, y, sample_weight=None):
+    def train_step(
+        self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None
+    ) -> tuple[float, Layers]:
         """Return the loss of a batch and its gradients.
 
         Parameters
@@ -227,7 +251,7 @@ class MLP:
         """
         return self.feed(X, y, sample_weight).step(None), self._grads
 
-    def feed(self, X, y, sample_weight=None):
+    def feed(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Feed:
         """Check data once and return what trains on batches of it; `Trainer` does so.
 
         Parameters
@@ -241,7 +265,7 @@ class MLP:
         """
         return Feed(self, *self._source(X, y, sample_weight))
 
-    def evaluate(self, X, y, sample_weight=None):
+    def evaluate(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the loss that `train_step` would without dropout, and without computing gradients.
 
         Runs in chunks, so that memory stays bounded whatever the number of rows.
@@ -263,7 +287,7 @@ class MLP:
         penalty = 0.5 * self.l2 * sum(float(np.vdot(layer[0], layer[0])) for layer in self.params)
         return (total / weights if weights else 0.0) + penalty
 
-    def predict(self, X):
+    def predict(self, X: Samples) -> AnyArray:
         """Return labels (classification) or values (regression).
 
         Parameters
@@ -278,7 +302,7 @@ class MLP:
         """
         return self._outputs(X, self._resolved_loss().predictions)
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Samples) -> Array:
         """Return the probability of each class.
 
         Parameters
@@ -300,7 +324,7 @@ class MLP:
 
     # --- Files and copies --------------------------------------------------------------------
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, AnyArray]:
         """Return copies of all arrays that make the net: parameters and running averages.
 
         Returns
@@ -309,12 +333,12 @@ class MLP:
             ``W1``, ``b1``, ``scale1``, ``mean1``, ``variance1``, ``W2``, ...; and, of a net with
             dropout, ``dropout``: what the coming training steps will draw.
         """
-        state = {name: array.copy() for name, array in self._named_arrays()}
+        state: dict[str, AnyArray] = {name: array.copy() for name, array in self._named_arrays()}
         if any(self.dropout):
             state["dropout"] = np.array([self._pass.step, *self._dropout_keys], np.uint64)
         return state
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy the arrays of `state_dict` into the net's own.
 
         Parameters
@@ -345,7 +369,7 @@ class MLP:
             step, *self._dropout_keys = drawn.tolist()
             self._pass.draw_as(step, self._dropout_keys)
 
-    def save(self, path):
+    def save(self, path: StrPath) -> None:
         """Write the net to a file, which holds plain arrays and no pickle.
 
         Parameters
@@ -362,10 +386,11 @@ class MLP:
             _safetensors().save_file(arrays, path)
         else:
             with open(path, "wb") as file:
-                np.savez(file, fastopt_mlp=np.array(json.dumps(self._config())), **arrays)
+                config = np.array(json.dumps(self._config()))
+                np.savez(file, fastopt_mlp=config, **arrays)  # type: ignore[arg-type]  # none is allow_pickle
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: StrPath) -> Self:
         """Return the net that `save` wrote.
 
         Parameters
@@ -398,12 +423,12 @@ class MLP:
             raise ValueError(f"{path}: {error}") from None
         return net
 
-    def _config(self):
+    def _config(self) -> dict[str, Any]:
         """The arguments that make a net like this one."""
         config = {"format": _FORMAT_VERSION, "sizes": self.sizes, "dtype": self.dtype.name}
         return config | {name: getattr(self, name) for name in _CONFIG}
 
-    def _named_arrays(self):
+    def _named_arrays(self) -> Iterator[tuple[str, Array]]:
         """Yield each array's name in a file, ``W1, b1, W2, ...``, and the array."""
         for i, (params, running) in enumerate(zip(self.params, self.running, strict=True), 1):
             for name, array in zip(("W", "b", "scale"), params, strict=False):
@@ -411,12 +436,12 @@ class MLP:
             for name, array in zip(("mean", "variance"), running, strict=False):
                 yield f"{name}{i}", array
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Leave out gradients and buffers; the parameters go as the objects an optimizer holds."""
         state = {k: v for k, v in self.__dict__.items() if k not in ("_grads", "_pass")}
         return state | {"_step": self._pass.step}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         step = state.pop("_step")
         self.__dict__.update(state)
         for arrays in [*self.params, *self.running]:    # from a memory-mapped file they cannot be trained
@@ -426,22 +451,22 @@ class MLP:
 
     # --- Inside ------------------------------------------------------------------------------
 
-    def _shapes(self):
+    def _shapes(self) -> Iterator[list[tuple[int, ...]]]:
         for n, m, norm in zip(self.sizes, self.sizes[1:], [*self.norm, None], strict=False):
             yield [(n, m), (m,), (m,)] if norm else [(n, m), (m,)]
 
-    def _initialize(self, rng):
-        inits = [ACTIVATIONS[name] for name in self.activation] + ["glorot"]
+    def _initialize(self, rng: np.random.Generator) -> None:
+        inits: list[Initializer] = [*(ACTIVATIONS[name] for name in self.activation), "glorot"]
         for (W, _, *scale), init in zip(self.params, inits, strict=True):
             W[...] = INITIALIZERS[init if self.init == "auto" else self.init](rng, *W.shape)
             for array in scale:
                 array[...] = 1.0
 
-    def _allocate(self):
-        self._grads = _arena(self._shapes(), self.dtype)
+    def _allocate(self) -> None:
+        self._grads: Layers = _arena(self._shapes(), self.dtype)
         self._pass = self._new_pass(training=True)
 
-    def _new_pass(self, training):
+    def _new_pass(self, training: bool) -> Pass:
         layers = []
         activations = [*self.activation, "identity"]
         for i, (params, grads) in enumerate(zip(self.params, self._grads, strict=True)):
@@ -458,7 +483,7 @@ class MLP:
             ))
         return Pass(_dispatch.layers.LAYERS, blas, self.dtype == np.float64, training, layers)
 
-    def _criterion(self, name):
+    def _criterion(self, name: LossName) -> Criterion:
         """The loss in numbers: see `_net.Pass.train`."""
         loss = LOSSES[name]
         factor = loss.factor
@@ -467,7 +492,7 @@ class MLP:
         threshold = self.quantile if name == "quantile" else self.delta
         return _dispatch.layers.LOSSES[loss.kernel], factor, self.label_smoothing, threshold
 
-    def _source(self, X, y, sample_weight):
+    def _source(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Source, LossName]:
         """Return checked data as a pass reads them, and the name of the loss."""
         arrays, n = self._check_rows(X)
         y = np.asarray(y)
@@ -479,25 +504,28 @@ class MLP:
             targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
         return Source(*arrays, targets, self._check_weight(sample_weight, n)), name
 
-    def _chunks(self, source, criterion=None):
+    def _chunks(
+        self, source: Source, criterion: Criterion | None = None
+    ) -> Iterator[tuple[Array, float, float]]:
         """Yield outputs, loss and weight of chunk after chunk of the rows."""
         forward = self._new_pass(training=False)
         for start in range(0, source.rows, _CHUNK):
-            chunk = forward.outputs(source, start, min(_CHUNK, source.rows - start), criterion)
-            if chunk[0] is None:
+            rows = min(_CHUNK, source.rows - start)
+            outputs, loss, weight = forward.outputs(source, start, rows, criterion)
+            if outputs is None:
                 raise _not_finite(self.dtype)
-            yield chunk
+            yield outputs, loss, weight
 
-    def _outputs(self, X, function):
+    def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
         source = Source(*self._check_rows(X)[0], None, None)
         return np.concatenate([function(z) for z, _, _ in self._chunks(source)])
 
-    def _resolved_loss(self):
+    def _resolved_loss(self) -> type[CrossEntropy | BinaryCrossEntropy | SquaredError]:
         if self.loss == "auto":
             raise ValueError("loss='auto' is decided by the first targets, and none were seen yet")
         return LOSSES[self.loss]
 
-    def _check_rows(self, X):
+    def _check_rows(self, X: Any) -> tuple[tuple[AnyArray, AnyArray | None, AnyArray | None], int]:
         """Return `X` as the first arguments of a `Source`, and its number of rows."""
         sparse = hasattr(X, "tocsr")
         X = X.tocsr() if sparse else np.asarray(X)
@@ -516,7 +544,7 @@ class MLP:
             raise _not_finite(self.dtype)
         return (data, np.ascontiguousarray(X.indices, np.int64), np.ascontiguousarray(X.indptr, np.int64)), n
 
-    def _check_weight(self, weight, n):
+    def _check_weight(self, weight: ArrayLike | None, n: int) -> Array | None:
         if weight is None:
             return None
         weight = np.asarray(weight)
@@ -539,14 +567,17 @@ class Feed:
         Gradients of the last batch, unless an optimizer has taken a step with them at once.
     """
 
-    def __init__(self, net, source, loss):
+    def __init__(self, net: MLP, source: Source, loss: LossName) -> None:
         self._net = net
         self._source = source
-        self._loss = loss
+        self._loss: LossName = loss
         self._criterion = net._criterion(loss)
-        self.grads = net._grads
+        self.grads: Layers = net._grads
 
-    def step(self, order, begin=0, rows=None, opt=None):
+    def step(
+        self, order: NDArray[np.int64] | None, begin: int = 0, rows: int | None = None,
+        opt: Optimizer | None = None,
+    ) -> float:
         """Compute the gradients of a batch and return its loss.
 
         Parameters
@@ -578,11 +609,11 @@ class Feed:
         return loss
 
 
-def _not_finite(dtype):
+def _not_finite(dtype: np.dtype[Any]) -> ValueError:
     return ValueError(f"X must be finite in {dtype}, got NaN or Inf")
 
 
-def _arena(shapes, dtype):
+def _arena(shapes: Iterable[list[tuple[int, ...]]], dtype: np.dtype[Any]) -> Layers:
     """Return lists of arrays of zeros of the shapes of each layer, views of one contiguous array.
 
     It begins on a cache line, as the widest registers read only then without a second access.
@@ -592,7 +623,8 @@ def _arena(shapes, dtype):
     memory = np.zeros(count * dtype.itemsize + _LINE, np.uint8)
     first = -memory.ctypes.data % _LINE
     flat = memory[first : first + count * dtype.itemsize].view(dtype)
-    layers, start = [], 0
+    layers: Layers = []
+    start = 0
     for layer in shapes:
         layers.append([])
         for shape in layer:
@@ -605,15 +637,15 @@ def _arena(shapes, dtype):
 # --- Files -------------------------------------------------------------------------------------
 
 
-def _is_safetensors(path):
+def _is_safetensors(path: StrPath) -> bool:
     return os.fspath(path).endswith(".safetensors")
 
 
-def _beside(path):
+def _beside(path: StrPath) -> str:
     return os.fspath(path).removesuffix(".safetensors") + ".json"
 
 
-def _safetensors():
+def _safetensors() -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError:
@@ -623,10 +655,10 @@ def _safetensors():
     return safetensors.numpy
 
 
-def _read_config(text):
+def _read_config(text: str) -> dict[str, Any]:
     """Return the arguments of a net from their JSON."""
     try:
-        config = json.loads(text)
+        config: dict[str, Any] = json.loads(text)
         version = config.pop("format")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("this does not describe a fastopt.MLP") from None
@@ -640,7 +672,7 @@ def _read_config(text):
 # --- Arguments -----------------------------------------------------------------------------------
 
 
-def _check_sizes(sizes):
+def _check_sizes(sizes: Iterable[SupportsIndex]) -> tuple[int, ...]:
     try:
         checked = tuple(operator.index(size) for size in sizes)
     except TypeError:
@@ -650,7 +682,9 @@ def _check_sizes(sizes):
     return checked
 
 
-def _for_each(value, hidden, check, argument, *limits):
+def _for_each(
+    value: _T | Sequence[_T], hidden: int, check: Callable[..., _T], argument: str, *limits: Any
+) -> tuple[_T, ...]:
     """Return `hidden` checked values, from as many or from one."""
     if not isinstance(value, list | tuple):
         return (check(value, argument, *limits),) * hidden
@@ -659,17 +693,17 @@ def _for_each(value, hidden, check, argument, *limits):
     return tuple(check(one, argument, *limits) for one in value)
 
 
-def _check_activation(name, argument):
+def _check_activation(name: Activation, argument: str) -> Activation:
     return _check_name(_ALIASES.get(name, name), argument, ACTIVATIONS)
 
 
-def _check_name(name, argument, choices):
+def _check_name(name: _T, argument: str, choices: Collection[Any]) -> _T:
     if name not in choices:
         raise ValueError(f"{argument} must be one of {', '.join(map(str, choices))}; got {name!r}")
     return name
 
 
-def _check_number(value, argument, low, high, *, open_below=False):
+def _check_number(value: float, argument: str, low: float, high: float, *, open_below: bool = False) -> float:
     """Return `value` as a float of ``[low, high)``, or ``(low, high)``."""
     try:
         number = float(value)
@@ -681,7 +715,7 @@ def _check_number(value, argument, low, high, *, open_below=False):
     return number
 
 
-def _dtype_name(dtype):
+def _dtype_name(dtype: Any) -> Any:
     try:
         return dtype if dtype is None else np.dtype(dtype).name
     except TypeError:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 __all__ = ["Progress"]
+
+_T = TypeVar("_T")
 
 _SECONDS = 0.1  # between two looks of the bar
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
@@ -24,13 +32,13 @@ class Progress:
     shown : bool, default False
     """
 
-    def __init__(self, last=0, batches=0, shown=False):
+    def __init__(self, last: int = 0, batches: int = 0, shown: bool = False) -> None:
         self._last = last
         self._bar = _make_bar(batches) if shown else None
         self._done = 0  # since the bar was last looked at
         self._after = time.perf_counter() + _SECONDS
 
-    def over(self, batches, epoch, numbers):
+    def over(self, batches: Iterable[_T], epoch: int, numbers: Callable[[], str]) -> Iterable[_T]:
         """Return `batches`, the bar moving on as they are taken.
 
         Parameters
@@ -41,10 +49,11 @@ class Progress:
         numbers : callable
             Returns the text to show, the metrics of now; not called before the first batch is done.
         """
-        return batches if self._bar is None else self._watched(batches, epoch, numbers)
+        return batches if self._bar is None else self._watched(self._bar, batches, epoch, numbers)
 
-    def _watched(self, batches, epoch, numbers):
-        bar = self._bar
+    def _watched(
+        self, bar: tqdm[Any], batches: Iterable[_T], epoch: int, numbers: Callable[[], str]
+    ) -> Iterator[_T]:
         bar.set_description_str(f"Epoch {epoch + 1}/{self._last}", refresh=False)
         for batch in batches:
             yield batch
@@ -54,20 +63,21 @@ class Progress:
                 bar.update(self._done)
                 self._done, self._after = 0, time.perf_counter() + _SECONDS
 
-    def paused(self):
+    def paused(self) -> AbstractContextManager[None]:
         """``with progress.paused():`` what is printed stands above the bar."""
         if self._bar is None:
             return contextlib.nullcontext()
-        return self._bar.external_write_mode(file=sys.stdout)
+        paused: AbstractContextManager[None] = self._bar.external_write_mode(file=sys.stdout)
+        return paused
 
-    def close(self):
+    def close(self) -> None:
         """Take the bar from the screen."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-def _make_bar(batches):
+def _make_bar(batches: int) -> tqdm[Any] | None:
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         return None
     try:

@@ -7,12 +7,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt.nn.data import read_arrays
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+
+    from fastopt._types import AnyArray
 
 __all__ = ["load_tree", "put_weights", "replacing", "save_tree", "take_weights"]
 
@@ -22,7 +28,7 @@ _TREE = "tree"  # the member of a file that says how its arrays are nested
 # --- Weights in memory ------------------------------------------------------------------------
 
 
-def take_weights(net):
+def take_weights(net: Any) -> dict[str, AnyArray]:
     """Return copies of a net's arrays by name.
 
     Parameters
@@ -36,11 +42,12 @@ def take_weights(net):
     dict of ndarray
     """
     if hasattr(net, "state_dict"):
-        return net.state_dict()
+        state: dict[str, AnyArray] = net.state_dict()
+        return state
     return {name: array.copy() for name, array in _named(net)}
 
 
-def put_weights(net, weights):
+def put_weights(net: Any, weights: Mapping[str, AnyArray]) -> None:
     """Write `weights`, which `take_weights` gave, back into the arrays of a net.
 
     Parameters
@@ -65,7 +72,7 @@ def put_weights(net, weights):
         array[...] = weights[name]
 
 
-def _named(net):
+def _named(net: Any) -> Iterator[tuple[str, AnyArray]]:
     for i, layer in enumerate(net.params):
         for j, array in enumerate(layer):
             yield f"params[{i}][{j}]", array
@@ -75,7 +82,7 @@ def _named(net):
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: StrPath) -> Iterator[Path]:
     """``with replacing(path) as temporary:`` what is written to `temporary` then appears at `path`.
 
     It does so at once and as a whole: whoever reads, and whatever crashes, there is the old file or
@@ -100,7 +107,7 @@ def replacing(path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save_tree(path, tree):
+def save_tree(path: StrPath, tree: Any) -> None:
     """Write nested dicts and lists of arrays, numbers and strings to an ``.npz`` file, as a whole.
 
     Parameters
@@ -109,13 +116,13 @@ def save_tree(path, tree):
     tree : dict or list
         Keys are strings. Tuples come back as lists, numbers of NumPy as those of Python.
     """
-    arrays = {}
+    arrays: dict[str, AnyArray] = {}
     text = json.dumps(_take_out(tree, arrays))
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, **{_TREE: text})
+        np.savez(file, **arrays, **{_TREE: text})  # type: ignore[arg-type]  # none is allow_pickle
 
 
-def load_tree(path):
+def load_tree(path: StrPath) -> Any:
     """Return what `save_tree` wrote.
 
     Raises
@@ -130,7 +137,7 @@ def load_tree(path):
         raise ValueError(f"{path}: not a saved training state") from error
 
 
-def _take_out(tree, arrays):
+def _take_out(tree: Any, arrays: dict[str, AnyArray]) -> Any:
     """Return `tree` as JSON has it, every array of it replaced by its name in `arrays`."""
     if isinstance(tree, np.ndarray):
         name = f"array{len(arrays)}"
@@ -143,7 +150,7 @@ def _take_out(tree, arrays):
     return tree.item() if isinstance(tree, np.generic) else tree
 
 
-def _put_in(tree, arrays):
+def _put_in(tree: Any, arrays: Mapping[str, AnyArray]) -> Any:
     """The inverse of `_take_out`."""
     if isinstance(tree, list):
         return [_put_in(value, arrays) for value in tree]

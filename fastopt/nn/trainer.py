@@ -6,18 +6,27 @@ import contextlib
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._checks import real, samples, whole
-from fastopt.nn.batches import make_batches
+from fastopt.nn.batches import Batches, make_batches
 from fastopt.nn.callbacks import Callback
 from fastopt.nn.metrics import accuracy
 from fastopt.nn.progress import Progress
 from fastopt.nn.snapshot import put_weights, take_weights
 from fastopt.nn.weighting import check_weights, row_weights
 from fastopt.optimizers.groups import check_number
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from fastopt._types import AnyArray
+    from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
+
+    _Evaluated = tuple[AnyArray, AnyArray, AnyArray | None]
 
 __all__ = ["History", "Trainer"]
 
@@ -44,20 +53,20 @@ class History:
         of a callback's class, such as ``"EarlyStopping"``. None where all its epochs were trained.
     """
 
-    def __init__(self):
-        self.epoch = []
-        self.history = {}
-        self.stopped_by = None
+    def __init__(self) -> None:
+        self.epoch: list[int] = []
+        self.history: dict[str, list[float]] = {}
+        self.stopped_by: str | None = None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"History({len(self.epoch)} epochs: {', '.join(self.history)})"
 
     @property
-    def interrupted(self):
+    def interrupted(self) -> bool:
         """Whether Ctrl-C ended the last `Trainer.fit`."""
         return self.stopped_by == "interrupt"
 
-    def record(self, epoch, logs):
+    def record(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Add an epoch's numbers.
 
         Parameters
@@ -71,7 +80,7 @@ class History:
             values.append(logs.get(name, math.nan))
         self.epoch.append(epoch)
 
-    def last(self):
+    def last(self) -> Logs:
         """Return the numbers of the last epoch, a dict; an empty one before the first."""
         return {name: values[-1] for name, values in self.history.items()}
 
@@ -111,15 +120,19 @@ class Trainer:
     >>> history.history["val_accuracy"][-1]
     """
 
-    def __init__(self, net, opt, callbacks=(), *, max_norm=None, clip_value=None):
+    def __init__(
+        self, net: Net, opt: Stepper, callbacks: Iterable[Callback] = (), *, max_norm: float | None = None,
+        clip_value: float | None = None,
+    ) -> None:
         for name in ("params", "train_step", "predict"):
             if not hasattr(net, name):
                 raise TypeError(f"net must have {name!r}, but a {type(net).__name__} has not")
         if not hasattr(opt, "step"):
             raise TypeError(f"opt must have 'step', but a {type(opt).__name__} has not")
-        self.net = net
-        self.opt = opt
-        self.callbacks = list(callbacks)
+        # What these have beyond the protocols, a callback's writer knows.
+        self.net: Any = net
+        self.opt: Any = opt
+        self.callbacks: list[Callback] = list(callbacks)
         for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks must be Callback objects, got {callback!r}")
@@ -127,27 +140,28 @@ class Trainer:
         self._step_options = {
             name: check_number(name, value) for name, value in clipping.items() if value is not None
         }
-        self.history = History()
-        self.stop_training = False
-        self._rng = self._seed = None
+        self.history: History = History()
+        self.stop_training: bool = False
+        self._rng: np.random.Generator | None = None
+        self._seed: int | np.random.Generator | None = None
         self._progress = Progress()
 
     def fit(
         self,
-        X,
-        y,
-        batch_size=32,
-        epochs=1,
-        validation_data=None,
-        verbose=1,
-        shuffle=True,
-        seed=None,
+        X: Samples,
+        y: ArrayLike,
+        batch_size: int = 32,
+        epochs: int = 1,
+        validation_data: Validation | None = None,
+        verbose: int = 1,
+        shuffle: bool = True,
+        seed: int | np.random.Generator | None = None,
         *,
-        sample_weight=None,
-        class_weight=None,
-        max_time=None,
-        training_accuracy=True,
-    ):
+        sample_weight: ArrayLike | None = None,
+        class_weight: ClassWeight | None = None,
+        max_time: float | None = None,
+        training_accuracy: bool = True,
+    ) -> History:
         """Train for a number of epochs; called again, go on where it stopped.
 
         The optimizer keeps its state, epochs are numbered on, and so is the order of the rows:
@@ -212,7 +226,7 @@ class Trainer:
 
         columns = (X, y) if weights is None else (X, y, weights)
         batches = make_batches(self.net, columns, batch_size, self._rng if shuffle else None)
-        evaluated = {}
+        evaluated: dict[str, _Evaluated] = {}
         if training_accuracy:
             own = None if sample_weight is None else np.asarray(sample_weight)
             evaluated[""] = (X, y, own)
@@ -241,7 +255,7 @@ class Trainer:
                 print(_farewell(history), flush=True)
         return history
 
-    def write(self, text):
+    def write(self, text: str) -> None:
         """Print a line, above the progress bar if there is one.
 
         Parameters
@@ -253,7 +267,7 @@ class Trainer:
 
     # --- Saving and loading ------------------------------------------------------------------
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """All that another trainer, made alike, needs to go on exactly, between two epochs.
 
         Returns
@@ -280,7 +294,7 @@ class Trainer:
             "callbacks": [[type(c).__name__, c.state_dict()] for c in self._stateful_callbacks()],
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the trainer stood that `state` was taken from.
 
         Parameters
@@ -306,7 +320,7 @@ class Trainer:
             self._load(before)
             raise
 
-    def _load(self, state):
+    def _load(self, state: Mapping[str, Any]) -> None:
         put_weights(self.net, state["net"])
         self.opt.load_state_dict(state["opt"])
         self.history.epoch[:] = state["epoch"]
@@ -325,7 +339,10 @@ class Trainer:
 
     # --- The loop ----------------------------------------------------------------------------
 
-    def _run(self, epoch, batches, evaluated, deadline, verbose):
+    def _run(
+        self, epoch: int, batches: Batches, evaluated: Mapping[str, _Evaluated], deadline: float,
+        verbose: int,
+    ) -> None:
         """An epoch, from its first hook to its last."""
         self._call("on_epoch_begin", epoch, {})
         logs = self._run_epoch(epoch, batches, deadline)
@@ -338,13 +355,13 @@ class Trainer:
         _report_to_schedules(self.opt, logs.get("val_loss", logs["loss"]))
         self._call("on_epoch_end", epoch, logs)
 
-    def _run_epoch(self, epoch, batches, deadline):
+    def _run_epoch(self, epoch: int, batches: Batches, deadline: float) -> Logs:
         """Take a step for each batch; return the epoch's loss, learning rate and seconds."""
         opt, options = self.opt, self._step_options
         before, after = self._hooked("on_train_batch_begin"), self._hooked("on_train_batch_end")
-        total = rows = 0
+        total = rows = 0.0
 
-        def numbers():
+        def numbers() -> str:
             lr = "".join(f", lr={lr:.3g}" for lr in _learning_rate(opt).values())
             return f"loss={total / rows:.4f}{lr}" if rows else ""
 
@@ -369,9 +386,9 @@ class Trainer:
         seconds = time.perf_counter() - start
         return {"loss": total / rows, **_learning_rate(opt), "seconds": seconds}
 
-    def _evaluate(self, evaluated):
+    def _evaluate(self, evaluated: Mapping[str, _Evaluated]) -> Logs:
         """Return the numbers of the data sets whose names begin with the keys of `evaluated`."""
-        logs = {}
+        logs: Logs = {}
         for prefix, (X, y, weights) in evaluated.items():
             logs |= self._accuracy(f"{prefix}accuracy", X, y, weights)
             if prefix and hasattr(self.net, "evaluate"):
@@ -379,7 +396,7 @@ class Trainer:
                 logs[f"{prefix}loss"] = float(self.net.evaluate(*rows))
         return logs
 
-    def _accuracy(self, name, X, y, weights):
+    def _accuracy(self, name: str, X: AnyArray, y: AnyArray, weights: AnyArray | None) -> Logs:
         """Return ``{name: accuracy}``, or nothing where predictions are values, not labels."""
         if y.dtype.kind in "fc":
             return {}
@@ -390,28 +407,28 @@ class Trainer:
 
     # --- Callbacks ---------------------------------------------------------------------------
 
-    def _stateful_callbacks(self):
+    def _stateful_callbacks(self) -> list[Callback]:
         return [callback for callback in self.callbacks if callback.state_dict()]
 
-    def _adopt_callbacks(self, closing):
+    def _adopt_callbacks(self, closing: contextlib.ExitStack) -> None:
         for callback in self.callbacks:
             if callback.trainer is not self:
                 callback.trainer = self
                 callback.reset()
             closing.callback(callback.close)
 
-    def _call(self, hook, *args, among=None):
+    def _call(self, hook: str, *args: Any, among: list[Callback] | None = None) -> None:
         for callback in self.callbacks if among is None else among:
             getattr(callback, hook)(*args)
             if self.stop_training:
                 self._note_stop(type(callback).__name__)
 
-    def _note_stop(self, reason):
+    def _note_stop(self, reason: str) -> None:
         """Remember what ended the training: the first that did."""
         if self.history.stopped_by is None:
             self.history.stopped_by = reason
 
-    def _hooked(self, hook):
+    def _hooked(self, hook: str) -> list[Callback]:
         """Return the callbacks that do something at a hook: the others cost each batch nothing."""
         nothing = getattr(Callback, hook)
         return [
@@ -424,32 +441,33 @@ class Trainer:
 _STATE = frozenset(("net", "opt", "epoch", "history", "seed", "rng", "callbacks"))
 
 
-def format_logs(logs):
+def format_logs(logs: Mapping[str, float]) -> str:
     """Return the line about an epoch, as the article prints it."""
     test = "accuracy" if "val_accuracy" in logs else "loss"
     names = {"loss": "Loss", "accuracy": "Training Accuracy", f"val_{test}": f"Test {test.title()}"}
     return " | ".join(f"{text} = {logs[name]:.4f}" for name, text in names.items() if name in logs)
 
 
-def _farewell(history):
+def _farewell(history: History) -> str:
     done = f"{len(history.epoch)} epoch{'' if len(history.epoch) == 1 else 's'}"
     if history.interrupted:
         return f"Interrupted after {done}: the net keeps what it has learned."
     return f"Stopped after {done} by {history.stopped_by}."
 
 
-def _learning_rate(opt):
+def _learning_rate(opt: Any) -> Logs:
     """Return ``{"lr": value}`` of the last step, or nothing where the optimizer does not tell."""
     groups = getattr(opt, "groups", None)
     if not groups or "lr" not in groups[0]:
         return {}
     lr = groups[0]["lr"]
-    return {"lr": float(lr(max(opt.steps - 1, 0)) if callable(lr) else lr)}
+    value: Any = lr(max(opt.steps - 1, 0)) if callable(lr) else lr
+    return {"lr": float(value)}
 
 
-def _report_to_schedules(opt, value):
+def _report_to_schedules(opt: Any, value: float) -> None:
     """Tell `value` to every schedule that wants it, once each."""
-    numbers = []
+    numbers: list[Any] = []
     for group in getattr(opt, "groups", ()):
         for name, hyperparameter in group.items():
             if name != "params":
@@ -459,7 +477,7 @@ def _report_to_schedules(opt, value):
             schedule.report(value)
 
 
-def _check_validation(data, X):
+def _check_validation(data: Validation | None, X: AnyArray) -> _Evaluated | None:
     """Return ``(X, y, weights or None)``, or None."""
     if data is None:
         return None
@@ -478,7 +496,7 @@ def _check_validation(data, X):
     return X_val, y_val, check_weights("validation_data[2]", data[2], len(y_val))
 
 
-def _check_protocol(net, weights, validation):
+def _check_protocol(net: Net, weights: AnyArray | None, validation: _Evaluated | None) -> None:
     """Refuse weights where the net does not take them."""
     wanted = []
     if weights is not None:
@@ -499,7 +517,7 @@ def _check_protocol(net, weights, validation):
             ) from None
 
 
-def _seconds(max_time):
+def _seconds(max_time: float) -> float:
     if not real("max_time", max_time) > 0.0:
         raise ValueError(f"max_time: expected more than 0 seconds, got {max_time!r}")
     return float(max_time)

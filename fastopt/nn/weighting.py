@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray
+    from fastopt.nn.typing import ClassWeight
 
 __all__ = ["check_weights", "row_weights"]
 
 
-def row_weights(y, sample_weight=None, class_weight=None):
+def row_weights(
+    y: AnyArray, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None
+) -> NDArray[np.float64] | None:
     """Return the weight of every row, or None where all count the same.
 
     Parameters
@@ -43,7 +52,7 @@ def row_weights(y, sample_weight=None, class_weight=None):
     return weights
 
 
-def check_weights(name, weights, n):
+def check_weights(name: str, weights: ArrayLike, n: int) -> NDArray[np.float64]:
     """Return `weights` as n numbers of float64, none of them negative, not all of them zero."""
     weights = _numbers(name, weights)
     if weights.shape != (n,):
@@ -53,7 +62,7 @@ def check_weights(name, weights, n):
     return weights
 
 
-def _of_classes(y, class_weight):
+def _of_classes(y: AnyArray, class_weight: ClassWeight) -> NDArray[np.float64]:
     if y.dtype.kind == "f" or y.ndim > 2 or (y.ndim == 2 and y.shape[1] != 1):
         raise ValueError(
             f"class_weight: expected y to hold one label a row, got {y.dtype} of shape {y.shape}"
@@ -73,7 +82,7 @@ def _of_classes(y, class_weight):
     return _numbers("class_weight", [class_weight.get(label, 1.0) for label in labels])[place]
 
 
-def _numbers(name, values):
+def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
     """Return `values` in float64, or raise if one cannot be a weight."""
     values = np.asarray(values)
     if values.dtype.kind not in "biuf":

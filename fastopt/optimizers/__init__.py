@@ -1,6 +1,9 @@
 """The optimizers, one file a family. `base.py` has what they share."""
 
+from __future__ import annotations
+
 from inspect import signature
+from typing import TYPE_CHECKING
 
 from fastopt.optimizers.adagrad import FTRL, Adadelta, Adagrad
 from fastopt.optimizers.adam import Adam, Adamax, AdamW, NAdam, RAdam
@@ -14,6 +17,9 @@ from fastopt.optimizers.schedule_free import AdamWScheduleFree, SGDScheduleFree
 from fastopt.optimizers.sgd import ASGD, SGD
 from fastopt.optimizers.sign import Lion, Rprop, SignSGD
 from fastopt.optimizers.variance import AdaBelief, Yogi
+
+if TYPE_CHECKING:
+    from inspect import Parameter
 
 __all__ = [
     "ADOPT",
@@ -49,8 +55,8 @@ __all__ = [
 BY_NAME = {name.lower(): globals()[name] for name in __all__ if name != "Optimizer"}
 
 
-def arguments_of(rule):
+def arguments_of(rule: type[Optimizer]) -> dict[str, Parameter]:
     """Parameters of an optimizer's signature by name: its own, then those that all take, but `params`."""
-    own, common = (signature(kind).parameters for kind in (rule, Optimizer))
-    own = {name: p for name, p in own.items() if p.kind != p.VAR_KEYWORD and name != "params"}
+    given, common = (signature(kind).parameters for kind in (rule, Optimizer))
+    own = {name: p for name, p in given.items() if p.kind != p.VAR_KEYWORD and name != "params"}
     return own | {name: p for name, p in common.items() if p.kind == p.KEYWORD_ONLY and name not in own}

@@ -1,7 +1,15 @@
 """AdaGrad and what came of it: Adadelta and FTRL."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Array, Conventions, Dialect, Number, Options, Params, Scalar, Sparsity, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class Adagrad(Optimizer):
@@ -58,20 +66,22 @@ class Adagrad(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
-    CONVENTIONS = {
+    STATES: States = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"eps": 1e-8},
         "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
         "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params, lr=1e-2, lr_decay=0.0, weight_decay=0.0, initial_accumulator_value=0.0, eps=1e-10,
-        *, rowwise=False, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, lr_decay: Scalar = 0.0, weight_decay: Scalar = 0.0,
+        initial_accumulator_value: Number = 0.0, eps: Scalar = 1e-10,
+        *, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
+        **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
             "initial_accumulator_value": initial_accumulator_value, "eps": eps,
@@ -80,28 +90,28 @@ class Adagrad(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "rowwise_adagrad" if h.rowwise else "adagrad"
 
     @classmethod
-    def layout(cls, rule, array):
+    def layout(cls, rule: str, array: Array) -> dict[str, tuple[int, ...]]:
         return {"sum": array.shape[:1] if rule == "rowwise_adagrad" else array.shape}
 
     @staticmethod
-    def initial(name, h):
+    def initial(name: str, h: Hyperparameters) -> float:
         return h.initial_accumulator_value
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         epsilons = (0.0, h.eps) if h.convention in ("keras", "optax") else (h.eps, 0.0)
         return (0.0, *epsilons) if h.rowwise else epsilons
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         return (h.lr / (1.0 + (t - 1) * h.lr_decay),)
 
-    @staticmethod
-    def rest(h):
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         return (0.0, ()) if h.eps else None     # 0 / 0 moves a number that has had no gradient yet
 
 
@@ -143,14 +153,15 @@ class Adadelta(Optimizer):
     Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701, 2012.
     """
 
-    STATES = {"adadelta": ("square_avg", "acc_delta")}
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
+    STATES: States = {"adadelta": ("square_avg", "acc_delta")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(
-        self, params, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1.0, rho: Scalar = 0.9, eps: Scalar = 1e-6,
+        weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
             "convention": convention,
@@ -158,11 +169,11 @@ class Adadelta(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adadelta"
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return h.lr, h.rho, 1.0 - h.rho, h.eps
 
 
@@ -209,17 +220,18 @@ class FTRL(Optimizer):
     McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013.
     """
 
-    STATES = {"ftrl": ("accumulator", "linear")}
-    CONVENTIONS = {
+    STATES: States = {"ftrl": ("accumulator", "linear")}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
     }
 
     @dialects
     def __init__(
-        self, params, lr=1e-1, l1=0.0, l2=0.0, beta=1.0, initial_accumulator_value=0.0, weight_decay=0.0,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-1, l1: Scalar = 0.0, l2: Scalar = 0.0, beta: Scalar = 1.0,
+        initial_accumulator_value: Number = 0.0, weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "l1": l1, "l2": l2, "beta": beta,
             "initial_accumulator_value": initial_accumulator_value, "weight_decay": weight_decay,
@@ -228,20 +240,20 @@ class FTRL(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         if not h.lr:
             raise ValueError(f"lr: expected a number above 0, got {h.lr}")
         if not h.beta and not h.initial_accumulator_value:
             raise ValueError("beta: expected it or initial_accumulator_value above 0, got 0 for both")
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "ftrl"
 
     @staticmethod
-    def initial(name, h):
+    def initial(name: str, h: Hyperparameters) -> float:
         return h.initial_accumulator_value if name == "accumulator" else 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return 1.0 / h.lr, h.beta, h.l1, 2.0 * h.l2 if h.convention == "keras" else h.l2

@@ -1,9 +1,17 @@
 """Adam, AMSGrad, AdamW, Adamax, NAdam, RAdam."""
 
-from math import sqrt
+from __future__ import annotations
 
+from math import sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Conventions, Dialect, Numbers, Options, Pair, Params, Scalar, Sparsity, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class Adam(Optimizer):
@@ -65,25 +73,27 @@ class Adam(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES = {
+    STATES: States = {
         "adam": ("exp_avg", "exp_avg_sq"),
         "cautious_adam": ("exp_avg", "exp_avg_sq"),
         "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     }
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"lr": 1e-2, "eps": 1e-4},
         "keras": {"eps": 1e-7},
         "sklearn": {},
         "optax": {},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False,
-        *, maximize=False, cautious=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, amsgrad: bool = False,
+        *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+        **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
             "cautious": cautious, "maximize": maximize, "convention": convention,
@@ -91,35 +101,35 @@ class Adam(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         if h.cautious and h.amsgrad:
             raise ValueError("cautious: expected no amsgrad beside it, got both")
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         if h.cautious:
             return "cautious_adam"
         return "amsgrad" if h.amsgrad else "adam"
 
     @staticmethod
-    def constants(h, keep=1.0):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        return keep, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
+        return 1.0, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        lr, root = h.lr / (1.0 - beta1**t), sqrt(1.0 - beta2**t)
+        lr, root = h.lr / (1.0 - power(beta1, t)), sqrt(1.0 - power(beta2, t))
         if h.cautious:
             lr *= h.boost()
         corrected = h.convention in ("torch", "article", "optax")
         row = (lr, 1.0 / root) if corrected else (lr * root, 1.0)
         if h.rule != "amsgrad":
             return row
-        return (lr, 1.0, 1.0 / (1.0 - beta2**t)) if h.convention == "optax" else (*row, 1.0)
+        return (lr, 1.0, 1.0 / (1.0 - power(beta2, t))) if h.convention == "optax" else (*row, 1.0)
 
     @classmethod
-    def rest(cls, h):
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         beta1, beta2 = h.betas
         keep = cls.constants(h)[0]
         if not (beta1 * beta1 < beta2 and h.eps and keep > 0.0):
@@ -152,7 +162,7 @@ class AdamW(Adam):
     Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"eps": 1e-7, "weight_decay": 4e-3},
         "optax": {"weight_decay": 1e-4},
@@ -160,25 +170,27 @@ class AdamW(Adam):
 
     @dialects
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False,
-        *, maximize=False, cautious=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 1e-2, amsgrad: bool = False,
+        *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+        **options: Unpack[Options],
+    ) -> None:
         super().__init__(
             params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, cautious=cautious,
             convention=convention, **options,
         )
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def keep(h):
+    def keep(h: Hyperparameters) -> float:
         return 1.0
 
     @staticmethod
-    def constants(h):
-        return Adam.constants(h, 1.0 - h.lr * h.weight_decay)
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
+        return 1.0 - h.lr * h.weight_decay, *Adam.constants(h)[1:]
 
 
 class Adamax(Optimizer):
@@ -220,14 +232,15 @@ class Adamax(Optimizer):
     Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015, section 7.
     """
 
-    STATES = {"adamax": ("exp_avg", "exp_inf")}
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
+    STATES: States = {"adamax": ("exp_avg", "exp_inf")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(
-        self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 2e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
             "convention": convention,
@@ -235,18 +248,18 @@ class Adamax(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adamax"
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         eps, outside = (0.0, h.eps) if h.convention == "keras" else (h.eps, 0.0)
         return 1.0, beta1, 1.0 - beta1, beta2, eps, outside
 
     @staticmethod
-    def variables(h, t):
-        return (h.lr / (1.0 - h.betas[0] ** t),)
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
+        return (h.lr / (1.0 - power(h.betas[0], t)),)
 
 
 class NAdam(Optimizer):
@@ -294,9 +307,9 @@ class NAdam(Optimizer):
     Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016.
     """
 
-    STATES = {"nadam": ("exp_avg", "exp_avg_sq")}
-    NUMBERS = {"mu_product": 1.0}
-    CONVENTIONS = {
+    STATES: States = {"nadam": ("exp_avg", "exp_avg_sq")}
+    NUMBERS: Numbers = {"mu_product": 1.0}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decoupled_weight_decay": True},
         "optax": {"decoupled_weight_decay": True},
@@ -304,9 +317,10 @@ class NAdam(Optimizer):
 
     @dialects
     def __init__(
-        self, params, lr=2e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, momentum_decay=4e-3,
-        decoupled_weight_decay=False, *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 2e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, momentum_decay: Scalar = 4e-3, decoupled_weight_decay: bool = False,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay,
@@ -315,33 +329,33 @@ class NAdam(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "nadam"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0 if h.decoupled_weight_decay else h.weight_decay
 
     @staticmethod
-    def keep(h):
+    def keep(h: Hyperparameters) -> float:
         return 1.0
 
     @staticmethod
-    def carry(h, t, numbers):
+    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
         return {"mu_product": numbers["mu_product"] * _warmed(h, t)}
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         return _kept(h), beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         product, mu, mu_next = h.numbers["mu_product"], _warmed(h, t), _warmed(h, t + 1)
         return (
             h.lr * (1.0 - mu) / (1.0 - product),
             h.lr * mu_next / (1.0 - product * mu_next),
-            1.0 / sqrt(1.0 - h.betas[1] ** t),
+            1.0 / sqrt(1.0 - power(h.betas[1], t)),
         )
 
 
@@ -393,14 +407,15 @@ class RAdam(Optimizer):
     Liu et al., "On the variance of the adaptive learning rate and beyond", ICLR 2020.
     """
 
-    STATES = {"adam": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS = {"torch": {}, "optax": {}}
+    STATES: States = {"adam": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS: Conventions = {"torch": {}, "optax": {}}
 
     @dialects
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0,
-        decoupled_weight_decay=False, *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
+        convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
@@ -409,24 +424,24 @@ class RAdam(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adam"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0 if h.decoupled_weight_decay else h.weight_decay
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         return _kept(h), beta1, 1.0 - beta1, beta2, 1.0 - beta2
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        lr, trust = h.lr / (1.0 - beta1**t), 1.0 - beta2**t
+        lr, trust = h.lr / (1.0 - power(beta1, t)), 1.0 - power(beta2, t)
         longest = 2.0 / (1.0 - beta2) - 1.0
-        length = longest - 2.0 * t * beta2**t / trust
+        length = longest - 2.0 * t * power(beta2, t) / trust
         if length <= 5.0:
             return 1.0, lr, 0.0     # the denominator is 0 sqrt(v) + 1
         rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
@@ -435,13 +450,14 @@ class RAdam(Optimizer):
         return h.eps, lr * sqrt(rectified) * sqrt(trust), 1.0
 
 
-def _kept(h):
+def _kept(h: Hyperparameters) -> float:
     """What decoupled decay leaves of a parameter."""
     return 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0
 
 
-def _warmed(h, t):
+def _warmed(h: Hyperparameters, t: int) -> float:
     """NAdam's momentum at step `t`."""
     if h.convention == "optax":
         return h.betas[0]
-    return h.betas[0] * (1.0 - 0.5 * 0.96 ** (t * h.momentum_decay))
+    mu: float = h.betas[0] * (1.0 - 0.5 * power(0.96, t * h.momentum_decay))
+    return mu

@@ -1,7 +1,10 @@
 """What all optimizers share: groups of parameters, their state in one arena, and the step."""
 
+from __future__ import annotations
+
 import contextlib
 import math
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastopt import _dispatch
 from fastopt._checks import whole
@@ -14,6 +17,32 @@ from fastopt.optimizers.jobs import Job, kernel_of, prepare
 from fastopt.optimizers.sparse import check_flavor, place_of, rest_of
 from fastopt.optimizers.state import State, carve, check_state_dict, check_steps, stateful
 from fastopt.optimizers.wrappers import Accumulator, transformation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import ArrayLike
+
+    from fastopt._types import (
+        AnyArray,
+        Array,
+        Choices,
+        Conventions,
+        Gradients,
+        Number,
+        Numbers,
+        Params,
+        Ranges,
+        Scalar,
+        Shape,
+        Sparse,
+        Sparsity,
+        States,
+        StepOptions,
+    )
+    from fastopt.optimizers.groups import Hyperparameters
+
+T = TypeVar("T")
 
 _UP_TO_ONE = (0.0, math.nextafter(1.0, 2.0))
 
@@ -79,61 +108,62 @@ class Optimizer:
     # Kernel of each variant and the names of its state arrays; the dialects the rule speaks, each with the
     # arguments that it begins with unlike torch (see `dialects`); what the rule's numbers and words may be;
     # the numbers it carries from step to step, as they are at the start.
-    STATES = {}
-    CONVENTIONS = {"torch": {}}
-    RANGES = groups.RANGES
-    CHOICES = {}
-    NUMBERS = {}
-    SPARSE = ("dense",)
-    DIRECTED = ()   # rules whose kernel takes, for the gradient, what `direction` makes of it and the state
+    STATES: States = {}
+    CONVENTIONS: Conventions = {"torch": {}}
+    RANGES: Ranges = groups.RANGES
+    CHOICES: Choices = {}
+    NUMBERS: Numbers = {}
+    SPARSE: Sparsity = ("dense",)
+    # Rules whose kernel takes, for the gradient, what `direction` makes of it and the state.
+    DIRECTED: tuple[str, ...] = ()
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         """Name of the kernel for the hyperparameters `h` (where a schedule counts as true)."""
         raise NotImplementedError
 
     @classmethod
-    def rule_of(cls, h, array):
+    def rule_of(cls, h: Hyperparameters, array: Array) -> str:
         """`rule`, where it is not the same for every array."""
         return cls.rule(h)
 
     @classmethod
-    def layout(cls, rule, array):
+    def layout(cls, rule: str, array: Array) -> dict[str, tuple[int, ...]]:
         """Shapes of the state arrays of an array, by name."""
         return dict.fromkeys(cls.STATES[rule], array.shape)
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         """The first scalars of the kernel `h.rule`: those that the hyperparameters alone decide."""
         raise NotImplementedError
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         """Its further scalars, which depend on the step `t` (the first is 1), too."""
         return ()
 
     @staticmethod
-    def carry(h, t, numbers):
+    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
         """What the `NUMBERS` of the step before have become at step `t`: a new dict."""
         return numbers
 
     @staticmethod
-    def direction(h, t, p, g, state):
+    def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
         """For a rule that is not elementwise: what its kernel takes for the gradient `g`, in NumPy."""
         raise NotImplementedError
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         """L2 weight decay, added to the gradient; a decoupled one is part of the rule."""
         return 0.0 if h.convention == "keras" else h.weight_decay
 
     @staticmethod
-    def keep(h):
+    def keep(h: Hyperparameters) -> float:
         """What is left of the parameters before the rule: keras has decoupled decay around every rule."""
         return 1.0 - h.lr * h.weight_decay if h.convention == "keras" else 1.0
 
-    @staticmethod
-    def rest(h):
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         """What becomes of numbers without a gradient, decay of weights (L2) apart.
 
         Returns
@@ -147,14 +177,16 @@ class Optimizer:
         return None
 
     @staticmethod
-    def initial(name, h):
+    def initial(name: str, h: Hyperparameters) -> float:
         """What a state array holds before the first step."""
         return 0.0
 
     def __init__(
-        self, params, hyperparameters, *, ema=None, lookahead=None, accumulate=1, centralize=False,
-        unit_clip=None, independent_weight_decay=0.0, skip_nonfinite=False, sparse=None,
-    ):
+        self, params: Params, hyperparameters: Mapping[str, Any], *, ema: Scalar | None = None,
+        lookahead: tuple[int, Number] | None = None, accumulate: int = 1, centralize: bool = False,
+        unit_clip: Number | None = None, independent_weight_decay: Scalar = 0.0, skip_nonfinite: bool = False,
+        sparse: Sparse | None = None,
+    ) -> None:
         for name, value in (("skip_nonfinite", skip_nonfinite), ("centralize", centralize)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name}: expected True or False, got {value!r}")
@@ -162,23 +194,23 @@ class Optimizer:
         self._lookahead = lookahead if lookahead is None else _check_lookahead(lookahead)
         self._micro_batches = whole("accumulate", accumulate, 1)
         self._changes = centralize, unit_clip if unit_clip is None else check_number("unit_clip", unit_clip)
-        self.skip_nonfinite = skip_nonfinite
-        self.sparse = check_flavor(sparse, self.SPARSE)
-        self.params = params
-        self.grad_norm = None
-        self.skipped_steps = 0
+        self.skip_nonfinite: bool = skip_nonfinite
+        self.sparse: str = check_flavor(sparse, self.SPARSE)
+        self.params: Any = params
+        self.grad_norm: float | None = None
+        self.skipped_steps: int = 0
         self._steps = 0
         self._defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
         self._stale = Flag()
         self._swapped = False
-        self._accumulator = None
+        self._accumulator: Accumulator | None = None
         self._grouped = _are_groups(params)
-        given = params if self._grouped else [{"params": params}]
-        self.groups = tuple(self._make_group(group) for group in given)
+        given: Any = params if self._grouped else [{"params": params}]
+        self.groups: tuple[Group, ...] = tuple(self._make_group(group) for group in given)
         self._resolve()
         self._build([], {})
 
-    def _make_group(self, given):
+    def _make_group(self, given: Mapping[str, Any]) -> Group:
         unknown = given.keys() - self._defaults.keys() - {"params"}
         if unknown:
             raise ValueError(
@@ -191,10 +223,10 @@ class Optimizer:
         return group
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         """Refuse hyperparameters that do not go together."""
 
-    def add_param_group(self, group):
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters; `step` then takes a list of gradients, one entry a group.
 
         Parameters
@@ -216,18 +248,14 @@ class Optimizer:
 
     # --- State ---------------------------------------------------------------------------------
 
-    def _resolve(self):
+    def _resolve(self) -> None:
         """Take the nesting of the parameters apart, once."""
-        tree = [group["params"] for group in self.groups]
-        if self._grouped:
-            self._shape, self._arrays, self._places = flatten(tree)
-            counts = map(count_places, self._shape)
-        else:
-            self._shape, self._arrays, self._places = flatten(tree[0])
-            counts = [len(self._arrays)]
-        self._group_of = [i for i, count in enumerate(counts) for _ in range(count)]
+        trees = [group["params"] for group in self.groups]
+        self._shape, self._arrays, self._places = flatten(trees if self._grouped else trees[0])
+        shapes: Any = self._shape if self._grouped else [self._shape]
+        self._group_of = [i for i, shape in enumerate(shapes) for _ in range(count_places(shape))]
 
-    def _build(self, old_state, old_kept):
+    def _build(self, old_state: Sequence[Mapping[str, Array]], old_kept: Mapping[str, list[Array]]) -> None:
         """Lay out the state and what is kept beside it, and make the span table."""
         self._rules = self._find_rules()
         layouts = [self.layout(rule, array) for rule, array in zip(self._rules, self._arrays, strict=True)]
@@ -236,7 +264,7 @@ class Optimizer:
             [*layout.values()] + [array.shape] * len(beside)
             for layout, array in zip(layouts, self._arrays, strict=True)
         ])
-        self.state = tuple(
+        self.state: tuple[State, ...] = tuple(
             State(dict(zip(layout, views, strict=False)))
             for layout, views in zip(layouts, carved, strict=True)
         )
@@ -254,16 +282,16 @@ class Optimizer:
             name: [views[i - len(beside)] for views in carved] for i, name in enumerate(beside)
         }
         for name, arrays in self._kept.items():
-            old = old_kept.get(name, [])
+            before = old_kept.get(name, [])
             for k, array in enumerate(arrays):
-                if k < len(old):
-                    array[...] = old[k]
+                if k < len(before):
+                    array[...] = before[k]
                 elif name != "accumulated":
                     array[...] = self._arrays[k]
         self._make_table()
         self._stale.raised = self._stale.changed = True
 
-    def _beside(self):
+    def _beside(self) -> list[str]:
         """Names of what is kept for every parameter, whatever the rule."""
         wanted = {
             "ema": self._ema_weight is not None,
@@ -272,8 +300,11 @@ class Optimizer:
         }
         return [name for name, is_kept in wanted.items() if is_kept]
 
-    def _make_table(self):
-        kernels, owners, self._jobs, self._job_of = _dispatch.kernels, {}, [], []
+    def _make_table(self) -> None:
+        kernels = _dispatch.kernels
+        owners: dict[tuple[int, str, int | None], int] = {}
+        self._jobs: list[Job] = []
+        self._job_of: list[int] = []
         for k, (i, rule) in enumerate(zip(self._group_of, self._rules, strict=True)):
             alone = rule in self.DIRECTED or rule in kernels.SURVEYS
             owner = owners.setdefault((i, rule, k if alone else None), len(owners))
@@ -306,19 +337,19 @@ class Optimizer:
             self._prepared or bool(self.NUMBERS) or any(rowwise) or self._accumulator is not None
         )
 
-    def _flavor(self, job):
+    def _flavor(self, job: Job) -> str:
         """What rows of a gradient mean to a job; "" if its arrays must be stepped as a whole."""
         whole = job.array is not None or self._transform is not None
         if self.sparse == "lazy":
             whole = whole or self._lookahead is not None
         return "" if whole and self.sparse != "dense" else self.sparse
 
-    def _find_rules(self):
+    def _find_rules(self) -> list[str]:
         """The rule of every array."""
         raws = [group.raw() for group in self.groups]
         return [self.rule_of(raws[i], a) for i, a in zip(self._group_of, self._arrays, strict=True)]
 
-    def _settle(self):
+    def _settle(self) -> None:
         """See what has been set: another rule lays the state out anew."""
         for group in self.groups:
             self.check(group.raw())
@@ -326,7 +357,7 @@ class Optimizer:
             self.catch_up()
             self._build(self.state, self._kept)
 
-    def _refresh(self):
+    def _refresh(self) -> None:
         """See to what has been set, and to what changes from step to step beside `variables`."""
         self._refuse_swapped("step")
         if self._stale.changed or self._scheduled:
@@ -343,7 +374,7 @@ class Optimizer:
         self._stale.raised = self._scheduled or bool(self.NUMBERS) or self._lookahead is not None
         self._stale.changed = False
 
-    def _evaluate(self):
+    def _evaluate(self) -> None:
         """Evaluate for the coming step what has been set, or what is scheduled."""
         changed, step = self._stale.changed, self._steps
         if changed:
@@ -366,7 +397,7 @@ class Optimizer:
             if self.sparse == "exact":
                 self._table.set_rest(i, *rest_of(self.rest(h)))
 
-    def _pull(self, t):
+    def _pull(self, t: int) -> float:
         """How far the slow parameters follow at step `t`."""
         if self._lookahead is None:
             return 0.0
@@ -375,7 +406,10 @@ class Optimizer:
 
     # --- The step ------------------------------------------------------------------------------
 
-    def step(self, grads, *, max_norm=None, clip_value=None, grad_scale=None, zero_grad=False):
+    def step(
+        self, grads: Gradients, *, max_norm: Number | None = None, clip_value: Number | None = None,
+        grad_scale: Number | None = None, zero_grad: bool = False,
+    ) -> None:
         """Update every parameter in place.
 
         Parameters
@@ -400,7 +434,7 @@ class Optimizer:
             If a gradient does not fit its parameter; nothing has been changed then.
         """
         if self._accumulator is not None:
-            if not self._accumulate(grads, grad_scale, zero_grad):
+            if not self._accumulate(self._accumulator, grads, grad_scale, zero_grad):
                 return
             grads, grad_scale, zero_grad = self._accumulated(), None, True
         t = self._set_scalars()
@@ -414,7 +448,9 @@ class Optimizer:
             return
         self._steps = t
 
-    def step_rows(self, param, rows, grads, **options):
+    def step_rows(
+        self, param: AnyArray | int, rows: ArrayLike, grads: Array, **options: Unpack[StepOptions],
+    ) -> None:
         """A step in which only some rows of one parameter have a gradient.
 
         The same as `step` with `fastopt.Rows` for that parameter, and no row at all for the others: it
@@ -440,7 +476,7 @@ class Optimizer:
         gradients[place_of(param, self._arrays)] = Rows(rows, grads)
         self.step(_assemble(self._shape, gradients), **options)
 
-    def catch_up(self, param=None, rows=None):
+    def catch_up(self, param: AnyArray | int | None = None, rows: ArrayLike | None = None) -> None:
         """With ``sparse="exact"``, let rows take the steps that they have been left out of.
 
         To be called for the rows of a minibatch before they are read, and for all before the parameters
@@ -463,7 +499,7 @@ class Optimizer:
             raise ValueError("rows: expected a param that they are of")
         self._table.catch_up(-1 if param is None else place_of(param, self._arrays), rows)
 
-    def _set_scalars(self):
+    def _set_scalars(self) -> int:
         """Give the table this step's scalars; return the number of the step."""
         if self._stale.raised:
             self._refresh()
@@ -474,11 +510,11 @@ class Optimizer:
             i += 1  # noqa: SIM113 (enumerate alone would take a tenth of a small step)
         return t
 
-    def lends(self, params):
+    def lends(self, params: object) -> bool:
         """Whether `lend` can be used for a net with these `params`: it has all the arrays, and no other."""
         return self.params is params and not (self.skip_nonfinite or self._staged)
 
-    def lend(self, grads, work, *args):
+    def lend(self, grads: Gradients, work: Callable[..., T | None], *args: Any) -> T | None:
         """A plain step, whose update is left to compiled code that also computes the gradients.
 
         Parameters
@@ -504,7 +540,10 @@ class Optimizer:
             self._steps = t
         return result
 
-    def _step_shaped(self, grads, max_norm, clip_value, grad_scale, zero_grad):
+    def _step_shaped(
+        self, grads: Gradients, max_norm: Number | None, clip_value: Number | None, grad_scale: Number | None,
+        zero_grad: bool,
+    ) -> bool:
         """A step with all its options; True if it was skipped."""
         if not isinstance(zero_grad, bool):
             raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
@@ -526,40 +565,42 @@ class Optimizer:
             self.grad_norm = norm
         return False
 
-    def _accumulate(self, grads, grad_scale, zero_grad):
+    def _accumulate(
+        self, accumulator: Accumulator, grads: Gradients, grad_scale: Number | None, zero_grad: bool,
+    ) -> bool:
         """Take the gradients of a micro-batch; True if a step is due."""
         self._refuse_swapped("step")
         if not isinstance(zero_grad, bool):
             raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
         scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
-        return self._accumulator.add(grads, scale, zero_grad)
+        return accumulator.add(grads, scale, zero_grad)
 
-    def _accumulated(self):
+    def _accumulated(self) -> Any:
         return _assemble(self._shape, self._kept["accumulated"])
 
-    def _prepare(self):
+    def _prepare(self) -> None:
         prepare(
             type(self), self._table, self._jobs, self._job_of, self._steps + 1, self._arrays, self.state,
             self._transform,
         )
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return self._steps
 
     @steps.setter
-    def steps(self, value):
+    def steps(self, value: int) -> None:
         self._steps = check_steps("steps", value)
 
     # --- The average of the parameters -----------------------------------------------------------
 
     @property
-    def ema(self):
+    def ema(self) -> Any:
         """Moving averages of the parameters in their nesting (of lists and dicts); None if there are none."""
         return _assemble(self._shape, self._kept["ema"]) if "ema" in self._kept else None
 
     @contextlib.contextmanager
-    def swapped_ema(self):
+    def swapped_ema(self) -> Iterator[None]:
         """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
         if "ema" not in self._kept:
             raise ValueError("swapped_ema: the optimizer keeps no average, give it ema=0.999")
@@ -571,15 +612,15 @@ class Optimizer:
         finally:
             self._swap()
 
-    def _refuse_swapped(self, what):
+    def _refuse_swapped(self, what: str) -> None:
         if self._swapped:
             raise RuntimeError(f"{what}: not inside of swapped_ema, where the parameters are averages")
 
-    def _mark_swapped(self, swapped):
+    def _mark_swapped(self, swapped: bool) -> None:
         self._swapped = swapped
         self._stale.raised = self._stale.changed = True
 
-    def _swap(self):
+    def _swap(self) -> None:
         self._mark_swapped(not self._swapped)
         for array, average in zip(self._arrays, self._kept["ema"], strict=True):
             held = array.copy()
@@ -588,7 +629,7 @@ class Optimizer:
 
     # --- Saving and loading ----------------------------------------------------------------------
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """All that a later run needs to go on, as plain numbers and copies of arrays.
 
         A schedule is not a number: the optimizer that loads keeps its own, and takes over the state
@@ -629,13 +670,13 @@ class Optimizer:
             result["micro_batches"] = self._accumulator.count
         return result
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where the optimizer stood that `state_dict` was taken from.
 
         Parameters
         ----------
         state_dict : dict
-            As `state_dict` returns it.
+            As `state_dict` returns it. Arrays of a group that has taken no step may be left out.
 
         Raises
         ------
@@ -656,35 +697,36 @@ class Optimizer:
         self.skipped_steps = int(state_dict["skipped_steps"])
         self._stale.raised = self._stale.changed = True
         self._settle()
-        for mine, saved in zip(self.state, state_dict["state"], strict=True):
-            for name, array in saved.items():
-                mine[name] = array
-        for name, arrays in self._kept.items():
-            for mine, saved in zip(arrays, state_dict[name], strict=True):
-                mine[...] = saved
+        for i, own, given in zip(self._group_of, self.state, state_dict["state"], strict=True):
+            h = self.groups[i].raw()
+            for name, array in own.items():
+                array[...] = given[name] if given else self.initial(name, h)
+        for name, kept in self._kept.items():
+            for array, value in zip(kept, state_dict[name], strict=True):
+                array[...] = value
         if self._accumulator is not None:
             self._accumulator.count = state_dict["micro_batches"]
 
-    def places(self):
+    def places(self) -> list[tuple[Group, list[int]]]:
         """Pairs of a group and the places of its parameters in `state`."""
-        places = [[] for _ in self.groups]
+        places: list[list[int]] = [[] for _ in self.groups]
         for k, i in enumerate(self._group_of):
             places[i].append(k)
         return list(zip(self.groups, places, strict=True))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the parameters come along, the addresses do not."""
         self.catch_up()
         left = ("_table", "_arrays", "_shape", "_places", "_group_of", "_jobs", "_transform")
         state = {name: value for name, value in self.__dict__.items() if name not in left}
         return state | {"state": [dict(arrays) for arrays in self.state]}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._resolve()     # the arrays may have come back as something that must not be written
         self._build(self.state, self._kept)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
         for group in self.groups:
             values = ", ".join(f"{n}={v!r}" for n, v in group.hyperparameters().items())
@@ -694,13 +736,13 @@ class Optimizer:
         return "\n".join(lines)
 
 
-def _check_lookahead(value):
+def _check_lookahead(value: Any) -> tuple[int, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"lookahead: expected a pair (k, alpha), got {value!r}")
     return whole("lookahead", value[0], 1), check_number("lookahead", value[1], _UP_TO_ONE)
 
 
-def _are_groups(params):
+def _are_groups(params: object) -> bool:
     return (
         isinstance(params, (list, tuple))
         and len(params) > 0
@@ -708,7 +750,7 @@ def _are_groups(params):
     )
 
 
-def _assemble(shape, arrays):
+def _assemble(shape: Shape, arrays: Sequence[object]) -> Any:
     """The inverse of `flatten`."""
     if isinstance(shape, int):
         return arrays[shape]

@@ -1,15 +1,24 @@
 """Groups of parameters and their hyperparameters: what may be set, and what a schedule makes of it."""
 
+from __future__ import annotations
+
 import math
 from collections import UserDict
 from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastopt._types import Bounds, Params, Ranges
+    from fastopt.optimizers.base import Optimizer
 
 # Half-open ranges [low, high), one for each number of a pair or triple. A name means the same in every
 # rule; where it cannot, the optimizer has `RANGES` of its own. NaN is in none of them; None behind a
 # range means that there may be no number.
-RANGES = {
+RANGES: Ranges = {
     "lr": (0.0, math.inf),
     "lr_decay": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),
@@ -49,8 +58,8 @@ RANGES = {
 UNSCHEDULED = ("initial_accumulator_value", "d0")
 
 
-def check_number(name, value, bounds=None):
-    """Return `value` as a float, or raise if it is not a number in the range of `name`."""
+def check_number(name: str, value: Any, bounds: Bounds | None = None) -> Any:
+    """Return `value` as a float, or as None where that may be; raise if it is not in the range of `name`."""
     bounds = bounds or RANGES[name]
     if value is None and len(bounds) > 2:
         return None
@@ -68,7 +77,7 @@ def check_number(name, value, bounds=None):
     return number
 
 
-def check_hyperparameter(name, value, kind):
+def check_hyperparameter(name: str, value: Any, kind: type[Optimizer]) -> Any:
     """Return a hyperparameter as a group keeps it: a number, several, schedules, a word, a flag.
 
     `kind` is the class of the optimizer, whose `RANGES`, `CHOICES` and `CONVENTIONS` say what is right.
@@ -91,18 +100,18 @@ def check_hyperparameter(name, value, kind):
     return tuple(_number_or_schedule(name, v, b) for v, b in zip(value, bounds, strict=True))
 
 
-def _number_or_schedule(name, value, bounds):
+def _number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
     return value if callable(value) and name not in UNSCHEDULED else check_number(name, value, bounds)
 
 
-def evaluate(name, value, step, bounds=None):
+def evaluate(name: str, value: Any, step: int, bounds: Bounds | None = None) -> Any:
     """A hyperparameter as a number: schedules are called with the number of finished steps."""
     if isinstance(value, tuple):
         return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
     return check_number(name, value(step), bounds) if callable(value) else value
 
 
-def is_schedule(value):
+def is_schedule(value: Any) -> bool:
     return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
 
 
@@ -111,10 +120,31 @@ class Hyperparameters:
 
     convention = "torch"    # of rules that speak no other dialect
 
-    def __init__(self, values):
+    # What is neither a number nor a flag; and what `Job` and `Optimizer` add.
+    betas: tuple[float, ...]
+    etas: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    ns_coefficients: tuple[float, float, float]
+    adamw_betas: tuple[float, ...]
+    eps: Any    # of Adafactor, a pair
+    clip_exp: float | None
+    growth_rate: float | None
+    adjust_lr_fn: str | None
+    centered: bool
+    maximize: bool
+    rule: str
+    numbers: dict[str, float]
+    sums: tuple[float, ...] | None
+    totals: tuple[float, ...] | None
+    size: int
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
         self.__dict__.update(values)
 
-    def boost(self):
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> float: ...
+
+    def boost(self) -> float:
         """How much farther a cautious rule moves the numbers that it moves: size over their count."""
         return 1.0 if self.sums is None else 1.0 / max(self.sums[0] / max(self.size, 1), 1e-3)
 
@@ -130,10 +160,11 @@ class Flag:
         Something has been set.
     """
 
-    raised = changed = True
+    raised: bool = True
+    changed: bool = True
 
 
-class Group(UserDict):
+class Group(UserDict[str, Any]):
     """Hyperparameters of some parameters, a dict that checks what is put into it.
 
     ``opt.groups[0]["lr"] = 1e-4`` takes effect at the next step.
@@ -151,9 +182,23 @@ class Group(UserDict):
         the coming step.
     now : Hyperparameters
         The numbers of the coming step.
+    moving : list of str
+        Names of the hyperparameters that are scheduled.
     """
 
-    def __init__(self, params, hyperparameters, kind, stale, start):
+    kind: type[Optimizer]
+    stale: Flag
+    start: int
+    numbers: dict[str, float]
+    coming: dict[str, float]
+    now: Hyperparameters
+    moving: list[str]
+    data: dict[str, Any]
+
+    def __init__(
+        self, params: Params, hyperparameters: Mapping[str, Any], kind: type[Optimizer], stale: Flag,
+        start: int,
+    ) -> None:
         self.kind = kind
         self.numbers = self.coming = dict(kind.NUMBERS)
         self.stale = stale
@@ -162,7 +207,7 @@ class Group(UserDict):
         for name, value in hyperparameters.items():
             self.data[name] = check_hyperparameter(name, value, kind)
 
-    def __setitem__(self, name, value):
+    def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise ValueError("params: the parameters of a group are fixed; make another group")
         if name not in self.data:
@@ -171,28 +216,28 @@ class Group(UserDict):
         self.data[name] = check_hyperparameter(name, value, self.kind)
         self.stale.raised = self.stale.changed = True
 
-    def __ior__(self, other):
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
         self.update(other)
         return self
 
-    def __delitem__(self, name):
+    def __delitem__(self, name: str) -> NoReturn:
         raise TypeError(f"{name}: a hyperparameter can be set, not deleted")
 
-    def hyperparameters(self):
+    def hyperparameters(self) -> dict[str, Any]:
         return {name: value for name, value in self.data.items() if name != "params"}
 
-    def raw(self):
+    def raw(self) -> Hyperparameters:
         """The hyperparameters as attributes, schedules as they are."""
         return Hyperparameters(self.hyperparameters())
 
-    def schedules(self):
+    def schedules(self) -> list[str]:
         """Names of the hyperparameters that must be evaluated before each step."""
         return [name for name, value in self.hyperparameters().items() if is_schedule(value)]
 
-    def at(self, step):
+    def at(self, step: int) -> Hyperparameters:
         """The hyperparameters as numbers at a step."""
         return Hyperparameters({name: self.evaluate(name, step) for name in self.hyperparameters()})
 
-    def evaluate(self, name, step):
+    def evaluate(self, name: str, step: int) -> Any:
         """A hyperparameter at a step: a number, several, a word or a flag."""
         return evaluate(name, self.data[name], step, self.kind.RANGES.get(name))

@@ -1,7 +1,21 @@
 """Between an optimizer and its span table: who asks what of which arrays, and what comes before the pass."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from fastopt import _dispatch
 from fastopt.optimizers.groups import Hyperparameters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import SimpleNamespace
+
+    from fastopt._spans import Table
+    from fastopt._types import Array
+    from fastopt.optimizers.base import Optimizer
+    from fastopt.optimizers.groups import Group
+    from fastopt.optimizers.wrappers import Transform
 
 
 class Job:
@@ -15,10 +29,16 @@ class Job:
         until it was; ``size``, the array's.
     """
 
-    def __init__(self, group, rule, array):
+    group: Group | SimpleNamespace
+    rule: str
+    array: int | None
+    start: int
+    now: Hyperparameters
+
+    def __init__(self, group: Group | SimpleNamespace, rule: str, array: int | None) -> None:
         self.group, self.rule, self.array = group, rule, array
 
-    def look(self):
+    def look(self) -> Hyperparameters:
         """Take over what the group has for the coming step."""
         self.start = self.group.start
         self.now = Hyperparameters({
@@ -28,12 +48,15 @@ class Job:
         return self.now
 
 
-def kernel_of(kind, rule):
+def kernel_of(kind: type[Optimizer], rule: str) -> str:
     """Name of a rule's kernel."""
     return "along" if rule in kind.DIRECTED else rule
 
 
-def prepare(kind, table, jobs, job_of, steps, arrays, state, transform=None):
+def prepare(
+    kind: type[Optimizer], table: Table, jobs: Sequence[Job], job_of: list[int], steps: int,
+    arrays: list[Array], state: Sequence[Mapping[str, Array]], transform: Transform | None = None,
+) -> None:
     """What a rule wants beside its one pass, between the checks and the update.
 
     Units are measured, for `transform` to say how to change their gradients on the way; gradients that
@@ -53,12 +76,12 @@ def prepare(kind, table, jobs, job_of, steps, arrays, state, transform=None):
                 g = kind.direction(job.now, steps - job.start, array, g, state[k])
             table.replace(k, g)
     if any(job.rule in _dispatch.kernels.SURVEYS for job in jobs):
-        sums = table.survey()
-        totals = tuple(map(sum, zip(*sums, strict=True)))
+        surveyed = table.survey()
+        totals = tuple(map(sum, zip(*surveyed, strict=True)))
         for i, job in enumerate(jobs):
-            if job.rule not in _dispatch.kernels.SURVEYS:
-                continue
+            if job.array is None or job.rule not in _dispatch.kernels.SURVEYS:
+                continue    # such a rule has a job for each array
             h, t = job.now, steps - job.start
-            h.sums, h.totals, h.size = sums[job.array], totals, arrays[job.array].size
+            h.sums, h.totals, h.size = surveyed[job.array], totals, arrays[job.array].size
             job.group.coming = h.numbers = kind.carry(h, t, job.group.numbers)
             table.rows[i] = kind.variables(h, t)

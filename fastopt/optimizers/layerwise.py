@@ -3,10 +3,18 @@
 The norms take a pass of their own over the parameters, so a step costs more than its formula shows.
 """
 
-from math import sqrt
+from __future__ import annotations
 
+from math import sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class LARS(Optimizer):
@@ -50,12 +58,13 @@ class LARS(Optimizer):
     You, Gitman, Ginsburg, "Large batch training of convolutional networks", arXiv:1708.03888, 2017.
     """
 
-    STATES = {"lars": ("momentum_buffer",)}
+    STATES: States = {"lars": ("momentum_buffer",)}
 
     def __init__(
-        self, params, lr=1.0, momentum=0.9, weight_decay=0.0, trust_coefficient=1e-3, eps=1e-8, adapt=True,
-        *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
+        trust_coefficient: Scalar = 1e-3, eps: Scalar = 1e-8, adapt: bool = True,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient, "eps": eps, "adapt": adapt, "maximize": maximize,
@@ -63,19 +72,19 @@ class LARS(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "lars"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return h.momentum, h.weight_decay
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         if not h.adapt or h.sums is None or 0.0 in h.sums:
             return (h.lr,)
         p, g = map(sqrt, h.sums)
@@ -125,14 +134,15 @@ class LAMB(Optimizer):
     You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", ICLR 2020.
     """
 
-    STATES = {"lamb": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
+    STATES: States = {"lamb": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
 
     @dialects
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0, adapt=True,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-6,
+        weight_decay: Scalar = 0.0, adapt: bool = True,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt,
             "maximize": maximize, "convention": convention,
@@ -140,23 +150,23 @@ class LAMB(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "lamb"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         decay = 0.0 if h.convention == "keras" else h.weight_decay
         return beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps, decay
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         ratio = 1.0
         if h.adapt and h.sums is not None and 0.0 not in h.sums:
             ratio = sqrt(h.sums[0]) / sqrt(h.sums[1])
-        return 1.0 / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t), h.lr * ratio
+        return 1.0 / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t)), h.lr * ratio

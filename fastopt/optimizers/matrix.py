@@ -4,10 +4,31 @@ Their directions are made by NumPy, in the order of its sums and of its BLAS's; 
 bit on every machine for other rules is equal up to rounding for these.
 """
 
-from math import inf, sqrt
+from __future__ import annotations
 
+from math import inf, sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.reference import factored_step, orthogonalize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastopt._types import (
+        Adjustment,
+        Array,
+        Choices,
+        Options,
+        Pair,
+        Params,
+        Ranges,
+        Scalar,
+        States,
+        Triple,
+    )
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class Adafactor(Optimizer):
@@ -55,16 +76,17 @@ class Adafactor(Optimizer):
     Shazeer, Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
     """
 
-    STATES = {"adafactor": ("row_var", "col_var", "variance")}
-    RANGES = Optimizer.RANGES | {
+    STATES: States = {"adafactor": ("row_var", "col_var", "variance")}
+    RANGES: Ranges = Optimizer.RANGES | {
         "eps": ((0.0, inf, None), (0.0, inf)), "beta2_decay": (-inf, 5e-324), "d": (1.0, inf),
     }
-    DIRECTED = ("adafactor",)
+    DIRECTED: tuple[str, ...] = ("adafactor",)
 
     def __init__(
-        self, params, lr=1e-2, beta2_decay=-0.8, eps=(None, 1e-3), d=1.0, weight_decay=0.0,
-        *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, beta2_decay: Scalar = -0.8,
+        eps: tuple[Scalar | None, Scalar] = (None, 1e-3), d: Scalar = 1.0, weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay,
             "maximize": maximize,
@@ -72,26 +94,26 @@ class Adafactor(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adafactor"
 
     @classmethod
-    def layout(cls, rule, array):
+    def layout(cls, rule: str, array: Array) -> dict[str, tuple[int, ...]]:
         shape = array.shape
         if array.ndim < 2:
             return {"variance": shape}
         return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def direction(h, t, p, g, state):
+    def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
         return factored_step(p, g, **state, lr=h.lr, beta2_decay=h.beta2_decay, eps=h.eps, d=h.d, step=t)
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return 1.0 - h.lr * h.weight_decay, 1.0
 
 
@@ -147,19 +169,21 @@ class Muon(Optimizer):
     Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, 2025 (match_rms_adamw).
     """
 
-    STATES = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
-    RANGES = Optimizer.RANGES | {
+    STATES: States = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
+    RANGES: Ranges = Optimizer.RANGES | {
         "momentum": (0.0, 1.0), "ns_coefficients": ((-inf, inf),) * 3, "ns_steps": (1.0, 100.0),
         "adamw_lr": (0.0, inf), "adamw_betas": ((0.0, 1.0),) * 2, "adamw_eps": (0.0, inf),
     }
-    CHOICES = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
-    DIRECTED = ("muon",)
+    CHOICES: Choices = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
+    DIRECTED: tuple[str, ...] = ("muon",)
 
     def __init__(
-        self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True,
-        ns_coefficients=(3.4445, -4.775, 2.0315), eps=1e-7, ns_steps=5, adjust_lr_fn=None,
-        *, muon=True, adamw_lr=3e-4, adamw_betas=(0.9, 0.95), adamw_eps=1e-8, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, weight_decay: Scalar = 0.1, momentum: Scalar = 0.95,
+        nesterov: bool = True, ns_coefficients: Triple = (3.4445, -4.775, 2.0315), eps: Scalar = 1e-7,
+        ns_steps: Scalar = 5, adjust_lr_fn: Adjustment | None = None,
+        *, muon: bool = True, adamw_lr: Scalar = 3e-4, adamw_betas: Pair = (0.9, 0.95),
+        adamw_eps: Scalar = 1e-8, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
@@ -169,24 +193,24 @@ class Muon(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         if not callable(h.ns_steps) and h.ns_steps % 1:
             raise ValueError(f"ns_steps: expected a whole number, got {h.ns_steps}")
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "muon" if h.muon else "adam"
 
     @classmethod
-    def rule_of(cls, h, array):
+    def rule_of(cls, h: Hyperparameters, array: Array) -> str:
         return cls.rule(h) if array.ndim == 2 else "adam"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def direction(h, t, p, g, state):
+    def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
         mu, buf = h.momentum, state["momentum_buffer"]
         buf[...] = mu * buf + (1.0 - mu) * g
         ahead = mu * buf + (1.0 - mu) * g if h.nesterov else buf
@@ -198,15 +222,15 @@ class Muon(Optimizer):
         return ratio * orthogonalize(ahead, h.ns_coefficients, int(h.ns_steps), h.eps)
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         if h.rule == "muon":
             return 1.0 - h.lr * h.weight_decay, h.lr
         beta1, beta2 = h.adamw_betas
         return 1.0 - h.adamw_lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.adamw_eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         if h.rule == "muon":
             return ()
         beta1, beta2 = h.adamw_betas
-        return h.adamw_lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.adamw_lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))

@@ -1,8 +1,16 @@
 """Adam with another first moment: ADOPT, AdEMAMix and Adan."""
 
-from math import exp, inf, log, sqrt
+from __future__ import annotations
 
+from math import inf, sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import log, power
 from fastopt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from fastopt._types import Options, Pair, Params, Ranges, Scalar, States, Triple
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class ADOPT(Optimizer):
@@ -48,12 +56,13 @@ class ADOPT(Optimizer):
     NeurIPS 2024.
     """
 
-    STATES = {"adopt": ("exp_avg", "exp_avg_sq")}
+    STATES: States = {"adopt": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.9999), eps=1e-6, weight_decay=0.0, decoupled_weight_decay=False,
-        clip_exp=0.25, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.9999), eps: Scalar = 1e-6,
+        weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = False, clip_exp: Scalar | None = 0.25,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay, "clip_exp": clip_exp, "maximize": maximize,
@@ -61,23 +70,23 @@ class ADOPT(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adopt"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0 if h.decoupled_weight_decay else h.weight_decay
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return (h.eps,)
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         if t == 1:      # all of the gradient goes into v, nothing into m
             return 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0
         keep = 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0
-        limit = inf if h.clip_exp is None else (t - 1) ** h.clip_exp
+        limit = inf if h.clip_exp is None else power(t - 1, h.clip_exp)
         beta1, beta2 = h.betas
         return beta1, 1.0 - beta1, keep, beta2, 1.0 - beta2, limit, h.lr
 
@@ -128,13 +137,14 @@ class AdEMAMix(Optimizer):
     Pagliardini, Ablin, Grangier, "The AdEMAMix optimizer: better, faster, older", ICLR 2025.
     """
 
-    STATES = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
-    RANGES = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
+    STATES: States = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
+    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
 
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999, 0.9999), alpha=5.0, alpha_warmup=0.0, beta3_warmup=0.0,
-        eps=1e-8, weight_decay=0.0, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.9, 0.999, 0.9999), alpha: Scalar = 5.0,
+        alpha_warmup: Scalar = 0.0, beta3_warmup: Scalar = 0.0, eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "alpha": alpha, "alpha_warmup": alpha_warmup,
             "beta3_warmup": beta3_warmup, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
@@ -142,26 +152,27 @@ class AdEMAMix(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "ademamix"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2, _ = h.betas
         return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2, beta3 = h.betas
         if t < h.beta3_warmup:
-            done, fast, slow = t / h.beta3_warmup, log(max(beta1, 1e-8)), log(max(beta3, 1e-8))
-            beta3 = exp(fast * slow / ((1.0 - done) * slow + done * fast))
+            done, fast, slow = t / h.beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
+            beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
         alpha = h.alpha * min(1.0, t / h.alpha_warmup) if h.alpha_warmup else h.alpha
-        return beta3, 1.0 - beta3, h.lr / (1.0 - beta1**t), h.lr * alpha, 1.0 / sqrt(1.0 - beta2**t)
+        lr, root = h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+        return beta3, 1.0 - beta3, lr, h.lr * alpha, root
 
 
 class Adan(Optimizer):
@@ -210,13 +221,14 @@ class Adan(Optimizer):
     models", arXiv:2208.06677, 2022.
     """
 
-    STATES = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
-    RANGES = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
+    STATES: States = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
+    RANGES: Ranges = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
 
     def __init__(
-        self, params, lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, no_prox=False,
-        *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.98, 0.92, 0.99), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, no_prox: bool = False,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox,
             "maximize": maximize,
@@ -224,23 +236,23 @@ class Adan(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adan"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2, beta3 = h.betas
         return beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2, beta3 = h.betas
         decay = h.lr * h.weight_decay
         keep, lr = (1.0 - decay, h.lr) if h.no_prox else (1.0 / (1.0 + decay), h.lr / (1.0 + decay))
         known = 0.0 if t == 1 else 1.0      # whether there is a gradient before
-        slope = lr * beta2 / (1.0 - beta2**t)
-        return keep, known, lr / (1.0 - beta1**t), slope, 1.0 / sqrt(1.0 - beta3**t)
+        slope = lr * beta2 / (1.0 - power(beta2, t))
+        return keep, known, lr / (1.0 - power(beta1, t)), slope, 1.0 / sqrt(1.0 - power(beta3, t))

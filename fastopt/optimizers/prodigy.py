@@ -1,8 +1,16 @@
 """Prodigy."""
 
-from math import inf, sqrt
+from __future__ import annotations
 
+from math import inf, sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from fastopt._types import Number, Numbers, Options, Pair, Params, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class Prodigy(Optimizer):
@@ -58,13 +66,15 @@ class Prodigy(Optimizer):
     Mishchenko, Defazio, "Prodigy: an expeditiously adaptive parameter-free learner", ICML 2024.
     """
 
-    STATES = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
-    NUMBERS = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    STATES: States = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
+    NUMBERS: Numbers = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
 
     def __init__(
-        self, params, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, use_bias_correction=False,
-        safeguard_warmup=False, d0=1e-6, d_coef=1.0, growth_rate=None, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1.0, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
+        d0: Number = 1e-6, d_coef: Scalar = 1.0, growth_rate: Scalar | None = None, *, maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "use_bias_correction": use_bias_correction, "safeguard_warmup": safeguard_warmup, "d0": d0,
@@ -73,20 +83,20 @@ class Prodigy(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         if not h.d0:
             raise ValueError(f"d0: expected a number above 0, got {h.d0}")
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "prodigy"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def carry(h, t, numbers):
+    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
         d = numbers["d"] or h.d0
         if h.totals is None or not h.totals[1]:     # not yet measured, or no gradient so far
             return {**numbers, "d": d, "d_before": d}
@@ -99,11 +109,11 @@ class Prodigy(Optimizer):
         return {"d": min(largest, limit), "d_before": d, "d_max": largest, "d_numerator": numerator}
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return ()
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         d = h.numbers["d_before"]
         step = d * _rate(h, t)
@@ -115,8 +125,8 @@ class Prodigy(Optimizer):
         )
 
 
-def _rate(h, t):
+def _rate(h: Hyperparameters, t: int) -> float:
     if not h.use_bias_correction:
         return h.lr
     beta1, beta2 = h.betas
-    return h.lr * (sqrt(1.0 - beta2**t) / (1.0 - beta1**t))
+    return h.lr * (sqrt(1.0 - power(beta2, t)) / (1.0 - power(beta1, t)))

@@ -1,7 +1,15 @@
 """RMSprop."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Conventions, Dialect, Options, Params, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class RMSprop(Optimizer):
@@ -62,13 +70,13 @@ class RMSprop(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    STATES = {
+    STATES: States = {
         "rmsprop": ("square_avg",),
         "rmsprop_momentum": ("square_avg", "momentum_buffer"),
         "rmsprop_centered": ("square_avg", "grad_avg"),
         "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
     }
-    CONVENTIONS = {
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"alpha": 0.9, "eps": 1e-4},
         "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
@@ -77,9 +85,10 @@ class RMSprop(Optimizer):
 
     @dialects
     def __init__(
-        self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, alpha: Scalar = 0.99, eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, momentum: Scalar = 0.0, centered: bool = False,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
             "centered": centered, "maximize": maximize, "convention": convention,
@@ -87,11 +96,11 @@ class RMSprop(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "rmsprop" + "_centered" * h.centered + "_momentum" * bool(h.momentum)
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         inward = h.convention in ("keras", "optax")
         lr, take = (1.0, h.lr) if inward and h.rule.endswith("momentum") else (h.lr, 1.0)
         eps, inside = (0.0, h.eps) if inward else (h.eps, 0.0)

@@ -1,28 +1,38 @@
 """Schedule-free rules: averaging takes the place of a learning rate that falls."""
 
+from __future__ import annotations
+
 import contextlib
 from math import sqrt
+from typing import TYPE_CHECKING, Unpack
 
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastopt._types import Numbers, Options, Pair, Params, Ranges, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class _ScheduleFree(Optimizer):
     """What the schedule-free rules share: the weights of the average, and the way to see it."""
 
-    NUMBERS = {"lr_max": 0.0, "weight_sum": 0.0}
+    NUMBERS: Numbers = {"lr_max": 0.0, "weight_sum": 0.0}
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         if not _momentum(h):
             raise ValueError("momentum: expected a number above 0, got 0: the average could not be told")
 
     @staticmethod
-    def carry(h, t, numbers):
+    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
         lr_max = max(numbers["lr_max"], _warmed(h, t))
         return {"lr_max": lr_max, "weight_sum": numbers["weight_sum"] + _weight(h, t, lr_max)}
 
     @contextlib.contextmanager
-    def averaged(self):
+    def averaged(self) -> Iterator[None]:
         """``with opt.averaged():`` the parameters hold their averages, and no step can be taken.
 
         They are what to evaluate and what to keep; gradients are to be taken outside.
@@ -38,15 +48,14 @@ class _ScheduleFree(Optimizer):
                 array[...] = old
             self._mark_swapped(False)
 
-
-    def keep_average(self):
+    def keep_average(self) -> None:
         """Put the averages into the parameters; further steps go on from there."""
         self._refuse_swapped("keep_average")
         self._average()
         for array, state in zip(self._arrays, self.state, strict=True):
             state["z"][...] = array
 
-    def _average(self):
+    def _average(self) -> None:
         for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
             group = self.groups[self._group_of[k]]
             if self._steps > group.start:
@@ -94,13 +103,14 @@ class SGDScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES = {"schedule_free": ("z",)}
-    RANGES = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
+    STATES: States = {"schedule_free": ("z",)}
+    RANGES: Ranges = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
 
     def __init__(
-        self, params, lr=1.0, momentum=0.9, weight_decay=0.0, warmup_steps=0.0, r=0.0, weight_lr_power=2.0,
-        *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
+        warmup_steps: Scalar = 0.0, r: Scalar = 0.0, weight_lr_power: Scalar = 2.0,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
             "r": r, "weight_lr_power": weight_lr_power, "maximize": maximize,
@@ -108,15 +118,15 @@ class SGDScheduleFree(_ScheduleFree):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "schedule_free"
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return ()
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         return _path(h, t)
 
 
@@ -158,12 +168,13 @@ class AdamWScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    STATES: States = {"schedule_free_adam": ("z", "exp_avg_sq")}
 
     def __init__(
-        self, params, lr=2.5e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0.0, r=0.0,
-        weight_lr_power=2.0, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 2.5e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
+        weight_decay: Scalar = 0.0, warmup_steps: Scalar = 0.0, r: Scalar = 0.0,
+        weight_lr_power: Scalar = 2.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
             "warmup_steps": warmup_steps, "r": r, "weight_lr_power": weight_lr_power, "maximize": maximize,
@@ -171,36 +182,36 @@ class AdamWScheduleFree(_ScheduleFree):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "schedule_free_adam"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return h.betas[1], 1.0 - h.betas[1], h.eps, h.weight_decay
 
     @staticmethod
-    def variables(h, t):
-        return 1.0 / sqrt(1.0 - h.betas[1] ** t), *_path(h, t)
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
+        return 1.0 / sqrt(1.0 - power(h.betas[1], t)), *_path(h, t)
 
 
-def _momentum(h):
-    return h.betas[0] if hasattr(h, "betas") else h.momentum
+def _momentum(h: Hyperparameters) -> float:
+    return h.betas[0] if "betas" in vars(h) else h.momentum
 
 
-def _warmed(h, t):
+def _warmed(h: Hyperparameters, t: int) -> float:
     """The learning rate at step `t`."""
     return h.lr * min(1.0, t / h.warmup_steps) if h.warmup_steps else h.lr
 
 
-def _weight(h, t, lr_max):
-    return t**h.r * lr_max**h.weight_lr_power
+def _weight(h: Hyperparameters, t: int, lr_max: float) -> float:
+    return power(t, h.r) * power(lr_max, h.weight_lr_power)
 
 
-def _path(h, t):
+def _path(h: Hyperparameters, t: int) -> tuple[float, ...]:
     """Scalars of the step: whether it is the first, the weights of y, z and the gradient in y, the rate."""
     lr, weight_sum = _warmed(h, t), h.numbers["weight_sum"]
     c = _weight(h, t, h.numbers["lr_max"]) / weight_sum if weight_sum else 0.0

@@ -1,9 +1,17 @@
 """Gradient descent: with momentum, and with an average of its path."""
 
-import math
+from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Conventions, Dialect, Options, Params, Ranges, Scalar, Sparsity, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class SGD(Optimizer):
@@ -60,21 +68,22 @@ class SGD(Optimizer):
     array([ 0.5, -1. ])
     """
 
-    STATES = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
-    CONVENTIONS = {
+    STATES: States = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
+    CONVENTIONS: Conventions = {
         "torch": {},
         "article": {"lr": 1e-2},
         "keras": {"lr": 1e-2},
         "sklearn": {"momentum": 0.9, "nesterov": True},
         "optax": {},
     }
-    SPARSE = ("lazy", "exact", "dense")
+    SPARSE: Sparsity = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, momentum: Scalar = 0.0, dampening: Scalar = 0.0,
+        weight_decay: Scalar = 0.0, nesterov: bool = False,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
             "nesterov": nesterov, "maximize": maximize, "convention": convention,
@@ -82,7 +91,7 @@ class SGD(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def check(h):
+    def check(h: Hyperparameters) -> None:
         dead = not h.momentum and h.convention in ("torch", "article", "optax")
         if h.nesterov and (dead or h.dampening):
             raise ValueError(
@@ -91,26 +100,26 @@ class SGD(Optimizer):
             )
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         if not h.momentum:
             return "sgd"
         return "nesterov" if h.nesterov else "momentum"
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return 1.0 if _inside(h) else h.lr, h.momentum
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         take = 1.0 if t == 1 else 1.0 - h.dampening
         return (h.lr * take if _inside(h) else take,)
 
-    @staticmethod
-    def rest(h):
+    @classmethod
+    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
         return (h.momentum, (1.0, h.momentum)) if h.momentum < 1.0 else None
 
 
-def _inside(h):
+def _inside(h: Hyperparameters) -> bool:
     """Whether the learning rate stands inside the velocity."""
     return h.convention not in ("torch", "optax") and h.rule != "sgd"
 
@@ -153,13 +162,14 @@ class ASGD(Optimizer):
     and Optimization 30, 1992.
     """
 
-    STATES = {"asgd": ("ax",)}
-    RANGES = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
+    STATES: States = {"asgd": ("ax",)}
+    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
 
     def __init__(
-        self, params, lr=1e-2, lambd=1e-4, alpha=0.75, t0=1e6, weight_decay=0.0,
-        *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6,
+        weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay,
             "maximize": maximize,
@@ -167,15 +177,15 @@ class ASGD(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "asgd"
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return ()
 
     @staticmethod
-    def variables(h, t):
-        eta = h.lr / (1.0 + h.lambd * h.lr * (t - 1)) ** h.alpha
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
+        eta = h.lr / power(1.0 + h.lambd * h.lr * (t - 1), h.alpha)
         take = 1.0 / max(1.0, t - 1 - h.t0)
         return 1.0 - h.lambd * eta, eta, 1.0 - take, take

@@ -1,7 +1,15 @@
 """Rules that take of the gradient, or of its momentum, the sign alone."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Unpack
+
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
+
+if TYPE_CHECKING:
+    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class Rprop(Optimizer):
@@ -41,28 +49,29 @@ class Rprop(Optimizer):
     algorithm", ICNN 1993.
     """
 
-    STATES = {"rprop": ("prev", "step_size")}
+    STATES: States = {"rprop": ("prev", "step_size")}
 
     def __init__(
-        self, params, lr=1e-2, etas=(0.5, 1.2), step_sizes=(1e-6, 50.0), *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, etas: Pair = (0.5, 1.2), step_sizes: Pair = (1e-6, 50.0),
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "maximize": maximize}
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "rprop"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         return *h.etas, *h.step_sizes
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         return (h.lr if t == 1 else 0.0,)
 
 
@@ -101,24 +110,27 @@ class SignSGD(Optimizer):
     problems", ICML 2018.
     """
 
-    STATES = {"sign_sgd": (), "signum": ("momentum_buffer",)}
+    STATES: States = {"sign_sgd": (), "signum": ("momentum_buffer",)}
 
-    def __init__(self, params, lr=1e-3, momentum=0.0, weight_decay=0.0, *, maximize=False, **options):
+    def __init__(
+        self, params: Params, lr: Scalar = 1e-3, momentum: Scalar = 0.0, weight_decay: Scalar = 0.0,
+        *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize,
         }
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "signum" if h.momentum else "sign_sgd"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         keep = 1.0 - h.lr * h.weight_decay
         return (keep, h.lr, h.momentum, 1.0 - h.momentum) if h.rule == "signum" else (keep, h.lr)
 
@@ -166,15 +178,16 @@ class Lion(Optimizer):
     arXiv:2411.16085, 2024 (cautious).
     """
 
-    STATES = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
+    STATES: States = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
 
-    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
+    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
 
     @dialects
     def __init__(
-        self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0, cautious=False,
-        *, maximize=False, convention="torch", **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-4, betas: Pair = (0.9, 0.99), weight_decay: Scalar = 0.0,
+        cautious: bool = False,
+        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "weight_decay": weight_decay, "cautious": cautious,
             "maximize": maximize, "convention": convention,
@@ -182,22 +195,22 @@ class Lion(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "cautious_lion" if h.cautious else "lion"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def keep(h):
+    def keep(h: Hyperparameters) -> float:
         return 1.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         return (h.lr * h.boost() if h.cautious else h.lr,)

@@ -1,19 +1,28 @@
 """Gradients of some rows: which parameter, in which flavor, and when a row without gradients rests."""
 
+from __future__ import annotations
+
 import math
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastopt._checks import whole
+from fastopt._math import power
 from fastopt._rows import LONGEST_GAP
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastopt._types import AnyArray, Array
 
 # Half a unit in the last place of 1, and what may be dropped of a row's way beside one of its steps.
 _ROUNDING = {"float32": 2.0**-24, "float64": 2.0**-53}
 _DROPPED = 0.25
 
 
-def check_flavor(value, offered):
+def check_flavor(value: str | None, offered: tuple[str, ...]) -> str:
     """Return how rows without a gradient are treated, the first that is offered if none is asked for."""
     if value is None:
         return offered[0]
@@ -22,7 +31,7 @@ def check_flavor(value, offered):
     return value
 
 
-def place_of(param, arrays):
+def place_of(param: AnyArray | int, arrays: Sequence[Array]) -> int:
     """The place of a parameter, which is given by itself or by that very place."""
     for k, array in enumerate(arrays):
         if array is param:
@@ -36,7 +45,7 @@ def place_of(param, arrays):
 
 
 @lru_cache
-def steps_to_rest(ratio, dtype):
+def steps_to_rest(ratio: float, dtype: str) -> int:
     r"""Steps without a gradient after which what is still to come of them does not count.
 
     The first moves a number by :math:`d`, the one :math:`j` later by at most
@@ -60,12 +69,13 @@ def steps_to_rest(ratio, dtype):
         return 0
     for n in range(LONGEST_GAP):
         shrink = math.sqrt(1.0 + 1.0 / (1 + n)) * ratio
-        if shrink < 1.0 and math.sqrt(1.0 + n) * ratio**n < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
+        left = math.sqrt(1.0 + n) * power(ratio, n)
+        if shrink < 1.0 and left < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):
             return n
     return -1
 
 
-def rest_of(rest):
+def rest_of(rest: tuple[float, tuple[float, ...]] | None) -> tuple[int, int, tuple[float, ...]]:
     """A rule's `rest` as the span table takes it."""
     if rest is None:
         return -1, -1, ()

@@ -1,8 +1,16 @@
 """Adam with another second moment: AdaBelief and Yogi."""
 
-from math import sqrt
+from __future__ import annotations
 
+from math import sqrt
+from typing import TYPE_CHECKING, Unpack
+
+from fastopt._math import power
 from fastopt.optimizers.base import Optimizer
+
+if TYPE_CHECKING:
+    from fastopt._types import Number, Options, Pair, Params, Scalar, States
+    from fastopt.optimizers.groups import Hyperparameters
 
 
 class AdaBelief(Optimizer):
@@ -42,33 +50,34 @@ class AdaBelief(Optimizer):
     NeurIPS 2020.
     """
 
-    STATES = {"adabelief": ("exp_avg", "exp_avg_var")}
+    STATES: States = {"adabelief": ("exp_avg", "exp_avg_var")}
 
     def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-16,
+        weight_decay: Scalar = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
         }
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "adabelief"
 
     @staticmethod
-    def decay(h):
+    def decay(h: Hyperparameters) -> float:
         return 0.0
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
 
 
 class Yogi(Optimizer):
@@ -109,12 +118,13 @@ class Yogi(Optimizer):
     Zaheer, Reddi, Sachan, Kale, Kumar, "Adaptive methods for nonconvex optimization", NeurIPS 2018.
     """
 
-    STATES = {"yogi": ("exp_avg", "exp_avg_sq")}
+    STATES: States = {"yogi": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
-        self, params, lr=1e-2, betas=(0.9, 0.999), eps=1e-3, initial_accumulator_value=1e-6,
-        weight_decay=0.0, *, maximize=False, **options,
-    ):
+        self, params: Params, lr: Scalar = 1e-2, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-3,
+        initial_accumulator_value: Number = 1e-6, weight_decay: Scalar = 0.0, *, maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "initial_accumulator_value": initial_accumulator_value,
             "weight_decay": weight_decay, "maximize": maximize,
@@ -122,19 +132,19 @@ class Yogi(Optimizer):
         super().__init__(params, hyperparameters, **options)
 
     @staticmethod
-    def rule(h):
+    def rule(h: Hyperparameters) -> str:
         return "yogi"
 
     @staticmethod
-    def initial(name, h):
+    def initial(name: str, h: Hyperparameters) -> float:
         return h.initial_accumulator_value
 
     @staticmethod
-    def constants(h):
+    def constants(h: Hyperparameters) -> tuple[float, ...]:
         beta1, beta2 = h.betas
         return 1.0, beta1, 1.0 - beta1, 1.0 - beta2, h.eps
 
     @staticmethod
-    def variables(h, t):
+    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
         beta1, beta2 = h.betas
-        return h.lr / (1.0 - beta1**t), 1.0 / sqrt(1.0 - beta2**t)
+        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import TYPE_CHECKING, Any
 
 from sklearn.neural_network import _stochastic_optimizers as originals
 
 from fastopt.optimizers import SGD, Adam
+
+if TYPE_CHECKING:
+    from fastopt._types import Array
 
 __all__ = ["CompiledAdam", "CompiledSGD"]
 
@@ -17,9 +21,21 @@ class _Compiled:
     Those are other arrays once a model was copied, or its weights were set.
     """
 
-    _opt = None
+    _original: Any
+    _opt: Any = None
 
-    def update_params(self, params, grads):
+    def _bind(self, params: list[Array]) -> Any:
+        """Return a fastopt optimizer of `params` that goes on from the state there is."""
+        raise NotImplementedError
+
+    def _take_step(self, opt: Any, grads: list[Array]) -> None:
+        raise NotImplementedError
+
+    def _arrays(self) -> dict[str, list[Array]]:
+        """Return the state by the names that scikit-learn's own optimizer has for it."""
+        raise NotImplementedError
+
+    def update_params(self, params: list[Array], grads: list[Array]) -> None:
         """Take a step, in place.
 
         Parameters
@@ -34,7 +50,7 @@ class _Compiled:
             opt, [g.astype(p.dtype, copy=False) for p, g in zip(params, grads, strict=True)]
         )
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Go into a pickle as scikit-learn's own optimizer, which takes over where this one is."""
         state = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
         return self._original, ([],), state | self._arrays()
@@ -44,8 +60,10 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
     """scikit-learn's Adam with fastopt's step; `ms` and `vs` are the moments that it updates."""
 
     _original = originals.AdamOptimizer
+    ms: list[Array]
+    vs: list[Array]
 
-    def _bind(self, params):
+    def _bind(self, params: list[Array]) -> Adam:
         opt = Adam(
             params, self.learning_rate_init, (self.beta_1, self.beta_2), self.epsilon,
             convention="sklearn",
@@ -57,13 +75,13 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
         self.vs = [state["exp_avg_sq"] for state in opt.state]
         return opt
 
-    def _take_step(self, opt, grads):
+    def _take_step(self, opt: Adam, grads: list[Array]) -> None:
         opt.step(grads)
         self.t = opt.steps
         correction = sqrt(1 - self.beta_2**self.t) / (1 - self.beta_1**self.t)
         self.learning_rate = self.learning_rate_init * correction
 
-    def _arrays(self):
+    def _arrays(self) -> dict[str, list[Array]]:
         return {"ms": [m.copy() for m in self.ms], "vs": [v.copy() for v in self.vs]}
 
 
@@ -71,8 +89,9 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
     """scikit-learn's SGD with fastopt's step; `velocities` are what the next `_bind` begins with."""
 
     _original = originals.SGDOptimizer
+    velocities: list[Array]
 
-    def _bind(self, params):
+    def _bind(self, params: list[Array]) -> SGD:
         velocities = self._arrays()["velocities"]
         opt = SGD(
             params, self.learning_rate, self.momentum, convention="sklearn",
@@ -83,12 +102,12 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
                 state["momentum_buffer"] = -velocity    # fastopt subtracts what scikit-learn adds
         return opt
 
-    def _take_step(self, opt, grads):
+    def _take_step(self, opt: SGD, grads: list[Array]) -> None:
         if opt.groups[0]["lr"] != self.learning_rate:
             opt.groups[0]["lr"] = self.learning_rate
         opt.step(grads)
 
-    def _arrays(self):
+    def _arrays(self) -> dict[str, list[Array]]:
         if self._opt is None or not self.momentum:
             return {"velocities": self.velocities}
         return {"velocities": [-state["momentum_buffer"] for state in self._opt.state]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from scipy.sparse import issparse
@@ -23,29 +25,128 @@ from fastopt.sklearn.net import PenalizedMLP, draw_weights
 from fastopt.sklearn.params import check_params, hidden_sizes
 from fastopt.sklearn.solvers import go_on_with, make_optimizer, minimize_lbfgs
 
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._types import AnyArray, Array, Scalar
+    from fastopt.nn.typing import Activation, ClassWeight, Layers, Logs, Norm, Samples, Validation
+
+    # What is left of validation data: X, y and perhaps weights.
+    _Checked = tuple[Any, AnyArray] | tuple[Any, AnyArray, AnyArray]
+
 __all__ = ["MLPClassifier", "MLPRegressor"]
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _LEAST_ADAPTIVE_LR = 1e-6
 _OPTIMIZER_PARAMS = (
     "solver", "learning_rate_init", "momentum", "nesterovs_momentum", "beta_1", "beta_2", "epsilon",
 )
 
 
-def _is_stochastic(estimator):
+def _is_stochastic(estimator: _BaseMLP) -> bool:
     """Tell `available_if` whether there is a `partial_fit`."""
     if estimator.solver == "lbfgs":
         raise AttributeError("partial_fit needs a stochastic solver, which 'lbfgs' is not")
     return True
 
 
+def _if_stochastic(method: _F) -> _F:
+    """Let an estimator have a method only if its solver is stochastic."""
+    available: _F = available_if(_is_stochastic)(method)
+    return available
+
+
 class _BaseMLP(BaseEstimator):
     """What classification and regression share.
 
-    A subclass has `_read`, `_note_targets`, `_encode`, `_score_rows` and `_net_options`. Targets are
+    A subclass has the methods that raise NotImplementedError here. Targets are
     "encoded" in the form that the net's loss takes.
     """
 
-    def fit(self, X, y, sample_weight=None, validation_data=None):
+    hidden_layer_sizes: int | Sequence[int]
+    activation: Activation | Sequence[Activation]
+    solver: str | Callable[[Layers], Optimizer]
+    alpha: float
+    batch_size: int | Literal["auto"]
+    learning_rate: Literal["constant", "invscaling", "adaptive"]
+    learning_rate_init: Scalar
+    power_t: float
+    max_iter: int
+    shuffle: bool
+    random_state: int | np.random.RandomState | None
+    tol: float
+    verbose: bool
+    warm_start: bool
+    momentum: float
+    nesterovs_momentum: bool
+    early_stopping: bool
+    validation_fraction: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    n_iter_no_change: float
+    max_fun: int
+    dropout: float | Sequence[float]
+    norm: Norm | Sequence[Norm]
+    callbacks: Sequence[Callback]
+    max_time: float | None
+
+    coefs_: list[Array]
+    intercepts_: list[Array]
+    loss_: float
+    loss_curve_: list[float]
+    best_loss_: float | None
+    validation_scores_: list[float] | None
+    validation_loss_curve_: list[float] | None
+    best_validation_score_: float | None
+    history_: History
+    n_iter_: int
+    t_: int
+    n_layers_: int
+    n_outputs_: int
+    out_activation_: str
+    n_features_in_: int
+    feature_names_in_: AnyArray
+
+    _net: PenalizedMLP
+    _net_made_with: dict[str, Any]
+    _random_state: np.random.RandomState
+    _optimizer: Any     # an Optimizer, the state of one, or None
+    _optimizer_made_with: dict[str, Any]
+    _base_lrs: list[Any]
+    _order: NDArray[np.int64] | None
+    _met: list[Callback]
+
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
+        """Return checked data."""
+        raise NotImplementedError
+
+    def _note_targets(self, y: AnyArray, incremental: bool) -> None:
+        """Learn what the targets are like."""
+        raise NotImplementedError
+
+    def _encode(self, y: Any) -> AnyArray:
+        """Return targets as the net takes them."""
+        raise NotImplementedError
+
+    def _score_rows(self, X: Any, y: AnyArray, weights: AnyArray | None = None) -> float:
+        """Return how good the predictions for encoded targets are."""
+        raise NotImplementedError
+
+    def _net_options(self) -> dict[str, Any]:
+        """Return arguments of the net."""
+        raise NotImplementedError
+
+    def _stratifies(self) -> bool:
+        """Whether rows set aside hold each class in proportion."""
+        raise NotImplementedError
+
+    def fit(
+        self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None,
+        validation_data: Validation | None = None,
+    ) -> Self:
         """Train on `X` and `y`.
 
         This starts anew or, with `warm_start`, goes on where the last training stopped: with its
@@ -69,7 +170,10 @@ class _BaseMLP(BaseEstimator):
         """
         return self._fit(X, y, sample_weight, validation_data, incremental=False)
 
-    def _fit(self, X, y, sample_weight, validation_data, *, incremental):
+    def _fit(
+        self, X: Any, y: Any, sample_weight: ArrayLike | None, validation_data: Validation | None, *,
+        incremental: bool,
+    ) -> Self:
         check_params(self)
         if incremental and self.early_stopping:
             raise ValueError("early_stopping: expected False with partial_fit, got True")
@@ -99,7 +203,7 @@ class _BaseMLP(BaseEstimator):
 
     # --- The net and the optimizer ---------------------------------------------------------------
 
-    def _start(self, sizes, dtype):
+    def _start(self, sizes: list[int], dtype: np.dtype[Any]) -> None:
         """Make a new net, and forget all training."""
         self._random_state = check_random_state(self.random_state)
         self._net_made_with = self._net_options()
@@ -108,7 +212,7 @@ class _BaseMLP(BaseEstimator):
         self._link()
         self._forget_training()
 
-    def _forget_training(self):
+    def _forget_training(self) -> None:
         self._split_state = self._random_state.get_state()
         self._optimizer = self._order = None
         self._met = []
@@ -123,7 +227,7 @@ class _BaseMLP(BaseEstimator):
             self.validation_scores_ = self.validation_loss_curve_ = None
             self.best_validation_score_ = None
 
-    def _go_on(self, sizes):
+    def _go_on(self, sizes: list[int]) -> None:
         """See that the net of the last training serves for this one."""
         net = self._current_net()
         if not hasattr(self, "history_"):   # the weights were given, not trained
@@ -140,21 +244,21 @@ class _BaseMLP(BaseEstimator):
             self._link()
         self._net.alpha = self.alpha
 
-    def _make_net(self, sizes, dtype):
+    def _make_net(self, sizes: Sequence[int], dtype: Any) -> PenalizedMLP:
         options = self._net_options()
         # Only dropout draws numbers in training; without it, none is taken from the random state.
         seed = self._random_state.randint(2**31) if np.any(options["dropout"]) else 0
         return PenalizedMLP(sizes, alpha=self.alpha, dtype=dtype, seed=seed, **options)
 
-    def _shared_net_options(self):
+    def _shared_net_options(self) -> dict[str, Any]:
         return {"activation": self.activation, "dropout": self.dropout, "norm": self.norm}
 
-    def _link(self):
+    def _link(self) -> None:
         """Let `coefs_` and `intercepts_` be the net's own arrays."""
         self.coefs_ = [layer[0] for layer in self._net.params]
         self.intercepts_ = [layer[1] for layer in self._net.params]
 
-    def _current_net(self):
+    def _current_net(self) -> PenalizedMLP:
         """Return the net with the weights of `coefs_` and `intercepts_`, which may have been set."""
         held = [*zip(self.coefs_, self.intercepts_, strict=True)]
         sizes = (len(self.coefs_[0]), *(len(b) for b in self.intercepts_))
@@ -169,7 +273,7 @@ class _BaseMLP(BaseEstimator):
         self._link()
         return self._net
 
-    def _make_optimizer(self):
+    def _make_optimizer(self) -> Optimizer:
         """Return the optimizer of the last training, or one that goes on with its state."""
         params = {name: getattr(self, name) for name in _OPTIMIZER_PARAMS}
         held = self._optimizer
@@ -188,11 +292,11 @@ class _BaseMLP(BaseEstimator):
         self._optimizer, self._optimizer_made_with = opt, params
         return opt
 
-    def _lr_varies(self):
+    def _lr_varies(self) -> bool:
         """Whether `learning_rate` has a say: not with Adam, as in scikit-learn."""
         return self.learning_rate != "constant" and self.solver != "adam"
 
-    def _set_learning_rate(self):
+    def _set_learning_rate(self) -> None:
         if self._lr_varies():
             divisor = self._lr_divisor
             if self.learning_rate == "invscaling":
@@ -202,7 +306,7 @@ class _BaseMLP(BaseEstimator):
 
     # --- Training --------------------------------------------------------------------------------
 
-    def _fit_lbfgs(self, X, y, weights):
+    def _fit_lbfgs(self, X: Any, y: AnyArray, weights: AnyArray | None) -> None:
         """Minimize in float64, as the line search needs it; the solution has the net's dtype."""
         net = self._net
         if net.dtype != np.float64:
@@ -210,7 +314,7 @@ class _BaseMLP(BaseEstimator):
             net.load_state_dict({k: v.astype(np.float64) for k, v in self._net.state_dict().items()})
         losses = []
 
-        def report(loss):
+        def report(loss: float) -> None:
             losses.append(loss)
             if self.verbose:
                 print(f"Iteration {len(losses)}, loss = {loss:.8f}")
@@ -231,7 +335,9 @@ class _BaseMLP(BaseEstimator):
                 stacklevel=4,
             )
 
-    def _fit_stochastic(self, X, y, weights, validation, incremental):
+    def _fit_stochastic(
+        self, X: Any, y: AnyArray, weights: AnyArray | None, validation: _Checked | None, incremental: bool
+    ) -> None:
         if self.early_stopping and validation is None:
             X, y, weights, validation = self._split(X, y, weights)
         if validation is not None and self.validation_scores_ is None:
@@ -253,11 +359,11 @@ class _BaseMLP(BaseEstimator):
                 seed=order, sample_weight=weights, max_time=self.max_time, training_accuracy=False,
             )
         finally:
-            for callback in self.callbacks:
-                callback.trainer = None     # else clone and pickle would take all of it along
+            for callback in self.callbacks:     # else clone and pickle would take all of it along
+                callback.trainer = None  # type: ignore[assignment]
         self._met = list(self.callbacks)
         self._order = order.rows if self.warm_start else None
-        if self.early_stopping:
+        if ending.best is not None:
             self._net.load_state_dict(ending.best)
         if self.history_.interrupted:
             warnings.warn("training was interrupted", stacklevel=4)
@@ -268,7 +374,7 @@ class _BaseMLP(BaseEstimator):
                 stacklevel=4,
             )
 
-    def _batch_rows(self, rows):
+    def _batch_rows(self, rows: int) -> int:
         if self.batch_size == "auto":
             return min(200, rows)
         if self.batch_size > rows:
@@ -277,7 +383,9 @@ class _BaseMLP(BaseEstimator):
             )
         return min(self.batch_size, rows)
 
-    def _split(self, X, y, weights):
+    def _split(
+        self, X: Any, y: AnyArray, weights: AnyArray | None
+    ) -> tuple[Any, AnyArray, AnyArray | None, _Checked]:
         """Set rows aside for validation: the same ones if the training of these rows goes on."""
         random_state = self._random_state
         if self.t_:
@@ -295,9 +403,10 @@ class _BaseMLP(BaseEstimator):
                 "validation_fraction: expected at least 2 rows for validation, got "
                 f"{parts[1].shape[0]} of {X.shape[0]}"
             )
-        return (*parts[::2], *[None] * (weights is None), tuple(parts[1::2]))
+        kept = parts[::2]
+        return kept[0], kept[1], None if weights is None else kept[2], tuple(parts[1::2])
 
-    def _end_epoch(self, trainer, logs, validation):
+    def _end_epoch(self, trainer: Trainer, logs: Logs, validation: _Checked | None) -> bool:
         """Note an epoch's numbers; stop the training, or lower the learning rate, if it stagnates."""
         self.n_iter_ += 1
         self.loss_, rows = self._net.take_losses()
@@ -305,35 +414,37 @@ class _BaseMLP(BaseEstimator):
         self.loss_curve_.append(self.loss_)
         if self.verbose:
             print(f"Iteration {self.n_iter_}, loss = {self.loss_:.8f}")
-        if validation is not None:
-            self.validation_loss_curve_.append(logs["val_loss"])
+        scores, losses = self.validation_scores_, self.validation_loss_curve_
+        if validation is not None and scores is not None and losses is not None:
+            losses.append(logs["val_loss"])
             known = "val_accuracy" in logs and validation[1].ndim == 1
             score = logs["val_accuracy"] if known else self._score_rows(*validation)
-            self.validation_scores_.append(score)
+            scores.append(score)
             if self.verbose:
-                print(f"Validation score: {self.validation_scores_[-1]:f}")
+                print(f"Validation score: {score:f}")
         improved = self._note_improvement()
         if self._no_improvement_count > self.n_iter_no_change:
             self._stagnate(trainer)
         self._set_learning_rate()
         return improved
 
-    def _note_improvement(self):
+    def _note_improvement(self) -> bool:
         """Count the epochs without improvement; return whether the validation score is the best."""
-        best_score = False
-        if self.validation_scores_ is not None:
+        best_score = worse = False
+        if self.validation_scores_ is not None and self.best_validation_score_ is not None:
             score = self.validation_scores_[-1]
             worse = score < self.best_validation_score_ + self.tol
             best_score = score > self.best_validation_score_
             if best_score:
                 self.best_validation_score_ = score
         if not self.early_stopping:
-            worse = self.loss_ > self.best_loss_ - self.tol
-            self.best_loss_ = min(self.best_loss_, self.loss_)
+            best = math.inf if self.best_loss_ is None else self.best_loss_
+            worse = self.loss_ > best - self.tol
+            self.best_loss_ = min(best, self.loss_)
         self._no_improvement_count = self._no_improvement_count + 1 if worse else 0
         return best_score
 
-    def _stagnate(self, trainer):
+    def _stagnate(self, trainer: Trainer) -> None:
         what = "validation score" if self.early_stopping else "training loss"
         message = (
             f"The {what} has not improved by more than tol={self.tol:g} in "
@@ -352,10 +463,12 @@ class _BaseMLP(BaseEstimator):
 
     # --- Data ------------------------------------------------------------------------------------
 
-    def _row_weights(self, X, y, sample_weight, incremental):
+    def _row_weights(
+        self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool
+    ) -> AnyArray | None:
         return None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=X.dtype)
 
-    def _read_validation(self, data):
+    def _read_validation(self, data: Validation | None) -> _Checked | None:
         if data is None:
             return None
         if not isinstance(data, tuple | list) or len(data) not in (2, 3):
@@ -366,18 +479,18 @@ class _BaseMLP(BaseEstimator):
         weights = self._row_weights(X, y, data[2] if len(data) == 3 else None, True)
         return (X, self._encode(y)) if weights is None else (X, self._encode(y), weights)
 
-    def _rows(self, X):
+    def _rows(self, X: Samples) -> Any:
         check_is_fitted(self)
         return validate_data(self, X, accept_sparse="csr", reset=False)
 
     # --- scikit-learn's protocols ----------------------------------------------------------------
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         """Leave out what only refers to the net's arrays, as joblib stores shared arrays twice."""
         state = dict(super().__getstate__())
         if "_net" in state:
@@ -387,7 +500,7 @@ class _BaseMLP(BaseEstimator):
             state["_optimizer"] = self._optimizer.state_dict()
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "_net" in state:
             self._link()
@@ -402,16 +515,17 @@ class _Order(np.random.Generator):
         The last permutation.
     """
 
-    def __init__(self, random_state, rows):
+    def __init__(self, random_state: np.random.RandomState, rows: NDArray[np.int64] | None) -> None:
         super().__init__(random_state._bit_generator)
         self._random_state = random_state
         self.rows = rows
 
-    def permutation(self, n):
+    def permutation(self, n: int) -> NDArray[np.int64]:  # type: ignore[override]
         """Return the next epoch's order of `n` rows."""
         before = np.arange(n) if self.rows is None or len(self.rows) != n else self.rows
-        self.rows = shuffle(before, random_state=self._random_state)
-        return self.rows
+        order: NDArray[np.int64] = shuffle(before, random_state=self._random_state)
+        self.rows = order
+        return order
 
 
 class NoImprovement(Callback):
@@ -423,12 +537,12 @@ class NoImprovement(Callback):
         State of the net at its best validation score.
     """
 
-    def __init__(self, estimator, validation):
+    def __init__(self, estimator: _BaseMLP, validation: _Checked | None) -> None:
         self._estimator = estimator
         self._validation = validation
         self.best = estimator._net.state_dict() if estimator.early_stopping else None
 
-    def on_epoch_end(self, epoch, logs):
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Note the epoch's numbers, and the net's state if it is the best."""
         estimator = self._estimator
         best = estimator._end_epoch(self.trainer, logs, self._validation)
@@ -553,14 +667,24 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
     >>> model.fit(X_train, y_train).score(X_test, y_test)
     """
 
+    class_weight: ClassWeight | None
+    classes_: AnyArray
+
     def __init__(
-        self, hidden_layer_sizes=(100,), activation="relu", *, solver="adam", alpha=0.0001,
-        batch_size="auto", learning_rate="constant", learning_rate_init=0.001, power_t=0.5,
-        max_iter=200, shuffle=True, random_state=None, tol=1e-4, verbose=False, warm_start=False,
-        momentum=0.9, nesterovs_momentum=True, early_stopping=False, validation_fraction=0.1,
-        beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
-        dropout=0.0, norm=None, class_weight=None, callbacks=(), max_time=None,
-    ):
+        self, hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: Activation | Sequence[Activation] = "relu", *,
+        solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
+        learning_rate_init: Scalar = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None, tol: float = 1e-4, verbose: bool = False,
+        warm_start: bool = False, momentum: float = 0.9, nesterovs_momentum: bool = True,
+        early_stopping: bool = False, validation_fraction: float = 0.1, beta_1: float = 0.9,
+        beta_2: float = 0.999, epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000,
+        dropout: float | Sequence[float] = 0.0, norm: Norm | Sequence[Norm] = None,
+        class_weight: ClassWeight | None = None, callbacks: Sequence[Callback] = (),
+        max_time: float | None = None,
+    ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
         self.solver = solver
@@ -590,8 +714,11 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         self.callbacks = callbacks
         self.max_time = max_time
 
-    @available_if(_is_stochastic)
-    def partial_fit(self, X, y, sample_weight=None, classes=None):
+    @_if_stochastic
+    def partial_fit(
+        self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
         """Train one epoch on `X` and `y`, going on where the last training stopped.
 
         Parameters
@@ -608,16 +735,16 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         self
         """
         if classes is not None:
-            classes = unique_labels(classes)
+            given = unique_labels(classes)
             if not hasattr(self, "classes_"):
-                self.classes_ = classes
-            elif not np.array_equal(self.classes_, classes):
-                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {classes}")
+                self.classes_ = given
+            elif not np.array_equal(self.classes_, given):
+                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {given}")
         elif not hasattr(self, "classes_"):
             raise ValueError("classes: expected all labels in the first call of partial_fit, got None")
         return self._fit(X, y, sample_weight, None, incremental=True)
 
-    def predict(self, X):
+    def predict(self, X: Samples) -> AnyArray:
         """Return the most probable label, or for many labels a row which of them hold.
 
         Parameters
@@ -632,7 +759,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         labels = self._current_net().predict(X)
         return labels if labels.ndim == 2 else self.classes_[labels]
 
-    def predict_proba(self, X):
+    def predict_proba(self, X: Samples) -> Array:
         """Return the probability of each class, in the order of `classes_`.
 
         Parameters
@@ -647,7 +774,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         X = self._rows(X)
         return self._current_net().predict_proba(X)
 
-    def predict_log_proba(self, X):
+    def predict_log_proba(self, X: Samples) -> Array:
         """Return the logarithm of `predict_proba`.
 
         Parameters
@@ -662,7 +789,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         with np.errstate(divide="ignore"):
             return np.log(probabilities, out=probabilities)
 
-    def _read(self, X, y, reset):
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
         X, y = validate_data(
             self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
         )
@@ -670,7 +797,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
             y = column_or_1d(y, warn=True)
         return X, y
 
-    def _note_targets(self, y, incremental):
+    def _note_targets(self, y: AnyArray, incremental: bool) -> None:
         """Learn the classes, or see that they are those there were."""
         check_classification_targets(y)
         kind = type_of_target(y)
@@ -690,16 +817,19 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         else:
             self.n_outputs_, self.out_activation_ = 1, "logistic"
 
-    def _encode(self, y):
+    def _encode(self, y: Any) -> AnyArray:
         """Return places in `classes_`, or columns of 0 and 1."""
         unknown = np.setdiff1d(unique_labels(y), self.classes_)
         if len(unknown):
             raise ValueError(f"y: expected labels among {self.classes_}, got {unknown} too")
         if y.ndim == 2:
             return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
-        return np.searchsorted(self.classes_, y)
+        places: AnyArray = np.searchsorted(self.classes_, y)
+        return places
 
-    def _row_weights(self, X, y, sample_weight, incremental):
+    def _row_weights(
+        self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool
+    ) -> AnyArray | None:
         weights = super()._row_weights(X, y, sample_weight, incremental)
         if self.class_weight is None:
             return weights
@@ -708,24 +838,24 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
                 f"class_weight: expected a dict with partial_fit, which does not see all rows, "
                 f"got {self.class_weight!r}"
             )
-        of_classes = compute_sample_weight(self.class_weight, y).astype(X.dtype)
+        of_classes: AnyArray = compute_sample_weight(self.class_weight, y).astype(X.dtype)
         return of_classes if weights is None else weights * of_classes
 
-    def _net_options(self):
+    def _net_options(self) -> dict[str, Any]:
         softmax = self.out_activation_ == "softmax"
         return self._shared_net_options() | {
             "loss": "cross_entropy" if softmax else "binary_cross_entropy"
         }
 
-    def _stratifies(self):
+    def _stratifies(self) -> bool:
         """Whether rows set aside hold each class in proportion: as in scikit-learn, two classes."""
         return self.n_outputs_ == 1
 
-    def _score_rows(self, X, y, weights=None):
+    def _score_rows(self, X: Any, y: AnyArray, weights: AnyArray | None = None) -> float:
         right = self._net.predict(X) == y
         return float(np.average(right.all(axis=1) if right.ndim == 2 else right, weights=weights))
 
-    def __sklearn_tags__(self):
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
@@ -780,13 +910,21 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
     """
 
     def __init__(
-        self, loss="squared_error", hidden_layer_sizes=(100,), activation="relu", *, solver="adam",
-        alpha=0.0001, batch_size="auto", learning_rate="constant", learning_rate_init=0.001,
-        power_t=0.5, max_iter=200, shuffle=True, random_state=None, tol=1e-4, verbose=False,
-        warm_start=False, momentum=0.9, nesterovs_momentum=True, early_stopping=False,
-        validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10,
-        max_fun=15000, dropout=0.0, norm=None, callbacks=(), max_time=None, delta=1.0, quantile=0.5,
-    ):
+        self, loss: Literal["squared_error", "poisson", "huber", "quantile"] = "squared_error",
+        hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: Activation | Sequence[Activation] = "relu", *,
+        solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
+        learning_rate_init: Scalar = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: int | np.random.RandomState | None = None, tol: float = 1e-4, verbose: bool = False,
+        warm_start: bool = False, momentum: float = 0.9, nesterovs_momentum: bool = True,
+        early_stopping: bool = False, validation_fraction: float = 0.1, beta_1: float = 0.9,
+        beta_2: float = 0.999, epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000,
+        dropout: float | Sequence[float] = 0.0, norm: Norm | Sequence[Norm] = None,
+        callbacks: Sequence[Callback] = (), max_time: float | None = None, delta: float = 1.0,
+        quantile: float = 0.5,
+    ) -> None:
         self.loss = loss
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -818,8 +956,8 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         self.delta = delta
         self.quantile = quantile
 
-    @available_if(_is_stochastic)
-    def partial_fit(self, X, y, sample_weight=None):
+    @_if_stochastic
+    def partial_fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
         """Train one epoch on `X` and `y`, going on where the last training stopped.
 
         Parameters
@@ -834,7 +972,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         """
         return self._fit(X, y, sample_weight, None, incremental=True)
 
-    def predict(self, X):
+    def predict(self, X: Samples) -> Array:
         """Return the predicted values.
 
         Parameters
@@ -848,7 +986,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         X = self._rows(X)
         return self._current_net().predict(X)
 
-    def _read(self, X, y, reset):
+    def _read(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
         X, y = validate_data(
             self, X, y, accept_sparse="csr", multi_output=True, y_numeric=True,
             dtype=(np.float64, np.float32), reset=reset,
@@ -860,22 +998,22 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
             raise ValueError(f"y: expected no negative value for loss='poisson', got {y.min()}")
         return X, y.astype(X.dtype, copy=False)
 
-    def _note_targets(self, y, incremental):
+    def _note_targets(self, y: AnyArray, incremental: bool) -> None:
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
 
-    def _encode(self, y):
+    def _encode(self, y: AnyArray) -> AnyArray:
         return y
 
-    def _net_options(self):
+    def _net_options(self) -> dict[str, Any]:
         return self._shared_net_options() | {
             "loss": self.loss, "delta": self.delta, "quantile": self.quantile
         }
 
-    def _stratifies(self):
+    def _stratifies(self) -> bool:
         return False
 
-    def _score_rows(self, X, y, weights=None):
+    def _score_rows(self, X: Any, y: AnyArray, weights: AnyArray | None = None) -> float:
         predicted = self._net.predict(X)
         if not np.isfinite(predicted).all():
             return math.nan

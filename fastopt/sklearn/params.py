@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._checks import whole
 from fastopt.callbacks import BackupAndRestore, Callback
 from fastopt.sklearn.solvers import SOLVERS
+
+if TYPE_CHECKING:
+    from fastopt.sklearn.estimators import _BaseMLP
 
 __all__ = ["check_params", "hidden_sizes"]
 
@@ -31,7 +36,7 @@ _LEARNING_RATES = ("constant", "invscaling", "adaptive")
 _WITHOUT_LBFGS = ("callbacks", "dropout")
 
 
-def check_params(estimator):
+def check_params(estimator: _BaseMLP) -> None:
     """Refuse parameters of a wrong type or value; those of the net alone are for the net to check.
 
     Raises
@@ -63,13 +68,13 @@ def check_params(estimator):
                 raise ValueError(f"{name}: expected none with solver='lbfgs', got {params[name]!r}")
 
 
-def hidden_sizes(value):
+def hidden_sizes(value: Any) -> list[int]:
     """Return the widths of the hidden layers, which may be given as a number, as a list of int."""
     values = [value] if isinstance(value, Integral) else list(value)
     return [whole("hidden_layer_sizes", size, 1) for size in values]
 
 
-def _check_callbacks(callbacks):
+def _check_callbacks(callbacks: Any) -> None:
     if not isinstance(callbacks, list | tuple) or not all(isinstance(c, Callback) for c in callbacks):
         raise TypeError(f"callbacks: expected a list of fastopt.Callback objects, got {callbacks!r}")
     if any(isinstance(c, BackupAndRestore) for c in callbacks):
@@ -79,16 +84,17 @@ def _check_callbacks(callbacks):
         )
 
 
-def _check_number(name, value):
+def _check_number(name: str, value: Any) -> None:
     low, high, ends = _NUMBERS[name]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    above = value >= low if ends[0] == "[" else value > low
-    below = value <= high if ends[1] == "]" else value < high
+    number: Any = value
+    above = number >= low if ends[0] == "[" else number > low
+    below = number <= high if ends[1] == "]" else number < high
     if not (above and below):
         raise ValueError(f"{name}: expected a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}")
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -10,7 +10,7 @@ __all__ = ["patch", "unpatch"]
 TESTED = ("1.6", "1.7", "1.8", "1.9")
 
 
-def patch():
+def patch() -> None:
     """Let scikit-learn's MLPClassifier and MLPRegressor take fastopt's compiled Adam and SGD steps.
 
     Nothing else changes: arguments, formulas and results, up to rounding, stay scikit-learn's.
@@ -36,7 +36,7 @@ def patch():
     perceptron.AdamOptimizer, perceptron.SGDOptimizer = CompiledAdam, CompiledSGD
 
 
-def unpatch():
+def unpatch() -> None:
     """Give scikit-learn its own optimizers back, if `patch` took them.
 
     A model that is being trained with `partial_fit` keeps the one it has.

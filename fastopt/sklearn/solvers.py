@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from fastopt import optimizers
 from fastopt.optimizers import SGD, Adam, Optimizer
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from scipy.optimize import OptimizeResult
+
+    from fastopt._types import AnyArray, Scalar
+    from fastopt.nn.typing import Layers, Samples
+    from fastopt.sklearn.net import PenalizedMLP
+
 __all__ = ["SOLVERS", "go_on_with", "make_optimizer", "minimize_lbfgs"]
 
 # Further names: SGD with and without the look-ahead, whatever `nesterovs_momentum` says.
 _LOOK_AHEAD = {"momentum": False, "nesterov": True}
-_BY_NAME = {
+_BY_NAME: dict[str, type[Any]] = {
     name.lower(): getattr(optimizers, name) for name in optimizers.__all__ if name != "Optimizer"
 }
 SOLVERS = sorted({"lbfgs", *_BY_NAME, *_LOOK_AHEAD})
 
 
 def make_optimizer(
-    params, *, solver, learning_rate_init, momentum, nesterovs_momentum, beta_1, beta_2, epsilon
-):
+    params: Layers, *, solver: str | Callable[[Layers], Optimizer], learning_rate_init: Scalar,
+    momentum: float, nesterovs_momentum: bool, beta_1: float, beta_2: float, epsilon: float,
+) -> Optimizer:
     """Return the optimizer that a stochastic `solver` stands for.
 
     Parameters
@@ -53,12 +64,14 @@ def make_optimizer(
         return SGD(params, lr, momentum, nesterov=nesterov, convention="sklearn")
     rule = _BY_NAME[solver]
     if issubclass(rule, Adam):
-        convention = "sklearn" if rule is Adam else "torch"     # scikit-learn itself has no other
+        # scikit-learn itself has no other of them.
+        convention: Literal["sklearn", "torch"] = "sklearn" if rule is Adam else "torch"
         return rule(params, lr, (beta_1, beta_2), epsilon, convention=convention)
-    return rule(params, lr=lr)
+    opt: Optimizer = rule(params, lr=lr)
+    return opt
 
 
-def go_on_with(opt, saved, same):
+def go_on_with(opt: Optimizer, saved: Mapping[str, Any], same: bool) -> None:
     """Let a new optimizer go on where another stopped.
 
     Parameters
@@ -81,7 +94,10 @@ def go_on_with(opt, saved, same):
             mine[name] = before[name]
 
 
-def minimize_lbfgs(net, X, y, sample_weight, *, max_iter, max_fun, tol, max_time, report):
+def minimize_lbfgs(
+    net: PenalizedMLP, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, *, max_iter: int,
+    max_fun: int, tol: float, max_time: float | None, report: Callable[[float], object] | None,
+) -> OptimizeResult:
     """Minimize the loss of all rows with SciPy's L-BFGS-B.
 
     Parameters
@@ -107,12 +123,12 @@ def minimize_lbfgs(net, X, y, sample_weight, *, max_iter, max_fun, tol, max_time
     feed = net.feed(X, y, sample_weight)
     start = time.perf_counter()
 
-    def evaluate(point):
+    def evaluate(point: NDArray[np.float64]) -> tuple[float, AnyArray]:
         _unpack(point, arrays)
         loss = feed.objective()
         return loss, _pack([array for layer in feed.grads for array in layer])
 
-    def after_iteration(intermediate_result):
+    def after_iteration(intermediate_result: OptimizeResult) -> None:
         if report is not None:
             report(intermediate_result.fun)
         if max_time is not None and time.perf_counter() - start >= max_time:
@@ -130,11 +146,11 @@ def minimize_lbfgs(net, X, y, sample_weight, *, max_iter, max_fun, tol, max_time
     return result
 
 
-def _pack(arrays):
+def _pack(arrays: Sequence[AnyArray]) -> AnyArray:
     return np.concatenate([array.ravel() for array in arrays])
 
 
-def _unpack(point, arrays):
+def _unpack(point: AnyArray, arrays: Sequence[AnyArray]) -> None:
     start = 0
     for array in arrays:
         array[...] = point[start : start + array.size].reshape(array.shape)

@@ -1,0 +1,583 @@
+"""A run goes on in another library, from its middle: the one table of rules, there and back."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from libraries import LIBRARIES, SHAPES, Torch, assert_same, gradients, ours, start
+
+import fastopt
+from fastopt import interop
+
+# Of keras, which has not yet met NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+STEPS = 20
+HALF = STEPS // 2
+# optax hands over no numbers, and not what schedule-free rules and Prodigy carry beside their arrays.
+NOT_HANDED_OVER = {
+    "optax": ("sgd, schedule-free", "adamw, schedule-free", "prodigy of optax", "signum", "sign_sgd"),
+}
+CELLS = [
+    (name, rule)
+    for name, library in LIBRARIES.items()
+    for rule in library.rows
+    if rule.name not in NOT_HANDED_OVER.get(name, ())
+    and not (rule.options.get("maximize") and name in ("keras", "sklearn"))     # which only descend
+]
+MATRICES = [(4, 3), (3, 5)]
+
+
+def run(theirs, rule, noise):
+    for step in noise:
+        theirs.step(gradients(theirs.values(), step, rule, theirs))
+
+
+def run_ours(opt, params, rule, noise):
+    for step in noise:
+        opt.step(gradients(params, step, rule))
+
+
+def there_then_here(kind, module, rule, shapes, dtype=np.float64):
+    """Where 10 steps there and 10 here get, and 20 there."""
+    params, noise = start(shapes, STEPS, dtype)
+    theirs, whole = kind(module, rule, params), kind(module, rule, params)
+    run(whole, rule, noise)
+    run(theirs, rule, noise[:HALF])
+    opt = another(kind, rule, params)
+    theirs.leave(opt)
+    for p, value in zip(params, theirs.values(), strict=True):
+        p[...] = value
+    run_ours(opt, params, rule, noise[HALF:])
+    return params, whole.values()
+
+
+def here_then_there(kind, module, rule, shapes, dtype=np.float64):
+    """Where 10 steps here and 10 there get, and 20 here."""
+    params, noise = start(shapes, STEPS, dtype)
+    whole = [p.copy() for p in params]
+    opt = ours(rule, kind.dialect, params)
+    run_ours(opt, params, rule, noise[:HALF])
+    theirs = kind(module, rule, params)
+    theirs.enter(opt)
+    run(theirs, rule, noise[HALF:])
+    run_ours(ours(rule, kind.dialect, whole), whole, rule, noise)
+    return theirs.values(), whole
+
+
+def another(kind, rule, params):
+    """An optimizer of the same rule that stands elsewhere, with other numbers where these cross over, too."""
+    more = {} if kind.dialect == "optax" else {"lr": 0.5}
+    opt = ours(rule, kind.dialect, [p.copy() for p in params], **more)
+    opt.step([np.ones_like(p) for p in params])
+    moved = ours(rule, kind.dialect, params, **more)
+    moved.load_state_dict(opt.state_dict())
+    return moved
+
+
+@pytest.mark.parametrize(("library", "rule"), CELLS, ids=str)
+def test_there_then_here(library, rule, request):
+    assert_same(*there_then_here(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
+
+
+@pytest.mark.parametrize(("library", "rule"), CELLS, ids=str)
+def test_here_then_there(library, rule, request):
+    assert_same(*here_then_there(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
+
+
+@pytest.mark.parametrize("rule", Torch.matrix_rows, ids=str)
+@pytest.mark.parametrize("way", [there_then_here, here_then_there])
+def test_rules_of_matrices(rule, way, torch, monkeypatch):
+    """torch's Muon rounds to bfloat16, which is taken out here."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    assert_same(*way(Torch, torch, rule, MATRICES), atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", Torch.rows, ids=str)
+@pytest.mark.parametrize("way", [there_then_here, here_then_there])
+def test_single_precision(rule, way):
+    """As torch is by default: its scalars are single, too."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    assert_same(*way(Torch, torch, rule, SHAPES, np.float32), rtol=2e-3, atol=2e-5)
+
+
+# --- torch -------------------------------------------------------------------------------------------
+
+
+def pair(torch, kind="Adam", **options):
+    """The same parameters there and here, and their optimizers."""
+    params = [np.arange(3.0), np.ones((2, 2))]
+    mirror = [torch.tensor(p).requires_grad_() for p in params]
+    return getattr(fastopt, kind)(params, **options), getattr(torch.optim, kind)(mirror, **options), mirror
+
+
+def step_torch(their, mirror, scale=1.0):
+    for q in mirror:
+        q.grad = scale * torch_ones(q)
+    their.step()
+
+
+def torch_ones(q):
+    return q.detach() * 0 + 1
+
+
+def test_the_line_that_is_promised(torch):
+    opt, torch_opt, mirror = pair(torch, lr=0.1)
+    step_torch(torch_opt, mirror)
+    opt.load_state_dict(fastopt.interop.from_torch(torch_opt.state_dict()))
+    assert opt.steps == 1
+    torch_opt.load_state_dict(fastopt.interop.to_torch(opt))
+    assert torch_opt.state_dict()["state"][0]["step"].item() == 1.0
+
+
+@pytest.mark.parametrize("rule", Torch.rows, ids=str)
+def test_a_fresh_optimizer(rule, torch):
+    """Before the first step torch has no state, mostly: ours begins anew, whatever it has done before."""
+    params, noise = start(SHAPES, 3)
+    theirs, opt = Torch(torch, rule, params), another(Torch, rule, params)
+    theirs.leave(opt)
+    assert opt.steps == 0
+    run(theirs, rule, noise)
+    run_ours(opt, params, rule, noise)
+    assert_same(params, theirs.values())
+    begun = Torch(torch, rule, params)
+    begun.enter(ours(rule, "torch", params))
+    run(begun, rule, noise)
+    run_ours(ours(rule, "torch", params), params, rule, noise)
+    assert_same(params, begun.values())
+
+
+def test_arrays_may_be_left_out_before_the_first_step_only():
+    opt = fastopt.Adagrad(np.ones(3), initial_accumulator_value=0.5)
+    saved = opt.state_dict() | {"state": [{}]}
+    opt.step(np.ones(3))
+    opt.load_state_dict(saved)
+    assert opt.steps == 0 and (opt.state[0]["sum"] == 0.5).all()
+    with pytest.raises(ValueError, match=r"\['state'\]\[0\]: expected the arrays \['sum'\]"):
+        opt.load_state_dict(saved | {"steps": 1})
+
+
+def test_groups_with_steps_of_their_own(torch):
+    """A group that was added later, and one whose turn has not come yet."""
+    params, noise = start([(3,), (2, 2), (4,)], STEPS)
+    mirror = [torch.tensor(p).requires_grad_() for p in params]
+    options = [{"lr": 0.1}, {"betas": (0.8, 0.9)}, {"weight_decay": 0.5}]
+    their = torch.optim.Adam([{"params": [mirror[0]], **options[0]}])
+    opt = fastopt.Adam([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
+
+    def step(k):
+        for q, n in zip(mirror, noise[k], strict=True):
+            q.grad = q.detach() + torch.tensor(n)
+        their.step()
+
+    for k in range(5):
+        step(k)
+    their.add_param_group({"params": [mirror[1]], **options[1]})
+    for k in range(5, HALF):
+        step(k)
+    their.add_param_group({"params": [mirror[2]], **options[2]})
+    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    assert [opt.steps - group.start for group in opt.groups] == [10, 5, 0]
+    back = interop.to_torch(opt)
+    for p, q in zip(params, mirror, strict=True):
+        p[...] = q.detach().numpy()
+    for k in range(HALF, STEPS):
+        step(k)
+        opt.step([[p + n] for p, n in zip(params, noise[k], strict=True)])
+    assert_same(params, [q.detach().numpy() for q in mirror])
+    assert [len(group["params"]) for group in back["param_groups"]] == [1, 1, 1]
+    assert [back["state"][k]["step"].item() for k in (0, 1)] == [10.0, 5.0] and 2 not in back["state"]
+
+
+def test_parameters_of_a_group_that_differ_in_steps(torch):
+    opt, their, mirror = pair(torch)
+    step_torch(their, mirror[:1])
+    before = opt.state_dict()
+    with pytest.raises(ValueError, match=r"\['state'\]\[1\]: expected 1 steps as of parameter 0 .* got 0"):
+        interop.from_torch(their.state_dict())
+    assert opt.state_dict()["groups"] == before["groups"]
+
+
+def test_schedules_stay_where_they_are(torch):
+    """Those of the optimizer that loads are kept; what is handed over is the number of the coming step."""
+    rate = fastopt.schedules.Exponential(0.1, 0.5)
+    _, their, mirror = pair(torch, lr=0.3)
+    step_torch(their, mirror)
+    opt = fastopt.Adam([np.arange(3.0), np.ones((2, 2))], lr=rate, betas=(lambda k: 0.5, 0.9))
+    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    assert opt.groups[0]["lr"] is rate and opt.steps == 1
+    handed = interop.to_torch(opt)["param_groups"][0]
+    assert handed["lr"] == rate(1) and handed["betas"] == (0.5, 0.9)
+    with pytest.raises(ValueError, match=r"\['groups'\]\[0\]: expected betas; of a schedule, give"):
+        interop.to_torch(opt.state_dict())
+
+
+def test_switches_of_torch_and_the_traces_of_its_schedulers(torch):
+    opt, their, mirror = pair(torch)
+    step_torch(their, mirror)
+    torch.optim.lr_scheduler.StepLR(their, 1)
+    their.param_groups[0]["name"] = "all"
+    saved = their.state_dict()
+    saved["param_groups"][0] |= {"foreach": True, "lr": torch.tensor(0.25)}
+    opt.load_state_dict(interop.from_torch(saved))
+    assert opt.groups[0]["lr"] == 0.25
+    assert interop.to_torch(opt)["param_groups"][0]["foreach"] is None
+
+
+def test_states_are_copies(torch):
+    opt, their, mirror = pair(torch)
+    step_torch(their, mirror)
+    loaded = interop.from_torch(their.state_dict())
+    opt.load_state_dict(loaded)
+    handed = interop.to_torch(loaded)
+    held = loaded["state"][0]["exp_avg"].copy()
+    step_torch(their, mirror)
+    handed["state"][0]["exp_avg"].zero_()
+    assert (loaded["state"][0]["exp_avg"] == held).all() and (opt.state[0]["exp_avg"] == held).all()
+
+
+def test_adam_and_adamw_of_old(torch):
+    """Before `decoupled_weight_decay` was among the options, they were saved alike."""
+    opt, their, mirror = pair(torch, "AdamW")
+    step_torch(their, mirror)
+    saved = their.state_dict()
+    assert interop.from_torch(saved)["optimizer"] == "AdamW"
+    del saved["param_groups"][0]["decoupled_weight_decay"]
+    with pytest.raises(ValueError, match="optimizer: expected 'Adam' or 'AdamW'"):
+        interop.from_torch(saved)
+    opt.load_state_dict(interop.from_torch(saved, "AdamW"))
+    assert opt.steps == 1
+
+
+def test_sparse_adam_is_adam_in_another_dialect(torch):
+    rng = np.random.default_rng(0)
+    p, grads = rng.standard_normal((4, 3)), rng.standard_normal((9, 4, 3))
+    q = torch.tensor(p).requires_grad_()
+    their = torch.optim.SparseAdam([q], lr=0.1, eps=1e-3)
+
+    def step(g):
+        q.grad = torch.tensor(g).to_sparse(1)
+        their.step()
+
+    for g in grads[:3]:
+        step(g)
+    opt = fastopt.Adam([p])
+    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    assert opt.groups[0]["convention"] == "keras"
+    p[...] = q.detach().numpy()
+    for g in grads[3:6]:
+        step(g)
+        opt.step([g])
+    assert_same([p], [q.detach().numpy()])
+    their.load_state_dict(interop.to_torch(opt, "SparseAdam"))
+    for g in grads[6:]:
+        step(g)
+        opt.step([g])
+    assert_same([p], [q.detach().numpy()])
+
+
+def test_torch_is_not_needed_to_read(monkeypatch):
+    """Tensors are what has `detach` and `item`."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "nesterov": False, "params": ["w"]}
+    saved = {"state": {"w": {"momentum_buffer": np.ones(3)}}, "param_groups": [group]}
+    opt = fastopt.SGD(np.zeros(3))
+    opt.load_state_dict(interop.from_torch(saved))
+    assert opt.steps == 1 and opt.groups[0]["momentum"] == 0.9
+    assert (opt.state[0]["momentum_buffer"] == 1).all()
+
+
+@pytest.mark.parametrize(("module", "function", "more", "name"), [
+    ("torch", interop.to_torch, [], "torch"),
+    ("keras", interop.to_keras, [[]], "keras"),
+    ("sklearn.neural_network._stochastic_optimizers", interop.to_sklearn, [[]], "scikit-learn"),
+    ("jax.numpy", interop.to_optax, [()], "optax"),
+])
+def test_a_library_that_is_not_there_is_named(module, function, more, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"this needs {name}: pip install {name}"):
+        function(fastopt.Adam(np.ones(3)), *more)
+
+
+ADAM = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0, "amsgrad": False,
+        "decoupled_weight_decay": False, "params": [0]}
+
+
+def adam_state(array=None, **more):
+    array = np.ones(3) if array is None else array
+    state = {"step": 1.0, "exp_avg": array, "exp_avg_sq": array}
+    return {"state": {0: state}, "param_groups": [ADAM | more]}
+
+
+class Bfloat16:
+    """What a tensor of a dtype that NumPy lacks does."""
+
+    dtype = "torch.bfloat16"
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+
+@pytest.mark.parametrize(("saved", "error", "message"), [
+    (None, TypeError, "state_dict: expected a dict with the keys state, param_groups, got NoneType"),
+    ({"groups": []}, TypeError, "got .*groups"),
+    ({"state": {}, "param_groups": []}, ValueError, "expected groups of one rule"),
+    ({"state": {}, "param_groups": [{"lr": 1.0}]}, TypeError, "expected a dict with the keys params, lr"),
+    ({"state": {}, "param_groups": [{"lr": 1, "params": [0], "max_iter": 20}]}, ValueError,
+     "expected one of Muon, .*, got groups with lr, params, max_iter"),
+    ({"state": {}, "param_groups": [ADAM, ADAM | {"decoupled_weight_decay": True}]}, ValueError,
+     r"expected groups of one rule, got \['Adam', 'AdamW'\]"),
+    (adam_state(np.ones(3, complex)), TypeError, r"\['exp_avg'\]: expected float32 or float64, got comp"),
+    (adam_state(np.ones(3, np.float16)), TypeError, "got float16"),
+    (adam_state(Bfloat16()), TypeError, "expected float32 or float64, got torch.bfloat16"),
+    (adam_state(lr=-1.0), ValueError, "lr: expected"),
+    (adam_state(betas=(0.9,)), ValueError, "betas: expected a pair"),
+])
+def test_what_is_not_a_state_of_torch(saved, error, message):
+    with pytest.raises(error, match=message):
+        interop.from_torch(saved)
+
+
+def test_a_class_that_is_not_of_torch():
+    with pytest.raises(ValueError, match=r"optimizer: expected one of Muon, .*, got 'LBFGS'"):
+        interop.from_torch(adam_state(), "LBFGS")
+
+
+def test_states_of_another_rule_or_shape_change_nothing():
+    opt = fastopt.Adam(np.ones(4))
+    for saved in (adam_state(), adam_state(decoupled_weight_decay=True)):
+        with pytest.raises(ValueError, match="state_dict"):
+            opt.load_state_dict(interop.from_torch(saved))
+    assert opt.steps == 0 and opt.groups[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda p: fastopt.Yogi(p), ValueError, "optimizer: expected one of Muon, .*, got Yogi"),
+    (lambda p: fastopt.Adam(p, convention="keras"), ValueError,
+     "convention: expected 'torch', as torch.optim.Adam has it, got 'keras'"),
+    (lambda p: fastopt.Adam(p, cautious=True), ValueError, "cautious: expected False"),
+    (lambda p: fastopt.Adagrad(p, rowwise=True), ValueError, "rowwise: expected False"),
+    (lambda p: fastopt.Adam(p, independent_weight_decay=0.1), ValueError, "weight_decay: expected 0.0"),
+    (lambda p: fastopt.Muon(p, maximize=True), ValueError, "maximize: expected False, as torch.optim.Muon"),
+    (lambda p: fastopt.Adam(p, ema=0.9), ValueError, "expected no ema"),
+    (lambda p: fastopt.Adam(p, lookahead=(5, 0.5)), ValueError, "expected no lookahead"),
+    (lambda p: fastopt.Adam(p, accumulate=2), ValueError, "expected no accumulated"),
+    (lambda p: p, TypeError, "optimizer: expected a dict with the keys optimizer, steps"),
+    (lambda p: fastopt.Adam(p).state_dict() | {"groups": [{}]}, TypeError, r"\[0\]: expected a dict"),
+])
+def test_what_torch_has_no_place_for(make, error, message, torch):
+    with pytest.raises(error, match=message):
+        interop.to_torch(make(np.ones((2, 2))))
+
+
+def test_what_muon_of_torch_does_not_take(torch):
+    p = np.ones(3)
+    opt = fastopt.Muon(p)
+    opt.step(p.copy())
+    with pytest.raises(ValueError, match=r"state\[0\]: expected matrices"):
+        interop.to_torch(opt)
+    with pytest.raises(ValueError, match=r"name: expected the class of torch.optim for Muon, got 'Adam'"):
+        interop.to_torch(opt, "Adam")
+    with pytest.raises(ValueError, match=r"name: expected the class of torch.optim for Muon, got 'LBFGS'"):
+        interop.to_torch(opt, "LBFGS")
+
+
+# --- keras -------------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_keras_schedules(keras):
+    """What crosses over is its value at the coming step."""
+    rate = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
+    variable = keras.Variable(np.ones(3), dtype="float64")
+    their = keras.optimizers.Adam(rate)
+    for _ in range(10):
+        their.apply([keras.ops.ones(3)], [variable])
+    assert interop.from_keras(their)["groups"][0]["lr"] == pytest.approx(0.05, rel=1e-6)
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda o: o.Adafactor(), ValueError, "expected one of SGD, .* of keras.optimizers, got Adafactor"),
+    (lambda o: o.Adam(clipnorm=1.0), ValueError, "expected clipnorm=None, .*, got 1"),
+    (lambda o: o.Adam(use_ema=True), ValueError, "expected use_ema=False"),
+    (lambda o: o.Adam(gradient_accumulation_steps=2), ValueError, "expected gradient_acc.*=None"),
+    (lambda o: o.Ftrl(learning_rate_power=-0.4), ValueError, "expected learning_rate_power=-0.5"),
+])
+def test_what_of_keras_is_not_here(make, error, message, keras):
+    their = make(keras.optimizers)
+    their.build([keras.Variable(np.ones(3), dtype="float64")])
+    with pytest.raises(error, match=message):
+        interop.from_keras(their)
+
+
+def test_keras_must_be_built_and_decay_all(keras):
+    with pytest.raises(ValueError, match="optimizer: expected it built"):
+        interop.from_keras(keras.optimizers.Adam())
+    with pytest.raises(TypeError, match=r"expected one of keras.optimizers, got Adam"):
+        interop.from_keras(fastopt.Adam(np.ones(3)))
+    their = keras.optimizers.AdamW()
+    their.exclude_from_weight_decay(var_names=["bias"])
+    their.build([keras.Variable(np.ones(3), dtype="float64")])
+    with pytest.raises(ValueError, match="expected weight decay of all variables"):
+        interop.from_keras(their)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda p: fastopt.Adam(p), "convention: expected 'keras', got 'torch'"),
+    (lambda p: fastopt.RAdam(p), "optimizer: expected one of SGD, .*, got RAdam"),
+    (lambda p: fastopt.Adam(p, convention="keras", cautious=True), "cautious: expected False, as keras"),
+    (lambda p: fastopt.SGD(p, convention="keras", momentum=0.9, dampening=0.1), "dampening: expected 0.0"),
+    (lambda p: fastopt.Adam([{"params": q} for q in p], convention="keras"), "expected one group, got 2"),
+])
+def test_what_keras_has_no_place_for(make, message, keras):
+    params = [np.ones(3), np.ones((2, 2))]
+    variables = [keras.Variable(p, dtype="float64") for p in params]
+    with pytest.raises(ValueError, match=message):
+        interop.to_keras(make(params), variables)
+
+
+def test_variables_of_keras_that_do_not_fit(keras):
+    opt = fastopt.Adam([np.ones(3), np.ones((2, 2))], convention="keras")
+    variables = [keras.Variable(np.ones(s), dtype="float64") for s in (3, (2, 3))]
+    with pytest.raises(ValueError, match=r"variables: expected 2 as the optimizer has, got 1"):
+        interop.to_keras(opt, variables[:1])
+    with pytest.raises(ValueError, match=r"variables\[1\]: expected shape \(2, 2\), got \(2, 3\)"):
+        interop.to_keras(opt, variables)
+
+
+# --- scikit-learn ------------------------------------------------------------------------------------
+
+
+def digits():
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((40, 6))
+    return X, (X[:, 0] > 0).astype(int)
+
+
+def backward(mlp, X, y):
+    """scikit-learn's own gradients of the loss, in the order of ``coefs_ + intercepts_``."""
+    sizes = [X.shape[1], *mlp.hidden_layer_sizes, mlp.n_outputs_]
+    activations = [X] + [np.empty((len(X), n)) for n in sizes[1:]]
+    deltas = [np.empty_like(a) for a in activations[1:]]
+    grads = [np.empty_like(w) for w in mlp.coefs_], [np.empty_like(b) for b in mlp.intercepts_]
+    target = mlp._label_binarizer.transform(y) if hasattr(mlp, "_label_binarizer") else y.reshape(-1, 1)
+    *_, coefs, intercepts = mlp._backprop(X, target, None, activations, deltas, *grads)
+    return [*coefs, *intercepts]
+
+
+@pytest.fixture(params=["plain", "patched"])
+def estimators(request):
+    """scikit-learn's, and the same with our arithmetic inside."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from sklearn import neural_network
+
+    from fastopt.sklearn import patch, unpatch
+
+    if request.param == "patched":
+        patch()
+    yield neural_network
+    unpatch()
+
+
+@pytest.mark.parametrize("name", ["MLPClassifier", "MLPRegressor"])
+@pytest.mark.parametrize(("kind", "options"), [
+    (fastopt.Adam, {"solver": "adam", "beta_1": 0.8, "epsilon": 1e-4}),
+    (fastopt.SGD, {"solver": "sgd", "momentum": 0.7}),
+    (fastopt.SGD, {"solver": "sgd", "momentum": 0.0}),
+])
+def test_a_partial_fit_goes_on_in_either(name, kind, options, estimators):
+    X, y = digits()
+    classes = {"classes": [0, 1]} if name == "MLPClassifier" else {}
+
+    def make():
+        return getattr(estimators, name)(
+            hidden_layer_sizes=(5,), batch_size=len(X), shuffle=False, random_state=0,
+            learning_rate_init=0.05, **options,
+        )
+
+    def fit(mlp, steps):
+        for _ in range(steps):
+            mlp.partial_fit(X, y, **classes)
+
+    whole, mlp = make(), make()
+    fit(whole, STEPS)
+    fit(mlp, 5)
+    params = mlp.coefs_ + mlp.intercepts_
+    opt = kind(params, lr=0.9, convention="sklearn")
+    opt.load_state_dict(interop.from_sklearn(mlp))
+    for _ in range(HALF):
+        opt.step(backward(mlp, X, y))
+    mlp._optimizer = interop.to_sklearn(opt, params)
+    fit(mlp, STEPS - HALF - 5)
+    assert_same(mlp.coefs_ + mlp.intercepts_, whole.coefs_ + whole.intercepts_, atol=1e-12)
+
+
+def test_what_is_not_an_mlp_of_sklearn():
+    for bad in (object(), None, fastopt.Adam(np.ones(3)), types.SimpleNamespace(_optimizer=3)):
+        with pytest.raises(TypeError, match="estimator: expected an MLPClassifier or MLPRegressor"):
+            interop.from_sklearn(bad)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda p: fastopt.Adam(p), "convention: expected 'sklearn', got 'torch'"),
+    (lambda p: fastopt.RMSprop(p), "optimizer: expected one of SGD, Adam, got RMSprop"),
+    (lambda p: fastopt.Adam(p, convention="sklearn", weight_decay=0.1), "weight_decay: expected 0.0, as sci"),
+    (lambda p: fastopt.Adam([p, p.copy()], convention="sklearn"), "params: expected 2 as the"),
+])
+def test_what_sklearn_has_no_place_for(make, message, sklearn):
+    with pytest.raises(ValueError, match=message):
+        interop.to_sklearn(make(np.ones(3)), [np.ones(3)])
+
+
+# --- optax -------------------------------------------------------------------------------------------
+
+
+def test_nestings_of_parameters(optax):
+    """Dicts, which JAX takes in the order of their keys, and what is inside of them."""
+    import jax
+
+    rng = np.random.default_rng(0)
+    params = {"w": [rng.standard_normal((2, 3)), rng.standard_normal(3)], "b": rng.standard_normal(2)}
+    mirror = jax.tree.map(jax.numpy.array, params)
+    their = optax.adam(0.1)
+    state, opt = their.init(mirror), fastopt.Adam(params, lr=0.1, convention="optax")
+    for _ in range(3):
+        updates, state = their.update(jax.tree.map(lambda p: p + 1, mirror), state, mirror)
+        mirror = optax.apply_updates(mirror, updates)
+    opt.load_state_dict(interop.from_optax(state, opt))
+    assert opt.steps == 3
+    again = interop.to_optax(opt, their.init(mirror))
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+        assert a.dtype == b.dtype and (a == b).all()
+
+
+@pytest.mark.parametrize(("make", "error", "message"), [
+    (lambda p: fastopt.Adam(p), ValueError, "convention: expected 'optax', got 'torch'"),
+    (lambda p: fastopt.Prodigy(p), ValueError, "optimizer: expected one of SGD, .*, got Prodigy"),
+    (lambda p: fastopt.Adam([{"params": p}], convention="optax"), ValueError, "not in groups"),
+    (lambda p: fastopt.Adam([p], convention="optax"), ValueError, "mu: expected the nesting"),
+    (lambda p: fastopt.Adam({"a": p}, convention="optax"), ValueError, "mu: expected the nesting"),
+    (lambda p: fastopt.Adam(np.ones(4), convention="optax"), ValueError, r"expected .*shape \(4,\)"),
+    (lambda p: fastopt.Adagrad(p, convention="optax"), ValueError, "expected a field sum_of_squares"),
+])
+def test_states_of_optax_that_do_not_fit(make, error, message, optax):
+    p = np.ones(3)
+    opt, state = make(p), optax.adam(0.1).init(p)
+    with pytest.raises(error, match=message):
+        opt.load_state_dict(interop.from_optax(state, opt))
+    with pytest.raises(error, match=message):
+        interop.to_optax(opt, state)
+
+
+def test_a_state_that_is_not_of_optax(optax):
+    opt = fastopt.Adam(np.ones(3), convention="optax")
+    with pytest.raises(TypeError, match="state: expected one of optax, which is a tuple, got dict"):
+        interop.from_optax({}, opt)
+    with pytest.raises(TypeError, match="optimizer: expected one of fastopt, got dict"):
+        interop.from_optax((), opt.state_dict())

@@ -1,0 +1,83 @@
+#!/bin/sh
+# Builds what is compiled for another processor and runs its tests there, under qemu's emulation of a user's
+# program: an x86-64 without AVX (Nehalem), where the base build must be chosen and nothing else imported; or
+# aarch64, with a Python of Debian's, cross-compiled. Results have to have the bits that tests/hashes.json says.
+#
+# Usage: tools/emulate.sh x86_64-v2 | aarch64 [pytest's arguments]     none given: the tests of what is compiled
+# PYTHON (python3) comes from the environment and needs setuptools and cython; for x86_64-v2, on x86-64, also
+# numpy, pytest and hypothesis, for aarch64 pip. Needs of Debian's or Ubuntu's packages qemu-user-static (or
+# qemu-user), for aarch64 gcc-aarch64-linux-gnu, debootstrap and the rights of root. ROOT names a folder where
+# Debian's files are kept, and taken from if they are there; else they are removed at the end.
+set -eu
+
+cd "$(dirname "$0")/.."
+target=${1:?"x86_64-v2 or aarch64"}
+shift
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+
+python=${PYTHON:-python3}
+suite=bookworm
+root=${ROOT:-$build/root}
+tests="tests/test_hashes.py tests/test_math.py tests/test_engine.py tests/test_rules.py tests/test_layers.py
+    tests/test_package.py tests/test_threads.py"
+
+# compile WORD=VALUE...: all modules, into $build/lib.
+compile() {
+    printf '== compiled modules for %s\n' "$target"
+    env "$@" "$python" setup.py --quiet build --build-base "$build/temp" --build-lib "$build/lib"
+}
+
+# A file name of qemu for a processor, with or without -static.
+qemu() { command -v "qemu-$1-static" || command -v "qemu-$1"; }
+
+# wrap HOME COMMAND: an environment whose Python is a script, so that the interpreters that tests start are
+# emulated, too: the system would run them as they are, or not at all.
+wrap() {
+    mkdir -p "$build/env/bin"
+    echo "home = $1" >"$build/env/pyvenv.cfg"
+    printf '#!/bin/sh\nexec %s "$@"\n' "$2" >"$build/env/bin/python"
+    chmod +x "$build/env/bin/python"
+}
+
+case $target in
+x86_64-v2)
+    compile
+    base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
+    packages=$("$python" -c 'import numpy, os; print(os.path.dirname(os.path.dirname(numpy.__file__)))')
+    wrap "$(dirname "$base")" "$(qemu x86_64) -cpu Nehalem -0 \"\$0\" $base"
+    ;;
+aarch64)
+    printf '== Debian %s for aarch64\n' "$suite"
+    if [ ! -e "$root/usr/bin/python3" ]; then
+        mkdir -p "$root"
+        debootstrap --foreign --arch=arm64 --variant=minbase --include=python3,libpython3-dev "$suite" "$root" \
+            >"$build/log" || { cat "$build/log"; exit 1; }
+        for package in "$root"/var/cache/apt/archives/*.deb; do
+            dpkg-deb --extract "$package" "$root"
+        done
+    fi
+    name=$(basename "$(readlink "$root/usr/bin/python3")")
+    packages=$build/packages
+    "$python" -m pip install --quiet --target "$packages" --python-version "${name#python}" \
+        --only-binary :all: --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+        --platform manylinux2014_aarch64 numpy pytest hypothesis
+    gcc=aarch64-linux-gnu-gcc
+    compile CC=$gcc LDSHARED="$gcc -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 \
+        CFLAGS="-I$root/usr/include/$name -idirafter $root/usr/include"
+    wrap /usr/bin "$(qemu aarch64) -L $root -0 \"\$0\" $root/usr/bin/$name"
+    ;;
+*) echo "unknown processor: $target (x86_64-v2, aarch64)" >&2; exit 2 ;;
+esac
+
+printf '== tests\n'
+export PYTHONPATH="$build/lib:$packages" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
+"$build/env/bin/python" -c '
+import platform, sys, numpy, fastopt
+from fastopt import _dispatch
+wide = [name for name in sys.modules if name.startswith("fastopt.") and name.endswith(("_v3", "_v4"))]
+print(platform.machine(), "Python", platform.python_version(), "NumPy", numpy.__version__, _dispatch.runnable())
+sys.exit(_dispatch.runnable() != ["base"] or wide != [])'
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $tests
+"$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"
