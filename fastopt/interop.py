@@ -15,14 +15,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from fastopt import optimizers
 from fastopt._tree import DTYPES, item
 from fastopt.optimizers import Optimizer
-from fastopt.optimizers.groups import Group
+from fastopt.optimizers.groups import Group, Hyperparameters
 
 __all__ = [
     "from_keras",
@@ -219,10 +219,11 @@ def to_torch(optimizer: Source, name: str | None = None) -> dict[str, Any]:
     """
     torch = _library("torch", "torch")
     saved = _read(optimizer, _TORCH)
-    name = name or saved["optimizer"]
+    ours: str = saved["optimizer"]
+    name = name or ours
     rule, convention = _here(name)
-    if saved["optimizer"] != rule:
-        raise ValueError(f"name: expected the class of torch.optim for {saved['optimizer']}, got {name!r}")
+    if ours != rule:
+        raise ValueError(f"name: expected the class of torch.optim for {ours}, got {name!r}")
     kind = getattr(torch.optim, name, None)
     if kind is None:
         raise ValueError(f"optimizer: torch {torch.__version__} has no {name}")
@@ -420,9 +421,9 @@ def from_sklearn(estimator: Any) -> dict[str, Any]:
     optimizer = getattr(estimator, "_optimizer", estimator)
     rule = "Adam" if hasattr(optimizer, "ms") else "SGD"
     _, names, slots = _SKLEARN[rule]
-    held = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
+    held: dict[str, Any] = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
     if callable(arrays := getattr(optimizer, "_arrays", None)):     # what `fastopt.sklearn.patch` puts there
-        held |= arrays()
+        held |= cast("dict[str, Any]", arrays())
     if not all(n.lstrip("-") in held for n in slots.values()):
         raise TypeError(
             "estimator: expected an MLPClassifier or MLPRegressor of scikit-learn, fitted with the solver "
@@ -599,7 +600,7 @@ def _leaves(tree: Any, shape: Any, place: str) -> list[np.ndarray]:
         return [_array(tree, place)]
     inner = shape.items() if isinstance(shape, dict) else enumerate(shape)
     fits = isinstance(tree, dict if isinstance(shape, dict) else (list, tuple)) and len(tree) == len(shape)
-    if not fits or (isinstance(shape, dict) and tree.keys() != shape.keys()):
+    if not fits or (isinstance(shape, dict) and set(tree) != set(shape)):
         raise ValueError(f"{place}: expected the nesting of the parameters, got {type(tree).__name__}")
     return [leaf for key, s in inner for leaf in _leaves(tree[key], s, place + item(key))]
 
@@ -700,7 +701,7 @@ def _slots_of(
 ) -> dict[str, str]:
     """The states that a rule has with the numbers of a group, and their names elsewhere."""
     kind = getattr(optimizers, rule)
-    h = optimizers.groups.Hyperparameters(group)
+    h = Hyperparameters(group)
     return {name: table[rule][name] for name in kind.STATES[kind.rule(h)]}
 
 
