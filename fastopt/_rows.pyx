@@ -514,7 +514,9 @@ cdef class Touched:
         self.view.job = job
         if self.view.width:
             spread(update_part, &self.view, self.estimate(&self.view))
-        if self.view.last != NULL:
+        if self.view.whole:
+            self.forget()       # the rows that were behind have caught up on the way
+        elif self.view.last != NULL:
             self.remember(job, rest)
 
     cdef long long estimate(self, const View* x) noexcept:

@@ -372,6 +372,23 @@ def test_rowwise_adagrad_on_rows_is_as_dense(options, sparse):
     assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
 
 
+def test_rowwise_adagrad_takes_rows_and_arrays_in_turns():
+    """Arrays leave no row behind, so that nothing is kept of their steps, however many they are."""
+    rng = np.random.default_rng(8)
+    p = table(rng, np.float64)
+    q = p.copy()
+    ours, theirs = (fastopt.Adagrad(x, rowwise=True, weight_decay=0.1, sparse=s)
+                    for x, s in ((p, "exact"), (q, "dense")))
+    for step in range(200):
+        ids, g = batch(rng, np.float64)
+        if step % 50:
+            whole = as_dense(q, ids, g)
+            ours.step(whole), theirs.step(whole)
+            assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+        else:
+            ours.step_rows(0, ids, g), theirs.step_rows(0, ids, g)
+
+
 @pytest.mark.parametrize("shape", [(6, 5), (3, 2, 4), (7,)])
 @pytest.mark.parametrize(
     "around",
