@@ -14,6 +14,7 @@ class Table:
         cls, kernels: object, shape: Shape, places: list[str], params: list[Array], states: list[list[Array]],
         slow: list[Array], averages: list[Array], groups: list[int], rules: list[int],
         sparse: list[str] | None = None, totals: list[Array | None] | None = None,
+        others: list[Array] | None = None,
     ) -> Table: ...
     def set_group(
         self, k: int, maximize: bool, decay: float, constants: tuple[float, ...], keep: float = 1.0,

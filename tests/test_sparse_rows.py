@@ -15,11 +15,12 @@ from fastopt.optimizers.sparse import steps_to_rest
 
 ROWS, WIDTH = 30, 5
 SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.spreads]
-# All but those for which a row may rest at once and then fade, by a factor that is rounded only once:
-# without a first moment, and with a decay that goes on without one.
+# All but those for which a row may rest at once, or soon, and then fade by a factor that is rounded only
+# once: without a first moment or with a short one, and with a decay that goes on without one.
 SAME_BITS = [
     rule for rule in SPARSE
     if rule.optimizer is not fastopt.AdamW and rule.options.get("betas", (0.9, 0.999))[0] > 0.0
+    and rule.options.get("momentum", 0.9) >= 0.9
 ]
 HALF_ULP = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 LONGEST = 1 << 16  # steps that a row may be behind
