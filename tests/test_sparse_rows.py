@@ -414,6 +414,18 @@ def test_rowwise_adagrad_with_what_is_around_a_rule(shape, around):
     np.testing.assert_allclose(rates, expected, rtol=1e-7, atol=1e-12)
 
 
+def test_what_adagrad_accumulates_begins_anew_where_it_gets_another_shape():
+    p, q = np.ones((4, 3)), np.ones((4, 3))
+    opt = fastopt.Adagrad(p, initial_accumulator_value=0.5)
+    for rowwise in (True, False):
+        opt.step(np.ones((4, 3)))
+        opt.groups[0]["rowwise"] = rowwise
+        q[...] = p
+        opt.step(np.ones((4, 3)))
+        fastopt.Adagrad(q, rowwise=rowwise, initial_accumulator_value=0.5).step(np.ones((4, 3)))
+        assert same_bits(p, q) and opt.state[0]["sum"].shape == ((4,) if rowwise else (4, 3))
+
+
 def test_rowwise_adagrad_zeroes_and_copies_gradients_like_any_other():
     p, q = [np.ones((4, 3)), np.ones(4)], [np.ones((4, 3)), np.ones(4)]
     ours, theirs = fastopt.Adagrad(p, rowwise=True), fastopt.Adagrad(q, rowwise=True)

@@ -274,7 +274,7 @@ class Optimizer:
             for name, array in state.items():
                 old = old_state[k].get(name) if k < len(old_state) else None
                 start = self.initial(name, h)
-                if old is not None:
+                if old is not None and old.shape == array.shape:
                     array[...] = old
                 elif start:
                     array[...] = start
