@@ -2,9 +2,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
 
 from fastopt._types import Array, Gradients, Shape
 
+@disjoint_base
 class Table:
     @property
     def rows(self) -> list[tuple[float, ...]]: ...

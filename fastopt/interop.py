@@ -15,14 +15,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from fastopt import optimizers
 from fastopt._tree import DTYPES, item
 from fastopt.optimizers import Optimizer
-from fastopt.optimizers.groups import Group
+from fastopt.optimizers.groups import Group, Hyperparameters
 
 __all__ = [
     "from_keras",
@@ -219,25 +219,25 @@ def to_torch(optimizer: Source, name: str | None = None) -> dict[str, Any]:
     """
     torch = _library("torch", "torch")
     saved = _read(optimizer, _TORCH)
-    name = name or saved["optimizer"]
-    rule, convention = _here(name)
+    called: str = name or saved["optimizer"]
+    rule, convention = _here(called)
     if saved["optimizer"] != rule:
-        raise ValueError(f"name: expected the class of torch.optim for {saved['optimizer']}, got {name!r}")
-    kind = getattr(torch.optim, name, None)
+        raise ValueError(f"name: expected the class of torch.optim for {saved['optimizer']}, got {called!r}")
+    kind = getattr(torch.optim, called, None)
     if kind is None:
-        raise ValueError(f"optimizer: torch {torch.__version__} has no {name}")
+        raise ValueError(f"optimizer: torch {torch.__version__} has no {called}")
     state, groups = {}, []
     for group in saved["groups"]:
         names = inspect.signature(kind).parameters.keys() & group.keys() - {"params"}
-        _refuse_set(rule, convention, group, names, f"torch.optim.{name}")
+        _refuse_set(rule, convention, group, names, f"torch.optim.{called}")
         numbers = {n: int(group[n]) if n == "ns_steps" else group[n] for n in names}
         made = kind([torch.zeros(1, 1)], **numbers).state_dict()["param_groups"][0]
         groups.append(made | {"params": list(group["params"])})
         steps = saved["steps"] - group["start"]
-        for k in group["params"] if steps or name == "Adagrad" else ():     # which has its state at once
+        for k in group["params"] if steps or called == "Adagrad" else ():     # which has its state at once
             state[k] = {n: torch.from_numpy(np.array(a)) for n, a in saved["state"][k].items()}
-            state[k] |= _torch_scalars(torch, name, group, steps)
-            if name == "Muon" and "momentum_buffer" not in state[k]:
+            state[k] |= _torch_scalars(torch, called, group, steps)
+            if called == "Muon" and "momentum_buffer" not in state[k]:
                 raise ValueError(f"state[{k}]: expected matrices, which are all that Muon of torch takes")
     return {"state": state, "param_groups": groups}
 
@@ -422,7 +422,7 @@ def from_sklearn(estimator: Any) -> dict[str, Any]:
     _, names, slots = _SKLEARN[rule]
     held = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
     if callable(arrays := getattr(optimizer, "_arrays", None)):     # what `fastopt.sklearn.patch` puts there
-        held |= arrays()
+        held |= cast("dict[str, Any]", arrays())
     if not all(n.lstrip("-") in held for n in slots.values()):
         raise TypeError(
             "estimator: expected an MLPClassifier or MLPRegressor of scikit-learn, fitted with the solver "
@@ -599,7 +599,7 @@ def _leaves(tree: Any, shape: Any, place: str) -> list[np.ndarray]:
         return [_array(tree, place)]
     inner = shape.items() if isinstance(shape, dict) else enumerate(shape)
     fits = isinstance(tree, dict if isinstance(shape, dict) else (list, tuple)) and len(tree) == len(shape)
-    if not fits or (isinstance(shape, dict) and tree.keys() != shape.keys()):
+    if not fits or (isinstance(shape, dict) and set(tree) != shape.keys()):
         raise ValueError(f"{place}: expected the nesting of the parameters, got {type(tree).__name__}")
     return [leaf for key, s in inner for leaf in _leaves(tree[key], s, place + item(key))]
 
@@ -700,7 +700,7 @@ def _slots_of(
 ) -> dict[str, str]:
     """The states that a rule has with the numbers of a group, and their names elsewhere."""
     kind = getattr(optimizers, rule)
-    h = optimizers.groups.Hyperparameters(group)
+    h = Hyperparameters(group)
     return {name: table[rule][name] for name in kind.STATES[kind.rule(h)]}
 
 

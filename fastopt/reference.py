@@ -443,18 +443,21 @@ def factored_step(
     """What Adafactor takes off a parameter; its second moment is updated in place."""
     least = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     weight, size = power(step, beta2_decay), max(p.size, 1)
+    u = np.multiply(g, g, out=np.empty_like(g))     # an array, of no dimension, too
     if variance is None:
         assert row_var is not None and col_var is not None
-        row_var[...] = row_var + weight * ((g * g).mean(axis=-1, keepdims=True) - row_var)
-        col_var[...] = col_var + weight * ((g * g).mean(axis=-2, keepdims=True) - col_var)
-        v: Array = row_var @ col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least)
+        row_var[...] = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
+        col_var[...] = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
+        np.multiply(row_var, col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least), out=u)
     else:
-        variance[...] = variance + weight * (g * g - variance)
-        v = variance
-    u = g / np.sqrt(np.maximum(v, least * least))
+        variance[...] = variance + weight * (u - variance)
+        u[...] = variance
+    np.maximum(u, least * least, out=u)
+    np.divide(g, np.sqrt(u, out=u), out=u)
     rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
     rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
-    return rate * u
+    u *= rate
+    return u
 
 
 def muon_(

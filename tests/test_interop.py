@@ -40,7 +40,7 @@ def run_ours(opt, params, rule, noise):
 
 
 def there_then_here(kind, module, rule, shapes, dtype=np.float64):
-    """Where 10 steps there and 10 here get, and 20 there."""
+    """Where 10 steps there and 10 here get, parameters and states, and 20 there."""
     params, noise = start(shapes, STEPS, dtype)
     theirs, whole = kind(module, rule, params), kind(module, rule, params)
     run(whole, rule, noise)
@@ -50,11 +50,11 @@ def there_then_here(kind, module, rule, shapes, dtype=np.float64):
     for p, value in zip(params, theirs.values(), strict=True):
         p[...] = value
     run_ours(opt, params, rule, noise[HALF:])
-    return params, whole.values()
+    return [*params, *arrays_of(opt)], [*whole.values(), *arrays_of(left(whole, rule, params))]
 
 
 def here_then_there(kind, module, rule, shapes, dtype=np.float64):
-    """Where 10 steps here and 10 there get, and 20 here."""
+    """Where 10 steps here and 10 there get, parameters and states, and 20 here."""
     params, noise = start(shapes, STEPS, dtype)
     whole = [p.copy() for p in params]
     opt = ours(rule, kind.dialect, params)
@@ -62,8 +62,20 @@ def here_then_there(kind, module, rule, shapes, dtype=np.float64):
     theirs = kind(module, rule, params)
     theirs.enter(opt)
     run(theirs, rule, noise[HALF:])
-    run_ours(ours(rule, kind.dialect, whole), whole, rule, noise)
-    return theirs.values(), whole
+    entire = ours(rule, kind.dialect, whole)
+    run_ours(entire, whole, rule, noise)
+    return [*theirs.values(), *arrays_of(left(theirs, rule, params))], [*whole, *arrays_of(entire)]
+
+
+def left(theirs, rule, params):
+    """An optimizer here with the state of theirs."""
+    opt = another(theirs, rule, [p.copy() for p in params])
+    theirs.leave(opt)
+    return opt
+
+
+def arrays_of(opt):
+    return [array for state in opt.state for _, array in sorted(state.items())]
 
 
 def another(kind, rule, params):
@@ -146,6 +158,17 @@ def test_a_fresh_optimizer(rule, torch):
     run(begun, rule, noise)
     run_ours(ours(rule, "torch", params), params, rule, noise)
     assert_same(params, begun.values())
+
+
+def test_accumulators_begin_as_they_do_here(torch):
+    """torch has them from the start, with the value that its optimizer was made with."""
+    opt = fastopt.Adagrad(np.ones(3), initial_accumulator_value=0.5)
+    q = torch.ones(3, requires_grad=True)
+    their = torch.optim.Adagrad([q])
+    their.load_state_dict(interop.to_torch(opt))
+    q.grad = torch.ones(3)
+    their.step()
+    assert their.state[q]["sum"].tolist() == [1.5] * 3
 
 
 def test_arrays_may_be_left_out_before_the_first_step_only():

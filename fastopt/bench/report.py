@@ -172,7 +172,7 @@ def _row(run: Run, title: str, cells: Iterable[str | None]) -> str:
 
 
 def microseconds(seconds: float) -> str:
-    return short(seconds * 1e6)
+    return short(seconds * 1e6) if seconds < 1.0 else f"{seconds * 1e6:.2e}".replace("e+0", "e")
 
 
 def short(value: float) -> str:
@@ -343,8 +343,12 @@ def _rules_table(run: Run, details: bool) -> str:
 def _rules_markdown(run: Run) -> str:
     parts = [_facts(run), _rules_caption(run)]
     for heading, works, threads in _rules_parts(run):
-        rows = [_rule_cells(work, *_rule_results(run, work, threads)) for work in works]
-        parts += [heading, _grid(list(RULE_HEAD), rows)]
+        rows = [
+            [*_rule_cells(work, *_rule_results(run, work, threads)), _gain_over_default(run, work, threads)]
+            for work in works
+        ]
+        parts += [heading, _grid([*RULE_HEAD, "over default"], rows)]
+    parts.append("Over default: time of torch without an argument, one tensor at a time, over fastopt's.")
     parts.append(_bullets(notes(run)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -385,6 +389,11 @@ def _rule_cells(
         TORCH[torch["contender"]] if torch else "",
         short(torch["median"] / ours["median"]) if torch and ours else "",
     ]
+
+
+def _gain_over_default(run: Run, work: dict[str, Any], threads: int) -> str:
+    ours, torch = (best(run, work["name"], name, threads) for name in ("fastopt", "torch"))
+    return short(torch["median"] / ours["median"]) if torch and ours else ""
 
 
 def _details(title: str, results: RuleResults, text: Callable[[Result], str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +82,8 @@ def prepare(
             table.replace(k, g)
     if any(job.rule in _dispatch.kernels.SURVEYS for job in jobs):
         surveyed = table.survey()
-        totals = tuple(map(sum, zip(*surveyed, strict=True)))
+        # One after the other: `sum` is more exact from Python 3.12 on, and so has other bits.
+        totals = tuple(reduce(add, column) for column in zip(*surveyed, strict=True))
         for i, job in enumerate(jobs):
             if job.array is None or job.rule not in _dispatch.kernels.SURVEYS:
                 continue    # such a rule has a job for each array
