@@ -153,6 +153,24 @@ def test_what_a_resting_row_would_still_do_does_not_count(ratio, dtype):
     assert n == 0 or np.sqrt(float(n)) * ratio ** (n - 1) / (1.0 - ratio) > 0.1 * half_ulp
 
 
+@pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.99)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_amsgrad_may_begin_in_the_midst_of_a_run(betas, dtype):
+    """What is kept as the largest second moment begins at 0, and rises even in rows at rest."""
+    rng = np.random.default_rng(3)
+    p = table(rng, dtype)
+    q = p.copy()
+    ours, theirs = (fastopt.Adam(x, betas=betas, sparse=s) for x, s in ((p, "exact"), (q, "dense")))
+    for step in range(2000):
+        ids, g = batch(rng, dtype, k=ROWS if step in (0, 1998) else 1)
+        if step == 1000:
+            ours.groups[0]["amsgrad"] = theirs.groups[0]["amsgrad"] = True
+        ours.step_rows(0, ids, g), theirs.step_rows(0, ids, g)
+    ours.catch_up()
+    for a, b in zip(arrays_of(ours, [p]), arrays_of(theirs, [q]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2000 * HALF_ULP[dtype], atol=2000 * HALF_ULP[dtype])
+
+
 def test_rows_that_never_rest():
     assert steps_to_rest(1.0, "float32") == -1
     # momentum that does not fade, and a second moment that fades faster than the first
