@@ -34,7 +34,9 @@ def typing(session):
     """The public surface is typed, and the stubs say what the compiled modules have."""
     session.install("-e", ".[test]", "--group", "typing")  # in place, as mypy reads the source folder
     session.run("mypy")
-    session.run("python", "-m", "mypy.stubtest", "--mypy-config-file", "pyproject.toml", "fastopt")
+    options = ["--mypy-config-file", "pyproject.toml", "--allowlist", "tools/stubtest.txt"]
+    stubbed = [f"fastopt.{stub.stem}" for stub in Path("fastopt").glob("*.pyi")]
+    session.run("python", "-m", "mypy.stubtest", *options, *stubbed)
     session.run("pytest", "tests/test_typing.py")
     session.run("pyright")
 

@@ -2,12 +2,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from fastopt._types import AnyArray, Array
 
 KINDS: dict[np.dtype[Any], int]
 NORMS: dict[str | None, int]
 
+@disjoint_base
 class Blas:
     @property
     def name(self) -> str: ...
@@ -20,6 +22,7 @@ class Blas:
     def __enter__(self) -> None: ...
     def __exit__(self, *error: object) -> None: ...
 
+@disjoint_base
 class Source:
     @property
     def rows(self) -> int: ...
@@ -28,6 +31,7 @@ class Source:
         y: AnyArray | None = None, weight: Array | None = None,
     ) -> None: ...
 
+@disjoint_base
 class Pass:
     step: int
     def __new__(

@@ -222,9 +222,14 @@ cdef Fade fade_by(Fade f, double factor) noexcept nogil:
     return Fade(sum, f.lost + (f.sum - (sum - added)) + (x - added))
 
 
+cdef inline Py_ssize_t least(const View* x) noexcept nogil:
+    """Steps that even a row at rest takes: one brings its largest second moment (AMSGrad) up to the second."""
+    return x.span.u != NULL
+
+
 cdef inline Py_ssize_t replayed(const View* x, Py_ssize_t missed) noexcept nogil:
     """How many of the steps that a row has missed must be taken one by one."""
-    return missed if x.horizon < 0 else min(missed, x.horizon)
+    return missed if x.horizon < 0 else min(missed, max(x.horizon, least(x)))
 
 
 cdef void replay(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
@@ -233,7 +238,7 @@ cdef void replay(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
     if t == x.time:
         return
     if x.horizon >= 0 and rests(x, row):
-        end = t
+        end = min(end, t + least(x))
     row.g = x.zeros
     while t < end:
         step_row(x, &x.past[t], row, r)

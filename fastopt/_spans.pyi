@@ -2,9 +2,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
 
 from fastopt._types import Array, Gradients, Shape
 
+@disjoint_base
 class Table:
     @property
     def rows(self) -> list[tuple[float, ...]]: ...
@@ -12,6 +14,7 @@ class Table:
         cls, kernels: object, shape: Shape, places: list[str], params: list[Array], states: list[list[Array]],
         slow: list[Array], averages: list[Array], groups: list[int], rules: list[int],
         sparse: list[str] | None = None, totals: list[Array | None] | None = None,
+        others: list[Array] | None = None,
     ) -> Table: ...
     def set_group(
         self, k: int, maximize: bool, decay: float, constants: tuple[float, ...], keep: float = 1.0,

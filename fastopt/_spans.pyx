@@ -194,6 +194,8 @@ cdef class Table:
         none of these.
     totals : list of ndarray or None, optional
         For each parameter with a row-wise rule what the rule accumulates, one number a row.
+    others : list of ndarray, optional
+        What later steps write beside these, so that no gradient in it is zeroed.
     """
     cdef Plan plan
     cdef readonly list rows     # for each group the rest of its rule's scalars, set before each step
@@ -220,7 +222,8 @@ cdef class Table:
     cdef bint has_late          # one may have rows that are behind
 
     def __cinit__(self, object kernels, object shape, list places, list params, list states,
-                  list slow, list averages, list groups, list rules, list sparse=None, list totals=None):
+                  list slow, list averages, list groups, list rules, list sparse=None, list totals=None,
+                  list others=None):
         cdef Py_ssize_t k, count = len(params)
         self.plan.count, self.plan.jobs_count = count, len(rules)
         self.plan.kernels = (<Kernels*> PyCapsule_GetPointer(kernels, "fastopt.kernels"))[0]
@@ -248,7 +251,7 @@ cdef class Table:
             self.fill(k, groups[k])
         self.lay_out()
         self.plan.partial = <double*> PyMem_Calloc(2 * self.plan.first_block[count] + 1, sizeof(double))
-        self.remember_written()
+        self.remember_written(others or [])
         for k in range(count):
             if self.totals[k] is not None:
                 self.table(k)
@@ -296,9 +299,9 @@ cdef class Table:
         x.job = job
         return 0
 
-    cdef int remember_written(self) except -1:
+    cdef int remember_written(self, list others) except -1:
         """Sort the address ranges of all that a step writes: no gradient may lie in one of them."""
-        cdef list arrays = list(self.params), ranges
+        cdef list arrays = self.params + others, ranges
         cdef Py_ssize_t i
         for state in self.states:
             arrays += state
@@ -363,6 +366,7 @@ cdef class Table:
         self.go(k, WHOLE if self.totals[k] is None else EVERY)
         if isinstance(grad, generic):
             grad = ascontiguousarray(grad).reshape(())
+            grad.flags.writeable = False
         if not isinstance(grad, ndarray) or isinstance(grad, MaskedArray):
             raise TypeError(f"{self.places[k]}: expected a NumPy array, got {type(grad).__name__}")
         PyObject_GetBuffer(grad, &view, PyBUF_STRIDES | PyBUF_FORMAT)

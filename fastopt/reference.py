@@ -416,7 +416,7 @@ def _schedule_free(
     lr_max = max(numbers.get("lr_max", 0.0), lr)
     weight = power(step, r) * power(lr_max, weight_lr_power)
     weight_sum = numbers.get("weight_sum", 0.0) + weight
-    numbers |= {"lr_max": lr_max, "weight_sum": weight_sum}
+    numbers |= {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": beta}
     c = weight / weight_sum if weight_sum else 0.0
     p[...] = real(1.0 - c) * p + real(c) * z + real(lr * (beta * (1.0 - c) - 1.0)) * d
     z -= real(lr) * d

@@ -183,7 +183,11 @@ def test_a_gradient_that_overlaps_what_is_written_is_copied():
 
 def test_a_scalar_gradient_of_a_zero_dimensional_parameter():
     p = np.array(1.0, np.float32)
-    fastopt.SGD(p, lr=1.0).step(np.float32(0.25))
+    opt = fastopt.SGD(p, lr=1.0)
+    opt.step(np.float32(0.25))
+    assert p == 0.75
+    with pytest.raises(ValueError, match="zero_grad=True needs a writeable array"):
+        opt.step(np.float32(0.25), zero_grad=True)
     assert p == 0.75
 
 

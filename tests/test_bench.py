@@ -346,7 +346,8 @@ def test_markdown_says_what_ran_where(made):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(5.234e-7, "0.52"), (5.234e-6, "5.23"), (52.34e-6, "52.3"), (0.5, "500000")]
+    ("seconds", "text"),
+    [(5.234e-7, "0.52"), (5.234e-6, "5.23"), (52.34e-6, "52.3"), (0.5, "500000"), (1.52, "1.52e6")],
 )
 def test_microseconds(seconds, text):
     assert report.microseconds(seconds) == text

@@ -155,3 +155,15 @@ def test_saved_state_has_the_shapes_of_the_rule():
 def test_bad_arguments(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize(("optimizer", "options"), [
+    (fastopt.Muon, {}), (fastopt.Adafactor, {}), (fastopt.SGD, {"centralize": True, "unit_clip": 0.1}),
+])
+def test_what_numpy_warns_of_is_a_number_like_any_other(optimizer, options):
+    """A step that is taken in parts must not be left in its midst."""
+    params = [np.ones((3, 2)), np.ones((3, 2))]
+    opt = optimizer(params, **options)
+    with np.errstate(all="raise"):
+        opt.step([np.ones((3, 2)), np.full((3, 2), np.inf)])
+    assert opt.steps == 1 and np.isfinite(params[0]).all() and np.isnan(params[1]).any()

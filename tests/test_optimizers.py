@@ -446,6 +446,59 @@ def test_while_swapped_no_step_and_no_saving():
     assert (p == -2).all()
 
 
+@pytest.mark.parametrize("again", [copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize("swapped", ["swapped_ema", "averaged"])
+def test_no_copy_of_what_could_not_be_swapped_back(swapped, again):
+    opt = fastopt.SGDScheduleFree(np.zeros(3), ema=0.5)
+    opt.step(np.ones(3))
+    with getattr(opt, swapped)(), pytest.raises(RuntimeError, match=r"copying: not inside of .* or averaged"):
+        again(opt)
+    again(opt)
+
+
+def test_an_average_after_loading_is_that_of_the_steps_taken():
+    """The momentum that tells the average is the last step's, whatever has been set or scheduled since."""
+    rng = np.random.default_rng(0)
+    p = rng.standard_normal(5)
+    options = {"lr": 0.1, "momentum": lambda step: 0.9 if step < 2 else 0.6}
+    opt = fastopt.SGDScheduleFree(p, **options)
+    for _ in range(3):
+        opt.step(rng.standard_normal(5))
+    with opt.averaged():
+        average = p.copy()
+    for other in (fastopt.SGDScheduleFree(p.copy(), **options), fastopt.SGDScheduleFree(p.copy(), 0.1, 0.3)):
+        other.load_state_dict(opt.state_dict())
+        for _ in range(2):
+            with other.averaged():
+                assert same_bits(other.params, average)
+            other.groups[0]["momentum"] = 0.5
+    fresh = fastopt.SGDScheduleFree(q := np.ones(5))
+    with fresh.averaged():
+        assert (q == 1).all()
+
+
+def test_what_a_run_has_lost_its_numbers_with_is_saved_like_any_other():
+    p = np.ones(3)
+    opt = fastopt.Prodigy(p)
+    opt.step(np.full(3, np.nan))
+    other = fastopt.Prodigy(np.ones(3))
+    other.load_state_dict(opt.state_dict())
+    assert np.isnan(other.groups[0].numbers["d_numerator"])
+
+
+def test_steps_may_be_set_to_less_than_a_group_has_seen():
+    p, q = np.zeros(3), np.zeros(3)
+    opt = fastopt.Adam(p, lr=1.0)
+    for _ in range(5):
+        opt.step(np.ones(3))
+    opt.add_param_group({"params": q})
+    opt.steps = 2
+    for t in (1, 2):
+        opt.step([np.ones(3), np.ones(3)])
+        np.testing.assert_allclose(q, -t, rtol=1e-7)
+    assert opt.steps == 4
+
+
 def test_ema_averages_and_swaps():
     p = np.zeros(3)
     opt = fastopt.SGD([{"params": p}], lr=1.0, ema=0.75)

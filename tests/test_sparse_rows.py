@@ -15,11 +15,12 @@ from fastopt.optimizers.sparse import steps_to_rest
 
 ROWS, WIDTH = 30, 5
 SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.spreads]
-# All but those for which a row may rest at once and then fade, by a factor that is rounded only once:
-# without a first moment, and with a decay that goes on without one.
+# All but those for which a row may rest at once, or soon, and then fade by a factor that is rounded only
+# once: without a first moment or with a short one, and with a decay that goes on without one.
 SAME_BITS = [
     rule for rule in SPARSE
     if rule.optimizer is not fastopt.AdamW and rule.options.get("betas", (0.9, 0.999))[0] > 0.0
+    and rule.options.get("momentum", 0.9) >= 0.9
 ]
 HALF_ULP = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 LONGEST = 1 << 16  # steps that a row may be behind
@@ -150,6 +151,24 @@ def test_what_a_resting_row_would_still_do_does_not_count(ratio, dtype):
     half_ulp = HALF_ULP[np.dtype(dtype).type]
     assert dropped <= 0.25 * half_ulp
     assert n == 0 or np.sqrt(float(n)) * ratio ** (n - 1) / (1.0 - ratio) > 0.1 * half_ulp
+
+
+@pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.99)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_amsgrad_may_begin_in_the_midst_of_a_run(betas, dtype):
+    """What is kept as the largest second moment begins at 0, and rises even in rows at rest."""
+    rng = np.random.default_rng(3)
+    p = table(rng, dtype)
+    q = p.copy()
+    ours, theirs = (fastopt.Adam(x, betas=betas, sparse=s) for x, s in ((p, "exact"), (q, "dense")))
+    for step in range(2000):
+        ids, g = batch(rng, dtype, k=ROWS if step in (0, 1998) else 1)
+        if step == 1000:
+            ours.groups[0]["amsgrad"] = theirs.groups[0]["amsgrad"] = True
+        ours.step_rows(0, ids, g), theirs.step_rows(0, ids, g)
+    ours.catch_up()
+    for a, b in zip(arrays_of(ours, [p]), arrays_of(theirs, [q]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2000 * HALF_ULP[dtype], atol=2000 * HALF_ULP[dtype])
 
 
 def test_rows_that_never_rest():
@@ -411,6 +430,18 @@ def test_rowwise_adagrad_with_what_is_around_a_rule(shape, around):
     rates = (kept - p).reshape(shape[0], -1) * np.sqrt(opt.state[0]["sum"])[:, None]
     expected = ((kept - q) * np.sqrt(numbers.state[0]["sum"])).reshape(shape[0], -1)    # lr times gradient
     np.testing.assert_allclose(rates, expected, rtol=1e-7, atol=1e-12)
+
+
+def test_what_adagrad_accumulates_begins_anew_where_it_gets_another_shape():
+    p, q = np.ones((4, 3)), np.ones((4, 3))
+    opt = fastopt.Adagrad(p, initial_accumulator_value=0.5)
+    for rowwise in (True, False):
+        opt.step(np.ones((4, 3)))
+        opt.groups[0]["rowwise"] = rowwise
+        q[...] = p
+        opt.step(np.ones((4, 3)))
+        fastopt.Adagrad(q, rowwise=rowwise, initial_accumulator_value=0.5).step(np.ones((4, 3)))
+        assert same_bits(p, q) and opt.state[0]["sum"].shape == ((4,) if rowwise else (4, 3))
 
 
 def test_rowwise_adagrad_zeroes_and_copies_gradients_like_any_other():

@@ -253,6 +253,51 @@ def test_micro_batches_are_scaled_zeroed_and_skipped():
     assert (p == -4.5).all()
 
 
+@pytest.mark.parametrize(
+    "bad", [{"max_norm": -1.0}, {"clip_value": float("nan")}, {"zero_grad": 1}, {"grad_scale": "2"}]
+)
+def test_a_step_that_fails_adds_nothing_to_a_micro_batch(bad):
+    p = np.zeros(3)
+    opt = fastopt.SGD(p, lr=1.0, accumulate=2)
+    for k in range(4):
+        with pytest.raises((ValueError, TypeError)):
+            opt.step(np.full(3, 100.0), **bad)
+        opt.groups[0]["lr"] = lambda step: -1.0
+        with pytest.raises(ValueError, match="lr: "):
+            opt.step(np.full(3, 100.0))
+        opt.groups[0]["lr"] = 1.0
+        opt.step(np.ones(3))
+        assert opt.steps == (k + 1) // 2 and (p == -opt.steps).all()
+
+
+def test_a_rule_may_change_between_micro_batches():
+    p = np.zeros(3)
+    opt = fastopt.SGD(p, lr=1.0, accumulate=2)
+    opt.step(np.ones(3))
+    opt.groups[0]["momentum"] = 0.5
+    for _ in range(3):
+        opt.step(np.ones(3))
+    assert opt.steps == 2 and (p == -2.5).all()
+
+
+def test_micro_batches_do_not_zero_what_is_trained():
+    p, q = np.ones(3), np.ones(3)
+    opt = fastopt.SGD([p, q], lr=1.0, momentum=0.9, accumulate=2)
+    for inside in (p, opt.state[1]["momentum_buffer"]):
+        with pytest.raises(ValueError, match=r"grads\[1\]: zero_grad=True, but the array shares memory"):
+            opt.step([np.ones(3), inside], zero_grad=True)
+    opt.step([p, q]), opt.step([p, q])
+    assert opt.steps == 1 and (p == 0).all() and (q == 0).all()
+
+
+def test_more_micro_batches_than_a_step_takes_are_refused():
+    opt, other = (fastopt.SGD(np.zeros(3), accumulate=k) for k in (5, 3))
+    for _ in range(3):
+        opt.step(np.ones(3))
+    with pytest.raises(ValueError, match=r"\['micro_batches'\]: expected less than accumulate=3, got 3"):
+        other.load_state_dict(opt.state_dict())
+
+
 def test_a_group_may_be_added_between_micro_batches():
     p, q = np.zeros(3), np.zeros(2)
     opt = fastopt.SGD(p, lr=1.0, accumulate=2)

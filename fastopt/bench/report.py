@@ -172,7 +172,7 @@ def _row(run: Run, title: str, cells: Iterable[str | None]) -> str:
 
 
 def microseconds(seconds: float) -> str:
-    return short(seconds * 1e6)
+    return short(seconds * 1e6) if seconds < 1.0 else f"{seconds * 1e6:.2e}".replace("e+0", "e")
 
 
 def short(value: float) -> str:

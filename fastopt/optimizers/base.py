@@ -274,7 +274,7 @@ class Optimizer:
             for name, array in state.items():
                 old = old_state[k].get(name) if k < len(old_state) else None
                 start = self.initial(name, h)
-                if old is not None:
+                if old is not None and old.shape == array.shape:
                     array[...] = old
                 elif start:
                     array[...] = start
@@ -330,12 +330,17 @@ class Optimizer:
         if "accumulated" in self._kept:
             self._accumulator = Accumulator(
                 self._shape, places, self._kept["accumulated"], self._micro_batches,
-                "dense" if self.sparse == "dense" else "", self._accumulator,
+                "dense" if self.sparse == "dense" else "", self._written(), self._accumulator,
             )
         self._prepared = self._transform is not None or any(job.array is not None for job in self._jobs)
         self._staged = (
             self._prepared or bool(self.NUMBERS) or any(rowwise) or self._accumulator is not None
         )
+
+    def _written(self) -> list[Array]:
+        """All that a step writes, but for what is accumulated."""
+        kept = [array for name, arrays in self._kept.items() if name != "accumulated" for array in arrays]
+        return [*self._arrays, *(array for state in self.state for array in state.values()), *kept]
 
     def _flavor(self, job: Job) -> str:
         """What rows of a gradient mean to a job; "" if its arrays must be stepped as a whole."""
@@ -433,20 +438,13 @@ class Optimizer:
         TypeError, ValueError
             If a gradient does not fit its parameter; nothing has been changed then.
         """
-        if self._accumulator is not None:
-            if not self._accumulate(self._accumulator, grads, grad_scale, zero_grad):
-                return
-            grads, grad_scale, zero_grad = self._accumulated(), None, True
         t = self._set_scalars()
         plain = max_norm is clip_value is grad_scale is None
         if plain and not (zero_grad or self.skip_nonfinite or self._staged):
             self._table.step(grads)
+            self._steps = t
         elif self._step_shaped(grads, max_norm, clip_value, grad_scale, zero_grad):
-            self.skipped_steps += 1
-            if self._accumulator is not None:
-                self._accumulator.clear()
-            return
-        self._steps = t
+            self._steps = t
 
     def step_rows(
         self, param: AnyArray | int, rows: ArrayLike, grads: Array, **options: Unpack[StepOptions],
@@ -544,39 +542,30 @@ class Optimizer:
         self, grads: Gradients, max_norm: Number | None, clip_value: Number | None, grad_scale: Number | None,
         zero_grad: bool,
     ) -> bool:
-        """A step with all its options; True if it was skipped."""
+        """A step with all its options; False if more micro-batches are to come, or if it was skipped."""
         if not isinstance(zero_grad, bool):
             raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
+        scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
+        clip = math.inf if clip_value is None else check_number("clip_value", clip_value)
+        largest = math.inf if max_norm is None else check_number("max_norm", max_norm)
+        if self._accumulator is not None:
+            if not self._accumulator.add(grads, scale, zero_grad):
+                return False
+            grads, scale, zero_grad = _assemble(self._shape, self._kept["accumulated"]), 1.0, True
         norm = self._table.step_shaped(
-            grads,
-            1.0 if grad_scale is None else check_number("grad_scale", grad_scale),
-            math.inf if clip_value is None else check_number("clip_value", clip_value),
-            math.inf if max_norm is None else check_number("max_norm", max_norm),
-            zero_grad,
-            max_norm is not None,
-            self.skip_nonfinite,
+            grads, scale, clip, largest, zero_grad, max_norm is not None, self.skip_nonfinite,
             self._prepare if self._prepared else None,
         )
         if norm is None:
-            return True
+            self.skipped_steps += 1
+            if self._accumulator is not None:
+                self._accumulator.clear()
+            return False
         for group in self.groups:
             group.numbers = group.coming
         if max_norm is not None:
             self.grad_norm = norm
-        return False
-
-    def _accumulate(
-        self, accumulator: Accumulator, grads: Gradients, grad_scale: Number | None, zero_grad: bool,
-    ) -> bool:
-        """Take the gradients of a micro-batch; True if a step is due."""
-        self._refuse_swapped("step")
-        if not isinstance(zero_grad, bool):
-            raise TypeError(f"zero_grad: expected True or False, got {type(zero_grad).__name__}")
-        scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
-        return accumulator.add(grads, scale, zero_grad)
-
-    def _accumulated(self) -> Any:
-        return _assemble(self._shape, self._kept["accumulated"])
+        return True
 
     def _prepare(self) -> None:
         prepare(
@@ -591,6 +580,9 @@ class Optimizer:
     @steps.setter
     def steps(self, value: int) -> None:
         self._steps = check_steps("steps", value)
+        for group in self.groups:
+            group.start = min(group.start, self._steps)
+        self._stale.raised = self._stale.changed = True
 
     # --- The average of the parameters -----------------------------------------------------------
 
@@ -614,7 +606,9 @@ class Optimizer:
 
     def _refuse_swapped(self, what: str) -> None:
         if self._swapped:
-            raise RuntimeError(f"{what}: not inside of swapped_ema, where the parameters are averages")
+            raise RuntimeError(
+                f"{what}: not inside of swapped_ema or averaged, where the parameters are averages"
+            )
 
     def _mark_swapped(self, swapped: bool) -> None:
         self._swapped = swapped
@@ -716,6 +710,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the parameters come along, the addresses do not."""
+        self._refuse_swapped("copying")
         self.catch_up()
         left = ("_table", "_arrays", "_shape", "_places", "_group_of", "_jobs", "_transform")
         state = {name: value for name, value in self.__dict__.items() if name not in left}

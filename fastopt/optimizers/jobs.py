@@ -6,6 +6,8 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fastopt import _dispatch
 from fastopt.optimizers.groups import Hyperparameters
 
@@ -55,6 +57,7 @@ def kernel_of(kind: type[Optimizer], rule: str) -> str:
     return "along" if rule in kind.DIRECTED else rule
 
 
+@np.errstate(all="ignore")     # as in the kernels: what overflows is a number like any other
 def prepare(
     kind: type[Optimizer], table: Table, jobs: Sequence[Job], job_of: list[int], steps: int,
     arrays: list[Array], state: Sequence[Mapping[str, Array]], transform: Transform | None = None,

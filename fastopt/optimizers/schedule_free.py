@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class _ScheduleFree(Optimizer):
     """What the schedule-free rules share: the weights of the average, and the way to see it."""
 
-    NUMBERS: Numbers = {"lr_max": 0.0, "weight_sum": 0.0}
+    NUMBERS: Numbers = {"lr_max": 0.0, "weight_sum": 0.0, "momentum": 1.0}
 
     @staticmethod
     def check(h: Hyperparameters) -> None:
@@ -29,7 +29,8 @@ class _ScheduleFree(Optimizer):
     @staticmethod
     def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
         lr_max = max(numbers["lr_max"], _warmed(h, t))
-        return {"lr_max": lr_max, "weight_sum": numbers["weight_sum"] + _weight(h, t, lr_max)}
+        weight_sum = numbers["weight_sum"] + _weight(h, t, lr_max)
+        return {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": _momentum(h)}
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -57,9 +58,9 @@ class _ScheduleFree(Optimizer):
 
     def _average(self) -> None:
         for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
-            group = self.groups[self._group_of[k]]
-            if self._steps > group.start:
-                array += array.dtype.type(1.0 - 1.0 / _momentum(group.now)) * (state["z"] - array)
+            momentum = self.groups[self._group_of[k]].numbers["momentum"]
+            if momentum < 1.0:      # else there has been no step, and so no average
+                array += array.dtype.type(1.0 - 1.0 / momentum) * (state["z"] - array)
 
 
 class SGDScheduleFree(_ScheduleFree):

@@ -6,13 +6,13 @@ import copy
 import itertools
 import math
 from collections.abc import Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt._runtime import address
-from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, check_number, is_schedule
+from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, is_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -151,13 +151,16 @@ def _check_arrays(optimizer: Optimizer, saved: Any, rules: list[str], begun: lis
         for k, array in enumerate(found):
             check_like(f"state_dict['{name}'][{k}]", array, params[k].dtype, params[k].shape)
     if "accumulated" in optimizer._kept:
-        check_steps("state_dict['micro_batches']", saved.get("micro_batches"))
+        name, most = "state_dict['micro_batches']", optimizer._micro_batches
+        if (count := check_steps(name, saved.get("micro_batches"))) >= most:
+            raise ValueError(f"{name}: expected less than accumulate={most}, got {count}")
 
 
 def check_numbers(name: str, found: Any, expected: Mapping[str, float]) -> None:
     _check_keys(name, found, expected)
     for n in expected:
-        check_number(f"{name}['{n}']", found[n], (-math.inf, math.inf))
+        if isinstance(found[n], bool) or not isinstance(found[n], Real):     # a NaN is one
+            raise TypeError(f"{name}['{n}']: expected a number, got {found[n]!r}")
 
 
 def stateful(group: Group) -> Iterator[tuple[str, Any]]:

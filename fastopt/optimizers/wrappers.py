@@ -62,7 +62,7 @@ class Accumulator:
 
     def __init__(
         self, shape: Shape, places: list[str], sums: list[Array], micro_batches: int, sparse: str,
-        before: Accumulator | None = None,
+        others: list[Array], before: Accumulator | None = None,
     ) -> None:
         self.sums: list[Array] = sums
         self.micro_batches: int = micro_batches
@@ -70,7 +70,7 @@ class Accumulator:
         kernels = _dispatch.kernels
         self._table = Table(
             kernels.KERNELS, shape, places, sums, [[] for _ in sums], [], [], [0] * len(sums),
-            [kernels.RULES["sgd"]], [sparse] * len(sums),
+            [kernels.RULES["sgd"]], [sparse] * len(sums), others=others,
         )
         self._table.set_group(0, False, 0.0, (-1.0 / micro_batches,))
 
