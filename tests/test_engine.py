@@ -88,7 +88,8 @@ def test_a_step_allocates_nothing(options):
         gc.enable()
     # some Python floats live for the length of a step; one array would be 0.5 kB and more
     assert peak - before < 1000
-    assert after - before < 200
+    # and Python keeps a few, for a while: larger ones without its lock
+    assert after - before < 400
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="these live forever, and their counts say nothing")
