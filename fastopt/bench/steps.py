@@ -649,7 +649,7 @@ def _numba_clip(parallel: bool) -> tuple[Callable[[F32], np.float32], Loop]:
     from numba import prange
 
     @_compile(parallel)
-    def squares(g: F32) -> np.float32:
+    def squares(g: F32) -> Any:     # float32: NumPy's types of an element differ between its versions
         total = np.float32(0)
         for i in prange(g.size):
             total += g[i] * g[i]
