@@ -324,10 +324,15 @@ def _grid(head: list[str], rows: list[list[str]]) -> str:
 
 RULE_HEAD = ("rule", "streams", "bytes", "limit", "fastopt", "ratio", "torch", "mode", "gain")
 RULE_WIDTHS = (25, 8, 6, 7, 8, 6, 7, 8, 5)
+RULES_CAPTION = (
+    "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, a "
+    "parameter; limit: these streams with next to no arithmetic; ratio: fastopt's time over the "
+    "limit's; torch: the fastest of its modes for the rule; gain: its time over fastopt's."
+)
 
 
 def _rules_table(run: Run, details: bool) -> str:
-    lines = _wrapped(_rules_caption(run))
+    lines = _wrapped(RULES_CAPTION)
     for heading, works, threads in _rules_parts(run):
         lines += ["", heading, "", _rules_row(RULE_HEAD)]
         for work in works:
@@ -341,7 +346,7 @@ def _rules_table(run: Run, details: bool) -> str:
 
 
 def _rules_markdown(run: Run) -> str:
-    parts = [_facts(run), _rules_caption(run)]
+    parts = [_facts(run), RULES_CAPTION]
     for heading, works, threads in _rules_parts(run):
         rows = [
             [*_rule_cells(work, *_rule_results(run, work, threads)), _gain_over_default(run, work, threads)]
@@ -351,14 +356,6 @@ def _rules_markdown(run: Run) -> str:
     parts.append("Over default: time of torch without an argument, one tensor at a time, over fastopt's.")
     parts.append(_bullets(notes(run)))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _rules_caption(run: Run) -> str:
-    return (
-        "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, a "
-        "parameter; limit: these streams with next to no arithmetic; ratio: fastopt's time over the "
-        "limit's; torch: the fastest of its modes for the rule; gain: its time over fastopt's."
-    )
 
 
 def _rules_parts(run: Run) -> Iterator[tuple[str, list[dict[str, Any]], int]]:
