@@ -35,7 +35,7 @@ def typing(session):
     session.install("-e", ".[test]", "--group", "typing")  # in place, as mypy reads the source folder
     session.run("mypy")
     options = ["--mypy-config-file", "pyproject.toml", "--allowlist", "tools/stubtest.txt"]
-    stubbed = [f"fastopt.{stub.stem}" for stub in Path("fastopt").glob("*.pyi")]
+    stubbed = [".".join(stub.with_suffix("").parts) for stub in Path("fastopt").rglob("*.pyi")]
     session.run("python", "-m", "mypy.stubtest", *options, *stubbed)
     session.run("pytest", "tests/test_typing.py")
     session.run("pyright")

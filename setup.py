@@ -53,8 +53,8 @@ elif PLATFORM.startswith("macosx"):
         for isa in ("base", "v3")
     }
 
-# Modules that have the loops over arrays.
-COMPILED = ("kernels", "layers")
+# Modules with loops over arrays, which are compiled once per instruction set.
+COMPILED = {"kernels": "fastopt/_core/kernels", "layers": "fastopt/nn/_core/layers"}
 
 # Symbols and debugging information would be half of a module; `build_ext --debug` keeps them.
 STRIP = {"linux": ["-Wl,--strip-all"], "darwin": ["-Wl,-x"]}
@@ -67,16 +67,17 @@ LIMITED = not sysconfig.get_config_var("Py_GIL_DISABLED")
 MACROS = [("Py_LIMITED_API", f"0x03{OLDEST:02X}0000")] if LIMITED else []
 
 
-def extension(name, source, c_sources=(), isa="base"):
+def extension(path, c_sources=(), isa=None):
+    """The extension module of ``path + ".pyx"``; `isa` is appended to its name if given."""
     result = Extension(
-        f"fastopt.{name}",
-        [f"fastopt/{source}", *(f"csrc/{c}" for c in c_sources)],
+        path.replace("/", ".") + (f"_{isa}" if isa else ""),
+        [f"{path}.pyx", *(f"csrc/{c}" for c in c_sources)],
         include_dirs=["csrc"],
-        depends=["setup.py", *map(str, Path("csrc").glob("*.h")), *map(str, Path("fastopt").glob("*.pxd"))],
+        depends=["setup.py", *map(str, Path("csrc").glob("*.h")), *map(str, Path("fastopt").rglob("*.pxd"))],
         define_macros=MACROS,
         py_limited_api=LIMITED,
     )
-    result.isa = isa
+    result.isa = isa or "base"
     return result
 
 
@@ -125,12 +126,12 @@ class BuildExt(build_ext):
 if __name__ == "__main__":
     setup(
         ext_modules=[
-            extension("_runtime", "_runtime.pyx", ["fo_cpu.c", "fo_pool.c"]),
-            extension("_math", "_math.pyx"),
-            extension("_rows", "_rows.pyx"),
-            extension("_spans", "_spans.pyx"),
-            extension("_net", "_net.pyx"),
-            *(extension(f"_{name}_{isa}", f"_{name}.pyx", isa=isa) for name in COMPILED for isa in ISAS),
+            extension("fastopt/_core/runtime", ["fo_cpu.c", "fo_pool.c"]),
+            extension("fastopt/_core/scalar_math"),
+            extension("fastopt/_core/rows"),
+            extension("fastopt/_core/step_table"),
+            extension("fastopt/nn/_core/net"),
+            *(extension(path, isa=isa) for path in COMPILED.values() for isa in ISAS),
         ],
         cmdclass={"build_ext": BuildExt},
         options={

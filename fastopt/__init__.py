@@ -1,82 +1,39 @@
-"""fastopt: the optimizer step as one pass over memory, and a NumPy MLP trainer on top."""
+"""fastopt: the optimizer step as one pass over memory, and a NumPy MLP trainer."""
 
-from fastopt import callbacks, functional, interop, reference, schedules, solver
-from fastopt._rows import Rows
-from fastopt._threads import get_num_threads, set_num_threads, show_config
-from fastopt._version import __version__
-from fastopt.nn import MLP, Callback, History, Trainer, lr_find
-from fastopt.optimizers import (
-    ADOPT,
-    ASGD,
-    FTRL,
-    LAMB,
-    LARS,
-    SGD,
-    AdaBelief,
-    Adadelta,
-    Adafactor,
-    Adagrad,
-    Adam,
-    Adamax,
-    AdamW,
-    AdamWScheduleFree,
-    Adan,
-    AdEMAMix,
-    Lion,
-    Muon,
-    NAdam,
-    Optimizer,
-    Prodigy,
-    RAdam,
-    RMSprop,
-    Rprop,
-    SGDScheduleFree,
-    SignSGD,
-    Yogi,
-)
+from importlib import import_module as _import_module
 
-__all__ = [
-    "ADOPT",
-    "ASGD",
-    "FTRL",
-    "LAMB",
-    "LARS",
-    "MLP",
-    "SGD",
-    "AdEMAMix",
-    "AdaBelief",
-    "Adadelta",
-    "Adafactor",
-    "Adagrad",
-    "Adam",
-    "AdamW",
-    "AdamWScheduleFree",
-    "Adamax",
-    "Adan",
-    "Callback",
-    "History",
-    "Lion",
-    "Muon",
-    "NAdam",
-    "Optimizer",
-    "Prodigy",
-    "RAdam",
-    "RMSprop",
-    "Rows",
-    "Rprop",
-    "SGDScheduleFree",
-    "SignSGD",
-    "Trainer",
-    "Yogi",
-    "__version__",
-    "callbacks",
-    "functional",
-    "get_num_threads",
-    "interop",
-    "lr_find",
-    "reference",
-    "schedules",
-    "set_num_threads",
-    "show_config",
-    "solver",
-]
+from fastopt._core import dispatch, threads  # noqa: F401  (a wrong environment variable fails here)
+from fastopt._version import __version__ as __version__
+
+# Public names by module. Each is imported when it is first used: a script that takes one optimizer need not
+# wait for the trainer. `__init__.pyi` says the same to type checkers; a test compares the two.
+_NAMES = {
+    "fastopt._config": ("show_config",),
+    "fastopt._core.rows": ("Rows",),
+    "fastopt._core.threads": ("get_num_threads", "set_num_threads"),
+    "fastopt.nn": ("MLP", "Callback", "History", "Trainer", "lr_find"),
+    "fastopt.optimizers": (
+        "ADOPT", "ASGD", "FTRL", "LAMB", "LARS", "SGD", "AdEMAMix", "AdaBelief", "Adadelta", "Adafactor",
+        "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "Adan", "Lion", "Muon", "NAdam",
+        "Optimizer", "Prodigy", "RAdam", "RMSprop", "Rprop", "SGDScheduleFree", "SignSGD", "Yogi",
+    ),
+}  # fmt: skip
+_SUBMODULES = ("callbacks", "functional", "interop", "reference", "schedules", "solver")
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted([*_MODULE_OF, *_SUBMODULES, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
+        value = getattr(_import_module(_MODULE_OF[name]), name)
+    elif name in (*_SUBMODULES, "nn", "optimizers"):
+        value = _import_module(f"fastopt.{name}")
+    else:
+        raise AttributeError(f"module 'fastopt' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import _dispatch, optimizers
-from fastopt._spans import Table
-from fastopt._tree import flatten
+from fastopt import optimizers
+from fastopt._core import dispatch
+from fastopt._core.pytree import flatten
+from fastopt._core.step_table import Table
 from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, evaluate, is_schedule
 from fastopt.optimizers.jobs import Job, kernel_of, prepare
 from fastopt.optimizers.state import check_like, check_numbers, check_steps
@@ -28,7 +29,7 @@ from fastopt.optimizers.state import check_like, check_numbers, check_steps
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._types import Adjustment, Array, Dialect
+    from fastopt._core.typing import Adjustment, Array, Dialect
     from fastopt.optimizers.base import Optimizer
 
 __all__ = [
@@ -1085,7 +1086,7 @@ def _update(
     for (name, array), shape in zip(arrays.items(), optimizer.layout(rule, p).values(), strict=True):
         check_like(name, array, p.dtype, shape)
     job = _make_job(optimizer, rule, step, numbers, hyperparameters)
-    h, kernels = job.look(), _dispatch.kernels
+    h, kernels = job.look(), dispatch.kernels
     table = Table(
         kernels.KERNELS, 0, ["g"], [p], [list(arrays.values())], [], [], [0],
         [kernels.RULES[kernel_of(optimizer, rule)]],

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from fastopt import optimizers
-from fastopt._tree import DTYPES, item
+from fastopt._core.pytree import DTYPES, item
 from fastopt.optimizers import Optimizer
 from fastopt.optimizers.groups import Group, Hyperparameters
 

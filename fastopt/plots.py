@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray, Array
+    from fastopt._core.typing import AnyArray, Array
     from fastopt.nn import History
     from fastopt.nn.lr_find import LRFind
     from fastopt.surfaces import Surface

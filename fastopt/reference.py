@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt._math import log, power
+from fastopt._core.scalar_math import log, power
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from fastopt._types import Adjustment, Array, Dialect
+    from fastopt._core.typing import Adjustment, Array, Dialect
 
     # To the dtype of the parameters.
     Rounding: TypeAlias = Callable[[float], np.floating[Any]]

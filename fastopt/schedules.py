@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, cast
 
-from fastopt._checks import whole
+from fastopt._core.validation import check_int
 
 __all__ = [
     "SWA",
@@ -702,11 +702,11 @@ def _fraction(name: str, value: Any) -> float:
 
 
 def _whole(name: str, value: Any) -> int:
-    return whole(name, value, 0)
+    return check_int(name, value, 0)
 
 
 def _count(name: str, value: Any) -> int:
-    return whole(name, value, 1)
+    return check_int(name, value, 1)
 
 
 def _milestones(name: str, value: Any) -> tuple[int, ...]:

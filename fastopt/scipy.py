@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from fastopt._checks import real, whole
+from fastopt._core.validation import check_float, check_int
 from fastopt.optimizers import BY_NAME, arguments_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
     from fastopt.optimizers.base import Optimizer
 
 try:
@@ -91,15 +91,15 @@ class _Settings:
     tol: float | None = None
 
     def __post_init__(self) -> None:
-        self.maxiter = whole("maxiter", self.maxiter, 0)
-        self.patience = whole("patience", self.patience, 1)
+        self.maxiter = check_int("maxiter", self.maxiter, 0)
+        self.patience = check_int("patience", self.patience, 1)
         step = self.finite_diff_rel_step
         if step is not None and not np.all(np.asarray(step) > 0.0):
             raise ValueError(f"finite_diff_rel_step: expected positive numbers, got {step!r}")
         if self.gtol is None:
             self.gtol = 1e-5 if self.tol is None else self.tol
         for name in ("gtol", "ftol", "xtol"):
-            value = real(name, getattr(self, name))
+            value = check_float(name, getattr(self, name))
             if value < 0.0:
                 raise ValueError(f"{name}: expected a number from 0 on, got {value!r}")
             setattr(self, name, value)

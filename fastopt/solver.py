@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import functional
-from fastopt._checks import samples, whole
-from fastopt._tree import flatten
+from fastopt._core.pytree import flatten
+from fastopt._core.validation import check_int, check_X_y
 from fastopt.nn.metrics import accuracy
 from fastopt.nn.trainer import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import SupportsFloat, TypeAlias, TypeVar
 
-    from fastopt._types import AnyArray, Listing, Scalar
+    from fastopt._core.typing import AnyArray, SequenceNotStr
     from fastopt.nn.typing import Net
     from fastopt.optimizers import Optimizer
 
     Network = TypeVar("Network", bound=Net)
-    Layers: TypeAlias = Listing[Listing[AnyArray]]
+    Layers: TypeAlias = SequenceNotStr[SequenceNotStr[AnyArray]]
     TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[SupportsFloat, Layers]]
 
 __all__ = [
@@ -105,8 +105,8 @@ def get_minibatches(
     >>> [X_batch.shape for X_batch, y_batch in batches]
     [(4, 8, 8), (4, 8, 8), (2, 8, 8)]
     """
-    X, y = samples("X", X, "y", y)
-    return list(_minibatches(X, y, whole("minibatch_size", minibatch_size, 1)))
+    X, y = check_X_y("X", X, "y", y)
+    return list(_minibatches(X, y, check_int("minibatch_size", minibatch_size, 1)))
 
 
 # --- one step -----------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def adam_update(
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article gives no
     function for this step, but writes it out in the loop.
     """
-    whole("t", t, 1)
+    check_int("t", t, 1)
     columns = _columns(params, grads, velocity=velocity, cache=cache)
     if any(np.may_share_memory(v, c) for _, _, v, c in columns):
         raise ValueError("cache: expected arrays of its own, got one that velocity has as well")
@@ -293,7 +293,7 @@ def sgd(
     y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: Scalar,
+    learning_rate: FloatOrSchedule,
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
@@ -345,8 +345,8 @@ def sgd_momentum(
     y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: Scalar,
-    mu: Scalar = 0.9,
+    learning_rate: FloatOrSchedule,
+    mu: FloatOrSchedule = 0.9,
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
@@ -399,7 +399,7 @@ def adagrad(
     y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: Scalar,
+    learning_rate: FloatOrSchedule,
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
@@ -420,7 +420,7 @@ def rmsprop(
     y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: Scalar,
+    learning_rate: FloatOrSchedule,
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
@@ -445,7 +445,7 @@ def adam(
     y_train: AnyArray,
     minibatch_size: int,
     epoch: int,
-    learning_rate: Scalar,
+    learning_rate: FloatOrSchedule,
     verbose: bool = True,
     X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
@@ -478,10 +478,10 @@ def _train(
     train_step: TrainStep | None = None,
 ) -> Network:
     """The one training loop; `train_step` stands in for the network's own where it is given."""
-    train = samples("X_train", X_train, "y_train", y_train)
+    train = check_X_y("X_train", X_train, "y_train", y_train)
     test = _optional_samples("X_test", X_test, "y_test", y_test)
-    minibatch_size = whole("minibatch_size", minibatch_size, 1)
-    epoch = whole("epoch", epoch, 0)
+    minibatch_size = check_int("minibatch_size", minibatch_size, 1)
+    epoch = check_int("epoch", epoch, 0)
     train_step = train_step or nnet.train_step
     backwards = getattr(nnet, "grads_reversed", True)
     for number in range(1, epoch + 1):
@@ -495,7 +495,7 @@ def _train(
     return nnet
 
 
-def _look_ahead(nnet: Net, optimizer: Optimizer, mu: Scalar) -> TrainStep:
+def _look_ahead(nnet: Net, optimizer: Optimizer, mu: FloatOrSchedule) -> TrainStep:
     """`nnet.train_step`, taken at ``p - mu * v`` and leaving the parameters as they were."""
     params = flatten(nnet.params)[1]
     kept = [np.empty_like(p) for p in params]
@@ -602,4 +602,4 @@ def _optional_samples(
     for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):
         if values is None:
             raise ValueError(f"{name}: expected an array, as {other} came, got None")
-    return samples(X_name, X, y_name, y)
+    return check_X_y(X_name, X, y_name, y)

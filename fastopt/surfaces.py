@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt._checks import real, whole
+from fastopt._core.validation import check_float, check_int
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
     from fastopt.optimizers.base import Optimizer
 
 __all__ = ["RATES", "SURFACES", "Surface", "descend", "find_rate"]
@@ -110,8 +110,8 @@ def descend(
     TypeError, ValueError
         If `steps` or `start` are not as described.
     """
-    steps = whole("steps", surface.steps if steps is None else steps, 0)
-    point = np.array([real("start", value) for value in (surface.start if start is None else start)])
+    steps = check_int("steps", surface.steps if steps is None else steps, 0)
+    point = np.array([check_float("start", value) for value in (surface.start if start is None else start)])
     if point.shape != (2,):
         raise ValueError(f"start: expected two numbers, got {start!r}")
     opt, path = make(point), [point.copy()]

@@ -8,27 +8,28 @@ import os
 import pytest
 
 import fastopt
-from fastopt import _dispatch, _runtime
+from fastopt._core import dispatch, runtime
+from fastopt.nn._core import dispatch as nn_dispatch
 
 # Interpreters that a test starts take the fastopt under test, not the source in the current folder.
 os.environ["PYTHONSAFEPATH"] = "1"
 
 
-@pytest.fixture(params=_dispatch.runnable())
+@pytest.fixture(params=dispatch.runnable())
 def isa(request, monkeypatch):
     """Run the test on what is compiled for one instruction set."""
-    for name in ("kernels", "layers"):
-        monkeypatch.setattr(_dispatch, name, _dispatch.load(name, request.param))
+    for module, package in ((dispatch, "fastopt._core.kernels"), (nn_dispatch, "fastopt.nn._core.layers")):
+        monkeypatch.setattr(module, package.rpartition(".")[2], dispatch.load(package, request.param))
     return request.param
 
 
 @pytest.fixture
 def threads():
     """`set_num_threads`, undone after the test; workers are woken for steps of any length."""
-    before, waking = fastopt.get_num_threads(), _runtime.set_waking(0)
+    before, waking = fastopt.get_num_threads(), runtime.set_waking(0)
     yield fastopt.set_num_threads
     fastopt.set_num_threads(before)
-    _runtime.set_waking(waking)
+    runtime.set_waking(waking)
 
 
 # Libraries in double precision, for tests of parity: skipped where they are not installed.

@@ -1,4 +1,4 @@
-"""The functions that `_layers.pyx` exports, called through ctypes on NumPy arrays: one by one, or all."""
+"""The functions that `layers.pyx` exports, called through ctypes on NumPy arrays: one by one, or all."""
 
 import ctypes
 import itertools
@@ -23,7 +23,7 @@ class Mask(ctypes.Structure):
 
 BLOCK, CRITERION, MASK = map(ctypes.POINTER, (Block, Criterion, Mask))
 
-# In the order of `Layers` in `_layer.pxd`: what is returned, then what is taken.
+# In the order of `Layers` in `layer.pxd`: what is returned, then what is taken.
 SIGNATURES = {
     "forward": (None, c_int, BLOCK, c_void_p, c_void_p, c_void_p),
     "backward": (None, c_int, BLOCK, c_void_p, c_void_p, c_void_p),

@@ -1,5 +1,6 @@
 """What an installation promises: one version, one instruction set, no needless imports, the environment."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fastopt
-from fastopt import _dispatch
+from fastopt._core import dispatch
 
 EXTRAS = ("tqdm", "matplotlib", "pandas", "scipy", "sklearn", "torch")
 
@@ -76,6 +77,16 @@ def test_public_names_are_there_and_documented():
         assert getattr(fastopt, name).__doc__, name
 
 
+def test_type_checkers_see_the_public_names():
+    stub = ast.parse((Path(fastopt.__file__).with_suffix(".pyi")).read_text(encoding="utf-8"))
+    declared = [
+        (node.module, alias.name) for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    expected = [(module, name) for name, module in fastopt._MODULE_OF.items()]
+    expected += [("fastopt", name) for name in fastopt._SUBMODULES] + [("fastopt._version", "__version__")]
+    assert sorted(declared) == sorted(expected)
+
+
 @pytest.mark.parametrize("package, name", [("fastopt", "py.typed"), ("fastopt.nn", "digits.npz")])
 def test_data_files_are_installed(package, name):
     assert resources.files(package).joinpath(name).is_file()
@@ -97,11 +108,11 @@ def test_import_leaves_the_lock_off():
     assert output(f"import warnings; warnings.simplefilter('error'); {code}") == "False"
 
 
-@pytest.mark.parametrize("isa", ["", *_dispatch.runnable()])
+@pytest.mark.parametrize("isa", ["", *dispatch.runnable()])
 def test_only_the_chosen_kernels_are_imported(isa):
-    compiled = ("fastopt._kernels_", "fastopt._layers_")
-    code = f"import sys, fastopt; print([m for m in sys.modules if m.startswith({compiled})])"
-    chosen = isa or _dispatch.runnable()[-1]
+    compiled = ("fastopt._core.kernels_", "fastopt.nn._core.layers_")
+    code = f"import sys, fastopt.nn; print([m for m in sys.modules if m.startswith({compiled})])"
+    chosen = isa or dispatch.runnable()[-1]
     assert output(code, FASTOPT_ISA=isa) == str([name + chosen for name in compiled])
 
 
@@ -112,30 +123,30 @@ import importlib.util, sys, types
 bare = types.ModuleType("fastopt")
 bare.__path__ = importlib.util.find_spec("fastopt").submodule_search_locations
 sys.modules["fastopt"] = bare
-from fastopt import _runtime
+from fastopt._core import runtime
 
-assert _runtime.cpu_level() >= {level}
-_runtime.cpu_level = lambda: {level}
+assert runtime.cpu_level() >= {level}
+runtime.cpu_level = lambda: {level}
 del sys.modules["fastopt"]
-import fastopt
-print([m for m in sys.modules if m.startswith(("fastopt._kernels_", "fastopt._layers_"))])
+import fastopt.nn
+print([m for m in sys.modules if m.startswith(("fastopt._core.kernels_", "fastopt.nn._core.layers_"))])
 """
 
 
-@pytest.mark.parametrize("isa", _dispatch.runnable())
+@pytest.mark.parametrize("isa", dispatch.runnable())
 def test_what_the_processor_lacks_is_never_imported(isa):
-    code = LESSER.format(level=_dispatch._LEVELS[isa])
-    assert output(code) == str([f"fastopt._kernels_{isa}", f"fastopt._layers_{isa}"])
+    code = LESSER.format(level=dispatch._LEVELS[isa])
+    assert output(code) == str([f"fastopt._core.kernels_{isa}", f"fastopt.nn._core.layers_{isa}"])
     assert output(code, FASTOPT_ISA=isa) == output(code)
-    for more in set(_dispatch.runnable()) - {"base", isa}:
-        if _dispatch._LEVELS[more] > _dispatch._LEVELS[isa]:
+    for more in set(dispatch.runnable()) - {"base", isa}:
+        if dispatch._LEVELS[more] > dispatch._LEVELS[isa]:
             assert f"ImportError: FASTOPT_ISA={more}" in python(code, FASTOPT_ISA=more).stderr
 
 
 def test_every_instruction_set_gives_the_same_bits():
     expected = output(STEPS)
     assert len(expected) == 64
-    for isa in _dispatch.runnable():
+    for isa in dispatch.runnable():
         assert output(STEPS, FASTOPT_ISA=isa) == expected, isa
 
 
@@ -148,7 +159,7 @@ def test_threads_do_not_change_the_bits(threads):
 def test_unknown_instruction_set_is_refused(isa):
     assert refusal(FASTOPT_ISA=isa) == (
         f"ImportError: FASTOPT_ISA={isa}: this machine and installation can run "
-        f"{', '.join(_dispatch.runnable())}"
+        f"{', '.join(dispatch.runnable())}"
     )
 
 

@@ -13,7 +13,7 @@ sum=94e97d623fec54385686e1e7ba65ebc9941748c05ee451423948334892bf2b50
 python=${PYTHON:-python}
 emulator=
 if [ "${EMULATE:-}" ] ||
-    ! "$python" -P -c "from fastopt import _dispatch; exit('v4' not in _dispatch.runnable())"; then
+    ! "$python" -P -c "from fastopt._core import dispatch; exit('v4' not in dispatch.runnable())"; then
     there=$(mktemp -d)
     trap 'rm -rf "$there"' EXIT
     curl --fail --location --silent --show-error --retry 3 --output "$there/sde.tar.xz" "$url"
@@ -22,4 +22,4 @@ if [ "${EMULATE:-}" ] ||
     emulator="$there/sde64 -skx --" # the first server processor that has x86-64-v4
 fi
 
-FASTOPT_ISA=v4 $emulator "$python" -P -m pytest -k v4 "$@" tests/test_rules.py tests/test_layers.py
+FASTOPT_ISA=v4 $emulator "$python" -P -m pytest -k v4 "$@" tests/core/test_rules.py tests/nn/test_layers.py

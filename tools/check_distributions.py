@@ -17,19 +17,21 @@ from pathlib import Path, PurePosixPath
 LARGEST_WHEEL = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib", ".dll"}
-STUBBED = ("_math", "_net", "_rows", "_runtime", "_spans")      # the others exist once an instruction set
+STUBBED = (
+    "_core/rows", "_core/runtime", "_core/scalar_math", "_core/step_table", "nn/_core/net",
+)  # the others exist once per instruction set
 IN_WHEEL = {
     "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",
     *(f"fastopt/{name}.pyi" for name in STUBBED),
 }
-IN_SOURCE = {"csrc", "tests", "tests/c", "docs", "examples", "benchmarks", "tools"}
+IN_SOURCE = {"csrc", "tests", "tests/core", "docs", "examples", "benchmarks", "tools"}
 
 
 # What a wheel may call itself: one for all Pythons from 3.11 or 3.12 on, or for one free-threaded Python.
 TAGS = re.compile(r"cp31[12]-abi3|(cp3\d+)-\1t")
 MODULE = {
-    "abi3": re.compile(r"fastopt/\w+(\.abi3\.so|\.pyd)"),
-    "free-threaded": re.compile(r"fastopt/\w+\.(cpython-3\d+t-[\w-]+\.so|cp3\d+t-\w+\.pyd)"),
+    "abi3": re.compile(r"fastopt/(nn/)?_core/\w+(\.abi3\.so|\.pyd)"),
+    "free-threaded": re.compile(r"fastopt/(nn/)?_core/\w+\.(cpython-3\d+t-[\w-]+\.so|cp3\d+t-\w+\.pyd)"),
 }
 
 
@@ -78,9 +80,9 @@ def module_faults(wheel, names):
     yield from (
         f"{wheel} has {name}, which is no module of its kind" for name in names if not module.fullmatch(name)
     )
-    expected = {f"_{name}_{isa}" for name in ("kernels", "layers") for isa in instruction_sets(platform)}
+    expected = {f"{name}_{isa}" for name in ("kernels", "layers") for isa in instruction_sets(platform)}
     found = {PurePosixPath(name).name.partition(".")[0] for name in names}
-    found = {name for name in found if name.startswith(("_kernels_", "_layers_"))}
+    found = {name for name in found if name.startswith(("kernels_", "layers_"))}
     yield from (f"{wheel} lacks {name}" for name in sorted(expected - found))
     yield from (f"{wheel} has {name}" for name in sorted(found - expected))
 

@@ -81,14 +81,15 @@ def measure(module, isa):
     """Narrowest loop, in bits, of every function and variant, for each dtype: a dict of dict of int."""
     with tempfile.TemporaryDirectory() as folder:
         source, assembly = Path(folder) / "module.c", Path(folder) / "module.s"
-        setup.translate(f"fastopt/_{module}.pyx", f"fastopt._{module}_{isa}", source)
+        path = setup.COMPILED[module]
+        setup.translate(f"{path}.pyx", f"{path.replace('/', '.')}_{isa}", source)
         loops = vectorized(source, assembly, isa)
         operations = list(arithmetic(assembly))
         lines = source.read_text().splitlines()
     table = {}
     for start, end in blocks(lines, "static ", 1, len(lines)):
         head = lines[start - 1]
-        function = re.search(rf"_{module}_{isa}_({'|'.join((*LOOPS[module], *LANES[module]))})\(", head)
+        function = re.search(rf"{module}_{isa}_({'|'.join((*LOOPS[module], *LANES[module]))})\(", head)
         if not function:
             continue
         variant = re.search(r"([A-Za-z]+)(?: const)? \*__pyx_v_(?:scalars|kind)\b", head)

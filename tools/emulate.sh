@@ -19,8 +19,8 @@ trap 'rm -rf "$build"' EXIT
 python=${PYTHON:-python3}
 suite=bookworm
 root=${ROOT:-$build/root}
-tests="tests/test_hashes.py tests/test_math.py tests/test_engine.py tests/test_rules.py tests/test_layers.py
-    tests/test_package.py tests/test_threads.py"
+tests="tests/core/test_hashes.py tests/core/test_math.py tests/core/test_engine.py tests/core/test_rules.py tests/nn/test_layers.py
+    tests/test_package.py tests/core/test_threads.py"
 
 # compile WORD=VALUE...: all modules, into $build/lib.
 compile() {
@@ -74,10 +74,10 @@ printf '== tests\n'
 export PYTHONPATH="$build/lib:$packages" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
 "$build/env/bin/python" -c '
 import platform, sys, numpy, fastopt
-from fastopt import _dispatch
+from fastopt._core import dispatch
 wide = [name for name in sys.modules if name.startswith("fastopt.") and name.endswith(("_v3", "_v4"))]
-print(platform.machine(), "Python", platform.python_version(), "NumPy", numpy.__version__, _dispatch.runnable())
-sys.exit(_dispatch.runnable() != ["base"] or wide != [])'
+print(platform.machine(), "Python", platform.python_version(), "NumPy", numpy.__version__, dispatch.runnable())
+sys.exit(dispatch.runnable() != ["base"] or wide != [])'
 # shellcheck disable=SC2086
 [ $# -gt 0 ] || set -- $tests
 "$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"

@@ -16,9 +16,9 @@ CC=${CC:-gcc}
 python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
-tests="tests/test_rules.py tests/test_engine.py tests/test_threads.py tests/test_bad_input.py
-    tests/test_optimizers.py tests/test_wrappers.py tests/test_matrix.py tests/test_mlp.py tests/test_layers.py
-    tests/test_sparse_rows.py"
+tests="tests/core/test_rules.py tests/core/test_engine.py tests/core/test_threads.py tests/optimizers/test_bad_input.py
+    tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py tests/optimizers/test_matrix.py tests/nn/test_mlp.py tests/nn/test_layers.py
+    tests/core/test_sparse_rows.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"
@@ -39,7 +39,7 @@ check_pool() {
     printf '== pool under -fsanitize=%s\n' "$1"
     # shellcheck disable=SC2046,SC2086
     "$CC" -std=gnu11 -O1 $(flags "$1") $warnings $wrap ${CFLAGS:-} \
-        tests/c/test_pool.c csrc/fo_pool.c -pthread -o "$build/test_pool"
+        tests/core/test_pool.c csrc/fo_pool.c -pthread -o "$build/test_pool"
     export ASAN_OPTIONS="$leaks"
     $fixed "$build/test_pool"
     $fixed "$build/test_pool" leave >"$build/log" || { cat "$build/log"; return 1; }
@@ -51,7 +51,7 @@ check_modules() {
     printf '== compiled modules under -fsanitize=%s\n' "$1"
     CC=$CC CFLAGS="$(flags "$1") ${CFLAGS:-}" LDFLAGS="-fsanitize=$1 ${LDFLAGS:-}" \
         "$python" setup.py --quiet build --debug --build-base "$build/$2" --build-lib "$build/$2/lib"
-    if grep -L "__${2#lib}_" "$build/$2"/lib/fastopt/*.so | grep .; then
+    if grep -L "__${2#lib}_" "$build/$2"/lib/fastopt/_core/*.so "$build/$2"/lib/fastopt/nn/_core/*.so | grep .; then
         echo "not instrumented" >&2
         return 1
     fi

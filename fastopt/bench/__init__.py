@@ -32,7 +32,7 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastopt._threads import get_num_threads
+from fastopt._core.threads import get_num_threads
 from fastopt.bench import report, rules, steps, training, worker
 
 if TYPE_CHECKING:

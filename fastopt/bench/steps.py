@@ -262,11 +262,11 @@ class FastOpt(Contender):
         if sys.path[0] != here:     # this very installation
             sys.path.insert(0, here)
         import fastopt
-        from fastopt import _dispatch
+        from fastopt._core import dispatch
 
         fastopt.set_num_threads(threads)
         self.fastopt = fastopt
-        self.version = f"fastopt {fastopt.__version__} ({_dispatch.isa})"
+        self.version = f"fastopt {fastopt.__version__} ({dispatch.isa})"
 
     def setup(self, work: Work) -> Steps:
         self.p, g = make_numbers(work)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from fastopt import bench
-from fastopt._threads import show_config
+from fastopt._config import show_config
 from fastopt._version import __version__
 from fastopt.cli import compare, config, lr_find, predict, train
 from fastopt.cli.options import Parser, UsageError

@@ -6,7 +6,7 @@ import json
 import tomllib
 from typing import TYPE_CHECKING, Any
 
-from fastopt._threads import config as versions
+from fastopt._config import config as versions
 from fastopt.cli.calls import what_is_known
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from fastopt.nn import MLP, data
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
 
 __all__ = ["Model", "load_model"]
 

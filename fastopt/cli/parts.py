@@ -14,7 +14,7 @@ from fastopt.nn import callbacks
 from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
 
 if TYPE_CHECKING:
-    from fastopt._types import AnyArray, Params, Scalar, Schedule
+    from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
     from fastopt.nn import Callback
     from fastopt.optimizers import Optimizer
 
@@ -102,7 +102,7 @@ def callback_calls(text: str) -> tuple[Call, ...]:
     return parse_calls(text, table)
 
 
-def make_optimizer(call: Call, params: Params, lr: Scalar, **options: Any) -> Optimizer:
+def make_optimizer(call: Call, params: Params, lr: FloatOrSchedule, **options: Any) -> Optimizer:
     """Return the optimizer that ``--optimizer`` names; None among the `options` is its own default."""
     rule, _, others = OPTIMIZERS[call.name]
     given = {name: value for name, value in options.items() if value is not None}
@@ -116,7 +116,7 @@ def averages(call: Call) -> bool:
     return hasattr(OPTIMIZERS[call.name][0], "averaged")
 
 
-def make_schedule(call: Call, lr: float, steps: int) -> Scalar:
+def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
     """Return the schedule that ``--lr-schedule`` names; a number where it is constant.
 
     Parameters

@@ -15,7 +15,7 @@ from fastopt.nn import data
 if TYPE_CHECKING:
     import argparse
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.cli.options import Parser
     from fastopt.nn import MLP
 

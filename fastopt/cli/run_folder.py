@@ -13,7 +13,7 @@ from fastopt import plots
 from fastopt.cli.files import same_file
 
 if TYPE_CHECKING:
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.nn import History
 
 __all__ = [

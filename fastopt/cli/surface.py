@@ -14,7 +14,7 @@ from fastopt.cli.calls import parse_calls
 from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
     from fastopt.cli.calls import Call
     from fastopt.cli.options import Parser
     from fastopt.optimizers import Optimizer

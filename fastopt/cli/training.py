@@ -16,7 +16,7 @@ from fastopt.optimizers import arguments_of
 if TYPE_CHECKING:
     import argparse
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.nn import History, Trainer
     from fastopt.nn.data import Dataset
 

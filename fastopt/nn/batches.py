@@ -97,7 +97,7 @@ class _Fed(Batches):
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         at_once = self._large and not options and isinstance(opt, Optimizer)
-        if at_once and opt.lends(self._net.params):
+        if at_once and opt._can_lease(self._net.params):
             return self._feed.step(self._order, begin, end - begin, opt)
         loss = self._feed.step(self._order, begin, end - begin)
         opt.step(self._feed.grads, **options)

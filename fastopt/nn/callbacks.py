@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 
-from fastopt._checks import real, whole
+from fastopt._core.validation import check_float, check_int
 from fastopt.nn.snapshot import load_tree, put_weights, replacing, save_tree, take_weights
 from fastopt.optimizers.groups import check_number, is_schedule
 from fastopt.schedules import ReduceOnPlateau
@@ -23,7 +23,7 @@ from fastopt.schedules import ReduceOnPlateau
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.nn.trainer import Trainer
     from fastopt.nn.typing import Logs, Mode
 
@@ -135,7 +135,7 @@ class _Monitor(_Remembering):
     def __init__(self, monitor: str, mode: Mode, min_delta: float = 0.0) -> None:
         self.monitor = monitor
         self.mode = _direction(type(self).__name__, monitor, mode)
-        self.min_delta: float = abs(real("min_delta", min_delta))
+        self.min_delta: float = abs(check_float("min_delta", min_delta))
 
     @property
     def worst(self) -> float:
@@ -207,11 +207,11 @@ class EarlyStopping(_Monitor):
         start_from_epoch: int = 0,
     ) -> None:
         super().__init__(monitor, mode, min_delta)
-        self.patience: int = whole("patience", patience, 0)
+        self.patience: int = check_int("patience", patience, 0)
         self.verbose = verbose
-        self.baseline: float | None = None if baseline is None else real("baseline", baseline)
+        self.baseline: float | None = None if baseline is None else check_float("baseline", baseline)
         self.restore_best_weights = restore_best_weights
-        self.start_from_epoch: int = whole("start_from_epoch", start_from_epoch, 0)
+        self.start_from_epoch: int = check_int("start_from_epoch", start_from_epoch, 0)
         self.reset()
 
     def start(self) -> dict[str, Any]:
@@ -311,7 +311,7 @@ class ModelCheckpoint(_Monitor):
         self.save_best_only = save_best_only
         self.save_weights_only = save_weights_only
         self.save_freq: Literal["epoch"] | int = (
-            save_freq if save_freq == "epoch" else whole("save_freq", save_freq, 1)
+            save_freq if save_freq == "epoch" else check_int("save_freq", save_freq, 1)
         )
         if save_weights_only and not self.filepath.endswith(".npz"):
             raise ValueError(
@@ -320,7 +320,7 @@ class ModelCheckpoint(_Monitor):
             )
         threshold = initial_value_threshold
         self.initial_value_threshold: float | None = (
-            None if threshold is None else real("initial_value_threshold", threshold)
+            None if threshold is None else check_float("initial_value_threshold", threshold)
         )
         self.reset()
 
@@ -432,10 +432,10 @@ class ReduceLROnPlateau(Callback):
         self._options: dict[str, Any] = {
             "mode": self.mode,
             "factor": factor,
-            "patience": max(whole("patience", patience, 0) - 1, 0),
-            "threshold": abs(real("min_delta", min_delta)),
+            "patience": max(check_int("patience", patience, 0) - 1, 0),
+            "threshold": abs(check_float("min_delta", min_delta)),
             "threshold_mode": "abs",
-            "cooldown": max(whole("cooldown", cooldown, 0) - 1, 0),
+            "cooldown": max(check_int("cooldown", cooldown, 0) - 1, 0),
             "min_lr": min_lr,
             "eps": 0.0,
         }

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import StrPath
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
 
     Task: TypeAlias = Literal["auto", "classification", "regression"]
     Header: TypeAlias = bool | Literal["auto"]

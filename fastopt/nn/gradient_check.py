@@ -12,7 +12,7 @@ from fastopt.nn.mlp import MLP
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
     from fastopt.nn.typing import Net, Samples
 
     _Step = Callable[..., tuple[SupportsFloat, Sequence[Any]]]

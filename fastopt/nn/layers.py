@@ -1,6 +1,6 @@
 """Names of what a layer of :class:`fastopt.MLP` can be, and where its weights begin.
 
-What activations and normalizations do to numbers stands in `_layers.pyx`.
+What activations and normalizations do to numbers stands in `layers.pyx`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What each loss of :class:`fastopt.MLP` takes for targets, and makes of the net's outputs.
 
-The numbers, loss and gradient, are those of `_layers.pyx`.
+The numbers, loss and gradient, are those of `layers.pyx`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fastopt._types import AnyArray, Array
+    from fastopt._core.typing import AnyArray, Array
     from fastopt.nn.typing import LossName
 
 __all__ = ["LOSSES", "loss_for"]

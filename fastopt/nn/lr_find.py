@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastopt._checks import real, whole
+from fastopt._core.validation import check_float, check_int
 from fastopt.nn.callbacks import Callback
 from fastopt.nn.trainer import Trainer
 
@@ -138,7 +138,7 @@ def lr_find(
     >>> found.plot("lr.png")
     >>> opt.groups[0]["lr"] = found.suggestion
     """
-    steps = whole("steps", steps, 10)
+    steps = check_int("steps", steps, 10)
     sweep = _Sweep(
         _rates(start_lr, end_lr, steps),
         _between("smoothing", smoothing, 0.0, 1.0),
@@ -213,14 +213,14 @@ def _steepest(lr: NDArray[np.float64], smoothed: NDArray[np.float64], first: int
 
 
 def _rates(start_lr: float, end_lr: float, steps: int) -> NDArray[np.float64]:
-    start_lr, end_lr = real("start_lr", start_lr), real("end_lr", end_lr)
+    start_lr, end_lr = check_float("start_lr", start_lr), check_float("end_lr", end_lr)
     if not 0.0 < start_lr < end_lr:
         raise ValueError(f"start_lr: expected 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}")
     return start_lr * (end_lr / start_lr) ** (np.arange(steps) / (steps - 1))
 
 
 def _between(name: str, value: float, low: float, high: float) -> float:
-    value = real(name, value)
+    value = check_float(name, value)
     if not low <= value < high:
         raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value!r}")
     return value

@@ -9,7 +9,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
 
 __all__ = ["accuracy", "confusion_matrix", "r2_score"]
 

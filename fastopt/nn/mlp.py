@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 
-from fastopt import _dispatch
-from fastopt._blas import blas
-from fastopt._net import NORMS as NORM_CODES
-from fastopt._net import Pass, Source
+from fastopt.nn._core import dispatch
+from fastopt.nn._core.blas import blas
+from fastopt.nn._core.net import NORMS as NORM_CODES
+from fastopt.nn._core.net import Pass, Source
 from fastopt.nn.data import read_arrays
 from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, NORMS
 from fastopt.nn.losses import LOSSES, loss_for
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from _typeshed import StrPath
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray, Array
+    from fastopt._core.typing import AnyArray, Array
     from fastopt.nn.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
     from fastopt.nn.typing import Activation, FloatType, Initializer, Layers, Loss, LossName, Norm, Samples
     from fastopt.optimizers import Optimizer
@@ -474,23 +474,23 @@ class MLP:
             blank = [None] * (3 - len(params))
             arrays = [*params, *blank, *grads, *blank, *(self.running[i] or (None, None))]
             layers.append((
-                _dispatch.layers.ACTIVATIONS[activations[i]],
-                activations[i] in _dispatch.layers.NEEDS_Z,
+                dispatch.layers.ACTIVATIONS[activations[i]],
+                activations[i] in dispatch.layers.NEEDS_Z,
                 NORM_CODES[norm],
                 rate,
                 self._dropout_keys[i],
                 arrays,
             ))
-        return Pass(_dispatch.layers.LAYERS, blas, self.dtype == np.float64, training, layers)
+        return Pass(dispatch.layers.LAYERS, blas, self.dtype == np.float64, training, layers)
 
     def _criterion(self, name: LossName) -> Criterion:
-        """The loss in numbers: see `_net.Pass.train`."""
+        """The loss in numbers: see `net.Pass.train`."""
         loss = LOSSES[name]
         factor = loss.factor
         if self.reduction == "mean" and name != "cross_entropy":
             factor /= self.sizes[-1]
         threshold = self.quantile if name == "quantile" else self.delta
-        return _dispatch.layers.LOSSES[loss.kernel], factor, self.label_smoothing, threshold
+        return dispatch.layers.LOSSES[loss.kernel], factor, self.label_smoothing, threshold
 
     def _source(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Source, LossName]:
         """Return checked data as a pass reads them, and the name of the loss."""
@@ -587,7 +587,7 @@ class Feed:
         begin, rows : int
             The batch is entries ``begin .. begin + rows`` of the order; by default all.
         opt : Optimizer, optional
-            One that `lends` the net's parameters: it takes a step, each piece of an array right after
+            One that `_can_lease` the net's parameters: it takes a step, each piece of an array right after
             its gradient, which is then forgotten.
 
         Returns
@@ -602,7 +602,7 @@ class Feed:
         net, train = self._net, self._net._pass.train
         rows = self._source.rows if rows is None else rows
         args = (self._source, order, begin, rows, self._criterion, net.l2)
-        loss = train(*args) if opt is None else opt.lend(self.grads, train, *args)
+        loss = train(*args) if opt is None else opt._lease(self.grads, train, *args)
         if loss is None:
             raise _not_finite(net.dtype)
         net.loss = self._loss  # decided, if it was "auto"

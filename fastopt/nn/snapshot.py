@@ -18,7 +18,7 @@ from fastopt.nn.data import read_arrays
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
 
 __all__ = ["load_tree", "put_weights", "replacing", "save_tree", "take_weights"]
 

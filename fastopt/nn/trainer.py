@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt._checks import real, samples, whole
+from fastopt._core.validation import check_float, check_int, check_X_y
 from fastopt.nn.batches import Batches, make_batches
 from fastopt.nn.callbacks import Callback
 from fastopt.nn.metrics import accuracy
@@ -23,7 +23,7 @@ from fastopt.optimizers.groups import check_number
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
 
     _Evaluated = tuple[AnyArray, AnyArray, AnyArray | None]
@@ -214,9 +214,9 @@ class Trainer:
         Where a hyperparameter of the optimizer is a schedule with a method ``report(value)``, it is
         told the validation loss after each epoch, or the training loss where there is none.
         """
-        X, y = samples("X", X, "y", y)
-        batch_size = whole("batch_size", batch_size, 1)
-        epochs = whole("epochs", epochs, 0)
+        X, y = check_X_y("X", X, "y", y)
+        batch_size = check_int("batch_size", batch_size, 1)
+        epochs = check_int("epochs", epochs, 0)
         weights = row_weights(y, sample_weight, class_weight)
         validation = _check_validation(validation_data, X)
         _check_protocol(self.net, weights, validation)
@@ -486,7 +486,7 @@ def _check_validation(data: Validation | None, X: AnyArray) -> _Evaluated | None
             "validation_data must be a pair (X, y) or a triple (X, y, sample_weight), "
             f"got {type(data).__name__}"
         )
-    X_val, y_val = samples("validation_data[0]", data[0], "validation_data[1]", data[1])
+    X_val, y_val = check_X_y("validation_data[0]", data[0], "validation_data[1]", data[1])
     if X_val.shape[1:] != X.shape[1:]:
         raise ValueError(
             f"validation_data[0] must have rows of the shape {X.shape[1:]}, got {X_val.shape[1:]}"
@@ -518,6 +518,6 @@ def _check_protocol(net: Net, weights: AnyArray | None, validation: _Evaluated |
 
 
 def _seconds(max_time: float) -> float:
-    if not real("max_time", max_time) > 0.0:
+    if not check_float("max_time", max_time) > 0.0:
         raise ValueError(f"max_time: expected more than 0 seconds, got {max_time!r}")
     return float(max_time)

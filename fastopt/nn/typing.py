@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, SupportsFloat, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastopt._types import Array, Listing
+from fastopt._core.typing import Array, SequenceNotStr
 
 __all__ = [
     "Activation", "ClassWeight", "FloatType", "Initializer", "Layers", "Logs", "Loss", "LossName", "Mode",
@@ -28,7 +28,7 @@ class Net(Protocol):
     """
 
     @property
-    def params(self) -> Listing[Listing[Array]]:
+    def params(self) -> SequenceNotStr[SequenceNotStr[Array]]:
         """Layers, each a list of arrays, which an optimizer updates in place."""
         ...
 

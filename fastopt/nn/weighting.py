@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray
+    from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import ClassWeight
 
 __all__ = ["check_weights", "row_weights"]

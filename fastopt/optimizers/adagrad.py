@@ -8,7 +8,17 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Array, Conventions, Dialect, Number, Options, Params, Scalar, Sparsity, States
+    from fastopt._core.typing import (
+        Array,
+        Conventions,
+        Dialect,
+        FloatOrSchedule,
+        Number,
+        Options,
+        Params,
+        SparseModes,
+        States,
+    )
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -73,12 +83,12 @@ class Adagrad(Optimizer):
         "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
         "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
     }
-    SPARSE: Sparsity = ("lazy", "exact", "dense")
+    SPARSE: SparseModes = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, lr_decay: Scalar = 0.0, weight_decay: Scalar = 0.0,
-        initial_accumulator_value: Number = 0.0, eps: Scalar = 1e-10,
+        self, params: Params, lr: FloatOrSchedule = 1e-2, lr_decay: FloatOrSchedule = 0.0, weight_decay: FloatOrSchedule = 0.0,
+        initial_accumulator_value: Number = 0.0, eps: FloatOrSchedule = 1e-10,
         *, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
         **options: Unpack[Options],
     ) -> None:
@@ -158,8 +168,8 @@ class Adadelta(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1.0, rho: Scalar = 0.9, eps: Scalar = 1e-6,
-        weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1.0, rho: FloatOrSchedule = 0.9, eps: FloatOrSchedule = 1e-6,
+        weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -228,8 +238,8 @@ class FTRL(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-1, l1: Scalar = 0.0, l2: Scalar = 0.0, beta: Scalar = 1.0,
-        initial_accumulator_value: Number = 0.0, weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1e-1, l1: FloatOrSchedule = 0.0, l2: FloatOrSchedule = 0.0, beta: FloatOrSchedule = 1.0,
+        initial_accumulator_value: Number = 0.0, weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

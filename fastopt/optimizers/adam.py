@@ -5,12 +5,22 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Conventions, Dialect, Numbers, Options, Pair, Params, Scalar, Sparsity, States
+    from fastopt._core.typing import (
+        Conventions,
+        Dialect,
+        FloatOrSchedule,
+        Numbers,
+        Options,
+        Pair,
+        Params,
+        SparseModes,
+        States,
+    )
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -85,12 +95,12 @@ class Adam(Optimizer):
         "sklearn": {},
         "optax": {},
     }
-    SPARSE: Sparsity = ("lazy", "exact", "dense")
+    SPARSE: SparseModes = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, amsgrad: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, amsgrad: bool = False,
         *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
         **options: Unpack[Options],
     ) -> None:
@@ -170,8 +180,8 @@ class AdamW(Adam):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 1e-2, amsgrad: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 1e-2, amsgrad: bool = False,
         *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
         **options: Unpack[Options],
     ) -> None:
@@ -237,8 +247,8 @@ class Adamax(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 2e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -317,8 +327,8 @@ class NAdam(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 2e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, momentum_decay: Scalar = 4e-3, decoupled_weight_decay: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, momentum_decay: FloatOrSchedule = 4e-3, decoupled_weight_decay: bool = False,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -412,8 +422,8 @@ class RAdam(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
         convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

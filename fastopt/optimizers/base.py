@@ -6,11 +6,11 @@ import contextlib
 import math
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
-from fastopt import _dispatch
-from fastopt._checks import whole
-from fastopt._rows import NOTHING, Rows
-from fastopt._spans import Table
-from fastopt._tree import count_places, flatten
+from fastopt._core import dispatch
+from fastopt._core.pytree import count_places, flatten
+from fastopt._core.rows import NOTHING, Rows
+from fastopt._core.step_table import Table
+from fastopt._core.validation import check_int
 from fastopt.optimizers import groups
 from fastopt.optimizers.groups import Flag, Group, check_number, evaluate, is_schedule
 from fastopt.optimizers.jobs import Job, kernel_of, prepare
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastopt._types import (
+    from fastopt._core.typing import (
         AnyArray,
         Array,
         Choices,
         Conventions,
+        FloatOrSchedule,
         Gradients,
         Number,
         Numbers,
         Params,
         Ranges,
-        Scalar,
         Shape,
         Sparse,
-        Sparsity,
+        SparseModes,
         States,
         StepOptions,
     )
@@ -113,7 +113,7 @@ class Optimizer:
     RANGES: Ranges = groups.RANGES
     CHOICES: Choices = {}
     NUMBERS: Numbers = {}
-    SPARSE: Sparsity = ("dense",)
+    SPARSE: SparseModes = ("dense",)
     # Rules whose kernel takes, for the gradient, what `direction` makes of it and the state.
     DIRECTED: tuple[str, ...] = ()
 
@@ -182,9 +182,9 @@ class Optimizer:
         return 0.0
 
     def __init__(
-        self, params: Params, hyperparameters: Mapping[str, Any], *, ema: Scalar | None = None,
+        self, params: Params, hyperparameters: Mapping[str, Any], *, ema: FloatOrSchedule | None = None,
         lookahead: tuple[int, Number] | None = None, accumulate: int = 1, centralize: bool = False,
-        unit_clip: Number | None = None, independent_weight_decay: Scalar = 0.0, skip_nonfinite: bool = False,
+        unit_clip: Number | None = None, independent_weight_decay: FloatOrSchedule = 0.0, skip_nonfinite: bool = False,
         sparse: Sparse | None = None,
     ) -> None:
         for name, value in (("skip_nonfinite", skip_nonfinite), ("centralize", centralize)):
@@ -192,7 +192,7 @@ class Optimizer:
                 raise TypeError(f"{name}: expected True or False, got {value!r}")
         self._ema_weight = ema if ema is None or callable(ema) else check_number("ema", ema)
         self._lookahead = lookahead if lookahead is None else _check_lookahead(lookahead)
-        self._micro_batches = whole("accumulate", accumulate, 1)
+        self._micro_batches = check_int("accumulate", accumulate, 1)
         self._changes = centralize, unit_clip if unit_clip is None else check_number("unit_clip", unit_clip)
         self.skip_nonfinite: bool = skip_nonfinite
         self.sparse: str = check_flavor(sparse, self.SPARSE)
@@ -301,7 +301,7 @@ class Optimizer:
         return [name for name, is_kept in wanted.items() if is_kept]
 
     def _make_table(self) -> None:
-        kernels = _dispatch.kernels
+        kernels = dispatch.kernels
         owners: dict[tuple[int, str, int | None], int] = {}
         self._jobs: list[Job] = []
         self._job_of: list[int] = []
@@ -508,11 +508,11 @@ class Optimizer:
             i += 1  # noqa: SIM113 (enumerate alone would take a tenth of a small step)
         return t
 
-    def lends(self, params: object) -> bool:
+    def _can_lease(self, params: object) -> bool:
         """Whether `lend` can be used for a net with these `params`: it has all the arrays, and no other."""
         return self.params is params and not (self.skip_nonfinite or self._staged)
 
-    def lend(self, grads: Gradients, work: Callable[..., T | None], *args: Any) -> T | None:
+    def _lease(self, grads: Gradients, work: Callable[..., T | None], *args: Any) -> T | None:
         """A plain step, whose update is left to compiled code that also computes the gradients.
 
         Parameters
@@ -520,7 +520,7 @@ class Optimizer:
         grads : nesting of ndarrays
             As for `step`; they need not be computed yet.
         work : callable
-            Called with `args` and the address of a `Lent` (`_span.pxd`), updates every element once.
+            Called with `args` and the address of a `StepLease` (`span.pxd`), updates every element once.
 
         Returns
         -------
@@ -529,11 +529,11 @@ class Optimizer:
             not been taken.
         """
         t, table = self._set_scalars(), self._table
-        lent = table.begin(grads)
+        lent = table.begin_step(grads)
         try:
             result = work(*args, lent)
         finally:
-            table.end()
+            table.end_step()
         if result is not None:
             self._steps = t
         return result
@@ -734,7 +734,7 @@ class Optimizer:
 def _check_lookahead(value: Any) -> tuple[int, float]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise ValueError(f"lookahead: expected a pair (k, alpha), got {value!r}")
-    return whole("lookahead", value[0], 1), check_number("lookahead", value[1], _UP_TO_ONE)
+    return check_int("lookahead", value[0], 1), check_number("lookahead", value[1], _UP_TO_ONE)
 
 
 def _are_groups(params: object) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._types import Bounds, Params, Ranges
+    from fastopt._core.typing import Bounds, Params, Ranges
     from fastopt.optimizers.base import Optimizer
 
 # Half-open ranges [low, high), one for each number of a pair or triple. A name means the same in every

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastopt import _dispatch
+from fastopt._core import dispatch
 from fastopt.optimizers.groups import Hyperparameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import SimpleNamespace
 
-    from fastopt._spans import Table
-    from fastopt._types import Array
+    from fastopt._core.step_table import Table
+    from fastopt._core.typing import Array
     from fastopt.optimizers.base import Optimizer
     from fastopt.optimizers.groups import Group
     from fastopt.optimizers.wrappers import Transform
@@ -80,12 +80,12 @@ def prepare(
             if job.rule in kind.DIRECTED and array.size:
                 g = kind.direction(job.now, steps - job.start, array, g, state[k])
             table.replace(k, g)
-    if any(job.rule in _dispatch.kernels.SURVEYS for job in jobs):
+    if any(job.rule in dispatch.kernels.SURVEYS for job in jobs):
         surveyed = table.survey()
         # One after the other: `sum` is more exact from Python 3.12 on, and so has other bits.
         totals = tuple(reduce(add, column) for column in zip(*surveyed, strict=True))
         for i, job in enumerate(jobs):
-            if job.array is None or job.rule not in _dispatch.kernels.SURVEYS:
+            if job.array is None or job.rule not in dispatch.kernels.SURVEYS:
                 continue    # such a rule has a job for each array
             h, t = job.now, steps - job.start
             h.sums, h.totals, h.size = surveyed[job.array], totals, arrays[job.array].size

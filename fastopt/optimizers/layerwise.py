@@ -8,12 +8,12 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
+    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Pair, Params, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -61,8 +61,8 @@ class LARS(Optimizer):
     STATES: States = {"lars": ("momentum_buffer",)}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
-        trust_coefficient: Scalar = 1e-3, eps: Scalar = 1e-8, adapt: bool = True,
+        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9, weight_decay: FloatOrSchedule = 0.0,
+        trust_coefficient: FloatOrSchedule = 1e-3, eps: FloatOrSchedule = 1e-8, adapt: bool = True,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -139,8 +139,8 @@ class LAMB(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-6,
-        weight_decay: Scalar = 0.0, adapt: bool = True,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-6,
+        weight_decay: FloatOrSchedule = 0.0, adapt: bool = True,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

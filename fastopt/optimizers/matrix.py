@@ -9,22 +9,22 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.reference import factored_step, orthogonalize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._types import (
+    from fastopt._core.typing import (
         Adjustment,
         Array,
         Choices,
+        FloatOrSchedule,
         Options,
         Pair,
         Params,
         Ranges,
-        Scalar,
         States,
         Triple,
     )
@@ -83,8 +83,8 @@ class Adafactor(Optimizer):
     DIRECTED: tuple[str, ...] = ("adafactor",)
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, beta2_decay: Scalar = -0.8,
-        eps: tuple[Scalar | None, Scalar] = (None, 1e-3), d: Scalar = 1.0, weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1e-2, beta2_decay: FloatOrSchedule = -0.8,
+        eps: tuple[FloatOrSchedule | None, FloatOrSchedule] = (None, 1e-3), d: FloatOrSchedule = 1.0, weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -178,11 +178,11 @@ class Muon(Optimizer):
     DIRECTED: tuple[str, ...] = ("muon",)
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, weight_decay: Scalar = 0.1, momentum: Scalar = 0.95,
-        nesterov: bool = True, ns_coefficients: Triple = (3.4445, -4.775, 2.0315), eps: Scalar = 1e-7,
-        ns_steps: Scalar = 5, adjust_lr_fn: Adjustment | None = None,
-        *, muon: bool = True, adamw_lr: Scalar = 3e-4, adamw_betas: Pair = (0.9, 0.95),
-        adamw_eps: Scalar = 1e-8, maximize: bool = False, **options: Unpack[Options],
+        self, params: Params, lr: FloatOrSchedule = 1e-3, weight_decay: FloatOrSchedule = 0.1, momentum: FloatOrSchedule = 0.95,
+        nesterov: bool = True, ns_coefficients: Triple = (3.4445, -4.775, 2.0315), eps: FloatOrSchedule = 1e-7,
+        ns_steps: FloatOrSchedule = 5, adjust_lr_fn: Adjustment | None = None,
+        *, muon: bool = True, adamw_lr: FloatOrSchedule = 3e-4, adamw_betas: Pair = (0.9, 0.95),
+        adamw_eps: FloatOrSchedule = 1e-8, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,

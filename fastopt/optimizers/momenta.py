@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import log, power
+from fastopt._core.scalar_math import log, power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Options, Pair, Params, Ranges, Scalar, States, Triple
+    from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, Ranges, States, Triple
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -59,8 +59,8 @@ class ADOPT(Optimizer):
     STATES: States = {"adopt": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.9999), eps: Scalar = 1e-6,
-        weight_decay: Scalar = 0.0, decoupled_weight_decay: bool = False, clip_exp: Scalar | None = 0.25,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.9999), eps: FloatOrSchedule = 1e-6,
+        weight_decay: FloatOrSchedule = 0.0, decoupled_weight_decay: bool = False, clip_exp: FloatOrSchedule | None = 0.25,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -141,9 +141,9 @@ class AdEMAMix(Optimizer):
     RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.9, 0.999, 0.9999), alpha: Scalar = 5.0,
-        alpha_warmup: Scalar = 0.0, beta3_warmup: Scalar = 0.0, eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.9, 0.999, 0.9999), alpha: FloatOrSchedule = 5.0,
+        alpha_warmup: FloatOrSchedule = 0.0, beta3_warmup: FloatOrSchedule = 0.0, eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "alpha": alpha, "alpha_warmup": alpha_warmup,
@@ -225,8 +225,8 @@ class Adan(Optimizer):
     RANGES: Ranges = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Triple = (0.98, 0.92, 0.99), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, no_prox: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.98, 0.92, 0.99), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, no_prox: bool = False,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Number, Numbers, Options, Pair, Params, Scalar, States
+    from fastopt._core.typing import FloatOrSchedule, Number, Numbers, Options, Pair, Params, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -70,9 +70,9 @@ class Prodigy(Optimizer):
     NUMBERS: Numbers = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1.0, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
-        d0: Number = 1e-6, d_coef: Scalar = 1.0, growth_rate: Scalar | None = None, *, maximize: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1.0, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
+        d0: Number = 1e-6, d_coef: FloatOrSchedule = 1.0, growth_rate: FloatOrSchedule | None = None, *, maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

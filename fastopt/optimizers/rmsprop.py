@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Conventions, Dialect, Options, Params, Scalar, States
+    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Params, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -85,8 +85,8 @@ class RMSprop(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, alpha: Scalar = 0.99, eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, momentum: Scalar = 0.0, centered: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-2, alpha: FloatOrSchedule = 0.99, eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, momentum: FloatOrSchedule = 0.0, centered: bool = False,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

@@ -6,13 +6,13 @@ import contextlib
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastopt._types import Numbers, Options, Pair, Params, Ranges, Scalar, States
+    from fastopt._core.typing import FloatOrSchedule, Numbers, Options, Pair, Params, Ranges, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -108,8 +108,8 @@ class SGDScheduleFree(_ScheduleFree):
     RANGES: Ranges = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1.0, momentum: Scalar = 0.9, weight_decay: Scalar = 0.0,
-        warmup_steps: Scalar = 0.0, r: Scalar = 0.0, weight_lr_power: Scalar = 2.0,
+        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9, weight_decay: FloatOrSchedule = 0.0,
+        warmup_steps: FloatOrSchedule = 0.0, r: FloatOrSchedule = 0.0, weight_lr_power: FloatOrSchedule = 2.0,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -172,9 +172,9 @@ class AdamWScheduleFree(_ScheduleFree):
     STATES: States = {"schedule_free_adam": ("z", "exp_avg_sq")}
 
     def __init__(
-        self, params: Params, lr: Scalar = 2.5e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-8,
-        weight_decay: Scalar = 0.0, warmup_steps: Scalar = 0.0, r: Scalar = 0.0,
-        weight_lr_power: Scalar = 2.0, *, maximize: bool = False, **options: Unpack[Options],
+        self, params: Params, lr: FloatOrSchedule = 2.5e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
+        weight_decay: FloatOrSchedule = 0.0, warmup_steps: FloatOrSchedule = 0.0, r: FloatOrSchedule = 0.0,
+        weight_lr_power: FloatOrSchedule = 2.0, *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,

@@ -5,12 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Conventions, Dialect, Options, Params, Ranges, Scalar, Sparsity, States
+    from fastopt._core.typing import (
+        Conventions,
+        Dialect,
+        FloatOrSchedule,
+        Options,
+        Params,
+        Ranges,
+        SparseModes,
+        States,
+    )
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -76,12 +85,12 @@ class SGD(Optimizer):
         "sklearn": {"momentum": 0.9, "nesterov": True},
         "optax": {},
     }
-    SPARSE: Sparsity = ("lazy", "exact", "dense")
+    SPARSE: SparseModes = ("lazy", "exact", "dense")
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, momentum: Scalar = 0.0, dampening: Scalar = 0.0,
-        weight_decay: Scalar = 0.0, nesterov: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0, dampening: FloatOrSchedule = 0.0,
+        weight_decay: FloatOrSchedule = 0.0, nesterov: bool = False,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -166,8 +175,8 @@ class ASGD(Optimizer):
     RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, lambd: Scalar = 1e-4, alpha: Scalar = 0.75, t0: Scalar = 1e6,
-        weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1e-2, lambd: FloatOrSchedule = 1e-4, alpha: FloatOrSchedule = 0.75, t0: FloatOrSchedule = 1e6,
+        weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

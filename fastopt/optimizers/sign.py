@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.dialects import dialects
 
 if TYPE_CHECKING:
-    from fastopt._types import Conventions, Dialect, Options, Pair, Params, Scalar, States
+    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Pair, Params, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -52,7 +52,7 @@ class Rprop(Optimizer):
     STATES: States = {"rprop": ("prev", "step_size")}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, etas: Pair = (0.5, 1.2), step_sizes: Pair = (1e-6, 50.0),
+        self, params: Params, lr: FloatOrSchedule = 1e-2, etas: Pair = (0.5, 1.2), step_sizes: Pair = (1e-6, 50.0),
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "maximize": maximize}
@@ -113,7 +113,7 @@ class SignSGD(Optimizer):
     STATES: States = {"sign_sgd": (), "signum": ("momentum_buffer",)}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, momentum: Scalar = 0.0, weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0, weight_decay: FloatOrSchedule = 0.0,
         *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
@@ -184,7 +184,7 @@ class Lion(Optimizer):
 
     @dialects
     def __init__(
-        self, params: Params, lr: Scalar = 1e-4, betas: Pair = (0.9, 0.99), weight_decay: Scalar = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 1e-4, betas: Pair = (0.9, 0.99), weight_decay: FloatOrSchedule = 0.0,
         cautious: bool = False,
         *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
     ) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastopt._checks import whole
-from fastopt._math import power
-from fastopt._rows import LONGEST_GAP
+from fastopt._core.rows import LONGEST_GAP
+from fastopt._core.scalar_math import power
+from fastopt._core.validation import check_int
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastopt._types import AnyArray, Array
+    from fastopt._core.typing import AnyArray, Array
 
 # Half a unit in the last place of 1, and what may be dropped of a row's way beside one of its steps.
 _ROUNDING = {"float32": 2.0**-24, "float64": 2.0**-53}
@@ -38,7 +38,7 @@ def place_of(param: AnyArray | int, arrays: Sequence[Array]) -> int:
             return k
     if isinstance(param, np.ndarray):
         raise ValueError("param: expected one of the arrays of the optimizer, got another one")
-    place = whole("param", param, 0)
+    place = check_int("param", param, 0)
     if place >= len(arrays):
         raise ValueError(f"param: expected a place in [0, {len(arrays)}), got {place}")
     return place

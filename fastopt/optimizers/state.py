@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt._runtime import address
+from fastopt._core.runtime import address
 from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, is_schedule
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
     from fastopt.optimizers.base import Optimizer
     from fastopt.optimizers.groups import Group
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._math import power
+from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._types import Number, Options, Pair, Params, Scalar, States
+    from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params, States
     from fastopt.optimizers.groups import Hyperparameters
 
 
@@ -53,8 +53,8 @@ class AdaBelief(Optimizer):
     STATES: States = {"adabelief": ("exp_avg", "exp_avg_var")}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-3, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-16,
-        weight_decay: Scalar = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-16,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
     ) -> None:
         hyperparameters = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
@@ -121,8 +121,8 @@ class Yogi(Optimizer):
     STATES: States = {"yogi": ("exp_avg", "exp_avg_sq")}
 
     def __init__(
-        self, params: Params, lr: Scalar = 1e-2, betas: Pair = (0.9, 0.999), eps: Scalar = 1e-3,
-        initial_accumulator_value: Number = 1e-6, weight_decay: Scalar = 0.0, *, maximize: bool = False,
+        self, params: Params, lr: FloatOrSchedule = 1e-2, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-3,
+        initial_accumulator_value: Number = 1e-6, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
         hyperparameters = {

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fastopt import _dispatch
-from fastopt._spans import Table
+from fastopt._core import dispatch
+from fastopt._core.step_table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fastopt._types import Array, Gradients, Shape
+    from fastopt._core.typing import Array, Gradients, Shape
 
     # Of a unit's sums and size, and whether it is a vector: what its gradient is multiplied by, and what
     # is taken off.
@@ -67,7 +67,7 @@ class Accumulator:
         self.sums: list[Array] = sums
         self.micro_batches: int = micro_batches
         self.count: int = 0 if before is None else before.count
-        kernels = _dispatch.kernels
+        kernels = dispatch.kernels
         self._table = Table(
             kernels.KERNELS, shape, places, sums, [[] for _ in sums], [], [], [0] * len(sums),
             [kernels.RULES["sgd"]], [sparse] * len(sums), others=others,

@@ -10,7 +10,7 @@ from sklearn.neural_network import _stochastic_optimizers as originals
 from fastopt.optimizers import SGD, Adam
 
 if TYPE_CHECKING:
-    from fastopt._types import Array
+    from fastopt._core.typing import Array
 
 __all__ = ["CompiledAdam", "CompiledSGD"]
 

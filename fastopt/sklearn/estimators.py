@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._types import AnyArray, Array, Scalar
+    from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
     from fastopt.nn.typing import Activation, ClassWeight, Layers, Logs, Norm, Samples, Validation
 
     # What is left of validation data: X, y and perhaps weights.
@@ -71,7 +71,7 @@ class _BaseMLP(BaseEstimator):
     alpha: float
     batch_size: int | Literal["auto"]
     learning_rate: Literal["constant", "invscaling", "adaptive"]
-    learning_rate_init: Scalar
+    learning_rate_init: FloatOrSchedule
     power_t: float
     max_iter: int
     shuffle: bool
@@ -676,7 +676,7 @@ class MLPClassifier(ClassifierMixin, _BaseMLP):
         solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
-        learning_rate_init: Scalar = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        learning_rate_init: FloatOrSchedule = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
         random_state: int | np.random.RandomState | None = None, tol: float = 1e-4, verbose: bool = False,
         warm_start: bool = False, momentum: float = 0.9, nesterovs_momentum: bool = True,
         early_stopping: bool = False, validation_fraction: float = 0.1, beta_1: float = 0.9,
@@ -916,7 +916,7 @@ class MLPRegressor(RegressorMixin, _BaseMLP):
         solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
         batch_size: int | Literal["auto"] = "auto",
         learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
-        learning_rate_init: Scalar = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        learning_rate_init: FloatOrSchedule = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
         random_state: int | np.random.RandomState | None = None, tol: float = 1e-4, verbose: bool = False,
         warm_start: bool = False, momentum: float = 0.9, nesterovs_momentum: bool = True,
         early_stopping: bool = False, validation_fraction: float = 0.1, beta_1: float = 0.9,

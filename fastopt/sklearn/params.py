@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt._checks import whole
+from fastopt._core.validation import check_int
 from fastopt.callbacks import BackupAndRestore, Callback
 from fastopt.sklearn.solvers import SOLVERS
 
@@ -46,11 +46,11 @@ def check_params(estimator: _BaseMLP) -> None:
     """
     params = estimator.get_params(deep=False)
     for name in ("max_iter", "max_fun"):
-        whole(name, params[name], 1)
+        check_int(name, params[name], 1)
     if params["batch_size"] != "auto":
-        whole("batch_size", params["batch_size"], 1)
+        check_int("batch_size", params["batch_size"], 1)
     if params["n_iter_no_change"] != math.inf:
-        whole("n_iter_no_change", params["n_iter_no_change"], 1)
+        check_int("n_iter_no_change", params["n_iter_no_change"], 1)
     for name in _FLAGS:
         if not isinstance(params[name], bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {params[name]!r}")
@@ -71,7 +71,7 @@ def check_params(estimator: _BaseMLP) -> None:
 def hidden_sizes(value: Any) -> list[int]:
     """Return the widths of the hidden layers, which may be given as a number, as a list of int."""
     values = [value] if isinstance(value, Integral) else list(value)
-    return [whole("hidden_layer_sizes", size, 1) for size in values]
+    return [check_int("hidden_layer_sizes", size, 1) for size in values]
 
 
 def _check_callbacks(callbacks: Any) -> None:

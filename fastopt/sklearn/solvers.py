@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from scipy.optimize import OptimizeResult
 
-    from fastopt._types import AnyArray, Scalar
+    from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Layers, Samples
     from fastopt.sklearn.net import PenalizedMLP
 
@@ -31,7 +31,7 @@ SOLVERS = sorted({"lbfgs", *_BY_NAME, *_LOOK_AHEAD})
 
 
 def make_optimizer(
-    params: Layers, *, solver: str | Callable[[Layers], Optimizer], learning_rate_init: Scalar,
+    params: Layers, *, solver: str | Callable[[Layers], Optimizer], learning_rate_init: FloatOrSchedule,
     momentum: float, nesterovs_momentum: bool, beta_1: float, beta_2: float, epsilon: float,
 ) -> Optimizer:
     """Return the optimizer that a stochastic `solver` stands for.

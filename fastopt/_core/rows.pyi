@@ -1,0 +1,22 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
+
+from fastopt._core.typing import Array
+
+LONGEST_GAP: int
+NOTHING: Rows
+
+@disjoint_base
+class Rows:
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+    @property
+    def grads(self) -> NDArray[np.floating[Any]]: ...
+    def __init__(self, rows: ArrayLike, grads: NDArray[np.floating[Any]]) -> None: ...
+
+@disjoint_base
+class Touched:
+    def __new__(cls, param: Array, place: str, totals: Array | None) -> Touched: ...

@@ -1,0 +1,78 @@
+"""Types that annotations share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastopt._core.rows import Rows
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class SequenceNotStr(Protocol[T_co]):
+    """A list or a tuple: any sequence but a str, which has nothing but str in it for ever."""
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+    def __contains__(self, value: object, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[T_co]: ...
+    def __reversed__(self) -> Iterator[T_co]: ...
+    @property
+    def count(self) -> object: ...      # which no dict and no array has
+
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+AnyArray: TypeAlias = NDArray[Any]
+
+# Arrays by themselves or in lists, tuples and dicts; as gradients, with `Rows` among them.
+Nesting: TypeAlias = "Array | SequenceNotStr[Nesting] | Mapping[Any, Nesting]"
+Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, Gradients]"
+# What an optimizer is given: a nesting, or a list of groups.
+Params: TypeAlias = "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
+# A nesting with places in a flat list for the arrays, see `pytree`.
+Shape: TypeAlias = "int | tuple[Shape, ...] | dict[Any, Shape]"
+
+Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
+# A number for each of the finished steps.
+Schedule: TypeAlias = Callable[[int], float]
+FloatOrSchedule: TypeAlias = Number | Schedule
+Pair: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule]
+Triple: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule, FloatOrSchedule]
+
+Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
+Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
+Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
+
+# What a rule says of itself in its class, see `Optimizer`.
+States: TypeAlias = Mapping[str, tuple[str, ...]]
+Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]
+Bounds: TypeAlias = Sequence[Any]
+Ranges: TypeAlias = dict[str, Bounds]
+Choices: TypeAlias = Mapping[str, tuple[object, ...]]
+Numbers: TypeAlias = dict[str, float]
+SparseModes: TypeAlias = tuple[Sparse, ...]
+
+
+class Options(TypedDict, total=False):
+    """What all optimizers take beside the hyperparameters of the rule."""
+
+    ema: FloatOrSchedule | None
+    lookahead: tuple[int, Number] | None
+    accumulate: int
+    centralize: bool
+    unit_clip: Number | None
+    independent_weight_decay: FloatOrSchedule
+    skip_nonfinite: bool
+    sparse: Sparse | None
+
+
+class StepOptions(TypedDict, total=False):
+    """What a step may be asked beside the update."""
+
+    max_norm: Number | None
+    clip_value: Number | None
+    grad_scale: Number | None

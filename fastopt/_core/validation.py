@@ -1,0 +1,48 @@
+"""Checks of arguments that several modules share; each returns what it has found right."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from fastopt._core.typing import AnyArray
+
+
+def check_int(name: str, value: Any, least: int) -> int:
+    """Return `value` as an int, or raise if it is not a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_float(name: str, value: Any) -> float:
+    """Return `value` as a float, or raise if it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+    return float(value)
+
+
+def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[AnyArray, AnyArray]:
+    """Return samples and labels as arrays, or raise if they differ in length or have none.
+
+    A sparse matrix of samples comes back in CSR format.
+    """
+    X, y = X.tocsr() if hasattr(X, "tocsr") else np.asarray(X), np.asarray(y)
+    for name, values in ((X_name, X), (y_name, y)):
+        if values.ndim == 0:
+            raise ValueError(f"{name}: expected one entry a sample, got a single value")
+    if X.shape[0] != len(y):
+        raise ValueError(
+            f"{y_name}: expected {X.shape[0]} labels, as many as {X_name} has samples, got {len(y)}"
+        )
+    if X.shape[0] == 0:
+        raise ValueError(f"{X_name}: expected at least one sample, got none")
+    return X, y

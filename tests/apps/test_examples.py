@@ -1,0 +1,92 @@
+"""The examples run with NumPy alone, in seconds, and do what their first lines say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+# Modules that an example must do without: they are hidden from it.
+HIDDEN = ("matplotlib", "pandas", "scipy", "sklearn", "torch", "tqdm")
+START = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({HIDDEN}))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def output(name, folder):
+    """Run an example in an empty folder, where it must leave nothing."""
+    command = [sys.executable, "-W", "error", "-c", START, str(EXAMPLES / name)]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert list(folder.iterdir()) == []
+    return result.stdout
+
+
+def numbers(pattern, text):
+    """What the groups of the pattern find in each line that it matches."""
+    found = re.findall(pattern, text, re.M)
+    return [tuple(map(float, one if isinstance(one, tuple) else (one,))) for one in found]
+
+
+def check_numpy_loop(out):
+    losses = [loss for loss, _ in numbers(r"^Epoch \d+: loss (\S+), norm of the gradient (\S+)$", out)]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert len(numbers(r"^Test accuracy of .*: (\S+)$", out)) == 2
+    assert all(right >= 0.96 for (right,) in numbers(r"^Test accuracy of .*: (\S+)$", out))
+
+
+def check_evolution_strategy(out):
+    (first, steps), *_, (last, _) = numbers(r"^Generation \d+: up for (\d+) of (\d+) steps$", out)
+    assert first < 200 and last > 400 and steps == 500
+    assert numbers(r"balances the pole in (\d+) of 20 trials$", out)[0][0] >= 15
+
+
+def check_federated_server(out):
+    rounds = numbers(r"^Round \d+: test accuracy (\S+) by FedAvg, (\S+) by FedAdam$", out)
+    assert len(rounds) == 3
+    assert all(adam > average for average, adam in rounds)
+    assert rounds[-1][1] >= 0.88
+
+
+def check_article(out):
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"]
+    assert all(float(loss) < 0.25 and float(right) >= 0.94 for _, _, loss, right, _ in rows)
+    assert len({len(line) for line in out.splitlines()}) == 1
+
+
+def check_fashion_mnist(out):
+    assert numbers(r"^Test accuracy (\S+) after", out)[0][0] >= 0.96
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def check_optimizer_table(out):
+    rows = [list(map(float, line.replace("%", "").split())) for line in out.splitlines()[1:-1]]
+    assert [row[0] for row in rows] == [1, 0.1, 0.01, 0.001, 0.0001]
+    errors = {name: [row[k] for row in rows] for k, name in enumerate(("sgd", "mom", "ada", "adadelta"), 1)}
+    assert all(min(column) < 10 for name, column in errors.items())
+    assert errors["sgd"][-1] > 50 > 10 > errors["ada"][2]
+
+
+CHECKS = {
+    "article.py": check_article,
+    "evolution_strategy.py": check_evolution_strategy,
+    "fashion_mnist.py": check_fashion_mnist,
+    "federated_server.py": check_federated_server,
+    "optimizer_table.py": check_optimizer_table,
+    "numpy_loop.py": check_numpy_loop,
+}
+
+
+def test_every_example_is_checked():
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_example(name, tmp_path):
+    CHECKS[name](output(name, tmp_path))

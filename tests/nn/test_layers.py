@@ -1,0 +1,534 @@
+"""The trainer's elementwise kernels against formulas in higher precision, and against each other."""
+
+import math
+
+import numpy as np
+import pytest
+from layers import SMOOTHING, THRESHOLD, Criterion, Layers, Mask, block, everything
+
+from fastopt._core.dispatch import load, runnable
+from fastopt.nn._core import dispatch
+
+DTYPES = [np.float32, np.float64]
+# Rows shorter than any register, of odd length, longer than a tile; and few or many of them.
+SHAPES = [(1, 1), (7, 1), (3, 2), (128, 10), (5, 17), (33, 40), (2, 1030), (150, 7)]
+EXTENDED = np.finfo(np.longdouble).nmant > 52
+
+erf = np.vectorize(math.erf, otypes=[float])
+erfc = np.vectorize(math.erfc, otypes=[float])
+
+
+@pytest.fixture
+def layers(isa):
+    return Layers(dispatch.layers)
+
+
+def random(*shape, dtype=np.float64, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(0.0, 2.0, shape).astype(dtype)
+
+
+def close(found, expected, dtype, ulps=16):
+    """Whether an error is a few units in the last place, of the largest number where numbers cancel."""
+    np.testing.assert_allclose(
+        found,
+        expected,
+        rtol=ulps * np.finfo(dtype).eps,
+        atol=ulps * np.finfo(dtype).eps * np.abs(expected).max(initial=0.0),
+    )
+
+
+def ulps(found, expected):
+    """Largest error in units in the last place of `expected`, which is of a wider type."""
+    spacing = np.spacing(np.abs(expected).astype(found.dtype)).astype(expected.dtype)
+    return float(np.max(np.abs(found.astype(expected.dtype) - expected) / spacing))
+
+
+# --- Activations -----------------------------------------------------------------------------------
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+def normal(z):
+    return erfc(-z / math.sqrt(2)) / 2
+
+
+def argument(z):
+    return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
+
+
+FORWARD = {
+    "identity": lambda z: z,
+    "relu": lambda z: np.maximum(z, 0),
+    "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
+    "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
+    "gelu": lambda z: z * normal(z),
+    "gelu_tanh": lambda z: z * (1 + np.tanh(argument(z))) / 2,
+    "silu": lambda z: z * sigmoid(z),
+    "tanh": np.tanh,
+    "sigmoid": sigmoid,
+}
+BACKWARD = {
+    "identity": np.ones_like,
+    "relu": lambda z: (z > 0).astype(z.dtype),
+    "leaky_relu": lambda z: np.where(z > 0, 1.0, 0.01),
+    "elu": lambda z: np.where(z > 0, 1.0, np.exp(np.minimum(z, 0))),
+    "gelu": lambda z: normal(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi),
+    "gelu_tanh": lambda z: (
+        (1 + np.tanh(argument(z))) / 2
+        + z / 2 / np.cosh(argument(z)) ** 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+    ),
+    "silu": lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z))),
+    "tanh": lambda z: 1 - np.tanh(z) ** 2,
+    "sigmoid": lambda z: sigmoid(z) * (1 - sigmoid(z)),
+}
+
+
+def forward(layers, name, z, b=None, in_place=False):
+    """The activation of a copy of z, and what is left of that copy."""
+    z = z.copy()
+    a = z if in_place else np.empty_like(z)
+    layers.forward(layers.activations[name], block(z), b, z, a)
+    return z, a
+
+
+def backward(layers, name, z, a, delta):
+    """The gradient by z, from z where it is needed, else from a alone."""
+    delta = delta.copy()
+    layers.backward(layers.activations[name], block(a), z if name in layers.needs_z else None, a, delta)
+    return delta
+
+
+def test_every_activation_is_tested(layers):
+    assert FORWARD.keys() == BACKWARD.keys() == layers.activations.keys()
+    assert set(layers.needs_z) < layers.activations.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FORWARD)
+def test_activation(layers, name, dtype):
+    for shape in SHAPES:
+        z, b, delta = random(*shape, dtype=dtype), random(shape[1], dtype=dtype), random(*shape, dtype=dtype)
+        shifted, a = forward(layers, name, z, b)
+        assert np.array_equal(shifted, z + b)
+        expected = (z + b).astype(np.float64)
+        close(a, FORWARD[name](expected), dtype)
+        close(backward(layers, name, shifted, a, delta), delta * BACKWARD[name](expected), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FORWARD)
+def test_activation_in_place_has_the_same_bits(layers, name, dtype):
+    for shape in SHAPES:
+        z, b = random(*shape, dtype=dtype), random(shape[1], dtype=dtype)
+        for bias in (None, b):
+            assert np.array_equal(forward(layers, name, z, bias, True)[1], forward(layers, name, z, bias)[1])
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_derivative_is_that_of_the_activation(layers, name):
+    z = random(9, 13)
+    step = 1e-6
+    assert np.abs(z).min() > step  # away from where a derivative jumps
+    slope = (forward(layers, name, z + step)[1] - forward(layers, name, z - step)[1]) / (2 * step)
+    found = backward(layers, name, *forward(layers, name, z), np.ones_like(z))
+    np.testing.assert_allclose(found, slope, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FORWARD)
+def test_activation_of_extremes(layers, name, dtype):
+    large = np.finfo(dtype).max
+    z = np.array([[np.nan, -large, large, -1e4, 1e4, 0.0, np.inf]], dtype)
+    a = forward(layers, name, z)[1][0]
+    with np.errstate(over="ignore"):
+        assert np.isnan(a[0])
+        low = {"tanh": -1.0, "elu": -1.0, "identity": -large, "leaky_relu": dtype(0.01) * -large}
+        assert a[1] == low.get(name, 0.0)
+    assert a[2] == (1.0 if name in ("tanh", "sigmoid") else large)
+    assert a[3] == {"identity": -1e4, "leaky_relu": dtype(-100.0)}.get(name, low.get(name, 0.0))
+    assert a[4] == (1.0 if name in ("tanh", "sigmoid") else 1e4)
+    assert a[5] == (0.5 if name == "sigmoid" else 0.0)
+    assert a[6] == (1.0 if name in ("tanh", "sigmoid") else np.inf)
+
+
+# The largest error, in units in the last place. Those of gelu and silu double, where the product with z
+# passes a power of two.
+BOUNDS = {"exp": 1.5, "elu": 1.5, "tanh": 3.0, "sigmoid": 2.5, "silu": 4.0, "gelu": 12.0}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", BOUNDS)
+def test_error_in_units_in_the_last_place(layers, name, dtype):
+    if dtype == np.float64 and not EXTENDED:
+        pytest.skip("needs a type that is wider than float64")
+    wide = np.float64 if dtype == np.float32 else np.longdouble
+    rng = np.random.default_rng(5)
+    limit = -math.log(np.finfo(dtype).tiny) - 3
+    z = np.concatenate(
+        [rng.uniform(-limit, limit, 40000), rng.normal(0, 1, 40000), 10 ** rng.uniform(-6, 0, 20000)]
+    )
+    z = z[(z < 0) | (name != "elu")].astype(dtype)[None]
+    if name == "gelu":  # in double, the oracle itself is no better further down
+        z = np.maximum(z, dtype(-1.0 if dtype == np.float64 else -12.0))
+    if name == "exp":
+        found = np.empty_like(z)
+        criterion = Criterion(layers.losses["poisson"], 1.0)
+        layers.loss(criterion, block(z), z, np.zeros_like(z), None, found)
+        expected = np.exp(z.astype(wide))
+    else:
+        found, expected = forward(layers, name, z)[1], FORWARD[name](z.astype(wide))
+    assert ulps(found, expected) < BOUNDS[name]
+
+
+# --- Losses ----------------------------------------------------------------------------------------
+
+
+def huber(z, y):
+    d = np.abs(z - y)
+    return np.where(d <= THRESHOLD, d * d / 2, THRESHOLD * (d - THRESHOLD / 2))
+
+
+def cross_entropy(z, y):
+    top = z.max(axis=1, keepdims=True)
+    log_p = z - top - np.log(np.exp(z - top).sum(axis=1, keepdims=True))
+    target = (1 - SMOOTHING) * (y[:, None] == np.arange(z.shape[1])) + SMOOTHING / z.shape[1]
+    return -target * log_p
+
+
+LOSSES = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": lambda z, y: np.logaddexp(0, z) - y * z,
+    "squared_error": lambda z, y: (z - y) ** 2 / 2,
+    "huber": huber,
+    "quantile": lambda z, y: np.maximum(THRESHOLD * (y - z), (THRESHOLD - 1) * (y - z)),
+    "poisson": lambda z, y: np.exp(z) - y * z,
+}
+
+
+def targets(name, shape, dtype):
+    rng = np.random.default_rng(1)
+    if name == "cross_entropy":
+        return rng.integers(0, shape[1], shape[0])
+    return rng.uniform(0, 1, shape).astype(dtype)
+
+
+def loss(layers, name, z, y, weight=None, scale=1.0):
+    delta = np.full_like(z, np.nan)
+    criterion = Criterion(layers.losses[name], scale, SMOOTHING, THRESHOLD)
+    return layers.loss(criterion, block(z), z, y, weight, delta), delta
+
+
+def test_every_loss_is_tested(layers):
+    assert LOSSES.keys() == layers.losses.keys()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss(layers, name, dtype):
+    for shape in SHAPES:
+        z, y, weight = (
+            random(*shape, dtype=dtype),
+            targets(name, shape, dtype),
+            random(shape[0], dtype=dtype) ** 2,
+        )
+        kept = z.copy()
+        expected = LOSSES[name](z.astype(np.float64), y.astype(np.float64))
+        value, delta = loss(layers, name, z, y, scale=0.25)
+        close(value, expected.sum(), dtype)
+        weighted, scaled = loss(layers, name, z, y, weight, scale=0.25)
+        close(weighted, (expected * weight[:, None].astype(float)).sum(), dtype)
+        close(scaled, delta * weight[:, None].astype(float), dtype)
+        assert np.array_equal(z, kept)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_is_that_of_the_loss(layers, name):
+    shape, step = (6, 11), 1e-6
+    z, y, weight = random(*shape), targets(name, shape, np.float64), np.arange(6.0)
+    found = loss(layers, name, z, y, weight, scale=0.5)[1]
+    for place in np.ndindex(shape):
+        shift = np.zeros(shape)
+        shift[place] = step
+        slope = loss(layers, name, z + shift, y, weight)[0] - loss(layers, name, z - shift, y, weight)[0]
+        assert found[place] == pytest.approx(0.5 * slope / (2 * step), rel=1e-7, abs=1e-7), place
+
+
+def test_pinball_loss_is_flat_where_it_is_met(layers):
+    z = np.array([[1.0, 2.0, 3.0]])
+    value, delta = loss(layers, "quantile", z, np.full_like(z, 2.0))
+    assert delta.tolist() == [[-THRESHOLD, 0.0, 1 - THRESHOLD]]
+    assert value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_of_what_is_not_finite(layers, name, bad, dtype):
+    for shape in [(3, 4), (2, 50)]:
+        for place in (0, shape[1] - 1):
+            z, y = random(*shape, dtype=dtype), targets(name, shape, dtype)
+            z[1, place] = bad
+            assert not math.isfinite(loss(layers, name, z, y)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_losses_do_not_overflow(layers, dtype):
+    z = np.array([[1e4, -1e4, 0.0]], dtype)
+    value, delta = loss(layers, "binary_cross_entropy", z, np.array([[0.0, 1.0, 0.0]], dtype))
+    assert value == pytest.approx(2e4 + math.log(2)) and delta.tolist() == [[1.0, -1.0, 0.5]]
+    value, delta = loss(layers, "cross_entropy", z, np.array([1]))
+    even = SMOOTHING / 3
+    assert value == pytest.approx((1 - SMOOTHING + even) * 2e4 + even * 1e4)
+    assert delta[0] == pytest.approx([1 - even, SMOOTHING - 1 - even, -even])
+
+
+# --- Dropout ---------------------------------------------------------------------------------------
+
+
+def threefry(key, counter, rounds):
+    """Threefry-2x32 (Salmon et al. 2011) on arrays of uint32, as its definition says it."""
+    keys = [np.uint32(key[0]), np.uint32(key[1])]
+    keys.append(np.uint32(0x1BD11BDA) ^ keys[0] ^ keys[1])
+    a, b = (np.atleast_1d(np.asarray(x, np.uint32)).copy() for x in counter)
+    a += keys[0]
+    b += keys[1]
+    for i in range(rounds):
+        rotation = (13, 15, 26, 6, 17, 29, 16, 24)[i % 8]
+        a += b
+        b = (b << np.uint32(rotation) | b >> np.uint32(32 - rotation)) ^ a
+        if i % 4 == 3:
+            j = i // 4 + 1
+            a += keys[j % 3]
+            b += np.asarray([keys[(j + 1) % 3]]) + np.uint32(j)
+    return a, b
+
+
+@pytest.mark.parametrize(
+    "rounds, counter, key, expected",
+    [
+        (13, (0, 0), (0, 0), (0x9D1C5EC6, 0x8BD50731)),
+        (13, (0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, (0xFD36D048, 0x2D17272C)),
+        (13, (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xBA3E4725, 0xF27D669E)),
+        (20, (0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+        (20, (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
+    ],
+)
+def test_known_answers_of_threefry(rounds, counter, key, expected):
+    """The vectors that the generator's authors published."""
+    with np.errstate(over="ignore"):
+        assert tuple(int(x[0]) for x in threefry(key, counter, rounds)) == expected
+
+
+def words(mask, first, count):
+    """Random words `first`, `first` + 1, ... of a mask: 64 from 32 counters, first words first."""
+    halves = [(mask.key & 0xFFFFFFFF, mask.key >> 32), (mask.step & 0xFFFFFFFF, mask.step >> 32)]
+    i = np.arange(first, first + count, dtype=np.uint64)
+    counter = i // np.uint64(64) * np.uint64(32) + i % np.uint64(32)
+    key = [int(x[0]) for x in threefry(halves[0], halves[1], 13)]
+    a, b = threefry(key, (counter & np.uint64(0xFFFFFFFF), counter >> np.uint64(32)), 13)
+    return np.where(i % np.uint64(64) < 32, a, b)
+
+
+def drop(layers, mask, a, first=0, in_place=False):
+    a = a.copy()
+    out = a if in_place else np.full_like(a, np.nan)
+    layers.dropout(mask, block(a), first, a, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropout_keeps_what_the_generator_says(layers, dtype):
+    for rows, n, first, rate in [(5, 7, 0, 0.5), (3, 100, 11, 0.1), (40, 10, 2**40, 0.25), (2, 64, 1, 0.9)]:
+        mask = Mask(0x0123456789ABCDEF, 2**33 + 5, rate)
+        a = random(rows, n, dtype=dtype)
+        kept = words(mask, first * n, rows * n).reshape(a.shape) >= rate * 2**32
+        expected = np.where(kept, a * dtype(1 / (1 - rate)), 0)
+        assert np.array_equal(drop(layers, mask, a, first), expected)
+        assert np.array_equal(drop(layers, mask, a, first, in_place=True), expected)
+
+
+def test_rate_and_independence_of_dropout(layers):
+    """Each share within five standard deviations of what it should be."""
+    ones = np.ones((1000, 100), np.float32)
+    for rate in (0.0, 0.1, 0.5, 0.999):
+        kept = [drop(layers, Mask(*seed, rate), ones) > 0 for seed in [(1, 1), (1, 2), (2, 1)]]
+        pairs = [
+            (kept[0], kept[1]),
+            (kept[0], kept[2]),
+            (kept[0][1:], kept[0][:-1]),
+            (kept[0][:, 1:], kept[0][:, :-1]),
+            (kept[0][:, 32:], kept[0][:, :-32]),
+        ]
+        deviation = 5 * math.sqrt(rate * (1 - rate) / ones.size)
+        for one in kept:
+            assert abs(one.mean() - (1 - rate)) <= deviation
+        for one, other in pairs:
+            assert abs((one & other).mean() - (1 - rate) ** 2) <= 2 * deviation
+
+
+# --- Normalization and sums ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_normalization_of_rows(layers, shape, dtype):
+    z, delta = random(*shape, dtype=dtype) + dtype(3), random(*shape, dtype=dtype, seed=1)
+    wide = z.astype(np.longdouble)
+    rstd = np.empty(shape[0], dtype)
+    layers.normalize_rows(block(z), 1e-3, z, rstd)
+    expected = 1 / np.sqrt(wide.var(axis=1) + 1e-3)
+    close(rstd, expected, dtype)
+    close(z, (wide - wide.mean(axis=1, keepdims=True)) * expected[:, None], dtype, 64)
+    found = delta.copy()
+    layers.normalize_rows_backward(block(z), z, rstd, found)
+    wide, products = (
+        delta.astype(np.longdouble),
+        (delta * z.astype(np.longdouble)).mean(axis=1, keepdims=True),
+    )
+    expected = rstd[:, None] * (wide - wide.mean(axis=1, keepdims=True) - z * products)
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=64 * np.finfo(dtype).eps * abs(delta).max() * rstd.max()
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_goes_column_by_column(layers, shape, dtype):
+    rows, n = shape
+    z, delta, vectors = (
+        random(*shape, dtype=dtype),
+        random(*shape, dtype=dtype, seed=1),
+        random(4, n, dtype=dtype),
+    )
+    a, b, c, d = vectors
+    x = block(z)
+    out = np.empty_like(z)
+    layers.affine(x, a, b, z, out)
+    assert np.array_equal(out, a * z + b)
+    out = z.copy()
+    layers.normalize_columns(x, a, b, out)
+    assert np.array_equal(out, (z - a) * b)
+    out = delta.copy()
+    layers.rescale(x, a, out)
+    assert np.array_equal(out, a * delta)
+    layers.normalize_columns_backward(x, z, b, c, d, 300.0, out := delta.copy())
+    share = dtype(1 / 300)
+    assert np.array_equal(out, b * (delta - share * c - z * (share * d)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_down_the_columns_go_row_by_row(layers, shape, dtype):
+    z, delta = random(*shape, dtype=dtype), random(*shape, dtype=dtype, seed=1)
+    x = block(z)
+    total, product, mean, squares = (np.empty(shape[1], dtype) for _ in range(4))
+    layers.column_sums(x, delta, total)
+    expected = np.add.accumulate(delta, axis=0)[-1]
+    assert np.array_equal(total, expected)
+    layers.column_products(x, z, delta, total, product)
+    assert np.array_equal(total, expected)
+    assert np.array_equal(product, np.add.accumulate(delta * z, axis=0)[-1])
+    layers.moments(x, z, mean, squares)
+    assert np.array_equal(mean, np.add.accumulate(z, axis=0)[-1] / dtype(shape[0]))
+    assert np.array_equal(squares, np.add.accumulate((z - mean) ** 2, axis=0)[-1])
+
+
+# --- Vectors -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [0, 1, 15, 16, 100, 1027])
+def test_vectors(layers, n, dtype):
+    wide = dtype == np.float64
+    x, y = random(n, dtype=dtype), random(n, dtype=dtype, seed=1)
+    assert layers.squares(n, wide, x) == pytest.approx(math.fsum(x.astype(float) ** 2), rel=1e-14)
+    assert layers.finite(n, wide, x)
+    for i in {0, n // 2, n - 1} if n else ():
+        for bad in (np.nan, np.inf, -np.inf):
+            spoiled = x.copy()
+            spoiled[i] = bad
+            assert not layers.finite(n, wide, spoiled)
+    expected = y + dtype(0.3) * x
+    layers.add(n, wide, 0.3, x, y)
+    assert np.array_equal(y, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind, source", [(0, np.float32), (1, np.float64), (2, np.uint8)])
+def test_conversion(layers, kind, source, dtype):
+    x = (np.arange(259) * 0.7).astype(source)
+    y = np.empty(259, dtype)
+    layers.convert(x.size, kind, x, dtype == np.float64, y)
+    assert np.array_equal(y, x.astype(dtype))
+
+
+# --- The same bits ---------------------------------------------------------------------------------------
+
+
+def matrices(dtype):
+    return lambda shape, seed: random(*shape, dtype=dtype, seed=seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500)])
+def test_instruction_sets_do_not_change_a_bit(shape, dtype):
+    builds = [Layers(load("fastopt.nn._core.layers", isa)) for isa in runnable()]
+    expected, *others = (everything(layers, matrices(dtype), shape, [0, shape[0]]) for layers in builds)
+    for found in others:
+        assert all(map(np.array_equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500), (150, 3)])
+def test_blocks_do_not_change_a_bit(layers, shape, dtype):
+    expected = everything(layers, matrices(dtype), shape, [0, shape[0]])
+    for cuts in ([0, 1, shape[0]], [0, shape[0] // 3, shape[0] // 2, shape[0]], list(range(shape[0] + 1))):
+        for found, whole in zip(everything(layers, matrices(dtype), shape, cuts), expected, strict=True):
+            if whole.shape == (1,):  # losses are added up by the caller, block by block
+                assert found.sum() == pytest.approx(whole.sum(), rel=1e-6)
+            else:
+                assert np.array_equal(found, whole)
+
+
+# --- Parity ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_activation_agrees_with_torch(layers, name):
+    torch = pytest.importorskip("torch")
+    functions = {
+        "identity": lambda z: z * 1,
+        "gelu_tanh": lambda z: torch.nn.functional.gelu(z, approximate="tanh"),
+    }
+    function = functions.get(name) or getattr(torch.nn.functional, name)
+    z, delta = random(31, 17), random(31, 17, seed=1)
+    leaf = torch.tensor(z, requires_grad=True)
+    expected = function(leaf)
+    expected.backward(torch.tensor(delta))
+    found = forward(layers, name, z)
+    np.testing.assert_allclose(found[1], expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        backward(layers, name, *found, delta), leaf.grad.numpy(), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "quantile"])
+def test_loss_agrees_with_torch(layers, name):
+    torch = pytest.importorskip("torch")
+    functions = {
+        "cross_entropy": torch.nn.CrossEntropyLoss(label_smoothing=SMOOTHING, reduction="sum"),
+        "binary_cross_entropy": torch.nn.BCEWithLogitsLoss(reduction="sum"),
+        "squared_error": lambda z, y: torch.nn.functional.mse_loss(z, y, reduction="sum") / 2,
+        "huber": torch.nn.HuberLoss(delta=THRESHOLD, reduction="sum"),
+        "poisson": torch.nn.PoissonNLLLoss(reduction="sum"),
+    }
+    z = random(31, 17)
+    y = targets(name, z.shape, z.dtype)
+    leaf = torch.tensor(z, requires_grad=True)
+    expected = functions[name](leaf, torch.tensor(y))
+    expected.backward()
+    value, delta = loss(layers, name, z, y)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    np.testing.assert_allclose(delta, leaf.grad.numpy(), rtol=1e-12, atol=1e-12)

@@ -1,0 +1,440 @@
+"""fastopt.schedules: values against torch.optim.lr_scheduler and by hand, refusals, pickling."""
+
+import copy
+import math
+import pickle
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastopt import schedules as s
+
+try:
+    import torch
+    from torch.optim import lr_scheduler
+except ImportError:
+    torch = None
+
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
+
+ALL = [
+    s.Constant(0.1),
+    s.Step(0.1, 30),
+    s.MultiStep(0.1, (30, 80)),
+    s.Exponential(0.1, 0.99),
+    s.InverseTime(0.1, 0.01),
+    s.Polynomial(0.1, 100, 2.0),
+    s.Cosine(0.1, 100, 0.001),
+    s.CosineRestarts(0.1, 10, 2),
+    s.LinearWarmup(5, s.Cosine(0.1, 100)),
+    s.OneCycle(0.1, 100),
+    s.SWA(2, 3),
+    s.ReduceOnPlateau(0.1, patience=3),
+]
+
+
+def name_of(schedule):
+    return type(schedule).__name__
+
+
+# --- against torch ------------------------------------------------------------------------------
+
+
+def torch_optimizer(lr):
+    return torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
+
+
+def torch_values(make, lr, steps):
+    """The learning rate of each of `steps` steps, as a torch training loop would use it."""
+    optimizer = torch_optimizer(lr)
+    with warnings.catch_warnings():
+        # SequentialLR warns of its own use of the scheduler's epoch argument.
+        warnings.simplefilter("ignore")
+        scheduler = make(optimizer)
+        values = [optimizer.param_groups[0]["lr"]]
+        for _ in range(steps - 1):
+            optimizer.step()
+            scheduler.step()
+            values.append(optimizer.param_groups[0]["lr"])
+    return values
+
+
+def warmup(optimizer, start_factor, steps, then):
+    first = lr_scheduler.LinearLR(optimizer, start_factor, total_iters=steps)
+    return lr_scheduler.SequentialLR(optimizer, [first, then], milestones=[steps])
+
+
+TORCH = {
+    "step": (s.Step(0.5, 7), lambda o: lr_scheduler.StepLR(o, 7), 60),
+    "step-1": (s.Step(0.5, 1, 0.9), lambda o: lr_scheduler.StepLR(o, 1, 0.9), 60),
+    "multistep": (
+        s.MultiStep(0.5, [3, 8, 8, 20], 0.3),
+        lambda o: lr_scheduler.MultiStepLR(o, [3, 8, 8, 20], 0.3),
+        60,
+    ),
+    "multistep-0": (
+        s.MultiStep(0.5, [1, 2], 2.0), lambda o: lr_scheduler.MultiStepLR(o, [1, 2], 2.0), 10
+    ),
+    "exponential": (s.Exponential(0.5, 0.97), lambda o: lr_scheduler.ExponentialLR(o, 0.97), 1000),
+    "polynomial": (s.Polynomial(0.5, 40), lambda o: lr_scheduler.PolynomialLR(o, 40), 90),
+    "polynomial-1": (s.Polynomial(0.5, 1), lambda o: lr_scheduler.PolynomialLR(o, 1), 5),
+    "polynomial-power": (
+        s.Polynomial(0.5, 40, 0.7), lambda o: lr_scheduler.PolynomialLR(o, 40, 0.7), 90
+    ),
+    "cosine": (s.Cosine(0.5, 50), lambda o: lr_scheduler.CosineAnnealingLR(o, 50), 51),
+    "cosine-periodic": (
+        s.Cosine(0.5, 50, 0.01), lambda o: lr_scheduler.CosineAnnealingLR(o, 50, 0.01), 260
+    ),
+    "restarts": (
+        s.CosineRestarts(0.5, 13, 1, 0.01),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 13, 1, 0.01),
+        100,
+    ),
+    "restarts-longer": (
+        s.CosineRestarts(0.5, 5, 3),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 5, 3),
+        500,
+    ),
+    "restarts-1": (
+        s.CosineRestarts(0.5, 1, 2),
+        lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 1, 2),
+        70,
+    ),
+    "warmup": (
+        s.LinearWarmup(10, 0.5), lambda o: lr_scheduler.LinearLR(o, total_iters=10), 30
+    ),
+    "warmup-then-cosine": (
+        s.LinearWarmup(10, s.Cosine(0.5, 50), 0.1),
+        lambda o: warmup(o, 0.1, 10, lr_scheduler.CosineAnnealingLR(o, 50)),
+        60,
+    ),
+    "warmup-then-step": (
+        s.LinearWarmup(1, s.Step(0.5, 4), 0.2),
+        lambda o: warmup(o, 0.2, 1, lr_scheduler.StepLR(o, 4)),
+        30,
+    ),
+}
+ONE_CYCLE = [
+    {},
+    {"pct_start": 0.0},
+    {"pct_start": 1.0},
+    {"pct_start": 0.25, "anneal": "linear"},
+    {"pct_start": 0.4, "three_phase": True},
+    {"pct_start": 0.5, "three_phase": True, "anneal": "linear"},
+    {"div_factor": 10.0, "final_div_factor": 7.0},
+]
+
+
+@needs_torch
+@pytest.mark.parametrize("case", TORCH)
+def test_agrees_with_torch(case):
+    schedule, make, steps = TORCH[case]
+    lr = 0.5
+    expected = torch_values(make, lr, steps)
+    got = [schedule(step) for step in range(steps)]
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-17)
+
+
+@needs_torch
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1000])
+@pytest.mark.parametrize("options", ONE_CYCLE, ids=str)
+def test_one_cycle_agrees_with_torch(options, steps):
+    schedule = s.OneCycle(0.5, steps, **options)
+    options = dict(options)
+    anneal = options.pop("anneal", "cos")
+    try:
+        expected = torch_values(
+            lambda o: lr_scheduler.OneCycleLR(
+                o, 0.5, steps, anneal_strategy=anneal, cycle_momentum=False, **options
+            ),
+            0.5,
+            steps,
+        )
+    except ZeroDivisionError:
+        pytest.skip("torch fails where a phase has no length")
+    got = [schedule(step) for step in range(steps)]
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+PLATEAU = [
+    {},
+    {"patience": 0},
+    {"mode": "max", "patience": 2, "factor": 0.5},
+    {"patience": 1, "cooldown": 3},
+    {"patience": 1, "threshold": 0.1, "threshold_mode": "abs"},
+    {"mode": "max", "patience": 1, "threshold": 0.1, "threshold_mode": "abs"},
+    {"mode": "max", "patience": 1, "threshold": 0.05},
+    {"patience": 0, "min_lr": 0.003, "factor": 0.3},
+    {"patience": 0, "eps": 0.01},
+]
+
+
+@needs_torch
+@pytest.mark.parametrize("options", PLATEAU, ids=str)
+@settings(max_examples=60, deadline=None)
+@given(metrics=st.lists(st.sampled_from([0.0, -1.0, 0.5, 0.55, 0.56, 0.9, 1.0, math.nan, math.inf]),
+                        max_size=40))
+def test_reduce_on_plateau_agrees_with_torch(options, metrics):
+    schedule = s.ReduceOnPlateau(0.5, **options)
+    optimizer = torch_optimizer(0.5)
+    theirs = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    for step, metric in enumerate(metrics):
+        schedule.report(metric)
+        theirs.step(metric)
+        assert schedule(step) == optimizer.param_groups[0]["lr"]
+        assert schedule.num_bad_reports == theirs.num_bad_epochs
+        assert schedule.best == theirs.best
+
+
+# --- by hand ------------------------------------------------------------------------------------
+
+VALUES = [
+    (s.Constant(0.25), {0: 0.25, 10**9: 0.25}),
+    (s.Step(0.8, 10, 0.5), {0: 0.8, 9: 0.8, 10: 0.4, 19: 0.4, 20: 0.2}),
+    (s.MultiStep(0.8, (10, 10, 30), 0.5), {9: 0.8, 10: 0.2, 29: 0.2, 30: 0.1}),
+    (s.MultiStep(0.8, ()), {0: 0.8, 99: 0.8}),
+    (s.Exponential(0.8, 0.5), {0: 0.8, 1: 0.4, 3: 0.1}),
+    (s.InverseTime(0.8, 0.1), {0: 0.8, 10: 0.4, 30: 0.2}),
+    (s.InverseTime(0.8, 1.0, 0.5), {0: 0.8, 3: 0.4, 15: 0.2}),
+    (s.Polynomial(0.9, 10, 2.0, 0.1), {0: 0.9, 5: 0.3, 10: 0.1, 11: 0.1}),
+    (s.Cosine(0.9, 10, 0.1), {0: 0.9, 5: 0.5, 10: 0.1, 20: 0.9}),
+    (s.CosineRestarts(0.8, 10, 2), {0: 0.8, 5: 0.4, 10: 0.8, 20: 0.4, 30: 0.8, 50: 0.4, 70: 0.8}),
+    (s.LinearWarmup(4, 0.8, 0.0), {0: 0.0, 1: 0.2, 3: 0.6, 4: 0.8, 9: 0.8}),
+    (s.LinearWarmup(4, s.Step(0.8, 2, 0.5), 0.5), {0: 0.4, 2: 0.6, 4: 0.8, 5: 0.8, 6: 0.4}),
+    (s.LinearWarmup(2, lambda step: 1.0 + step, 0.0), {0: 0.0, 1: 0.5, 2: 1.0, 3: 2.0}),
+    # Up over 0..2 (0.3 * 10 - 1), down over 2..9, and held.
+    (s.OneCycle(0.8, 10, 0.3, "linear", 8.0, 10.0), {0: 0.1, 1: 0.45, 2: 0.8, 9: 0.01, 99: 0.01}),
+    (s.OneCycle(0.8, 4, 0.25), {0: 0.8}),  # A rise without any length is over at once.
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), VALUES, ids=lambda v: str(v)[:60])
+def test_values(schedule, expected):
+    for step, value in expected.items():
+        got = schedule(step)
+        assert type(got) is float
+        assert got == pytest.approx(value, rel=1e-12, abs=1e-16), step
+
+
+@given(step=st.integers(0, 10**15), steps=st.integers(1, 10**6), mult=st.integers(1, 5))
+def test_restart_positions_are_whole(step, steps, mult):
+    current, cycle = s.CosineRestarts(1.0, steps, mult)._position(step)
+    assert 0 <= current < cycle
+    # The cycles before this one and the position in it add up to the step.
+    if mult == 1:
+        assert cycle == steps and (step - current) % steps == 0
+    else:
+        assert (step - current) * (mult - 1) == cycle - steps
+
+
+@given(step=st.integers(0, 10_000))
+def test_values_stay_between_the_bounds(step):
+    assert 0.1 <= s.Cosine(0.9, 77, 0.1)(step) <= 0.9
+    assert 0.1 <= s.CosineRestarts(0.9, 77, 3, 0.1)(step) <= 0.9
+    assert 0.1 <= s.Polynomial(0.9, 77, 3.0, 0.1)(step) <= 0.9
+    assert 0.9 / 25 / 1e4 * (1 - 1e-9) <= s.OneCycle(0.9, 770)(step) <= 0.9
+
+
+def test_numpy_numbers_become_python_floats():
+    schedule = s.Step(np.float32(0.5), np.int64(2), np.float64(0.5))
+    assert schedule == s.Step(0.5, 2, 0.5)
+    assert type(schedule.lr) is float and type(schedule.step_size) is int
+    assert schedule(np.int64(2)) == 0.25
+
+
+# --- objects ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=name_of)
+def test_pickle_copy_compare_print(schedule):
+    for twin in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)):
+        assert twin == schedule and twin is not schedule
+        assert [twin(step) for step in range(120)] == [schedule(step) for step in range(120)]
+    first = "start=2" if isinstance(schedule, s.SWA) else "0.1"
+    assert repr(schedule).startswith(f"{name_of(schedule)}(") and first in repr(schedule)
+
+
+def test_every_public_name_is_in_the_tables():
+    assert {name_of(schedule) for schedule in ALL} == set(s.__all__)
+
+
+@pytest.mark.parametrize("schedule", ALL[:-1], ids=name_of)
+def test_stateless_schedules_cannot_be_changed(schedule):
+    with pytest.raises(AttributeError):
+        schedule.lr = 1.0
+
+
+def plateau_after(metrics, **options):
+    schedule = s.ReduceOnPlateau(0.5, patience=1, cooldown=2, **options)
+    for metric in metrics:
+        schedule.report(metric)
+    return schedule
+
+
+@pytest.mark.parametrize("cut", range(9))
+def test_plateau_goes_on_from_its_state(cut):
+    metrics = [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4]
+    whole = plateau_after(metrics)
+    again = plateau_after([])
+    again.load_state_dict(plateau_after(metrics[:cut]).state_dict())
+    for metric in metrics[cut:]:
+        again.report(metric)
+    assert again == whole and again(0) < 0.5
+
+
+def test_warmup_keeps_the_state_of_what_follows():
+    schedule = s.LinearWarmup(2, plateau_after([1.0, 1.0, 1.0]), 0.0)
+    assert [schedule(step) for step in (1, 2)] == [0.025, 0.05]
+    fresh = s.LinearWarmup(2, plateau_after([]), 0.0)
+    assert fresh(2) == 0.5
+    fresh.load_state_dict(schedule.state_dict())
+    assert fresh == schedule and fresh(2) == 0.05
+    plain = s.LinearWarmup(2, 0.5)
+    assert plain.state_dict() == {}
+    plain.load_state_dict({})
+    with pytest.raises(ValueError, match="state"):
+        plain.load_state_dict(schedule.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"best": "x"}, TypeError),
+        ({"current_lr": -1.0}, ValueError),
+        ({"cooldown_left": 1.5}, TypeError),
+        ({"more": 1}, ValueError),
+    ],
+    ids=str,
+)
+def test_plateau_refuses_a_bad_state_and_keeps_its_own(change, error):
+    schedule = plateau_after([1.0, 0.5])
+    before = copy.deepcopy(schedule)
+    with pytest.raises(error, match=f"{next(iter(change))}|state"):
+        schedule.load_state_dict({**schedule.state_dict(), "num_bad_reports": 9} | change)
+    assert schedule == before
+    with pytest.raises(ValueError, match="state"):
+        schedule.load_state_dict({})
+
+
+# --- refusals -----------------------------------------------------------------------------------
+
+BAD = [
+    (s.Constant, {"lr": -0.1}, ValueError, "lr"),
+    (s.Constant, {"lr": math.nan}, ValueError, "lr"),
+    (s.Constant, {"lr": math.inf}, ValueError, "lr"),
+    (s.Constant, {"lr": "0.1"}, TypeError, "lr"),
+    (s.Constant, {"lr": True}, TypeError, "lr"),
+    (s.Constant, {"lr": None}, TypeError, "lr"),
+    (s.Step, {"lr": 0.1, "step_size": 0}, ValueError, "step_size"),
+    (s.Step, {"lr": 0.1, "step_size": 2.0}, TypeError, "step_size"),
+    (s.Step, {"lr": 0.1, "step_size": 2, "gamma": 0.0}, ValueError, "gamma"),
+    (s.MultiStep, {"lr": 0.1, "milestones": 3}, TypeError, "milestones"),
+    (s.MultiStep, {"lr": 0.1, "milestones": [3, 1]}, ValueError, "milestones"),
+    (s.MultiStep, {"lr": 0.1, "milestones": [-3]}, ValueError, "milestones[0]"),
+    (s.MultiStep, {"lr": 0.1, "milestones": [1, 2.5]}, TypeError, "milestones[1]"),
+    (s.Exponential, {"lr": 0.1, "gamma": -1.0}, ValueError, "gamma"),
+    (s.InverseTime, {"lr": 0.1, "decay": -1.0}, ValueError, "decay"),
+    (s.InverseTime, {"lr": 0.1, "decay": 1.0, "power": 0.0}, ValueError, "power"),
+    (s.Polynomial, {"lr": 0.1, "steps": 0}, ValueError, "steps"),
+    (s.Polynomial, {"lr": 0.1, "steps": 9, "power": 0}, ValueError, "power"),
+    (s.Polynomial, {"lr": 0.1, "steps": 9, "min_lr": 0.2}, ValueError, "min_lr"),
+    (s.Cosine, {"lr": 0.1, "steps": -5}, ValueError, "steps"),
+    (s.Cosine, {"lr": 0.1, "steps": 5, "min_lr": 0.2}, ValueError, "min_lr"),
+    (s.CosineRestarts, {"lr": 0.1, "steps": 5, "multiplier": 0}, ValueError, "multiplier"),
+    (s.CosineRestarts, {"lr": 0.1, "steps": 5, "multiplier": 1.5}, TypeError, "multiplier"),
+    (s.LinearWarmup, {"steps": 0, "then": 0.1}, ValueError, "steps"),
+    (s.LinearWarmup, {"steps": 1, "then": -0.1}, ValueError, "then"),
+    (s.LinearWarmup, {"steps": 1, "then": "cosine"}, TypeError, "then"),
+    (s.LinearWarmup, {"steps": 1, "then": 0.1, "start_factor": 1.5}, ValueError, "start_factor"),
+    (s.OneCycle, {"max_lr": 0.1, "steps": 1.0}, TypeError, "steps"),
+    (s.OneCycle, {"max_lr": 0.1, "steps": 9, "pct_start": 1.1}, ValueError, "pct_start"),
+    (s.OneCycle, {"max_lr": 0.1, "steps": 9, "anneal": "cosine"}, ValueError, "anneal"),
+    (s.OneCycle, {"max_lr": 0.1, "steps": 9, "div_factor": 0}, ValueError, "div_factor"),
+    (s.OneCycle, {"max_lr": 0.1, "steps": 9, "three_phase": 1}, ValueError, "three_phase"),
+    (
+        s.OneCycle,
+        {"max_lr": 0.1, "steps": 9, "pct_start": 0.6, "three_phase": True},
+        ValueError,
+        "pct_start",
+    ),
+    (s.ReduceOnPlateau, {"lr": 0.1, "mode": "least"}, ValueError, "mode"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "factor": 1.0}, ValueError, "factor"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "factor": 0.0}, ValueError, "factor"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "patience": -1}, ValueError, "patience"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "threshold": -1.0}, ValueError, "threshold"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "threshold_mode": "abs "}, ValueError, "threshold_mode"),
+    (s.ReduceOnPlateau, {"lr": 0.1, "cooldown": 0.5}, TypeError, "cooldown"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "error", "name"), BAD, ids=str)
+def test_bad_arguments_are_refused_by_name(kind, options, error, name):
+    with pytest.raises(error, match=f"^{re.escape(name)}: expected"):
+        kind(**options)
+
+
+@pytest.mark.parametrize("schedule", ALL, ids=name_of)
+def test_bad_steps_are_refused(schedule):
+    with pytest.raises(ValueError, match="step: expected"):
+        schedule(-1)
+    with pytest.raises(TypeError, match="step: expected"):
+        schedule(1.5)
+
+
+@pytest.mark.parametrize("metric", [None, "low", [1.0, 2.0]], ids=str)
+def test_bad_metrics_are_refused(metric):
+    schedule = plateau_after([1.0])
+    before = copy.deepcopy(schedule)
+    with pytest.raises(TypeError, match="metric: expected"):
+        schedule.report(metric)
+    assert schedule == before
+
+
+# --- with an optimizer --------------------------------------------------------------------------
+
+
+def test_an_optimizer_evaluates_a_schedule_at_its_finished_steps():
+    import fastopt
+
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 0.5**step
+
+    params = [np.zeros(3)]
+    optimizer = fastopt.SGD(params, lr=schedule)
+    walked = []
+    for _ in range(4):
+        optimizer.step([np.ones(3)])
+        walked.append(params[0][0])
+    assert [step for step in asked if step > 0] == [1, 2, 3]
+    assert walked == [-1.0, -1.5, -1.75, -1.875]
+
+
+def test_an_optimizer_saves_the_state_of_a_schedule():
+    import fastopt
+
+    def optimizer(metrics):
+        return fastopt.SGD([np.zeros(3)], lr=plateau_after(metrics))
+
+    reduced = optimizer([1.0, 1.0, 1.0])
+    fresh = optimizer([])
+    fresh.load_state_dict(reduced.state_dict())
+    fresh.step([np.ones(3)])
+    assert fresh.params[0].tolist() == [-0.05] * 3
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "schedules.md"
+
+
+def test_the_page_names_every_schedule():
+    page = PAGE.read_text(encoding="utf-8")
+    assert [name for name in s.__all__ if f"`{name}" not in page] == []
