@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import SupportsFloat, TypeAlias, TypeVar
 
-    from fastopt._core.typing import AnyArray, SequenceNotStr
+    from fastopt._core.typing import AnyArray, FloatOrSchedule, SequenceNotStr
     from fastopt.nn.typing import Net
     from fastopt.optimizers import Optimizer
 

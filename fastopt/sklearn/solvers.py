@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from scipy.optimize import OptimizeResult
 
-    from fastopt._core.typing import AnyArray
+    from fastopt._core.typing import AnyArray, FloatOrSchedule
     from fastopt.nn.typing import Layers, Samples
     from fastopt.sklearn.net import PenalizedMLP
 
