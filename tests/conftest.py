@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import signal
 
 import pytest
 
@@ -30,6 +31,14 @@ def threads():
     yield fastopt.set_num_threads
     fastopt.set_num_threads(before)
     runtime.set_waking(waking)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt here and in child processes, even if pytest was started ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 # Libraries in double precision, for tests of parity: skipped where they are not installed.

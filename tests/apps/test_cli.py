@@ -1264,7 +1264,7 @@ def test_module_is_the_command():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a signal to one process of a Windows console")
-def test_real_interrupt(folder):
+def test_real_interrupt(folder, ctrl_c):
     process = start("train", "--epochs", "1000000")
     for line in process.stdout:
         if line.startswith("Epoch 3"):

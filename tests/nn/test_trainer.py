@@ -418,7 +418,7 @@ def test_a_terminal_without_tqdm_shows_lines(monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["callback", "net"])
-def test_interruption_keeps_what_is_learned(capsys, where):
+def test_interruption_keeps_what_is_learned(capsys, ctrl_c, where):
     class Net(RecordingNet):
         def train_step(self, X, y):
             if where == "net" and len(self.batches) == 10:
