@@ -1,15 +1,19 @@
-"""Checks of arguments that several modules share; each returns what it has found right."""
+"""Checks of arguments that several modules share. Each returns the checked value."""
 
 from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fastopt._core.typing import AnyArray
+
+_T = TypeVar("_T")
 
 
 def check_int(name: str, value: Any, least: int) -> int:
@@ -21,13 +25,33 @@ def check_int(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_float(name: str, value: Any) -> float:
-    """Return `value` as a float, or raise if it is not a finite number."""
+def check_float(
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
+) -> float:
+    """Return `value` as a float, or raise if it is not a finite number in ``[low, high)``.
+
+    With `open_low`, the interval is ``(low, high)``.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    is_above = low < number if open_low else low <= number
+    if math.isfinite(number) and is_above and number < high:
+        return number
+    is_bounded = (low, high) != (-math.inf, math.inf)
+    interval = f" in {'(' if open_low else '['}{low:g}, {high:g})" if is_bounded else ""
+    raise ValueError(f"{name}: expected a finite number{interval}, got {value!r}")
+
+
+def check_choice(name: str, value: _T, choices: Iterable[Any]) -> _T:
+    """Return `value`, or raise if it is not one of `choices`."""
+    choices = tuple(choices)
+    if any(isinstance(value, type(choice)) and value == choice for choice in choices):
+        return value
+    raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[AnyArray, AnyArray]:
