@@ -27,10 +27,10 @@ def isa(request, monkeypatch):
 @pytest.fixture
 def threads():
     """`set_num_threads`, undone after the test; workers are woken for steps of any length."""
-    before, waking = fastopt.get_num_threads(), runtime.set_waking(0)
+    before, waking = fastopt.get_num_threads(), runtime.set_wake_threshold(0)
     yield fastopt.set_num_threads
     fastopt.set_num_threads(before)
-    runtime.set_waking(waking)
+    runtime.set_wake_threshold(waking)
 
 
 @pytest.fixture

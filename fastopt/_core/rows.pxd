@@ -4,13 +4,13 @@ from libc.stdint cimport int64_t
 from fastopt._core.span cimport Job, Kernels, Span
 
 cdef enum:
-    FADES = 4       # the parameter and the state arrays that a rule with a `Rest` may have
+    DECAYED_ARRAYS = 4       # the parameter and the state arrays that a rule with a `IdleDecay` may have
 
 
-cdef struct Rest:
+cdef struct IdleDecay:
     # What becomes of a row without gradients.
-    Py_ssize_t steps[2]         # for float, for double: how many until the parameter stays; -1: for ever
-    double factors[FADES]       # what one step leaves of the parameter and of the state
+    Py_ssize_t replay_steps[2]         # for float, for double: how many until the parameter stays; -1: for ever
+    double factors[DECAYED_ARRAYS]       # what one step leaves of the parameter and of the state
 
 
 cdef struct Fade:
@@ -18,7 +18,7 @@ cdef struct Fade:
     double sum, lost
 
 
-cdef struct View:
+cdef struct RowContext:
     # A parameter and the rows of one call, as the threads see them.
     Kernels kernels
     Span span                   # the whole parameter
@@ -38,7 +38,7 @@ cdef struct View:
     char* zeros                 # the gradient of a row that has none
     int64_t* last               # for each row how many of the past steps it has taken; NULL if all have all
     Job* past                   # the steps since `last` was made
-    Fade* faded                 # what the steps before each leave, FADES of them a step
+    Fade* faded                 # what the steps before each leave, DECAYED_ARRAYS of them a step
     Py_ssize_t time             # number of past steps
     Py_ssize_t horizon          # after so many steps without a gradient a row rests; -1: never
 
@@ -47,32 +47,32 @@ cdef class Rows:
     cdef readonly object rows, grads
 
 
-cdef class Touched:
-    cdef View view
+cdef class RowUpdater:
+    cdef RowContext context
     cdef object param, values
     cdef str place
     cdef Py_ssize_t room, sums_room, past_room
     cdef char* pairs
     cdef char* sums
 
-    cdef int select(self, object rows, str name) except -1
+    cdef int select_rows(self, object rows, str name) except -1
     cdef int make_room(self, Py_ssize_t n) except -1
     cdef int gather(self) except -1
-    cdef long long estimate(self, const View* x) noexcept
-    cdef void remember(self, const Job* job, const Rest* rest) noexcept
-    cdef void forget(self) noexcept
-    cdef object checked(self, Rows grad)
-    cdef int take(self, Rows grad, object values) except -1
-    cdef int take_whole(self, char* values) except -1
-    cdef int take_nothing(self) except -1
-    cdef int defer(self) except -1
-    cdef void update(self, const Job* job, const Rest* rest) noexcept
+    cdef long long estimate(self, const RowContext* x) noexcept
+    cdef void remember(self, const Job* job, const IdleDecay* rest) noexcept
+    cdef void drop_deferred(self) noexcept
+    cdef object check_values(self, Rows grad)
+    cdef int bind_rows(self, Rows grad, object values) except -1
+    cdef int bind_all_rows(self, char* values) except -1
+    cdef int bind_no_rows(self) except -1
+    cdef int enable_deferred(self) except -1
+    cdef void update(self, const Job* job, const IdleDecay* rest) noexcept
     cdef void catch_up(self) noexcept
     cdef void catch_up_all(self) noexcept
-    cdef double squares(self) noexcept
+    cdef double sum_squares(self) noexcept
     cdef bint all_finite(self, double scale) noexcept
-    cdef object dense(self)
+    cdef object to_dense(self)
     cdef void release(self) noexcept
 
 
-cdef object row_numbers(object rows)
+cdef object check_row_indices(object rows)

@@ -6,8 +6,8 @@ from typing_extensions import disjoint_base
 
 from fastopt._core.typing import Array
 
-LONGEST_GAP: int
-NOTHING: Rows
+MAX_DEFERRED_STEPS: int
+NO_ROWS: Rows
 
 @disjoint_base
 class Rows:
@@ -18,5 +18,5 @@ class Rows:
     def __init__(self, rows: ArrayLike, grads: NDArray[np.floating[Any]]) -> None: ...
 
 @disjoint_base
-class Touched:
-    def __new__(cls, param: Array, place: str, totals: Array | None) -> Touched: ...
+class RowUpdater:
+    def __new__(cls, param: Array, place: str, totals: Array | None) -> RowUpdater: ...

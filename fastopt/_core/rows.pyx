@@ -1,6 +1,6 @@
 """Gradients of some rows of a parameter, for tables of which a step uses a few.
 
-A `Touched` belongs to one parameter. It checks the rows it is given, brings them into ascending order
+A `RowUpdater` belongs to one parameter. It checks the rows it is given, brings them into ascending order
 and adds up the gradients of a row that comes more than once, in the order in which they were given.
 Then each row is a span of its own, and the kernels are the same as everywhere.
 
@@ -11,7 +11,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.math cimport exp, isfinite, log
 from libc.string cimport memcpy, memset
 
-from fastopt._core.runtime cimport run, start, threads
+from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
 from fastopt._core.span cimport Job, Span
 
 from numpy import asarray, int64, ndarray, require, zeros
@@ -43,13 +43,13 @@ cdef enum:
     PARTS = 32              # parts in a thread's share, at most
     LONGEST = 1 << 16       # steps after which no row may be behind: what is kept of them is 16 MB
 
-LONGEST_GAP = LONGEST
+MAX_DEFERRED_STEPS = LONGEST
 
 cdef struct Pair:
     Py_ssize_t row, place
 
 
-cdef object row_numbers(object rows):
+cdef object check_row_indices(object rows):
     """Rows as the loops below read them."""
     rows = asarray(rows)
     if rows.dtype.kind not in "iu" and rows.size:
@@ -80,7 +80,7 @@ cdef class Rows:
     """
 
     def __init__(self, rows, grads):
-        self.rows = row_numbers(rows)
+        self.rows = check_row_indices(rows)
         if not isinstance(grads, ndarray) or isinstance(grads, MaskedArray):
             raise TypeError(f"grads: expected a NumPy array, got {type(grads).__name__}")
         if grads.shape[:1] != self.rows.shape:
@@ -92,7 +92,7 @@ cdef class Rows:
         return f"Rows(rows={self.rows!r}, grads={self.grads!r})"
 
 
-NOTHING = Rows((), zeros(0))
+NO_ROWS = Rows((), zeros(0))
 """The gradient of a parameter that has none in a step, whatever its shape."""
 
 
@@ -103,11 +103,11 @@ cdef inline Py_ssize_t share(Py_ssize_t n, int part, int parts) noexcept nogil:
     return n // parts * part if part < parts else n
 
 
-cdef inline Py_ssize_t row_of(const View* x, Py_ssize_t i) noexcept nogil:
+cdef inline Py_ssize_t row_of(const RowContext* x, Py_ssize_t i) noexcept nogil:
     return i if x.whole else x.rows[i]
 
 
-cdef inline char* grad_of(const View* x, Py_ssize_t i) noexcept nogil:
+cdef inline char* grad_of(const RowContext* x, Py_ssize_t i) noexcept nogil:
     return x.values + i * x.size if x.whole else x.grads[i]
 
 
@@ -123,7 +123,7 @@ cdef inline void ask(const char* base, Py_ssize_t offset, Py_ssize_t size) noexc
             i += LINE
 
 
-cdef void ask_row(const View* x, Py_ssize_t i) noexcept nogil:
+cdef void ask_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
     """Ask for all that belongs to a row: the next one is somewhere else, and nobody foresees it."""
     cdef Py_ssize_t offset = row_of(x, i) * x.size, size = min(x.size, ASKED)
     ask(grad_of(x, i), 0, size)
@@ -136,7 +136,7 @@ cdef void ask_row(const View* x, Py_ssize_t i) noexcept nogil:
     ask(x.span.e, offset, size)
 
 
-cdef inline void point(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
+cdef inline void point(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     """Make of `row` the span of row r."""
     cdef Py_ssize_t offset = r * x.size
     row.p = x.span.p + offset
@@ -149,7 +149,7 @@ cdef inline void point(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
     row.n = x.width
 
 
-cdef double accumulate(const View* x, Py_ssize_t r, double more) noexcept nogil:
+cdef double accumulate(const RowContext* x, Py_ssize_t r, double more) noexcept nogil:
     """Add to what a row-wise rule keeps of a row; return the sum as it is kept."""
     if x.span.wide:
         (<double*> x.totals)[r] += more
@@ -158,7 +158,7 @@ cdef double accumulate(const View* x, Py_ssize_t r, double more) noexcept nogil:
     return <double> (<float*> x.totals)[r]
 
 
-cdef void step_row(const View* x, const Job* job, const Span* row, Py_ssize_t r) noexcept nogil:
+cdef void step_row(const RowContext* x, const Job* job, const Span* row, Py_ssize_t r) noexcept nogil:
     cdef Job own
     cdef double sums[2]
     cdef double total = 0.0
@@ -183,7 +183,7 @@ cdef bint is_zero(const real* a, Py_ssize_t n) noexcept nogil:
     return True
 
 
-cdef inline bint rests(const View* x, const Span* row) noexcept nogil:
+cdef inline bint rests(const RowContext* x, const Span* row) noexcept nogil:
     """Whether the state that moves the parameter has come to zero."""
     if row.s == NULL:
         return True
@@ -196,15 +196,15 @@ cdef void multiply(real* a, double factor, Py_ssize_t n) noexcept nogil:
         a[i] *= <real> factor
 
 
-cdef void fade(const View* x, const Span* row, Py_ssize_t since) noexcept nogil:
+cdef void fade(const RowContext* x, const Span* row, Py_ssize_t since) noexcept nogil:
     """All that is left of a row after the steps from `since` on, in which it moved by decay alone."""
     cdef char** arrays = [row.p, row.s, row.t, row.u]
     cdef const Fade* before
     cdef const Fade* now
     cdef double factor
     cdef int j
-    for j in range(FADES):
-        before, now = &x.faded[since * FADES + j], &x.faded[x.time * FADES + j]
+    for j in range(DECAYED_ARRAYS):
+        before, now = &x.faded[since * DECAYED_ARRAYS + j], &x.faded[x.time * DECAYED_ARRAYS + j]
         factor = exp((now.sum - before.sum) + (now.lost - before.lost))
         if arrays[j] == NULL or factor == 1.0:
             continue
@@ -222,17 +222,17 @@ cdef Fade fade_by(Fade f, double factor) noexcept nogil:
     return Fade(sum, f.lost + (f.sum - (sum - added)) + (x - added))
 
 
-cdef inline Py_ssize_t least(const View* x) noexcept nogil:
+cdef inline Py_ssize_t least(const RowContext* x) noexcept nogil:
     """Steps that even a row at rest takes: one brings its largest second moment (AMSGrad) up to the second."""
     return x.span.u != NULL
 
 
-cdef inline Py_ssize_t replayed(const View* x, Py_ssize_t missed) noexcept nogil:
+cdef inline Py_ssize_t replayed(const RowContext* x, Py_ssize_t missed) noexcept nogil:
     """How many of the steps that a row has missed must be taken one by one."""
     return missed if x.horizon < 0 else min(missed, max(x.horizon, least(x)))
 
 
-cdef void replay(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
+cdef void replay(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     """Take the steps that a row has missed."""
     cdef Py_ssize_t t = x.last[r], end = t + replayed(x, x.time - t)
     if t == x.time:
@@ -249,7 +249,7 @@ cdef void replay(const View* x, Span* row, Py_ssize_t r) noexcept nogil:
 
 
 cdef void update_part(void* context, int part, int parts) noexcept nogil:
-    cdef const View* x = <const View*> context
+    cdef const RowContext* x = <const RowContext*> context
     cdef Span row = x.span
     cdef Py_ssize_t i, r, end = share(x.touched, part + 1, parts)
     cdef uint64_t mode = fo_flush_begin()
@@ -267,7 +267,7 @@ cdef void update_part(void* context, int part, int parts) noexcept nogil:
 
 
 cdef void catch_up_part(void* context, int part, int parts) noexcept nogil:
-    cdef const View* x = <const View*> context
+    cdef const RowContext* x = <const RowContext*> context
     cdef Span row = x.span
     cdef Py_ssize_t i, r
     cdef uint64_t mode = fo_flush_begin()
@@ -286,7 +286,7 @@ cdef void add(real* restrict a, const real* restrict b, Py_ssize_t n) noexcept n
 
 cdef void add_part(void* context, int part, int parts) noexcept nogil:
     """Add up the gradients of the rows that have several."""
-    cdef const View* x = <const View*> context
+    cdef const RowContext* x = <const RowContext*> context
     cdef const char* value
     cdef Py_ssize_t i, j
     cdef uint64_t mode = fo_flush_begin()
@@ -304,7 +304,7 @@ cdef void add_part(void* context, int part, int parts) noexcept nogil:
 
 
 cdef void squares_part(void* context, int part, int parts) noexcept nogil:
-    cdef const View* x = <const View*> context
+    cdef const RowContext* x = <const RowContext*> context
     cdef Span row = x.span
     cdef Py_ssize_t i
     cdef uint64_t mode = fo_flush_begin()
@@ -314,13 +314,13 @@ cdef void squares_part(void* context, int part, int parts) noexcept nogil:
     fo_flush_end(mode)
 
 
-cdef void spread(void (*task)(void*, int, int) noexcept nogil, View* x, long long nanoseconds) noexcept:
-    cdef Py_ssize_t parts = x.touched // threads() // PART
+cdef void spread(void (*task)(void*, int, int) noexcept nogil, RowContext* x, long long nanoseconds) noexcept:
+    cdef Py_ssize_t parts = x.touched // n_threads() // PART
     if nanoseconds < GATE:
         task(x, 0, 1)       # letting go of the interpreter would cost more
         return
     with nogil:
-        run(task, x, threads() * max(1, min(PARTS, parts)), nanoseconds)
+        run_parts(task, x, n_threads() * max(1, min(PARTS, parts)), nanoseconds)
 
 
 # --- The order of the rows ---------------------------------------------------------------------------
@@ -350,7 +350,7 @@ cdef void sort(Pair* a, Pair* spare, Py_ssize_t n, Py_ssize_t count) noexcept no
         memcpy(b, a, n * sizeof(Pair))
 
 
-cdef class Touched:
+cdef class RowUpdater:
     """A parameter that is updated by rows.
 
     Parameters
@@ -364,28 +364,28 @@ cdef class Touched:
 
     def __cinit__(self, param, str place, totals):
         self.param, self.place, self.room = param, place, -1
-        self.view.count = param.shape[0] if param.ndim else 1
-        self.view.width = param.size // self.view.count if self.view.count else 0
-        self.view.size = self.view.width * param.itemsize
-        self.view.totals = NULL if totals is None else start(totals, True)
-        self.view.zeros = <char*> PyMem_Calloc(self.view.size + 1, 1)
-        if self.view.zeros == NULL:
+        self.context.count = param.shape[0] if param.ndim else 1
+        self.context.width = param.size // self.context.count if self.context.count else 0
+        self.context.size = self.context.width * param.itemsize
+        self.context.totals = NULL if totals is None else data_ptr(totals, True)
+        self.context.zeros = <char*> PyMem_Calloc(self.context.size + 1, 1)
+        if self.context.zeros == NULL:
             raise MemoryError()
 
     def __dealloc__(self):
-        self.forget()
-        PyMem_Free(self.view.zeros)
-        PyMem_Free(self.view.rows)
-        PyMem_Free(self.view.grads)
-        PyMem_Free(self.view.order)
-        PyMem_Free(self.view.first)
-        PyMem_Free(self.view.partial)
+        self.drop_deferred()
+        PyMem_Free(self.context.zeros)
+        PyMem_Free(self.context.rows)
+        PyMem_Free(self.context.grads)
+        PyMem_Free(self.context.order)
+        PyMem_Free(self.context.first)
+        PyMem_Free(self.context.partial)
         PyMem_Free(self.pairs)
         PyMem_Free(self.sums)
 
     # --- Taking a gradient; the parameter is not touched yet -------------------------------------
 
-    cdef object checked(self, Rows grad):
+    cdef object check_values(self, Rows grad):
         """The values of a gradient, if they fit the parameter, as they can be read by rows."""
         values, shape = grad.grads, self.param.shape
         if not shape:
@@ -399,64 +399,64 @@ cdef class Touched:
                              f"of shape {shape}, got {values.shape}")
         return require(values, None, ("C", "A"))
 
-    cdef int take(self, Rows grad, object values) except -1:
-        """Take a gradient whose values were `checked`."""
+    cdef int bind_rows(self, Rows grad, object values) except -1:
+        """Take a gradient whose values were `check_values`."""
         self.values = values
-        self.view.values = start(values, False)
-        self.select(grad.rows, self.place + ".rows")
+        self.context.values = data_ptr(values, False)
+        self.select_rows(grad.rows, self.place + ".rows")
         self.gather()
         return 0
 
-    cdef int take_whole(self, char* values) except -1:
+    cdef int bind_all_rows(self, char* values) except -1:
         """Take a gradient that all rows have."""
-        self.view.whole, self.view.touched, self.view.values = True, self.view.count, values
-        return self.make_room(self.view.count)
+        self.context.whole, self.context.touched, self.context.values = True, self.context.count, values
+        return self.make_room(self.context.count)
 
-    cdef int take_nothing(self) except -1:
-        self.view.whole, self.view.touched = False, 0
+    cdef int bind_no_rows(self) except -1:
+        self.context.whole, self.context.touched = False, 0
         return 0
 
     cdef int make_room(self, Py_ssize_t n) except -1:
         if n <= self.room:
             return 0
         self.room = -1
-        self.view.rows = <Py_ssize_t*> again(self.view.rows, n, sizeof(Py_ssize_t))
-        self.view.order = <Py_ssize_t*> again(self.view.order, n, sizeof(Py_ssize_t))
-        self.view.first = <Py_ssize_t*> again(self.view.first, n + 1, sizeof(Py_ssize_t))
-        self.view.grads = <char**> again(self.view.grads, n, sizeof(char*))
-        self.view.partial = <double*> again(self.view.partial, n, sizeof(double))
+        self.context.rows = <Py_ssize_t*> again(self.context.rows, n, sizeof(Py_ssize_t))
+        self.context.order = <Py_ssize_t*> again(self.context.order, n, sizeof(Py_ssize_t))
+        self.context.first = <Py_ssize_t*> again(self.context.first, n + 1, sizeof(Py_ssize_t))
+        self.context.grads = <char**> again(self.context.grads, n, sizeof(char*))
+        self.context.partial = <double*> again(self.context.partial, n, sizeof(double))
         self.pairs = <char*> again(self.pairs, 2 * n, sizeof(Pair))
         self.room = n
         return 0
 
-    cdef int select(self, object rows, str name) except -1:
+    cdef int select_rows(self, object rows, str name) except -1:
         """Check the rows, bring them into ascending order, and see which come more than once."""
         cdef Py_ssize_t i, m = 0, n = rows.shape[0], before = -1
-        cdef const int64_t* given = <const int64_t*> start(rows, False)
+        cdef const int64_t* given = <const int64_t*> data_ptr(rows, False)
         cdef Pair* pairs
         cdef bint ascending = True
         self.make_room(n)
         pairs = <Pair*> self.pairs
         for i in range(n):
             pairs[i].row, pairs[i].place = given[i], i
-            if not 0 <= pairs[i].row < self.view.count:
-                raise ValueError(f"{name}[{i}]: expected a row in [0, {self.view.count}), got {pairs[i].row}")
+            if not 0 <= pairs[i].row < self.context.count:
+                raise ValueError(f"{name}[{i}]: expected a row in [0, {self.context.count}), got {pairs[i].row}")
             ascending = ascending and pairs[i].row >= before
             before = pairs[i].row
         if not ascending:
-            sort(pairs, pairs + self.room, n, self.view.count)
+            sort(pairs, pairs + self.room, n, self.context.count)
         for i in range(n):
-            self.view.order[i] = pairs[i].place
+            self.context.order[i] = pairs[i].place
             if i == 0 or pairs[i].row != pairs[i - 1].row:
-                self.view.rows[m], self.view.first[m] = pairs[i].row, i
+                self.context.rows[m], self.context.first[m] = pairs[i].row, i
                 m += 1
-        self.view.first[m] = n
-        self.view.touched, self.view.whole = m, False
+        self.context.first[m] = n
+        self.context.touched, self.context.whole = m, False
         return 0
 
     cdef int gather(self) except -1:
         """See where the gradient of each row stands; add up those of a row that has several."""
-        cdef View* x = &self.view
+        cdef RowContext* x = &self.context
         cdef Py_ssize_t i, given = x.first[x.touched], several = 0
         for i in range(x.touched):
             several += x.first[i + 1] - x.first[i] > 1
@@ -475,13 +475,13 @@ cdef class Touched:
             spread(add_part, x, given * x.size // PACE)
         return 0
 
-    cdef object dense(self):
+    cdef object to_dense(self):
         """The gradient as an array of the parameter's shape."""
         cdef Py_ssize_t i
         full = zeros(self.param.shape, self.param.dtype)
-        cdef char* base = start(full, True)
-        for i in range(self.view.touched if self.view.width else 0):
-            memcpy(base + self.view.rows[i] * self.view.size, self.view.grads[i], self.view.size)
+        cdef char* base = data_ptr(full, True)
+        for i in range(self.context.touched if self.context.width else 0):
+            memcpy(base + self.context.rows[i] * self.context.size, self.context.grads[i], self.context.size)
         return full
 
     cdef void release(self) noexcept:
@@ -490,17 +490,17 @@ cdef class Touched:
 
     # --- What is measured of a gradient ----------------------------------------------------------
 
-    cdef double squares(self) noexcept:
+    cdef double sum_squares(self) noexcept:
         """Sum of squares; that of each row is added in the order of the rows."""
         cdef double sum = 0.0
         cdef Py_ssize_t i
-        spread(squares_part, &self.view, self.view.touched * self.view.size // PACE)
-        for i in range(self.view.touched):
-            sum += self.view.partial[i]
+        spread(squares_part, &self.context, self.context.touched * self.context.size // PACE)
+        for i in range(self.context.touched):
+            sum += self.context.partial[i]
         return sum
 
     cdef bint all_finite(self, double scale) noexcept:
-        cdef const View* x = &self.view
+        cdef const RowContext* x = &self.context
         cdef Py_ssize_t i, j
         for i in range(x.touched):
             for j in range(x.width):
@@ -511,20 +511,20 @@ cdef class Touched:
 
     # --- The step --------------------------------------------------------------------------------
 
-    cdef void update(self, const Job* job, const Rest* rest) noexcept:
-        if self.view.time == LONGEST:
+    cdef void update(self, const Job* job, const IdleDecay* rest) noexcept:
+        if self.context.time == LONGEST:
             self.catch_up_all()
-            memset(self.view.last, 0, self.view.count * sizeof(int64_t))
-            self.view.time = self.view.horizon = 0
-        self.view.job = job
-        if self.view.width:
-            spread(update_part, &self.view, self.estimate(&self.view))
-        if self.view.whole:
-            self.forget()       # the rows that were behind have caught up on the way
-        elif self.view.last != NULL:
+            memset(self.context.last, 0, self.context.count * sizeof(int64_t))
+            self.context.time = self.context.horizon = 0
+        self.context.job = job
+        if self.context.width:
+            spread(update_part, &self.context, self.estimate(&self.context))
+        if self.context.whole:
+            self.drop_deferred()       # the rows that were behind have caught up on the way
+        elif self.context.last != NULL:
             self.remember(job, rest)
 
-    cdef long long estimate(self, const View* x) noexcept:
+    cdef long long estimate(self, const RowContext* x) noexcept:
         """Nanoseconds that one thread would take, about."""
         cdef Py_ssize_t i, late = 0
         cdef int arrays = 2 + (x.span.s != NULL) + (x.span.t != NULL) + (x.span.u != NULL)
@@ -534,9 +534,9 @@ cdef class Touched:
 
     # --- Rows that are behind --------------------------------------------------------------------
 
-    cdef int defer(self) except -1:
+    cdef int enable_deferred(self) except -1:
         """From now on rows that a step leaves out take it later; make room for one step more."""
-        cdef View* x = &self.view
+        cdef RowContext* x = &self.context
         cdef Py_ssize_t more
         if x.last == NULL:
             x.last = <int64_t*> PyMem_Calloc(x.count + 1, sizeof(int64_t))
@@ -547,46 +547,46 @@ cdef class Touched:
             more = max(16, 2 * self.past_room)
             self.past_room = 0
             x.past = <Job*> again(x.past, more, sizeof(Job))
-            x.faded = <Fade*> again(x.faded, (more + 1) * FADES, sizeof(Fade))
+            x.faded = <Fade*> again(x.faded, (more + 1) * DECAYED_ARRAYS, sizeof(Fade))
             if x.time == 0:
-                memset(x.faded, 0, FADES * sizeof(Fade))
+                memset(x.faded, 0, DECAYED_ARRAYS * sizeof(Fade))
             self.past_room = more
         return 0
 
-    cdef void remember(self, const Job* job, const Rest* rest) noexcept:
+    cdef void remember(self, const Job* job, const IdleDecay* rest) noexcept:
         """Keep what this step asks, for the rows that it has left out."""
-        cdef View* x = &self.view
-        cdef Fade* before = x.faded + x.time * FADES
+        cdef RowContext* x = &self.context
+        cdef Fade* before = x.faded + x.time * DECAYED_ARRAYS
         cdef double factor
-        cdef Py_ssize_t steps = rest.steps[1 if x.span.wide else 0]
+        cdef Py_ssize_t steps = rest.replay_steps[1 if x.span.wide else 0]
         cdef int j
         x.past[x.time] = job[0]
         if job.decay != 0.0 or job.keep != 1.0 or x.span.w != NULL or x.span.e != NULL:
             steps = -1
-        for j in range(FADES):
+        for j in range(DECAYED_ARRAYS):
             factor = rest.factors[j] if x.span.wide else <double> <float> rest.factors[j]
-            before[FADES + j] = fade_by(before[j], factor)
+            before[DECAYED_ARRAYS + j] = fade_by(before[j], factor)
         x.horizon = -1 if steps < 0 or x.horizon < 0 else max(x.horizon, steps)
         x.time += 1
 
     cdef void catch_up(self) noexcept:
         """Let the touched rows take the steps that they have missed."""
-        if self.view.last != NULL and self.view.width:
-            spread(catch_up_part, &self.view, self.estimate(&self.view))
+        if self.context.last != NULL and self.context.width:
+            spread(catch_up_part, &self.context, self.estimate(&self.context))
 
     cdef void catch_up_all(self) noexcept:
-        cdef View all = self.view
+        cdef RowContext all = self.context
         all.whole, all.touched = True, all.count
         if all.last != NULL and all.width:
             spread(catch_up_part, &all, self.estimate(&all))
 
-    cdef void forget(self) noexcept:
+    cdef void drop_deferred(self) noexcept:
         """No row is behind, or is to count as such."""
-        PyMem_Free(self.view.last)
-        PyMem_Free(self.view.past)
-        PyMem_Free(self.view.faded)
-        self.view.last, self.view.past, self.view.faded = NULL, NULL, NULL
-        self.past_room = self.view.time = 0
+        PyMem_Free(self.context.last)
+        PyMem_Free(self.context.past)
+        PyMem_Free(self.context.faded)
+        self.context.last, self.context.past, self.context.faded = NULL, NULL, NULL
+        self.past_room = self.context.time = 0
 
 
 cdef void* again(void* block, Py_ssize_t n, Py_ssize_t size) except NULL:

@@ -2,6 +2,6 @@
 
 ctypedef void (*Task)(void* context, int part, int parts) noexcept nogil
 
-cdef int threads() noexcept nogil
-cdef char* start(object array, bint written) except? NULL
-cdef void run(Task task, void* context, int parts, long long nanoseconds) noexcept nogil
+cdef int n_threads() noexcept nogil
+cdef char* data_ptr(object array, bint written) except? NULL
+cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil

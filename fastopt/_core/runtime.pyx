@@ -15,11 +15,11 @@ cdef extern from "fo_pool.h" nogil:
     long long fo_pool_set_waking(long long nanoseconds)
 
 
-cdef int threads() noexcept nogil:
+cdef int n_threads() noexcept nogil:
     return fo_pool_threads()
 
 
-cdef void run(Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
+cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
     fo_pool_run(task, context, parts, nanoseconds)
 
 
@@ -44,17 +44,17 @@ def live_workers():
     return fo_pool_workers()
 
 
-def set_waking(long long nanoseconds):
+def set_wake_threshold(long long nanoseconds):
     """For which length of a job sleeping workers are woken, 0 for any; returns what it was before."""
     return fo_pool_set_waking(nanoseconds)
 
 
 def address(object array not None, bint written=True):
     """Where an array's first element stands; BufferError if it is to be written and must not be."""
-    return <Py_ssize_t> start(array, written)
+    return <Py_ssize_t> data_ptr(array, written)
 
 
-cdef char* start(object array, bint written) except? NULL:
+cdef char* data_ptr(object array, bint written) except? NULL:
     cdef Py_buffer view
     cdef char* first
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES | (PyBUF_WRITABLE if written else 0))
@@ -63,7 +63,7 @@ cdef char* start(object array, bint written) except? NULL:
     return first
 
 
-def stop():
+def stop_workers():
     """End every worker; the next large step starts them anew."""
     with nogil:
         fo_pool_stop()

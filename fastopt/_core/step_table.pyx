@@ -13,8 +13,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
-from fastopt._core.rows cimport FADES, Rest, Rows, Touched, row_numbers
-from fastopt._core.runtime cimport run, start, threads
+from fastopt._core.rows cimport DECAYED_ARRAYS, IdleDecay, Rows, RowUpdater, check_row_indices
+from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
 from fastopt._core.span cimport SCALARS, Job, Kernels, StepLease, Span
 
 from numpy import (
@@ -23,7 +23,7 @@ from numpy import (
 from numpy.lib.array_utils import byte_bounds
 from numpy.ma import MaskedArray
 
-from fastopt._core.rows import NOTHING
+from fastopt._core.rows import NO_ROWS
 from fastopt._core.runtime import address
 from fastopt._core.pytree import explain
 
@@ -136,11 +136,11 @@ cdef void survey_part(void* context, int part, int parts) noexcept nogil:
 
 
 cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexcept nogil:
-    cdef Py_ssize_t share = plan.first[plan.count] // threads()
+    cdef Py_ssize_t share = plan.first[plan.count] // n_threads()
     if plan.bytes < GATE:
         task(plan, 0, 1)
     else:
-        run(task, plan, threads() * max(1, min(PARTS, share // PART)), plan.nanoseconds)
+        run_parts(task, plan, n_threads() * max(1, min(PARTS, share // PART)), plan.nanoseconds)
 
 
 cdef double sum_squares(Plan* plan) noexcept nogil:
@@ -214,7 +214,7 @@ cdef class Table:
     cdef StepLease lent
     cdef list sparse, totals
     cdef list tables            # for each parameter what takes it row by row; None until it is needed
-    cdef Rest* rests            # for each group what becomes of a row without gradients
+    cdef IdleDecay* rests            # for each group what becomes of a row without gradients
     cdef char* ways             # for each parameter how it goes: WHOLE, SOME, EVERY
     cdef str given_rows         # what of the gradients of this step is `Rows`, None if nothing is
     cdef bint turned            # one goes another way than in the step before
@@ -233,7 +233,7 @@ cdef class Table:
         self.plan.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
         self.writeable = <char*> PyMem_Calloc(count + 1, 1)
         self.ways = <char*> PyMem_Calloc(count + 1, 1)
-        self.rests = <Rest*> PyMem_Calloc(len(rules) + 1, sizeof(Rest))
+        self.rests = <IdleDecay*> PyMem_Calloc(len(rules) + 1, sizeof(IdleDecay))
         if (self.plan.spans == NULL or self.plan.jobs == NULL or self.plan.first == NULL
                 or self.plan.first_block == NULL or self.writeable == NULL or self.ways == NULL
                 or self.rests == NULL):
@@ -287,13 +287,13 @@ cdef class Table:
     cdef int fill(self, Py_ssize_t k, int job) except -1:
         cdef Span* x = &self.plan.spans[k]
         cdef list state = [a for a in self.states[k] if a.shape == self.params[k].shape]
-        x.p = start(self.params[k], True)
-        x.s = start(state[0], True) if len(state) > 0 else NULL
-        x.t = start(state[1], True) if len(state) > 1 else NULL
-        x.u = start(state[2], True) if len(state) > 2 else NULL
-        x.v = start(state[3], True) if len(state) > 3 else NULL
-        x.w = start(self.slow[k], True) if self.slow else NULL
-        x.e = start(self.averages[k], True) if self.averages else NULL
+        x.p = data_ptr(self.params[k], True)
+        x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
+        x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
+        x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
+        x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
+        x.w = data_ptr(self.slow[k], True) if self.slow else NULL
+        x.e = data_ptr(self.averages[k], True) if self.averages else NULL
         x.n = self.params[k].size
         x.wide = self.params[k].itemsize == 8
         x.job = job
@@ -387,34 +387,34 @@ cdef class Table:
         self.turned = self.turned or self.ways[k] != way
         self.ways[k] = way
 
-    cdef Touched table(self, Py_ssize_t k):
+    cdef RowUpdater table(self, Py_ssize_t k):
         """What takes a parameter row by row."""
-        cdef Touched table
+        cdef RowUpdater table
         if self.tables[k] is None:
-            table = Touched(self.params[k], self.places[k], self.totals[k])
-            table.view.kernels, table.view.span = self.plan.kernels, self.plan.spans[k]
+            table = RowUpdater(self.params[k], self.places[k], self.totals[k])
+            table.context.kernels, table.context.span = self.plan.kernels, self.plan.spans[k]
             self.tables[k] = table
         return self.tables[k]
 
     cdef int take_rows(self, Py_ssize_t k, Rows grad) except -1:
-        cdef Touched table = self.table(k)
+        cdef RowUpdater table = self.table(k)
         self.given_rows = self.places[k]
         if not self.sparse[k]:
             raise ValueError(f"{self.places[k]}: this optimizer steps whole arrays: expected an array, "
                              "or an optimizer with sparse='dense', got Rows")
-        if grad is NOTHING:
-            table.take_nothing()
+        if grad is NO_ROWS:
+            table.bind_no_rows()
         else:
-            values = table.checked(grad)
+            values = table.check_values(grad)
             if self.is_written(address(values, False), values.nbytes):
                 values = values.copy()
-            table.take(grad, values)
+            table.bind_rows(grad, values)
         if self.sparse[k] == "dense":
-            whole = zeros_like(self.params[k]) if grad is NOTHING else table.dense()
+            whole = zeros_like(self.params[k]) if grad is NO_ROWS else table.to_dense()
             table.release()
             return self.take(k, whole)
         if self.sparse[k] == "exact":
-            table.defer()
+            table.enable_deferred()
             self.has_late = True
         self.go(k, SOME)
         return 0
@@ -508,7 +508,7 @@ cdef class Table:
         cdef const Span* x
         for k in range(self.plan.count):
             x = &self.plan.spans[k]
-            if self.ways[k] and not (<Touched> self.tables[k]).all_finite(scale):
+            if self.ways[k] and not (<RowUpdater> self.tables[k]).all_finite(scale):
                 return False
             for i in range(x.n):
                 if not isfinite(scale * (<double*> x.g)[i] if x.wide
@@ -527,7 +527,7 @@ cdef class Table:
                 total = sum_squares(&self.plan)
         for k in range(self.plan.count if self.has_rows else 0):
             if self.ways[k]:
-                total += (<Touched> self.tables[k]).squares()
+                total += (<RowUpdater> self.tables[k]).sum_squares()
         return sqrt(total)
 
     cdef void update(self) noexcept:
@@ -543,12 +543,12 @@ cdef class Table:
 
     cdef void update_rows(self) noexcept:
         cdef Py_ssize_t k, job
-        cdef Touched table
+        cdef RowUpdater table
         for k in range(self.plan.count):
             if self.ways[k]:
                 table, job = self.tables[k], self.plan.spans[k].job
                 if self.ways[k] == EVERY:       # the gradient may have been replaced, or changed by units
-                    table.view.span, table.view.values = self.plan.spans[k], self.plan.spans[k].g
+                    table.context.span, table.context.values = self.plan.spans[k], self.plan.spans[k].g
                 table.update(&self.plan.jobs[job], &self.rests[job])
 
     cdef void catch_up_whole(self) noexcept:
@@ -556,8 +556,8 @@ cdef class Table:
         cdef Py_ssize_t k
         for k in range(self.plan.count):
             if self.ways[k] == WHOLE and self.tables[k] is not None:
-                (<Touched> self.tables[k]).catch_up_all()
-                (<Touched> self.tables[k]).forget()
+                (<RowUpdater> self.tables[k]).catch_up_all()
+                (<RowUpdater> self.tables[k]).drop_deferred()
 
     def set_group(self, Py_ssize_t k, bint maximize, double decay, tuple constants, double keep=1.0,
                   double ema=0.0):
@@ -583,13 +583,13 @@ cdef class Table:
         """What becomes of rows without gradients: after how many steps, in float and in double, the
         parameter stays, and what each step leaves of it and of the state."""
         cdef Py_ssize_t j
-        self.rests[k].steps[0], self.rests[k].steps[1] = narrow, wide
-        for j in range(FADES):
+        self.rests[k].replay_steps[0], self.rests[k].replay_steps[1] = narrow, wide
+        for j in range(DECAYED_ARRAYS):
             self.rests[k].factors[j] = factors[j] if j < len(factors) else 1.0
 
     def catch_up(self, Py_ssize_t k=-1, rows=None):
         """Let rows that steps have left out take these: rows of a parameter, all its rows, all there are."""
-        cdef Touched table
+        cdef RowUpdater table
         if self.busy:
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
         self.busy = True
@@ -603,16 +603,16 @@ cdef class Table:
             if rows is None:
                 table.catch_up_all()
             else:
-                table.select(row_numbers(rows), "rows")
+                table.select_rows(check_row_indices(rows), "rows")
                 table.catch_up()
         finally:
             self.busy = False
 
     def forget(self):
         """Take all rows for caught up."""
-        cdef Touched table
+        cdef RowUpdater table
         for table in filter(None, self.tables):
-            table.forget()
+            table.drop_deferred()
         self.has_late = False
 
     def step(self, grads):
@@ -712,7 +712,7 @@ cdef class Table:
         cdef double* sums
         x.n = self.params[k].size       # also of one that goes row by row
         result = zeros((3, units))
-        sums = <double*> start(result, True)
+        sums = <double*> data_ptr(result, True)
         with nogil:
             self.plan.kernels.unit_sums(&self.plan.jobs[x.job], &x, units, sums)
         return result
@@ -722,7 +722,7 @@ cdef class Table:
         cdef Span* x = &self.plan.spans[k]
         factor, shift = (array(a, dtype=self.params[k].dtype, order="C", ndmin=1) for a in (factor, shift))
         self.unitwise.append((k, factor, shift))
-        x.factor, x.shift, x.units = start(factor, True), start(shift, True), len(factor)
+        x.factor, x.shift, x.units = data_ptr(factor, True), data_ptr(shift, True), len(factor)
         self.plan.jobs[x.job].shape = True
 
     def gradient(self, Py_ssize_t k):
@@ -776,7 +776,7 @@ cdef class Table:
         cdef Py_ssize_t k
         for k in range(self.plan.count):
             if self.ways[k] == EVERY:
-                (<Touched> self.tables[k]).take_whole(self.plan.spans[k].g)
+                (<RowUpdater> self.tables[k]).bind_all_rows(self.plan.spans[k].g)
         return 0
 
     cdef void leave(self) noexcept:
@@ -786,7 +786,7 @@ cdef class Table:
         for k in range(self.plan.count if self.has_rows else 0):
             if self.ways[k]:
                 self.seen[k] = None
-                (<Touched> self.tables[k]).release()
+                (<RowUpdater> self.tables[k]).release()
         if self.copies:
             self.copies.clear()
         if self.replaced:

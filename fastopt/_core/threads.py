@@ -102,5 +102,5 @@ def _register_with_threadpoolctl() -> None:
 
 
 runtime.set_threads(_from_environment() or _processors())
-atexit.register(runtime.stop)
+atexit.register(runtime.stop_workers)
 _register_with_threadpoolctl()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from fastopt._core import dispatch
 from fastopt._core.pytree import count_places, flatten
-from fastopt._core.rows import NOTHING, Rows
+from fastopt._core.rows import NO_ROWS, Rows
 from fastopt._core.step_table import Table
 from fastopt._core.validation import check_int
 from fastopt.optimizers import groups
@@ -470,7 +470,7 @@ class Optimizer:
         TypeError, ValueError
             If they do not fit the parameter; nothing has been changed then.
         """
-        gradients = [NOTHING] * len(self._arrays)
+        gradients = [NO_ROWS] * len(self._arrays)
         gradients[place_of(param, self._arrays)] = Rows(rows, grads)
         self.step(_assemble(self._shape, gradients), **options)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastopt._core.rows import LONGEST_GAP
+from fastopt._core.rows import MAX_DEFERRED_STEPS
 from fastopt._core.scalar_math import power
 from fastopt._core.validation import check_int
 
@@ -67,7 +67,7 @@ def steps_to_rest(ratio: float, dtype: str) -> int:
     """
     if ratio == 0.0:
         return 0
-    for n in range(LONGEST_GAP):
+    for n in range(MAX_DEFERRED_STEPS):
         shrink = math.sqrt(1.0 + 1.0 / (1 + n)) * ratio
         left = math.sqrt(1.0 + n) * power(ratio, n)
         if shrink < 1.0 and left < _DROPPED * _ROUNDING[dtype] * (1.0 - shrink):

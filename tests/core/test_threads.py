@@ -76,7 +76,7 @@ def big_step():
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads threads' times in /proc")
 def test_workers_do_their_share(threads):
     """A step as short as the gate lets through is really shared out."""
-    runtime.stop()
+    runtime.stop_workers()
     before = set(os.listdir("/proc/self/task"))
     threads(2)
     p = np.zeros(GATE // 8, np.float32)
@@ -157,7 +157,7 @@ def test_a_bad_number_of_threads(n, error):
 
 
 def test_small_steps_start_no_thread():
-    runtime.stop()
+    runtime.stop_workers()
     p = np.zeros(GATE // 8 - 1, np.float32)
     fastopt.SGD(p).step(p + 1)
     assert runtime.live_workers() == 0
@@ -174,11 +174,11 @@ def test_pools_come_and_go_and_leave_nothing(threads):
     def memory():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    runtime.stop()
+    runtime.stop_workers()
     big_step()
     with_pool, held = count(), None
     for i in range(100):
-        runtime.stop()
+        runtime.stop_workers()
         assert any(count() == with_pool - 3 for _ in range(100))
         assert big_step()
         if i == 20:

@@ -16,7 +16,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
 from fastopt.nn._core.layer cimport Block, Criterion, Layers, Mask
-from fastopt._core.runtime cimport run as fork, start
+from fastopt._core.runtime cimport data_ptr, run_parts
 from fastopt._core.span cimport StepLease, Span
 
 from numpy import dtype, empty, float32, float64, matmul, ndarray, uint8
@@ -234,12 +234,12 @@ cdef class Source:
         self.kept = (X, indices, indptr, y, weight)
         self.kind = SPARSE if indices is not None else KINDS[X.dtype]
         self.rows = len(X) if indptr is None else len(indptr) - 1
-        self.X = start(X, False) if X.size else NULL
-        self.indices = <int64_t*> start(indices, False) if self.kind == SPARSE and X.size else NULL
-        self.indptr = <int64_t*> start(indptr, False) if self.kind == SPARSE else NULL
-        self.y = start(y, False) if y is not None else NULL
+        self.X = data_ptr(X, False) if X.size else NULL
+        self.indices = <int64_t*> data_ptr(indices, False) if self.kind == SPARSE and X.size else NULL
+        self.indptr = <int64_t*> data_ptr(indptr, False) if self.kind == SPARSE else NULL
+        self.y = data_ptr(y, False) if y is not None else NULL
         self.y_bytes = y.nbytes // len(y) if y is not None else 0
-        self.weight = start(weight, False) if weight is not None else NULL
+        self.weight = data_ptr(weight, False) if weight is not None else NULL
 
 
 # --- A pass over one batch ---------------------------------------------------------------------------
@@ -733,7 +733,7 @@ cdef inline void spread(Plan* plan, void (*task)(void*, int, int) noexcept nogil
         for part in range(<int> parts):
             task(plan, part, <int> parts)
     else:
-        fork(task, plan, <int> parts, multiplications // PACE)
+        run_parts(task, plan, <int> parts, multiplications // PACE)
 
 
 cdef void run_rows(Plan* plan, Py_ssize_t ops, Py_ssize_t multiplications) noexcept nogil:
@@ -815,7 +815,7 @@ cdef class Pass:
 
     cdef int fill(self, Layer* layer, tuple description) except -1:
         activation, needs_z, norm, rate, key, arrays = description
-        cdef list addresses = [0 if a is None else <Py_ssize_t> start(a, True) for a in arrays]
+        cdef list addresses = [0 if a is None else <Py_ssize_t> data_ptr(a, True) for a in arrays]
         self.arrays.append(arrays)
         layer.inputs, layer.outputs = arrays[0].shape
         layer.activation, layer.norm, layer.drops = activation, norm, self.plan.training and <bint> (rate > 0.0)
@@ -900,7 +900,7 @@ cdef class Pass:
         self.free = NULL
         self.lay_out(rows)
         self.arena = empty(<Py_ssize_t> self.free + LINE, uint8)
-        self.free = start(self.arena, True)
+        self.free = data_ptr(self.arena, True)
         self.free += (LINE - <Py_ssize_t> self.free % LINE) % LINE
         self.lay_out(rows)
         return 0
@@ -950,7 +950,7 @@ cdef class Pass:
             check_rows(index, begin, rows, source.rows)
         plan.rows, plan.blocks = rows, (rows + plan.block - 1) // plan.block
         plan.bad, plan.kind, plan.y_bytes = False, source.kind, source.y_bytes
-        plan.index = NULL if whole else (<int64_t*> start(index, False)) + begin
+        plan.index = NULL if whole else (<int64_t*> data_ptr(index, False)) + begin
         plan.indices, plan.indptr = source.indices, source.indptr
         plan.data, plan.data_y, plan.data_weight = source.X, source.y, source.weight
         if whole:                   # the rows follow each other: where they begin is all there is to know
@@ -1068,7 +1068,7 @@ cdef class Pass:
             if plan.bad:
                 return None, 0.0, 0.0
             array = ndarray((rows, last.outputs), float64 if plan.wide else float32, self.arena,
-                            last.out - start(self.arena, True))
+                            last.out - data_ptr(self.arena, True))
             if criterion is None:
                 return array, 0.0, 0.0
             return array, self.sum_losses() * <double> criterion[1], total_weight(plan)
@@ -1078,7 +1078,7 @@ cdef class Pass:
 
 cdef int check_rows(object index, Py_ssize_t begin, Py_ssize_t rows, Py_ssize_t count) except -1:
     """Refuse rows that are not there."""
-    cdef const int64_t* first = <const int64_t*> start(index, False)
+    cdef const int64_t* first = <const int64_t*> data_ptr(index, False)
     cdef Py_ssize_t i
     if not 0 <= begin <= begin + rows <= len(index):
         raise IndexError(f"entries {begin} to {begin + rows} of {len(index)}")

@@ -1,0 +1,18 @@
+"""Declarations that several compiled modules share."""
+from libc.stdint cimport uint64_t
+
+cdef extern from "fo_flush.h" nogil:
+    uint64_t fo_flush_begin()
+    void fo_flush_end(uint64_t mode)
+
+cdef extern from "fo_prefetch.h" nogil:
+    void fo_prefetch(const char* address)
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline Py_ssize_t part_begin(Py_ssize_t n, int part, int parts) noexcept nogil:
+    """First of n items in a part; n for ``part == parts``. The last part also takes the remainder."""
+    return n // parts * part if part < parts else n
