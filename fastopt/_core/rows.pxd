@@ -1,46 +1,32 @@
-"""Rows of a parameter: what the span table asks of them."""
-from libc.stdint cimport int64_t
-
+"""Row updates of one parameter, for the span table."""
+from fastopt._core.deferred_rows cimport DeferredRows, IdleDecay
 from fastopt._core.span cimport Job, Kernels, Span
-
-cdef enum:
-    DECAYED_ARRAYS = 4       # the parameter and the state arrays that a rule with a `IdleDecay` may have
-
-
-cdef struct IdleDecay:
-    # What becomes of a row without gradients.
-    Py_ssize_t replay_steps[2]         # for float, for double: how many until the parameter stays; -1: for ever
-    double factors[DECAYED_ARRAYS]       # what one step leaves of the parameter and of the state
-
-
-cdef struct Fade:
-    # Logarithm of a product of factors, and what rounding has taken from it: thousands of them are added.
-    double sum, lost
 
 
 cdef struct RowContext:
-    # A parameter and the rows of one call, as the threads see them.
+    # A parameter and the active rows of one call, shared by all threads.
     Kernels kernels
     Span span                   # the whole parameter
     const Job* job
-    char* totals                # for a row-wise rule what it accumulates of each row, else NULL
-    Py_ssize_t count            # rows of the parameter
-    Py_ssize_t width            # numbers in a row
-    Py_ssize_t size             # bytes of a row
-    bint whole                  # all rows are touched, and their gradients lie at `values`
-    Py_ssize_t touched          # rows touched
-    Py_ssize_t* rows            # which, ascending
+    char* row_sums              # row-wise optimizers: the accumulated value of each row, else NULL
+    Py_ssize_t n_rows           # of the parameter
+    Py_ssize_t width            # elements per row
+    Py_ssize_t row_bytes
+    bint all_rows               # every row is active, and `values` has the gradient of each
+    Py_ssize_t n_active         # rows with a gradient
+    Py_ssize_t* rows            # their indices, ascending
     char** grads                # the gradient of each
-    Py_ssize_t* order           # places in `values`, by row
-    Py_ssize_t* first           # of touched row i: order[first[i]] to order[first[i + 1] - 1]
-    char* values                # the gradients as they were given
-    double* partial             # sum of squares of each touched row
-    char* zeros                 # the gradient of a row that has none
-    int64_t* last               # for each row how many of the past steps it has taken; NULL if all have all
-    Job* past                   # the steps since `last` was made
-    Fade* faded                 # what the steps before each leave, DECAYED_ARRAYS of them a step
-    Py_ssize_t time             # number of past steps
-    Py_ssize_t horizon          # after so many steps without a gradient a row rests; -1: never
+    Py_ssize_t* order           # indices into `values`, sorted by row
+    Py_ssize_t* first           # active row i owns order[first[i]] to order[first[i + 1] - 1]
+    char* values                # the gradients in the order of the caller
+    double* square_sums         # sum of squares of the gradient of each active row
+    char* zeros                 # a gradient of zero for one row
+    DeferredRows deferred
+
+
+cdef struct Pair:
+    # A row index and its place in the gradient.
+    Py_ssize_t row, index
 
 
 cdef class Rows:
@@ -50,29 +36,28 @@ cdef class Rows:
 cdef class RowUpdater:
     cdef RowContext context
     cdef object param, values
-    cdef str place
-    cdef Py_ssize_t room, sums_room, past_room
-    cdef char* pairs
-    cdef char* sums
+    cdef str path
+    cdef Py_ssize_t capacity    # active rows for which there is memory
+    cdef Py_ssize_t sums_bytes
+    cdef Pair* pairs            # the rows to sort, and as much scratch memory
+    cdef char* sums             # summed gradients of rows that occur more than once
 
-    cdef int select_rows(self, object rows, str name) except -1
-    cdef int make_room(self, Py_ssize_t n) except -1
-    cdef int gather(self) except -1
-    cdef long long estimate(self, const RowContext* x) noexcept
-    cdef void remember(self, const Job* job, const IdleDecay* rest) noexcept
-    cdef void drop_deferred(self) noexcept
     cdef object check_values(self, Rows grad)
     cdef int bind_rows(self, Rows grad, object values) except -1
     cdef int bind_all_rows(self, char* values) except -1
     cdef int bind_no_rows(self) except -1
-    cdef int enable_deferred(self) except -1
-    cdef void update(self, const Job* job, const IdleDecay* rest) noexcept
-    cdef void catch_up(self) noexcept
-    cdef void catch_up_all(self) noexcept
-    cdef double sum_squares(self) noexcept
-    cdef bint all_finite(self, double scale) noexcept
+    cdef int select_rows(self, object rows, str name) except -1
+    cdef int reserve(self, Py_ssize_t n) except -1
+    cdef int sum_duplicates(self) except -1
     cdef object to_dense(self)
     cdef void release(self) noexcept
+    cdef double sum_squares(self) noexcept
+    cdef bint all_finite(self, double scale) noexcept
+    cdef void update(self, const Job* job, const IdleDecay* idle) noexcept
+    cdef int enable_deferred(self) except -1
+    cdef void drop_deferred(self) noexcept
+    cdef void catch_up(self) noexcept
+    cdef void catch_up_all(self) noexcept
 
 
 cdef object check_row_indices(object rows)

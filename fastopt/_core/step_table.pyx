@@ -13,7 +13,8 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
-from fastopt._core.rows cimport DECAYED_ARRAYS, IdleDecay, Rows, RowUpdater, check_row_indices
+from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
+from fastopt._core.rows cimport Rows, RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
 from fastopt._core.span cimport SCALARS, Job, Kernels, StepLease, Span
 
