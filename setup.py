@@ -130,6 +130,7 @@ if __name__ == "__main__":
             extension("fastopt/_core/scalar_math"),
             extension("fastopt/_core/rows"),
             extension("fastopt/_core/step_table"),
+            extension("fastopt/nn/_core/gemm"),
             extension("fastopt/nn/_core/net"),
             *(extension(path, isa=isa) for path in COMPILED.values() for isa in ISAS),
         ],

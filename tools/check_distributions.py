@@ -18,7 +18,8 @@ LARGEST_WHEEL = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib", ".dll"}
 STUBBED = (
-    "_core/rows", "_core/runtime", "_core/scalar_math", "_core/step_table", "nn/_core/net",
+    "_core/rows", "_core/runtime", "_core/scalar_math", "_core/step_table", "nn/_core/gemm",
+    "nn/_core/net",
 )  # the others exist once per instruction set
 IN_WHEEL = {
     "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",

@@ -1,6 +1,9 @@
 """Declarations that several compiled modules share."""
 from libc.stdint cimport uint64_t
 
+cdef enum:
+    CACHE_LINE = 64     # bytes
+
 cdef extern from "fo_flush.h" nogil:
     uint64_t fo_flush_begin()
     void fo_flush_end(uint64_t mode)

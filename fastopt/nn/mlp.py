@@ -367,7 +367,7 @@ class MLP:
             array[...] = state_dict[name]
         if "dropout" in state_dict:
             step, *self._dropout_keys = drawn.tolist()
-            self._pass.draw_as(step, self._dropout_keys)
+            self._pass.set_dropout_state(step, self._dropout_keys)
 
     def save(self, path: StrPath) -> None:
         """Write the net to a file, which holds plain arrays and no pickle.

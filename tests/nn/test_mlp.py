@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import fastopt
 from fastopt.nn import check_gradients, mlp
 from fastopt.nn._core import blas
-from fastopt.nn._core.net import Blas
+from fastopt.nn._core.gemm import Blas
 from fastopt.nn.layers import ACTIVATIONS
 from fastopt.nn.losses import LOSSES
 from fastopt.nn.mlp import MLP

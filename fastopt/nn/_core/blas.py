@@ -1,7 +1,7 @@
-"""Finds the matrix product of the BLAS that NumPy itself multiplies with.
+"""Finds the BLAS that NumPy uses.
 
-NumPy does not hand it out, but its symbols stand in a library that the process has loaded anyway. Where
-none of the names that are known here is found, `find` returns zeros, and the trainer asks `numpy.matmul`.
+NumPy does not export its matrix product, but its BLAS is loaded into the process, so the symbols
+can be looked up. If none of the known names is found, `blas` multiplies through `numpy.matmul`.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt.nn._core.net import Blas
+from fastopt.nn._core.gemm import Blas
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# OpenBLAS as in NumPy's wheels, OpenBLAS with 64-bit integers, Apple's Accelerate, and any other BLAS:
-# how the names of its functions go, and the bits of its integers.
+# Name pattern and integer width in bits: OpenBLAS of NumPy's wheels, OpenBLAS with 64-bit integers, Apple's
+# Accelerate, any other BLAS.
 _NAMES = (
     ("scipy_{}64_", 64),
     ("{}64_", 64),
     ("{}$NEWLAPACK$ILP64", 64),
     ("{}", 32),
 )
-# Processors for which OpenBLAS multiplies small matrices without copying them first; up to this many
-# multiplications count as small (`sgemm_small_matrix_permit` in its sources).
+# OpenBLAS multiplies small matrices without packing them on these processors, up to this many multiplications
+# (`sgemm_small_matrix_permit` in its sources).
 _SMALL = 100**3
 _SMALL_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 def find() -> dict[str, Any]:
-    """What `net.Blas` takes: addresses, 0 for what is not there, and the facts about them."""
+    """Return the arguments of `Blas` for the BLAS that NumPy uses."""
     for library in _libraries():
         for pattern, bits in _NAMES:
-            if found := _address(library, pattern.format("cblas_sgemm")):
+            if sgemm := _address(library, pattern.format("cblas_sgemm")):
                 openblas = "openblas_{}_num_threads"
                 return {
                     "name": _describe(library, pattern),
-                    "sgemm": found,
+                    "sgemm": sgemm,
                     "dgemm": _address(library, pattern.format("cblas_dgemm")),
-                    "long_integers": bits == 64,
+                    "ilp64": bits == 64,
                     "get_threads": _address(library, pattern.format(openblas.format("get"))),
                     "set_threads": _address(library, pattern.format(openblas.format("set"))),
                     "small": _SMALL if _core(library, pattern) in _SMALL_CORES else 0,
@@ -50,14 +50,14 @@ def find() -> dict[str, Any]:
 
 
 def _libraries() -> Iterator[ctypes.CDLL]:
-    """NumPy's own module, which sees its BLAS on Linux and macOS, and what a wheel has beside it."""
+    """Yield NumPy's own module, which links to its BLAS on Linux and macOS, and its wheel's libraries."""
     paths = [np._core._multiarray_umath.__file__]  # type: ignore[attr-defined]
     paths += sorted(map(str, Path(np.__file__).parents[1].glob("numpy.libs/*openblas*")))
     for path in paths:
         try:
             yield ctypes.CDLL(path)
         except OSError:
-            continue    # a path that is not a library; what is found nowhere is multiplied by NumPy
+            continue    # not loadable; without any BLAS, products go through numpy.matmul
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
@@ -66,6 +66,7 @@ def _address(library: ctypes.CDLL, name: str) -> int:
 
 
 def _text(library: ctypes.CDLL, name: str) -> str:
+    """Return the result of a function without arguments that returns a string; "" if it is missing."""
     function = getattr(library, name, None)
     if function is None:
         return ""
@@ -75,6 +76,7 @@ def _text(library: ctypes.CDLL, name: str) -> str:
 
 
 def _core(library: ctypes.CDLL, pattern: str) -> str:
+    """Return the processor family for which OpenBLAS has selected its kernels."""
     return _text(library, pattern.format("openblas_get_corename"))
 
 

@@ -5,22 +5,10 @@ from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from fastopt._core.typing import AnyArray, Array
+from fastopt.nn._core.gemm import Blas
 
 KINDS: dict[np.dtype[Any], int]
 NORMS: dict[str | None, int]
-
-@disjoint_base
-class Blas:
-    @property
-    def name(self) -> str: ...
-    @property
-    def direct(self) -> bool: ...
-    def __init__(
-        self, name: str, sgemm: int = 0, dgemm: int = 0, long_integers: bool = False, get_threads: int = 0,
-        set_threads: int = 0, small: int = 0,
-    ) -> None: ...
-    def __enter__(self) -> None: ...
-    def __exit__(self, *error: object) -> None: ...
 
 @disjoint_base
 class Source:
@@ -37,7 +25,7 @@ class Pass:
     def __new__(
         cls, kernels: object, blas: Blas, wide: bool, training: bool, layers: list[tuple[Any, ...]]
     ) -> Pass: ...
-    def draw_as(self, step: int, keys: list[int]) -> None: ...
+    def set_dropout_state(self, step: int, keys: list[int]) -> None: ...
     def train(
         self, source: Source, index: NDArray[np.int64] | None, begin: int, rows: int,
         criterion: tuple[int, float, float, float], l2: float, lent: int = 0,

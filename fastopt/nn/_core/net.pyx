@@ -6,44 +6,27 @@ others only where batch normalization asks for all rows. Then the gradients of t
 few rows of a matrix at a time. How the work is cut depends on the sizes alone, never on the number of
 threads. Matrix products are the BLAS's, on one thread each; elementwise work is that of `layers.pyx`.
 """
-cimport cython
-from cpython.buffer cimport PyBUF_WRITE
-from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite, sqrt
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from fastopt._core.common cimport fo_flush_begin, fo_flush_end, fo_prefetch, real
+from fastopt.nn._core.gemm cimport Blas, Gemm, Matrix, matmul
 from fastopt.nn._core.layer cimport Block, Criterion, Layers, Mask
 from fastopt._core.runtime cimport data_ptr, run_parts
 from fastopt._core.span cimport StepLease, Span
 
-from numpy import dtype, empty, float32, float64, matmul, ndarray, uint8
-
-cdef extern from "fo_prefetch.h" nogil:
-    void fo_prefetch(const char* address)
-
-cdef extern from "fo_flush.h" nogil:
-    ctypedef unsigned long long uint64_t
-    uint64_t fo_flush_begin()
-    void fo_flush_end(uint64_t mode)
-
-ctypedef fused real:
-    float
-    double
+from numpy import dtype, empty, float32, float64, ndarray, uint8
 
 cdef enum:
-    ROW_MAJOR = 101         # of cblas
-    AS_IT_IS = 111
-    TRANSPOSED = 112
     LINE = 64               # arrays begin on a cache line
     SMALL_BLOCK = 16        # rows of a block where the BLAS takes small matrices as they are
     BLOCK = 64              # rows of a block where it copies them into its own layout first
     CACHED = 1 << 19        # weights of a layer up to which every small block may read all of them
     SCRATCH = 1 << 13       # doubles on the stack, for the gradient of a piece that nobody will look at
     CHUNK = 1 << 12         # weights whose gradient is one piece of work
-    COLUMNS = 128           # of a small product: wide enough for the registers, narrow enough for the cache
     SHARED = 1 << 16        # weights of the first layer from which on its two halves are kept apart
     SQUARE = 16             # rows and columns of a matrix that are transposed at a time
     SERIAL = 1 << 20        # multiplications up to which a second thread would cost more than it brings
@@ -56,144 +39,6 @@ NORMS = {None: PLAIN, "layer": LAYER_NORM, "batch": BATCH_NORM}
 
 cdef double EPS = 1e-5          # of both normalizations, as in torch
 cdef double MOMENTUM = 0.1      # weight of a new batch in the running statistics, as in torch
-
-
-# --- Matrix products -------------------------------------------------------------------------------
-
-ctypedef void (*Sgemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float*, int64_t,
-                         const float*, int64_t, float, float*, int64_t) noexcept nogil
-ctypedef void (*Dgemm64)(int, int, int, int64_t, int64_t, int64_t, double, const double*, int64_t,
-                         const double*, int64_t, double, double*, int64_t) noexcept nogil
-ctypedef void (*Sgemm32)(int, int, int, int32_t, int32_t, int32_t, float, const float*, int32_t,
-                         const float*, int32_t, float, float*, int32_t) noexcept nogil
-ctypedef void (*Dgemm32)(int, int, int, int32_t, int32_t, int32_t, double, const double*, int32_t,
-                         const double*, int32_t, double, double*, int32_t) noexcept nogil
-
-
-cdef struct Products:
-    void* sgemm             # NULL: through numpy.matmul
-    void* dgemm
-    bint long_integers
-    Py_ssize_t small        # multiplications up to which a product needs no copies; 0 if there is no such
-
-
-cdef struct Matrix:
-    # Row-major; `across` if it is the transposed that is meant.
-    char* start
-    Py_ssize_t pitch        # elements from row to row
-    bint across
-
-
-cdef inline char* corner(const Matrix* x, Py_ssize_t i, Py_ssize_t j, Py_ssize_t size) noexcept nogil:
-    """Where element (i, j) of the matrix that is meant stands."""
-    return x.start + (j * x.pitch + i if x.across else i * x.pitch + j) * size
-
-
-cdef inline int turned(const Matrix* x) noexcept nogil:
-    return TRANSPOSED if x.across else AS_IT_IS
-
-
-cdef void multiply(const Products* blas, bint wide, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                   Matrix a, Matrix b, Matrix c) noexcept nogil:
-    """c = a b, a of shape (m, k) and b of shape (k, n)"""
-    if blas.sgemm == NULL:
-        multiply_by_numpy(wide, m, n, k, a, b, c)
-    elif wide and blas.long_integers:
-        (<Dgemm64> blas.dgemm)(ROW_MAJOR, turned(&a), turned(&b), m, n, k, 1.0, <double*> a.start, a.pitch,
-                               <double*> b.start, b.pitch, 0.0, <double*> c.start, c.pitch)
-    elif wide:
-        (<Dgemm32> blas.dgemm)(ROW_MAJOR, turned(&a), turned(&b), <int32_t> m, <int32_t> n, <int32_t> k,
-                               1.0, <double*> a.start, <int32_t> a.pitch, <double*> b.start,
-                               <int32_t> b.pitch, 0.0, <double*> c.start, <int32_t> c.pitch)
-    elif blas.long_integers:
-        (<Sgemm64> blas.sgemm)(ROW_MAJOR, turned(&a), turned(&b), m, n, k, <float> 1, <float*> a.start,
-                               a.pitch, <float*> b.start, b.pitch, <float> 0, <float*> c.start, c.pitch)
-    else:
-        (<Sgemm32> blas.sgemm)(ROW_MAJOR, turned(&a), turned(&b), <int32_t> m, <int32_t> n, <int32_t> k,
-                               <float> 1, <float*> a.start, <int32_t> a.pitch, <float*> b.start,
-                               <int32_t> b.pitch, <float> 0, <float*> c.start, <int32_t> c.pitch)
-
-
-cdef void multiply_by_numpy(bint wide, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                            Matrix a, Matrix b, Matrix c) noexcept with gil:
-    matmul(as_array(wide, m, k, a), as_array(wide, k, n, b), out=as_array(wide, m, n, c))
-
-
-cdef object as_array(bint wide, Py_ssize_t m, Py_ssize_t n, Matrix x):
-    cdef Py_ssize_t size = 8 if wide else 4, high = n if x.across else m, broad = m if x.across else n
-    memory = PyMemoryView_FromMemory(x.start, ((high - 1) * x.pitch + broad) * size, PyBUF_WRITE)
-    array = ndarray((high, broad), float64 if wide else float32, memory, 0, (x.pitch * size, size))
-    return array.T if x.across else array
-
-
-cdef void product(const Products* blas, bint wide, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k,
-                  Matrix a, Matrix b, Matrix c) noexcept nogil:
-    """`multiply`, in pieces that the BLAS takes as they are, where there are such."""
-    cdef Py_ssize_t size = 8 if wide else 4, i, j, rows, columns = min(n, COLUMNS)
-    cdef Matrix above = a, beside = b, here = c
-    rows = blas.small // max(columns * k, 1)
-    if m * n * k <= blas.small or rows < 4:
-        multiply(blas, wide, m, n, k, a, b, c)
-        return
-    rows -= rows % 4
-    for i from 0 <= i < m by rows:
-        above.start = corner(&a, i, 0, size)
-        for j from 0 <= j < n by columns:
-            beside.start = corner(&b, 0, j, size)
-            here.start = corner(&c, i, j, size)
-            multiply(blas, wide, min(rows, m - i), min(columns, n - j), k, above, beside, here)
-
-
-cdef class Blas:
-    """The matrix product, and how many threads it may use on its own.
-
-    Parameters
-    ----------
-    name : str
-    sgemm, dgemm, get_threads, set_threads : int
-        Addresses of cblas functions; 0 for what is not there.
-    long_integers : bool
-    small : int
-    """
-    cdef Products products
-    cdef readonly str name
-    cdef readonly bint direct       # whether the BLAS is called, or NumPy asked to do so
-    cdef int (*get_threads)() noexcept nogil
-    cdef void (*set_threads)(int) noexcept nogil
-    cdef int users, before
-
-    def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, bint long_integers=False,
-                 Py_ssize_t get_threads=0, Py_ssize_t set_threads=0, Py_ssize_t small=0):
-        self.name = name
-        self.direct = sgemm != 0
-        self.products = Products(<void*> sgemm, <void*> dgemm, long_integers, small)
-        self.get_threads = <int (*)() noexcept nogil> <void*> get_threads
-        self.set_threads = <void (*)(int) noexcept nogil> <void*> set_threads
-
-    @cython.critical_section
-    cdef int enter(self) except -1:
-        """From now on a product runs on its caller's thread: the threads here are those of the pool."""
-        if self.get_threads != NULL and self.set_threads != NULL:
-            if self.users == 0:
-                self.before = self.get_threads()
-                if self.before != 1:
-                    self.set_threads(1)
-            self.users += 1
-        return 0
-
-    @cython.critical_section
-    cdef int leave(self) except -1:
-        if self.get_threads != NULL and self.set_threads != NULL:
-            self.users -= 1
-            if self.users == 0 and self.before != 1:
-                self.set_threads(self.before)
-        return 0
-
-    def __enter__(self):
-        self.enter()
-
-    def __exit__(self, *error):
-        self.leave()
 
 
 # --- Data ------------------------------------------------------------------------------------------
@@ -295,7 +140,7 @@ cdef struct Piece:
 cdef struct Plan:
     # The pass as the threads see it.
     Layers kernels
-    Products blas
+    const Gemm* gemm
     Layer* layers
     Py_ssize_t depth
     bint wide
@@ -422,9 +267,9 @@ cdef void forward_products(Plan* plan, Py_ssize_t i, Py_ssize_t part) noexcept n
     cdef Block x = block_of(plan, layer, part)
     cdef Py_ssize_t first = part * plan.block
     cdef char* z = rows_at(plan, layer.z, first, layer.outputs)
-    product(&plan.blas, plan.wide, x.rows, layer.outputs, layer.inputs,
-            Matrix(rows_at(plan, <char*> inputs_of(plan, i), first, layer.inputs), layer.inputs, False),
-            Matrix(layer.W, layer.outputs, False), Matrix(z, layer.outputs, False))
+    matmul(plan.gemm, x.rows, layer.outputs, layer.inputs,
+           Matrix(rows_at(plan, <char*> inputs_of(plan, i), first, layer.inputs), layer.inputs, False),
+           Matrix(layer.W, layer.outputs, False), Matrix(z, layer.outputs, False))
     if i == 0:
         look_for_bad(plan, &x, z, part)
 
@@ -443,10 +288,10 @@ cdef void halves_part(void* context, int part, int parts) noexcept nogil:
     cdef Py_ssize_t begin = plan.half if second else 0, end = layer.inputs if second else plan.half
     cdef uint64_t mode = fo_flush_begin()
     gather(plan, first, last, begin, end)
-    product(&plan.blas, plan.wide, last - first, n, end - begin,
-            Matrix(rows_at(plan, plan.x, first, layer.inputs) + begin * plan.size, layer.inputs, False),
-            Matrix(rows_at(plan, layer.W, begin, n), n, False),
-            Matrix(rows_at(plan, plan.second if second else layer.z, first, n), n, False))
+    matmul(plan.gemm, last - first, n, end - begin,
+           Matrix(rows_at(plan, plan.x, first, layer.inputs) + begin * plan.size, layer.inputs, False),
+           Matrix(rows_at(plan, layer.W, begin, n), n, False),
+           Matrix(rows_at(plan, plan.second if second else layer.z, first, n), n, False))
     fo_flush_end(mode)
 
 
@@ -525,9 +370,9 @@ cdef void propagate(Plan* plan, Py_ssize_t i, Py_ssize_t part) noexcept nogil:
     cdef Matrix back = Matrix(layer.W, layer.outputs, True)
     if layer.transposed != NULL:
         back = Matrix(layer.transposed, layer.inputs, False)
-    product(&plan.blas, plan.wide, x.rows, layer.inputs, layer.outputs,
-            Matrix(rows_at(plan, layer.delta, first, layer.outputs), layer.outputs, False), back,
-            Matrix(rows_at(plan, plan.layers[i - 1].delta, first, layer.inputs), layer.inputs, False))
+    matmul(plan.gemm, x.rows, layer.inputs, layer.outputs,
+           Matrix(rows_at(plan, layer.delta, first, layer.outputs), layer.outputs, False), back,
+           Matrix(rows_at(plan, plan.layers[i - 1].delta, first, layer.inputs), layer.inputs, False))
 
 
 cdef void take_moments(Plan* plan, Py_ssize_t i, Py_ssize_t part) noexcept nogil:
@@ -671,9 +516,9 @@ cdef void weights_part(void* context, int part, int parts) noexcept nogil:
     if count == 0:
         vectors(plan, layer)
     else:
-        product(&plan.blas, plan.wide, count, n, plan.rows,
-                Matrix(<char*> inputs_of(plan, piece.layer) + piece.begin * plan.size, layer.inputs, True),
-                Matrix(layer.delta, n, False), Matrix(dW, n, False))
+        matmul(plan.gemm, count, n, plan.rows,
+               Matrix(<char*> inputs_of(plan, piece.layer) + piece.begin * plan.size, layer.inputs, True),
+               Matrix(layer.delta, n, False), Matrix(dW, n, False))
     plan.penalties[part] = 0.0
     if plan.l2 != 0.0 and count:
         plan.penalties[part] = plan.kernels.squares(count * n, plan.wide, W)
@@ -729,7 +574,7 @@ cdef void transpose_part(void* context, int part, int parts) noexcept nogil:
 cdef inline void spread(Plan* plan, void (*task)(void*, int, int) noexcept nogil, Py_ssize_t parts,
                         Py_ssize_t multiplications) noexcept nogil:
     cdef int part
-    if multiplications <= SERIAL or plan.blas.sgemm == NULL:
+    if multiplications <= SERIAL or plan.gemm.function == NULL:
         for part in range(<int> parts):
             task(plan, part, <int> parts)
     else:
@@ -793,7 +638,7 @@ cdef class Pass:
         cdef Py_ssize_t depth = len(layers), i
         self.blas = blas
         self.plan.kernels = (<Layers*> PyCapsule_GetPointer(kernels, "fastopt.layers"))[0]
-        self.plan.blas = blas.products
+        self.plan.gemm = &blas.gemms[wide]
         self.plan.wide, self.plan.size, self.plan.training = wide, 8 if wide else 4, training
         self.plan.depth = depth
         self.plan.layers = <Layer*> PyMem_Calloc(depth, sizeof(Layer))
@@ -878,7 +723,7 @@ cdef class Pass:
             self.plan.ops[i] = Op(ops[i][0], ops[i][1])
         return 0
 
-    def draw_as(self, unsigned long long step, list keys):
+    def set_dropout_state(self, unsigned long long step, list keys):
         """Let dropout go on from a number of passes, with these keys of the layers."""
         cdef Py_ssize_t i
         self.step = step
@@ -889,7 +734,7 @@ cdef class Pass:
 
     cdef int reserve(self, Py_ssize_t rows) except -1:
         """Make room for a batch, unless there is room."""
-        cdef bint small = self.plan.blas.small > 0
+        cdef bint small = self.plan.gemm.small > 0
         cdef Py_ssize_t i
         if rows <= self.capacity:
             return 0
@@ -928,7 +773,7 @@ cdef class Pass:
             layer.mean = self.cut(n)
             layer.total = self.cut(blocks * n)
             layer.other = self.cut(blocks * n)
-            if training and i > 0 and plan.blas.small > 0:
+            if training and i > 0 and plan.gemm.small > 0:
                 layer.transposed = self.cut(layer.inputs * n)
         if plan.half:
             plan.second = self.cut(rows * plan.layers[0].outputs)
@@ -965,12 +810,12 @@ cdef class Pass:
         plan.y = plan.data_y if whole else self.y
         plan.weight = plan.data_weight if whole or source.weight == NULL else self.weight
         self.busy = True
-        self.blas.enter()
+        self.blas.limit_threads()
         return 0
 
     cdef int leave(self) except -1:
         self.busy = False
-        self.blas.leave()
+        self.blas.restore_threads()
         return 0
 
     cdef void choose(self, tuple criterion) noexcept:
@@ -1020,7 +865,7 @@ cdef class Pass:
     cdef void run_training(self) noexcept nogil:
         cdef Plan* plan = &self.plan
         cdef Py_ssize_t work = self.multiplications * plan.rows
-        if plan.blas.small > 0:
+        if plan.gemm.small > 0:
             spread(plan, transpose_part, plan.pieces_count, work)
         if plan.half:
             spread(plan, halves_part, 2 * ((plan.rows + BLOCK - 1) // BLOCK), work)

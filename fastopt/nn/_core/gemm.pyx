@@ -1,0 +1,135 @@
+"""Matrix products through the BLAS of NumPy, or through `numpy.matmul` if that BLAS is unknown.
+
+Every product runs on the thread that calls it: the network's passes parallelize over blocks of samples and over
+tiles of weights, and a BLAS with threads of its own would compete with the pool.
+"""
+cimport cython
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.stdint cimport int32_t, int64_t
+
+from fastopt._core.common cimport real
+
+import numpy as np
+
+cdef enum:                      # constants of CBLAS
+    ROW_MAJOR = 101
+    NO_TRANS = 111
+    TRANS = 112
+
+cdef enum:
+    MAX_COLUMNS = 128           # of a small product: fills the registers and stays in the L1 cache
+    MIN_ROWS = 4                # smaller products would cost more calls than packing costs
+
+ctypedef fused blas_int:
+    int32_t
+    int64_t
+
+
+cdef inline char* element_ptr(const Matrix* x, Py_ssize_t i, Py_ssize_t j, Py_ssize_t size) noexcept nogil:
+    """Address of element (i, j) of the operand."""
+    return x.start + (j * x.ld + i if x.transposed else i * x.ld + j) * size
+
+
+cdef inline int trans(const Matrix* x) noexcept nogil:
+    return TRANS if x.transposed else NO_TRANS
+
+
+cdef void call_blas(void* function, real one, blas_int m, blas_int n, blas_int k, const Matrix* a,
+                    const Matrix* b, const Matrix* c) noexcept nogil:
+    (<void (*)(int, int, int, blas_int, blas_int, blas_int, real, const real*, blas_int, const real*, blas_int,
+               real, real*, blas_int) noexcept nogil> function)(
+        ROW_MAJOR, trans(a), trans(b), m, n, k, one, <const real*> a.start, <blas_int> a.ld,
+        <const real*> b.start, <blas_int> b.ld, <real> 0, <real*> c.start, <blas_int> c.ld)
+
+
+cdef void call_numpy(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
+                     const Matrix* b, const Matrix* c) noexcept with gil:
+    np.matmul(as_array(gemm, m, k, a), as_array(gemm, k, n, b), out=as_array(gemm, m, n, c))
+
+
+cdef object as_array(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, const Matrix* x):
+    cdef Py_ssize_t size = gemm.itemsize, rows = n if x.transposed else m, columns = m if x.transposed else n
+    memory = PyMemoryView_FromMemory(x.start, ((rows - 1) * x.ld + columns) * size, PyBUF_WRITE)
+    array = np.ndarray((rows, columns), f"f{size}", memory, 0, (x.ld * size, size))
+    return array.T if x.transposed else array
+
+
+cdef void multiply(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
+                   const Matrix* b, const Matrix* c) noexcept nogil:
+    if gemm.function == NULL:
+        call_numpy(gemm, m, n, k, a, b, c)
+    elif gemm.itemsize == 8 and gemm.ilp64:
+        call_blas[double, int64_t](gemm.function, 1.0, m, n, k, a, b, c)
+    elif gemm.itemsize == 8:
+        call_blas[double, int32_t](gemm.function, 1.0, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
+    elif gemm.ilp64:
+        call_blas[float, int64_t](gemm.function, <float> 1, m, n, k, a, b, c)
+    else:
+        call_blas[float, int32_t](gemm.function, <float> 1, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
+
+
+cdef void matmul(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
+                 Matrix c) noexcept nogil:
+    """c = a b, with a of shape (m, k) and b of shape (k, n).
+
+    If the BLAS multiplies small matrices without packing them, a large product is split into small ones.
+    """
+    cdef Py_ssize_t size = gemm.itemsize, i, j, rows, columns = min(n, MAX_COLUMNS)
+    cdef Matrix a_tile = a, b_tile = b, c_tile = c
+    rows = gemm.small // max(columns * k, 1)
+    if m * n * k <= gemm.small or rows < MIN_ROWS:
+        multiply(gemm, m, n, k, &a, &b, &c)
+        return
+    rows -= rows % MIN_ROWS
+    for i from 0 <= i < m by rows:
+        a_tile.start = element_ptr(&a, i, 0, size)
+        for j from 0 <= j < n by columns:
+            b_tile.start = element_ptr(&b, 0, j, size)
+            c_tile.start = element_ptr(&c, i, j, size)
+            multiply(gemm, min(rows, m - i), min(columns, n - j), k, &a_tile, &b_tile, &c_tile)
+
+
+cdef class Blas:
+    """The matrix products of a BLAS and its number of threads.
+
+    Parameters
+    ----------
+    name : str
+        Name and version.
+    sgemm, dgemm, get_threads, set_threads : int, default 0
+        Addresses of the CBLAS functions and of the functions that read and set the number of threads; 0 for a
+        function that the BLAS lacks.
+    ilp64 : bool, default False
+        Whether its integers have 64 bits.
+    small : int, default 0
+        The BLAS multiplies without packing if a product takes up to so many multiplications; 0 if it always packs.
+    """
+
+    def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, bint ilp64=False,
+                 Py_ssize_t get_threads=0, Py_ssize_t set_threads=0, Py_ssize_t small=0):
+        self.name = name
+        self.direct = sgemm != 0
+        self.gemms[0] = Gemm(<void*> sgemm, ilp64, sizeof(float), small)
+        self.gemms[1] = Gemm(<void*> dgemm, ilp64, sizeof(double), small)
+        self.get_threads = <int (*)() noexcept nogil> <void*> get_threads
+        self.set_threads = <void (*)(int) noexcept nogil> <void*> set_threads
+
+    @cython.critical_section
+    cdef int limit_threads(self) except -1:
+        """Limit the BLAS to one thread until `restore_threads` has been called equally often."""
+        if self.get_threads != NULL and self.set_threads != NULL:
+            if self.users == 0:
+                self.saved_threads = self.get_threads()
+                if self.saved_threads != 1:
+                    self.set_threads(1)
+            self.users += 1
+        return 0
+
+    @cython.critical_section
+    cdef int restore_threads(self) except -1:
+        if self.get_threads != NULL and self.set_threads != NULL:
+            self.users -= 1
+            if self.users == 0 and self.saved_threads != 1:
+                self.set_threads(self.saved_threads)
+        return 0
