@@ -16,7 +16,7 @@ from files import write_idx_folder
 
 import fastopt
 from fastopt import cli
-from fastopt.cli import parts
+from fastopt.cli import registry
 from fastopt.optimizers import BY_NAME
 
 ROOT = Path(__file__).parents[1]
@@ -93,14 +93,14 @@ def test_the_commands_of_the_page_run(page, tmp_path, monkeypatch, capsys):
     for command in COMMAND.findall(TEXTS[page]):
         _, *words = shlex.split(command.replace("\\\n", " ").partition(">")[0])
         if words[0] == "bench":
-            assert cli._parsers()[0].parse_args(words).run
+            assert cli.parse_args(words).run
         else:
             assert (cli.main(words), words) == (0, words)
 
 
 def test_the_commands_are_found():
     commands = [command for text in TEXTS.values() for command in COMMAND.findall(text)]
-    assert {command.split()[1] for command in commands} == set(cli._parsers()[1])
+    assert {command.split()[1] for command in commands} == set(cli.COMMANDS)
 
 
 @pytest.mark.parametrize("page", ["docs/numpy-loop.md", "docs/evolution-strategies.md", "docs/federated.md"])
@@ -255,5 +255,5 @@ def test_the_examples_of_docstrings(family):
 def test_the_optimizers_of_the_command_line():
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)`[^|]*\| ([\d.]+) \|$", text, re.M)
-    expected = [(name, rule.__name__, f"{lr:g}") for name, (rule, lr, _) in parts.OPTIMIZERS.items()]
+    expected = [(name, rule.__name__, f"{lr:g}") for name, (rule, lr, _) in registry.OPTIMIZERS.items()]
     assert rows == expected

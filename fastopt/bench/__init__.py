@@ -531,7 +531,7 @@ def _measured(options: argparse.Namespace) -> Run:
         rounds=options.rounds or defaults["rounds"],
         seconds=options.seconds or defaults["seconds"],
         pythons=dict(options.python),
-        command=_command(options.words, options.python),
+        command=_command(options.argv, options.python),
         progress=progress,
     )
     if progress:
@@ -539,9 +539,9 @@ def _measured(options: argparse.Namespace) -> Run:
     return result
 
 
-def _command(words: Sequence[str], pythons: Iterable[tuple[str, str]]) -> str:
+def _command(argv: Sequence[str], pythons: Iterable[tuple[str, str]]) -> str:
     """What was typed, without where the interpreters lie: that means nothing elsewhere."""
-    command = shlex.join(["fastopt", *words])
+    command = shlex.join(["fastopt", *argv])
     for name, path in pythons:
         command = command.replace(f"{name}={path}", f"{name}=PATH")
     return command

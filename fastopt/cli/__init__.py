@@ -1,8 +1,8 @@
 """The command line: ``fastopt train``, ``predict``, ``compare``, ``lr-find``, ``bench`` and ``info``.
 
-Each command is a module with a function that takes the parsed arguments and returns an exit status, and
-one that declares its options. Whatever is wrong with the arguments or their files becomes an exception;
-the only place that prints it is `main`.
+Each command is a module with ``add_options(parser)``, which declares its options, and ``run(args)``, which
+returns an exit status. The module is imported only if the command is on the command line. Errors in
+arguments and files are exceptions; only `main` prints them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 
-from fastopt import bench
-from fastopt._config import show_config
 from fastopt._version import __version__
-from fastopt.cli import compare, config, lr_find, predict, train
-from fastopt.cli.options import Parser, UsageError
-from fastopt.cli.status import FAILED, INTERRUPTED, WRONG_USE, complain
+from fastopt.cli.parser import FAILED, INTERRUPTED, USAGE_ERROR, Parser, UsageError, print_error
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
+# Module and one-line description by command.
+COMMANDS = {
+    "train": ("fastopt.cli.train", "train a network and save the run in a folder"),
+    "predict": ("fastopt.cli.predict", "print the predictions of a trained network"),
+    "compare": ("fastopt.cli.compare", "train with six optimizers and compare the results"),
+    "lr-find": ("fastopt.cli.lr_find", "suggest a learning rate"),
+    "bench": ("fastopt.bench", "time optimizer steps and compare with other libraries"),
+    "info": ("fastopt.cli.info", "print versions, instruction set, threads and BLAS"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,74 +35,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : list of str, optional
-        Arguments without the program's name; by default those of the process.
+        Arguments without the program name; by default those of the process.
 
     Returns
     -------
     int
-        Exit status: 0; 1 if the training diverged; 2 if an argument or a file is not right, with
-        one line on standard error that says what is wrong; 130 after Ctrl-C.
+        Exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with a
+        one-line message on standard error; 130 after Ctrl-C.
     """
     try:
-        args = _parse(sys.argv[1:] if argv is None else argv)
+        args = parse_args(sys.argv[1:] if argv is None else argv)
         status: int = args.run(args)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return complain("fastopt: interrupted", INTERRUPTED)
+        return print_error("fastopt: interrupted", INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone (`fastopt predict ... | head`); without this the interpreter would
-        # fail once more when it flushes at exit.
+        # The reader closed the pipe (`fastopt predict ... | head`). Redirecting standard output keeps the
+        # interpreter from failing again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except UsageError as error:
-        return complain(": ".join(error.args), WRONG_USE)
+        return print_error(": ".join(error.args), USAGE_ERROR)
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        return complain(f"fastopt: {where}{error.strerror or error}", WRONG_USE)
+        return print_error(f"fastopt: {where}{error.strerror or error}", USAGE_ERROR)
     except (ValueError, MemoryError, ImportError) as error:
-        return complain(f"fastopt: {error}", WRONG_USE)
+        return print_error(f"fastopt: {error}", USAGE_ERROR)
 
 
-def _parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments; those of a ``--config`` come before the words of the command line."""
-    parser, commands = _parsers()
-    args = parser.parse_args(words, argparse.Namespace(words=words))
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; options of a ``--config`` file are inserted before those of `argv`."""
+    parser = Parser(prog="fastopt", description="Train neural networks with compiled optimizers.")
+    parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
+    parser.set_defaults(run=lambda args: parser.error(f"expected a command: {', '.join(COMMANDS)}"))
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, (module, description) in COMMANDS.items():
+        command = subparsers.add_parser(name, help=description, description=description.capitalize() + ".")
+        if name in argv:
+            _load(command, module)
+    args = parser.parse_args(argv, argparse.Namespace(argv=argv))
     if getattr(args, "config", None) is None:
         return args
-    name, *rest = words
-    from_file = config.read_words(args.config, commands[name], commands["train"])
+
+    from fastopt.cli.config import read_config
+
+    train = Parser()
+    _load(train, COMMANDS["train"][0])
+    command, name, options = args.command, argv[0], argv[1:]
+    from_file = read_config(args.config, command, train)
     try:
         parser.parse_args([name, *from_file])
     except UsageError as error:
-        who, message = error.args
-        raise UsageError(who, f"{args.config}: {message}") from None
-    return parser.parse_args([name, *from_file, *rest], argparse.Namespace(words=words))
+        prog, message = error.args
+        raise UsageError(prog, f"{args.config}: {message}") from None
+    return parser.parse_args([name, *from_file, *options], argparse.Namespace(argv=argv))
 
 
-def _parsers() -> tuple[Parser, Mapping[str, Parser]]:
-    """Return the parser of everything, and those of the commands by name."""
-    parser = Parser(prog="fastopt", description="Train neural networks with compiled optimizers.")
-    parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    parser.set_defaults(
-        run=lambda args: parser.error(f"expected a command: {', '.join(commands.choices)}")
-    )
-    for name, run, add_options, purpose in (
-        ("train", train.run, train.add_options, "train a net and leave a folder about it"),
-        ("predict", predict.run, predict.add_options, "print what a trained net predicts"),
-        ("compare", compare.run, compare.add_options, "train with six optimizers, side by side"),
-        ("lr-find", lr_find.run, lr_find.add_options, "find the learning rate to train with"),
-        ("bench", bench.run, bench.add_options, "time a step beside other libraries"),
-        ("info", _info, None, "print version, instruction set, threads and BLAS"),
-    ):
-        command = commands.add_parser(name, help=purpose, description=purpose.capitalize() + ".")
-        command.set_defaults(run=run, command=command)
-        if add_options is not None:
-            add_options(command)
-    return parser, commands.choices
-
-
-def _info(args: argparse.Namespace) -> int:
-    show_config()
-    return 0
+def _load(parser: Parser, module: str) -> None:
+    """Import the module of a command and add its options to the parser."""
+    command = import_module(module)
+    command.add_options(parser)
+    parser.set_defaults(run=command.run, command=parser)

@@ -1,7 +1,7 @@
-"""Options that name things with arguments of their own: ``early_stopping(patience=5), csv_logger(...)``.
+"""Options with values such as ``early_stopping(patience=5), csv_logger(filename='log.csv')``.
 
-What is written like Python is only read as such: names from a table, and values that are literals or, where
-one is taken, another such call. Nothing is ever evaluated.
+The syntax is Python's, but nothing is evaluated: names must be in a table, and values must be literals or,
+where an argument allows it, another call.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     Table = Mapping[str, Collection[str]]
 
-_LARGEST = 2**63 - 1  # of a whole number: a double cannot hold any, and no count is so large
+_MAX_INT = 2**63 - 1  # larger integers overflow in compiled code
 
-__all__ = ["Call", "parse_call", "parse_calls", "what_is_known"]
+__all__ = ["Call", "parse_call", "parse_calls", "suggest"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A name of a table and the arguments that came with it.
+    """A name and its keyword arguments.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Call:
     arguments : dict
         Literals, or `Call` objects.
     text : str
-        As it can be parsed again.
+        Source text, which `parse_call` accepts.
     """
 
     name: str
@@ -43,16 +43,16 @@ class Call:
 
 
 def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[Call, ...]:
-    """Return the calls of a comma-separated list.
+    """Parse a comma-separated list of calls.
 
     Parameters
     ----------
     text : str
-        ``name`` or ``name(argument=value, ...)``, none or several of them.
+        ``name`` or ``name(argument=value, ...)``, any number of times.
     table : mapping of str to collection of str
-        The names that may be called, and the names of each one's arguments.
+        Allowed names, each with its allowed arguments.
     nested : collection of str
-        The arguments whose value may be a call of the same table.
+        Arguments whose value may be another call.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[
     Raises
     ------
     argparse.ArgumentTypeError
-        If a name is not in the table, or it is not written so; the nearest known name is given.
+        If the syntax is invalid, or a name or an argument is not in the table.
     """
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
@@ -69,31 +69,29 @@ def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[
         tree = None
     if not isinstance(tree, ast.List):
         raise argparse.ArgumentTypeError(f"expected name(argument=value, ...), got {text!r}")
-    return tuple(_call(node, table, nested) for node in tree.elts)
+    return tuple(_parse_node(node, table, nested) for node in tree.elts)
 
 
 def parse_call(text: str, table: Table, nested: Collection[str] = ()) -> Call:
-    """Return the one call that `text` is; as `parse_calls` otherwise."""
+    """Parse exactly one call; see `parse_calls`."""
     calls = parse_calls(text, table, nested)
     if len(calls) != 1:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(table)}; got {text!r}")
     return calls[0]
 
 
-def what_is_known(word: str, known: Collection[str]) -> str:
-    """Return the end of an error about an unknown word: the known one that looks like it, else all."""
-    nearest = difflib.get_close_matches(word, known, n=1)
-    return f"the nearest known one is {nearest[0]!r}" if nearest else f"known are {', '.join(known)}"
+def suggest(name: str, known: Collection[str]) -> str:
+    """Return the end of an error about an unknown name: the closest known one, else all of them."""
+    closest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {closest[0]!r}?" if closest else f"expected one of {', '.join(known)}"
 
 
-def _call(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
+def _parse_node(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
     text = ast.unparse(node)
     function = node.func if isinstance(node, ast.Call) else node
     if not isinstance(function, ast.Name) or function.id not in table:
-        found = ast.unparse(function)
-        raise argparse.ArgumentTypeError(
-            f"unknown name {found!r}, {what_is_known(found, table)}"
-        )
+        name = ast.unparse(function)
+        raise argparse.ArgumentTypeError(f"unknown name {name!r}; {suggest(name, table)}")
     keywords = node.keywords if isinstance(node, ast.Call) else []
     named = [(keyword.arg, keyword.value) for keyword in keywords if keyword.arg is not None]
     if isinstance(node, ast.Call) and (node.args or len(named) < len(keywords)):
@@ -101,7 +99,7 @@ def _call(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
     arguments = {}
     for name, value in named:
         _check_argument(function.id, name, table[function.id])
-        arguments[name] = _value(name, value, table, nested)
+        arguments[name] = _parse_value(name, value, table, nested)
     return Call(function.id, arguments, text)
 
 
@@ -110,13 +108,13 @@ def _check_argument(name: str, argument: str, known: Collection[str]) -> None:
         raise argparse.ArgumentTypeError(f"{name} takes no arguments here, got {argument!r}")
     if argument not in known:
         raise argparse.ArgumentTypeError(
-            f"{name} has no argument {argument!r} here, {what_is_known(argument, known)}"
+            f"{name} has no argument {argument!r} here; {suggest(argument, known)}"
         )
 
 
-def _value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> Any:
+def _parse_value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> Any:
     if name in nested and isinstance(node, ast.Call | ast.Name):
-        return _call(node, table, nested)
+        return _parse_node(node, table, nested)
     try:
         value = ast.literal_eval(node)
     except ValueError:
@@ -124,6 +122,6 @@ def _value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> 
             f"{name}: expected a number, a string, True, False, None or a list of these; "
             f"got {ast.unparse(node)!r}"
         ) from None
-    if isinstance(value, int) and abs(value) > _LARGEST:
-        raise argparse.ArgumentTypeError(f"{name}: expected at most {_LARGEST}, got {value}")
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise argparse.ArgumentTypeError(f"{name}: expected at most {_MAX_INT}, got {value}")
     return value

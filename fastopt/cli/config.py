@@ -1,4 +1,4 @@
-"""Options in a TOML file: ``--config run.toml``, and the file that a run leaves of its own."""
+"""Options in TOML files: ``--config run.toml``, and the ``config.toml`` that a training run writes."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from fastopt._config import config as versions
-from fastopt.cli.calls import what_is_known
+from fastopt.cli.calls import suggest
 
 if TYPE_CHECKING:
     import argparse
 
-    from fastopt.cli.options import Parser
+    from fastopt.cli.parser import Parser
 
-__all__ = ["format_config", "read_words"]
+__all__ = ["format_config", "read_config"]
 
-# A run's file lacks what says where the options come from and where the results go.
-_NOT_OF_A_RUN = ("config", "out", "overwrite")
+_NOT_SAVED = ("config", "out", "overwrite")  # input and output of the run, not its settings
 
 
-def read_words(path: str, command: Parser, known: Parser) -> list[str]:
-    """Return the options of a file as words of a command line.
+def read_config(path: str, command: Parser, train: Parser) -> list[str]:
+    """Return the options of a file as command-line arguments.
 
     Parameters
     ----------
     path : str
-        TOML, with the options' names as keys, and numbers, strings, booleans or lists as values.
+        TOML file with option names as keys, and numbers, strings, booleans or lists as values.
     command : Parser
-        What the words are for.
-    known : Parser
-        The command whose options may stand in the file; those that `command` has not are left out.
+        The command to run. Options that it does not have are skipped.
+    train : Parser
+        The parser of ``fastopt train``, whose options are allowed in the file.
 
     Returns
     -------
@@ -39,47 +38,49 @@ def read_words(path: str, command: Parser, known: Parser) -> list[str]:
     Raises
     ------
     ValueError
-        If the file is no TOML, has a key that is no option, or a value of another kind.
+        If the file is not valid TOML, or has an unknown key or a value of an unsupported type.
     """
     with open(path, "rb") as file:
         try:
-            given = tomllib.load(file)
+            settings = tomllib.load(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from None
-    allowed = {name: action for name, action in known.options().items() if name != "config"}
-    words: list[str] = []
-    for name, value in given.items():
+    allowed = {name: action for name, action in train.options().items() if name != "config"}
+    arguments: list[str] = []
+    for name, value in settings.items():
         if name not in allowed:
-            raise ValueError(f"{path}: unknown key {name!r}, {what_is_known(name, allowed)}")
+            raise ValueError(f"{path}: unknown key {name!r}; {suggest(name, allowed)}")
         if name in command.options():
-            words += _words(path, name, value, is_flag=allowed[name].nargs == 0)
-    return words
+            arguments += _format_argument(path, name, value, is_flag=allowed[name].nargs == 0)
+    return arguments
 
 
 def format_config(args: argparse.Namespace, command: Parser) -> str:
-    """Return the text of a file that repeats a run.
+    """Return the text of a TOML file that repeats a run.
 
     Parameters
     ----------
     args : argparse.Namespace
-        What the run was started with; None counts as not given.
+        Parsed arguments of the run. Options that are None are left out.
     command : Parser
-        The command it was started with.
+        The parser of the command.
 
     Returns
     -------
     str
     """
-    lines = ["# fastopt train --config with this file repeats the run; with these versions, to the last bit:"]
-    lines += [f"#   {name:16} {value}" for name, value in versions().items()]
+    lines = [
+        "# 'fastopt train --config' with this file repeats the run, bit for bit with these versions:",
+        *(f"#   {name:16} {value}" for name, value in versions().items()),
+    ]
     for name, action in command.options().items():
         value = getattr(args, action.dest)
-        if name not in _NOT_OF_A_RUN and value is not None:
+        if name not in _NOT_SAVED and value is not None:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _words(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
+def _format_argument(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
     if is_flag:
         if not isinstance(value, bool):
             raise ValueError(f"{path}: {name}: expected true or false, got {value!r}")
@@ -98,5 +99,5 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return repr(value)
-    # TOML's strings are JSON's but for one control character.
+    # TOML strings are JSON strings, except for the control character DEL, which TOML escapes.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""Model files: a net, and the label that each of its outputs stands for."""
+"""Model files: a network together with the labels of its classes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["Model", "load_model"]
 
 
 class Model(MLP):
-    """An MLP that is saved together with its classes.
+    """An MLP that is saved together with its class labels.
 
     Parameters
     ----------
     classes : ndarray or None
-        The label that each integer stands for; None for a regression.
+        Label of each class index; None for a regression.
     **options
-        Of `fastopt.MLP`.
+        Arguments of `fastopt.MLP`.
     """
 
     def __init__(self, *, classes: AnyArray | None, **options: Any) -> None:
@@ -35,7 +35,7 @@ class Model(MLP):
         self.classes = classes
 
     def save(self, path: StrPath) -> None:
-        """Write the net as `fastopt.MLP.save` does, which reads it, and the classes with it."""
+        """Write the network and its classes to a file that `fastopt.MLP.load` can read."""
         super().save(path)
         if self.classes is None:
             return
@@ -49,7 +49,7 @@ class Model(MLP):
 
 
 def load_model(path: StrPath) -> tuple[MLP, AnyArray | None]:
-    """Return the net of a file, whoever saved it, and its classes; None where there are none."""
+    """Return the network of a model file and its class labels, or None if the file has none."""
     net = MLP.load(path)
     classes = _read_classes(path)
     expected = max(net.sizes[-1], 2)

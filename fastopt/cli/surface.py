@@ -1,4 +1,4 @@
-"""``fastopt compare --surface``: paths of optimizers over a function of two variables."""
+"""``fastopt compare --surface``: paths of optimizers on a function of two variables."""
 
 from __future__ import annotations
 
@@ -9,117 +9,114 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt import plots, surfaces
-from fastopt.cli import files, options, parts
+from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.calls import parse_calls
-from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Array
     from fastopt.cli.calls import Call
-    from fastopt.cli.options import Parser
+    from fastopt.cli.parser import Parser
     from fastopt.optimizers import Optimizer
 
-    Maker = Callable[[Array, float], Optimizer]
+    OptimizerFactory = Callable[[Array, float], Optimizer]
 
 __all__ = ["add_options", "check_options", "run"]
 
-_OPTIONS = ("surface", "optimizers", "steps", "start")     # and --plot, which is the command's
+_OPTIONS = ("surface", "optimizers", "steps", "start")  # --plot is valid with and without --surface
 _ARRIVED = 0.1  # distance from a minimum
-_LEFT_OUT = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
+_UNSUPPORTED = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
 
 _ROW = "{:>13}{:>7}{:>10}{:>10}{:>10}{:>10}{:>9}"
 _COLUMNS = ("Learning rate", "Steps", "x", "y", "Value", "Distance", "Arrived")
 
 
 def add_options(command: Parser, compared: Iterable[str]) -> None:
-    """Declare the options; `compared` are the names of the default optimizers."""
+    """Declare the options; `compared` names the default optimizers."""
     add = command.add_argument_group(
-        "paths", "over a surface instead of trainings; of the other options they take --plot alone"
+        "paths", "minimize a function of two variables instead of training; only --plot can be added"
     ).add_argument
-    add("--surface", choices=tuple(surfaces.SURFACES), metavar="NAME", help=", ".join(surfaces.SURFACES))
-    add("--optimizers", type=_calls, default=", ".join(compared), metavar="LIST",
-        help="as in 'adam, sgd(lr=0.001, momentum=0.9)'; without lr, the best of some is taken (default: "
-             "%(default)s)")
-    add("--steps", type=options.positive, metavar="N", help="(default: by the surface)")
-    add("--start", type=_point, metavar="X,Y", help="as in --start=-1,0.5 (default: by the surface)")
+    add("--surface", choices=tuple(surfaces.SURFACES), metavar="NAME",
+        help=f"one of {', '.join(surfaces.SURFACES)}")
+    add("--optimizers", type=_parse_optimizers, default=", ".join(compared), metavar="LIST",
+        help="comma-separated list, for example 'adam, sgd(lr=0.001, momentum=0.9)'; without lr, the best of "
+             "several learning rates is used (default: %(default)s)")
+    add("--steps", type=options.positive_int, metavar="N",
+        help="steps per optimizer (default: depends on the surface)")
+    add("--start", type=_parse_point, metavar="X,Y",
+        help="starting point, for example --start=-1,0.5 (default: depends on the surface)")
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise if options of paths and of trainings are mixed."""
-    without = args.command.parse_args([])
+    """Raise if options for training and for surfaces are combined."""
+    defaults = args.command.parse_args([])
     for name, action in args.command.options().items():
-        is_ours = name in _OPTIONS
-        if name == "plot" or getattr(args, action.dest) == getattr(without, action.dest):
+        if name == "plot" or getattr(args, action.dest) == getattr(defaults, action.dest):
             continue
-        if is_ours and args.surface is None:
-            raise ValueError(f"--{name}: only with --surface")
-        if not is_ours and args.surface is not None:
-            raise ValueError(f"--{name}: not with --surface")
+        if name in _OPTIONS and args.surface is None:
+            raise ValueError(f"--{name}: requires --surface")
+        if name not in _OPTIONS and args.surface is not None:
+            raise ValueError(f"--{name}: cannot be combined with --surface")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Follow each optimizer's path and print a row about it; return the exit status."""
+    """Run each optimizer on the surface and print a row of results each; return the exit status."""
     surface = surfaces.SURFACES[args.surface]
     steps, start = args.steps or surface.steps, args.start or surface.start
     if not surface.holds(start):
         left, right, bottom, top = surface.window
         raise ValueError(
             f"--start: expected x from {left:g} to {right:g} and y from {bottom:g} to {top:g} for "
-            f"{surface.name}, got {_text(start)}"
+            f"{surface.name}, got {_format_point(start)}"
         )
-    files.check_plot(args.plot, moving=True)
-    makers = _makers(args.optimizers)
-    minima = ", ".join(map(_text, surface.minima))
+    outputs.check_plot(args.plot, animated=True)
+    factories = _make_factories(args.optimizers)
+    minima = ", ".join(map(_format_point, surface.minima))
     print(f"Surface: {surface.name}\nMinima of {surface.least:g}: {minima}")
-    print(f"Paths: {steps} steps from {_text(start)}\n")
-    width = max(map(len, ("Optimizer", *makers)))
+    print(f"Paths: {steps} steps from {_format_point(start)}\n")
+    width = max(map(len, ("Optimizer", *factories)))
     print(f"{'Optimizer':<{width}}  " + _ROW.format(*_COLUMNS), flush=True)
     paths = {}
-    for label, (make, lr) in makers.items():
+    for label, (make, lr) in factories.items():
         if lr is None:
             lr = surfaces.find_rate(surface, make, steps, start)
-        paths[label] = surfaces.descend(surface, _with_rate(make, lr), steps, start)
+        paths[label] = surfaces.descend(surface, _fix_rate(make, lr), steps, start)
         print(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])), flush=True)
     print(f"\nDistance: to the nearest minimum. Arrived: steps after which it stays below {_ARRIVED}.")
     if args.plot is not None:
         plots.plot_paths(surface, paths, args.plot)
-        print(f"Drew the paths in {args.plot}")
+        print(f"Saved the plot in {args.plot}")
     return 0
 
 
-def _calls(text: str) -> tuple[Call, ...]:
-    table = {
-        name: [argument for argument in arguments_of(rule) if argument not in _LEFT_OUT]
-        for name, (rule, _, _) in parts.OPTIMIZERS.items()
-    }
-    calls = parse_calls(text, table)
+def _parse_optimizers(text: str) -> tuple[Call, ...]:
+    calls = parse_calls(text, registry.optimizer_arguments(without=_UNSUPPORTED))
     if not calls:
-        raise argparse.ArgumentTypeError("expected at least one")
+        raise argparse.ArgumentTypeError("expected at least one optimizer")
     return calls
 
 
-def _makers(calls: Sequence[Call]) -> dict[str, tuple[Maker, float | None]]:
-    """Return a function ``make(point, lr)`` and a learning rate, or None, for each optimizer by its label."""
+def _make_factories(calls: Sequence[Call]) -> dict[str, tuple[OptimizerFactory, float | None]]:
+    """Return ``make(point, lr)`` and the learning rate, or None if it is not given, for each label."""
     names = [call.name for call in calls]
-    makers: dict[str, tuple[Maker, float | None]] = {}
+    factories: dict[str, tuple[OptimizerFactory, float | None]] = {}
     for call in calls:
         label = call.name if names.count(call.name) == 1 else call.text
-        rule, _, others = parts.OPTIMIZERS[call.name]
-        arguments = others | call.arguments
+        cls, _, preset = registry.OPTIMIZERS[call.name]
+        arguments = preset | call.arguments
         lr = arguments.pop("lr", None)
 
         def make(
-            point: Array, lr: float, call: Call = call, rule: type[Optimizer] = rule,
+            point: Array, lr: float, call: Call = call, cls: type[Optimizer] = cls,
             arguments: dict[str, Any] = arguments,
         ) -> Optimizer:
-            return parts.make("--optimizers", call, rule, params=point, lr=lr, **arguments)
+            return registry.make("--optimizers", call, cls, params=point, lr=lr, **arguments)
 
-        make(np.zeros(2), surfaces.RATES[0] if lr is None else lr)  # refuses what is wrong before any work
-        makers[label] = make, lr
-    return makers
+        make(np.zeros(2), surfaces.RATES[0] if lr is None else lr)  # raises before anything is printed
+        factories[label] = make, lr
+    return factories
 
 
-def _with_rate(make: Maker, lr: float) -> Callable[[Array], Optimizer]:
+def _fix_rate(make: OptimizerFactory, lr: float) -> Callable[[Array], Optimizer]:
     return lambda point: make(point, lr)
 
 
@@ -128,25 +125,22 @@ def _results(surface: surfaces.Surface, path: Array) -> tuple[Any, ...]:
     distances = surface.distance(path)
     away = np.flatnonzero(distances >= _ARRIVED)
     arrived = away[-1] + 1 if len(away) else 0
+    x_text, y_text, distance = (training.format_float(value, 100.0, 1) for value in (x, y, distances[-1]))
     return (
-        len(path) - 1, _decimals(x), _decimals(y), f"{surface.value(x, y):.3g}", _decimals(distances[-1]),
+        len(path) - 1, x_text, y_text, f"{surface.value(x, y):.3g}", distance,
         arrived if arrived < len(path) else "-",
     )
 
 
-def _decimals(number: float) -> str:
-    return f"{number:.4f}" if abs(number) < 100.0 else f"{number:.1e}"
-
-
-def _point(text: str) -> tuple[float, float]:
+def _parse_point(text: str) -> tuple[float, float]:
     try:
         x, y = map(float, text.split(","))
         if np.isfinite([x, y]).all():
             return x, y
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"expected two numbers, as in 1.5,-2; got {text!r}")
+    raise argparse.ArgumentTypeError(f"expected two numbers, for example 1.5,-2; got {text!r}")
 
 
-def _text(point: Sequence[float]) -> str:
+def _format_point(point: Sequence[float]) -> str:
     return "({:.4g}, {:.4g})".format(*point)

@@ -1,4 +1,4 @@
-"""``fastopt train``: trains a net and leaves a folder of everything about it."""
+"""``fastopt train``: train a network and save the run in a folder."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from fastopt.cli import options, parts, run_folder, training
+from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.config import format_config
-from fastopt.cli.status import FAILED, INTERRUPTED, complain
+from fastopt.cli.parser import FAILED, INTERRUPTED, print_error
 from fastopt.nn import Trainer, callbacks, metrics
+from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
     import argparse
 
     from fastopt.cli.model import Model
-    from fastopt.cli.options import Parser
+    from fastopt.cli.parser import Parser
     from fastopt.nn import Callback, History
     from fastopt.nn.data import Dataset
     from fastopt.optimizers import Optimizer
@@ -29,83 +30,102 @@ __all__ = ["add_options", "run"]
 def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt train``."""
     options.add_data_options(command)
-    options.add_net_options(command)
+    options.add_model_options(command)
     _add_optimizer_options(options.add_optimizer_options(command).add_argument)
     _add_training_options(options.add_training_options(command))
     add = command.add_argument_group("results").add_argument
     add("--out", metavar="FOLDER",
-        help="what the run leaves (default: the first new one of fastopt-run, fastopt-run-2, ...)")
-    add("--overwrite", action="store_true", help="replace the run that is in the folder")
-    add("--model-format", choices=run_folder.MODELS, default="npz", metavar="NAME",
-        help=f"{' or '.join(run_folder.MODELS)} (default: %(default)s)")
+        help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
+    add("--overwrite", action="store_true", help="replace the run in this folder")
+    add("--model-format", choices=outputs.MODELS, default="npz", metavar="NAME",
+        help=f"{' or '.join(outputs.MODELS)} (default: %(default)s)")
 
 
 def _add_optimizer_options(add: Callable[..., argparse.Action]) -> None:
-    add("--lr", type=options.rate, metavar="RATE", help="learning rate (default: by the optimizer)")
-    add("--lr-schedule", type=parts.schedule_call, default="constant", metavar="NAME",
-        help=f"{', '.join(parts.SCHEDULES)}; as in 'cosine(min_lr=1e-5)' (default: %(default)s)")
-    add("--ema", type=options.share, default=0.0, metavar="WEIGHT",
-        help="average the weights, with this weight of the past, as 0.999 (default: %(default)s, off)")
+    add("--lr", type=options.positive_float, metavar="RATE",
+        help="learning rate (default: depends on the optimizer)")
+    add("--lr-schedule", type=registry.parse_schedule, default="constant", metavar="NAME",
+        help=f"one of {', '.join(registry.SCHEDULES)}, for example 'cosine(min_lr=1e-5)' "
+             "(default: %(default)s)")
+    add("--ema", type=options.fraction, default=0.0, metavar="DECAY",
+        help="decay rate of an exponential moving average (EMA) of the parameters, for example 0.999; "
+             "the averages are evaluated and saved (default: %(default)s, no average)")
 
 
 def _add_training_options(group: Any) -> None:
     options.add_epochs_option(group)
     add = group.add_argument
-    add("--max-time", type=options.limit, default=math.inf, metavar="SECONDS",
-        help="end the training after the batch in which they are over (default: inf)")
-    add("--callbacks", type=parts.callback_calls, default="", metavar="LIST",
-        help=f"{', '.join(parts.CALLBACKS)}; as in 'early_stopping(patience=5)' (default: none)")
+    add("--max-time", type=options.positive_or_inf, default=math.inf, metavar="SECONDS",
+        help="stop after the first minibatch that ends past this time (default: inf)")
+    add("--callbacks", type=registry.parse_callbacks, default="", metavar="LIST",
+        help=f"comma-separated list of {', '.join(registry.CALLBACKS)}, for example "
+             "'early_stopping(patience=5)' (default: none)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; return the exit status."""
-    training.resolve(args)
+    """Train and save the run; return the exit status."""
+    _resolve_defaults(args)
     dataset = training.load(args)
-    net = training.make_net(args, dataset)
+    net = training.make_model(args, dataset)
     opt = _make_optimizer(args, net, dataset)
-    parts.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
+    registry.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
     config = format_config(args, args.command).encode()
     _check_saving(args, net)
-    folder = run_folder.create_folder(args.out, args.overwrite, args.data)
-    run_folder.write_config(folder, config)
+    folder = outputs.create_folder(args.out, args.overwrite, args.data)
+    outputs.write_config(folder, config)
     print(training.describe(args, dataset, net))
     print(f"Optimizer: {_describe_optimizer(args)}\n")
 
-    trainer = Trainer(net, opt, _make_callbacks(args, folder), max_norm=training.finite(args.max_norm))
+    trainer = Trainer(
+        net, opt, _make_callbacks(args, folder), max_norm=training.none_if_inf(args.max_norm)
+    )
     start = time.perf_counter()
-    history = training.fit(trainer, args, dataset, max_time=training.finite(args.max_time))
+    history = training.fit(trainer, args, dataset, max_time=training.none_if_inf(args.max_time))
     seconds = time.perf_counter() - start
-    if training.diverged(history):
-        what = f"the training diverged in epoch {len(history.epoch)}, and no model was saved in {folder}"
-        return complain(f"fastopt: {what}; try a lower --lr than {args.lr:g}", FAILED)
-
-    print(f"\nTime: {seconds:.2f} s{_time_of_steps(history)}")
-    _report(args, dataset, net, history, folder)
+    if history.epoch and not math.isfinite(history.last()["loss"]):
+        return print_error(
+            f"fastopt: training diverged in epoch {len(history.epoch)}, and no model was saved in {folder}; "
+            f"try a lower --lr than {args.lr:g}",
+            FAILED,
+        )
+    print(f"\nTime: {seconds:.2f} s{_describe_step_time(history)}")
+    _save_results(args, dataset, net, history, folder)
     return INTERRUPTED if history.interrupted else 0
+
+
+def _resolve_defaults(args: argparse.Namespace) -> None:
+    """Replace options that are None by the defaults of the optimizer."""
+    cls, lr, _ = registry.OPTIMIZERS[args.optimizer.name]
+    if args.lr is None:
+        args.lr = lr
+    if args.weight_decay is None:
+        decay = arguments_of(cls).get("weight_decay")
+        args.weight_decay = 0.0 if decay is None else decay.default
 
 
 def _make_optimizer(args: argparse.Namespace, net: Model, dataset: Dataset) -> Optimizer:
     steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
-    return parts.make_optimizer(
+    return registry.make_optimizer(
         args.optimizer,
         net.params,
-        parts.make_schedule(args.lr_schedule, args.lr, steps),
+        registry.make_schedule(args.lr_schedule, args.lr, steps),
         weight_decay=args.weight_decay,
         ema=args.ema or None,
     )
 
 
 def _check_saving(args: argparse.Namespace, net: Model) -> None:
-    """Raise if the model cannot be saved as it is to be, before it is trained."""
+    """Raise before training if the model cannot be saved in the selected format."""
     with tempfile.TemporaryDirectory() as folder:
-        net.save(os.path.join(folder, run_folder.MODELS[args.model_format]))
+        net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
 
 
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
+    swaps = bool(args.ema) or registry.is_schedule_free(args.optimizer)
     return [
-        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * (bool(args.ema) or parts.averages(args.optimizer)),
-        *parts.make_callbacks(args.callbacks, folder),
-        callbacks.CSVLogger(os.path.join(folder, run_folder.HISTORY)),
+        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * swaps,
+        *registry.make_callbacks(args.callbacks, folder),
+        callbacks.CSVLogger(os.path.join(folder, outputs.HISTORY)),
         callbacks.TerminateOnNaN(),
     ]
 
@@ -115,29 +135,31 @@ def _describe_optimizer(args: argparse.Namespace) -> str:
     return f"{args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}"
 
 
-def _time_of_steps(history: History) -> str:
-    """Return how much of the time went into steps; an epoch broken off is not in the history."""
+def _describe_step_time(history: History) -> str:
+    """Return the time of the training steps; unknown after Ctrl-C, as history lacks the last epoch."""
     if history.interrupted:
         return ""
     return f", {sum(history.history['seconds']):.2f} s of it in training steps"
 
 
-def _report(args: argparse.Namespace, dataset: Dataset, net: Model, history: History, folder: str) -> None:
-    """Print how good the net is, and write what a run's folder holds beside config and history."""
+def _save_results(
+    args: argparse.Namespace, dataset: Dataset, net: Model, history: History, folder: str
+) -> None:
+    """Evaluate the network, print its score, and write the model, summary, tables and plots."""
     predicted = net.predict(dataset.X_test)
     score = training.score(dataset.y_test, predicted, dataset.classes)
     print(f"Test {training.format_score(*score)}")
-    net.save(os.path.join(folder, run_folder.MODELS[args.model_format]))
-    run_folder.write_summary(folder, _summary(dataset, net, history, score))
+    net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
+    outputs.write_summary(folder, _summary(dataset, net, history, score))
     matrix = None
     if dataset.classes is not None:
         matrix = metrics.confusion_matrix(dataset.y_test, predicted, len(dataset.classes))
-        run_folder.write_confusion_matrix(folder, matrix, dataset.classes)
+        outputs.write_confusion_matrix(folder, matrix, dataset.classes)
     print(f"Saved the run in {folder}")
     try:
-        run_folder.write_pictures(folder, history, matrix, dataset.classes)
+        outputs.write_plots(folder, history, matrix, dataset.classes)
     except ImportError as error:
-        print(f"No pictures: {error}")
+        print(f"No plots: {error}")
 
 
 def _summary(dataset: Dataset, net: Model, history: History, score: tuple[str, float]) -> dict[str, Any]:

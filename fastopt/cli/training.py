@@ -1,4 +1,4 @@
-"""What the commands that train share: data, net, optimizer, and the lines about them."""
+"""Steps shared by the commands that train: load the data, build the network, fit, and describe them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from fastopt.cli import parts
+from fastopt.cli import registry
 from fastopt.cli.model import Model
 from fastopt.nn import data, metrics
-from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:
     import argparse
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from fastopt.nn.data import Dataset
 
 __all__ = [
-    "count", "count_parameters", "describe", "diverged", "finite", "fit", "format_score", "label_column",
-    "load", "make_net", "on", "resolve", "score",
+    "count_parameters", "describe", "fit", "format_float", "format_score", "label_column", "load",
+    "make_model", "none_if_inf", "none_if_off", "plural", "score",
 ]
 
 _T = TypeVar("_T")
@@ -31,110 +30,100 @@ _T = TypeVar("_T")
 
 
 def load(args: argparse.Namespace) -> Dataset:
-    """Return the data set to train on; raise if its labels are not what the options are for."""
+    """Return the data set, or raise if the options do not match its labels."""
     dataset = data.load(args.data, label=label_column(args), task=_task(args))
     is_regression = dataset.classes is None
     if dataset.classes is not None and len(dataset.classes) < 2:
-        raise ValueError(f"{args.data}: expected two classes or more, all labels are the same")
+        raise ValueError(f"{args.data}: expected at least two classes, got one")
     _check_loss(args, dataset, "regression" if is_regression else "classification")
     if is_regression and args.label_smoothing:
-        raise ValueError("--label-smoothing: a regression has no classes")
+        raise ValueError("--label-smoothing: expected a classification, got a regression")
     if is_regression and args.class_weight != "none":
-        raise ValueError("--class-weight: a regression has no classes")
+        raise ValueError("--class-weight: expected a classification, got a regression")
     return dataset
 
 
 def label_column(args: argparse.Namespace) -> int | str:
-    """Return the column of the labels, or raise if it is given for data that have no columns."""
+    """Return the label column, or raise if it is given for data that are not CSV."""
     if args.label is not None and not args.data.lower().endswith((".csv", ".csv.gz")):
-        raise ValueError(f"--label: {args.data} is not a CSV and has no columns")
+        raise ValueError(f"--label: expected a CSV file as data, got {args.data}")
     return -1 if args.label is None else args.label
 
 
 def _task(args: argparse.Namespace) -> data.Task:
-    """Return the task that the options ask for; a loss asks for its own."""
-    asked: data.Task = args.task
-    if asked == "auto":
-        for task, losses in parts.LOSSES.items():
+    """Return the task of ``--task``, else that of ``--loss``."""
+    selected: data.Task = args.task
+    if selected == "auto":
+        for task, losses in registry.LOSSES.items():
             if args.loss.name in losses:
                 return task
-    return asked
+    return selected
 
 
 def _check_loss(
     args: argparse.Namespace, dataset: Dataset, task: Literal["classification", "regression"]
 ) -> None:
     loss = args.loss.name
-    if loss not in ("auto", *parts.LOSSES[task]):
-        raise ValueError(f"--loss: {loss} is not for a {task}, expected {', '.join(parts.LOSSES[task])}")
+    if loss not in ("auto", *registry.LOSSES[task]):
+        raise ValueError(
+            f"--loss: expected a loss for {task}, {', '.join(registry.LOSSES[task])}; got {loss}"
+        )
     classes = () if dataset.classes is None else dataset.classes
     if loss == "binary_cross_entropy" and len(classes) > 2:
-        raise ValueError(f"--loss: {loss} is for two classes, got {len(classes)}")
+        raise ValueError(f"--loss: {loss} needs two classes, got {len(classes)}")
     if loss == "poisson" and min(dataset.y_train.min(), dataset.y_test.min()) < 0.0:
-        raise ValueError(f"--loss: {loss} is for counts, and {args.data} has negative labels")
+        raise ValueError(f"--loss: {loss} needs non-negative labels, and {args.data} has negative ones")
 
 
-# --- Net and optimizer ---------------------------------------------------------------------------
+# --- Network and training ------------------------------------------------------------------------
 
 
-def make_net(args: argparse.Namespace, dataset: Dataset) -> Model:
-    """Return the net of the options for the data, with the seed's initial weights."""
+def make_model(args: argparse.Namespace, dataset: Dataset) -> Model:
+    """Return the network that the options define, with initial weights from ``--seed``."""
     loss = args.loss.name
     if dataset.classes is None:
-        outputs, usual = math.prod(dataset.y_train.shape[1:]), "mse"
+        n_outputs, default_loss = math.prod(dataset.y_train.shape[1:]), "mse"
     else:
-        outputs, usual = 1 if loss == "binary_cross_entropy" else len(dataset.classes), "cross_entropy"
-    return parts.make(
+        n_outputs = 1 if loss == "binary_cross_entropy" else len(dataset.classes)
+        default_loss = "cross_entropy"
+    return registry.make(
         "--loss", args.loss, Model,
         classes=dataset.classes,
-        sizes=[dataset.X_train.shape[1], *args.hidden, outputs],
-        activation=_a_layer("--activation", args.activation, args),
-        loss=usual if loss == "auto" else loss,
+        sizes=[dataset.X_train.shape[1], *args.hidden, n_outputs],
+        activation=_per_layer("--activation", args.activation, args),
+        loss=default_loss if loss == "auto" else loss,
         seed=args.seed,
         l2=args.l2,
-        dropout=_a_layer("--dropout", args.dropout, args),
-        norm=_a_layer("--norm", args.norm, args),
+        dropout=_per_layer("--dropout", args.dropout, args),
+        norm=_per_layer("--norm", args.norm, args),
         label_smoothing=args.label_smoothing,
         **args.loss.arguments,
     )
 
 
-def _a_layer(option: str, values: Sequence[Any], args: argparse.Namespace) -> Any:
-    """Return one value for all hidden layers, or a list with one for each."""
-    if len(values) not in (1, len(args.hidden)):
+def _per_layer(option: str, values: Sequence[Any], args: argparse.Namespace) -> Any:
+    """Return one value for all hidden layers, or a list with one per layer."""
+    n_layers = len(args.hidden)
+    if len(values) not in (1, n_layers):
         raise ValueError(
-            f"{option}: expected one value, or one for each of {count(len(args.hidden), 'hidden layer')}; "
-            f"got {len(values)}"
+            f"{option}: expected one value, or one per hidden layer ({n_layers}), got {len(values)}"
         )
-    return on(values[0]) if len(values) == 1 else [on(value) for value in values]
+    return none_if_off(values[0]) if len(values) == 1 else [none_if_off(value) for value in values]
 
 
-def resolve(args: argparse.Namespace) -> None:
-    """Put in the numbers which the optimizer decides where no option does."""
-    rule, lr, _ = parts.OPTIMIZERS[args.optimizer.name]
-    if args.lr is None:
-        args.lr = lr
-    if args.weight_decay is None:
-        decay = arguments_of(rule).get("weight_decay")
-        args.weight_decay = 0.0 if decay is None else decay.default
+def none_if_off(value: _T | Literal["none"]) -> _T | None:
+    """Return the value of an option, or None for ``none``."""
+    return None if value == "none" else value
 
 
-def on(word: _T | Literal["none"]) -> _T | None:
-    """Return what an option says, or None for ``none``."""
-    return None if word == "none" else word
-
-
-def finite(number: float) -> float | None:
-    """Return a number, or None for infinity: no limit."""
-    return None if math.isinf(number) else number
-
-
-# --- Training ------------------------------------------------------------------------------------
+def none_if_inf(value: float) -> float | None:
+    """Return a limit, or None for infinity."""
+    return None if math.isinf(value) else value
 
 
 def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options: Any) -> History:
-    """Train on the data with what the options say of batches, epochs and weights."""
-    # Where a training diverges, its loss tells so; NumPy's warnings would only tear the output.
+    """Train with the batch size, epochs, seed and class weights of the options."""
+    # A diverging loss is reported as such; NumPy's warnings would only garble the output.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return trainer.fit(
             dataset.X_train,
@@ -143,53 +132,53 @@ def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options:
             epochs=args.epochs,
             validation_data=(dataset.X_test, dataset.y_test),
             seed=args.seed,
-            class_weight=on(args.class_weight),
+            class_weight=none_if_off(args.class_weight),
             **options,
         )
 
 
-def diverged(history: History) -> bool:
-    """Whether a training ended with a loss that is NaN or infinite."""
-    return bool(history.epoch) and not math.isfinite(history.last()["loss"])
-
-
-# --- Words ---------------------------------------------------------------------------------------
+# --- Text ----------------------------------------------------------------------------------------
 
 
 def describe(args: argparse.Namespace, dataset: Dataset, net: Model) -> str:
-    """Return lines about the data and the net."""
+    """Return three lines about the data and the network."""
     classes = dataset.classes
-    outputs = count(net.sizes[-1], "output") if classes is None else f"{len(classes)} classes"
-    kinds = [
+    outputs = plural(net.sizes[-1], "output") if classes is None else f"{len(classes)} classes"
+    layers = [
         "/".join(args.activation),
         *[f"{'/'.join(args.norm)} norm"] * any(norm != "none" for norm in args.norm),
         *[f"dropout {'/'.join(f'{rate:g}' for rate in args.dropout)}"] * any(args.dropout),
     ]
     return (
         f"Data: {args.data}\n"
-        f"Rows: {len(dataset.X_train)} for training, {len(dataset.X_test)} for test; "
-        f"{count(net.sizes[0], 'feature')}, {outputs}\n"
-        f"Net: {'-'.join(map(str, net.sizes))}, {', '.join(kinds)}, {count_parameters(net)} parameters"
+        f"Samples: {len(dataset.X_train)} for training, {len(dataset.X_test)} for test; "
+        f"{plural(net.sizes[0], 'feature')}, {outputs}\n"
+        f"Network: {'-'.join(map(str, net.sizes))}, {', '.join(layers)}, {count_parameters(net)} parameters"
     )
 
 
 def count_parameters(net: Model) -> int:
-    """Return how many numbers the net learns."""
+    """Return the number of trainable parameters."""
     return sum(array.size for layer in net.params for array in layer)
 
 
-def count(n: int, noun: str) -> str:
-    """Return a number of things in words."""
+def plural(n: int, noun: str) -> str:
+    """Return a count with its noun, such as ``1 epoch`` or ``2 epochs``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
+def format_float(value: float, limit: float, digits: int) -> str:
+    """Return four decimals below `limit`, and scientific notation with `digits` decimals from there on."""
+    return f"{value:.4f}" if abs(value) < limit else f"{value:.{digits}e}"
+
+
 def score(y: AnyArray, predicted: AnyArray, classes: AnyArray | None) -> tuple[str, float]:
-    """Return the name and the value of what tells how good predictions are: accuracy, or R2 of values."""
+    """Return name and value of the score: accuracy, or R2 for a regression."""
     if classes is None:
         return "R2", metrics.r2_score(y, predicted.reshape(y.shape))
     return "Accuracy", metrics.accuracy(y, predicted)
 
 
 def format_score(name: str, value: float) -> str:
-    """Return a score in words."""
+    """Return a score as text."""
     return f"{name} = {value:.4f}"

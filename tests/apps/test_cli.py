@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import cli, schedules, surfaces
-from fastopt.cli import compare, config, parts, train
+from fastopt.cli import compare, config, registry, train
 from fastopt.nn import MLP, Callback, callbacks, data, metrics
 from fastopt.optimizers import BY_NAME
 
 LINE = r"Loss = \d+\.\d{4} \| Training Accuracy = [01]\.\d{4} \| Test Accuracy = [01]\.\d{4}"
-NO_PICTURES = "No pictures: plotting needs matplotlib: pip install 'fastopt[plot]'"
+NO_PLOTS = "No plots: plotting needs matplotlib: pip install 'fastopt[plot]'"
 QUICK = ["--hidden", "8", "--epochs", "2"]
 
 
@@ -125,15 +125,15 @@ def test_train_prints_the_lines_and_saves(run, folder):
     lines = out.splitlines()
     assert lines[:4] == [
         "Data: digits",
-        "Rows: 1438 for training, 359 for test; 64 features, 10 classes",
-        "Net: 64-128-10, relu, 9610 parameters",
+        "Samples: 1438 for training, 359 for test; 64 features, 10 classes",
+        "Network: 64-128-10, relu, 9610 parameters",
         "Optimizer: adam, learning rate 0.001, batch size 32",
     ]
     assert lines[4] == "" and lines[5:45:2] == [f"Epoch {n}" for n in range(1, 21)]
     assert all(re.fullmatch(LINE, line) for line in lines[6:45:2])
     assert re.fullmatch(r"Time: \d+\.\d\d s, \d+\.\d\d s of it in training steps", lines[46])
     assert lines[44].endswith(f"| Test {lines[47].removeprefix('Test ')}")
-    assert lines[48:] == ["Saved the run in fastopt-run", NO_PICTURES]
+    assert lines[48:] == ["Saved the run in fastopt-run", NO_PLOTS]
     assert max(map(len, lines)) <= 80
     assert [path.name for path in folder.iterdir()] == ["fastopt-run"]
 
@@ -165,7 +165,7 @@ def test_seed_fixes_everything(run):
     assert without_times(first) == without_times(again) != without_times(other)
 
 
-@pytest.mark.parametrize("name", parts.OPTIMIZERS)
+@pytest.mark.parametrize("name", registry.OPTIMIZERS)
 def test_every_optimizer_is_the_one_of_its_name(run, name):
     """The same net trained by hand ends at the same bits, those of the average for schedule-free rules."""
     named = {
@@ -191,7 +191,7 @@ def test_every_optimizer_is_the_one_of_its_name(run, name):
 
 def test_a_rule_without_weight_decay_is_given_none(run):
     status, _, err = run("train", *QUICK, "--optimizer", "rprop", "--weight-decay", 0.1)
-    assert status == 2 and "--weight-decay: rprop has none" in err
+    assert status == 2 and "--weight-decay: rprop does not support weight decay" in err
     assert run("train", *QUICK, "--optimizer", "rprop", "--weight-decay", 0)[0] == 0
 
 
@@ -206,7 +206,7 @@ def same_net(net, other):
 def test_default_rates_learn(run):
     X, y = blobs()
     np.savez("blobs.npz", X=X, y=y)
-    for name in parts.OPTIMIZERS:
+    for name in registry.OPTIMIZERS:
         _, out, _ = run("train", "--data", "blobs.npz", "--optimizer", name, "--epochs", 40)
         assert float(re.search(r"^Test Accuracy = (.*)$", out, re.M)[1]) >= 0.9, name
 
@@ -215,8 +215,8 @@ def test_train_on_idx_folder(run, folder):
     write_images(folder)
     status, out, _ = run("train", "--data", ".", "--hidden", "8,4", "--epochs", 60, "--lr", 0.01)
     assert status == 0
-    assert "Rows: 60 for training, 30 for test; 6 features, 2 classes\n" in out
-    assert "Net: 6-8-4-2, relu, 102 parameters\n" in out
+    assert "Samples: 60 for training, 30 for test; 6 features, 2 classes\n" in out
+    assert "Network: 6-8-4-2, relu, 102 parameters\n" in out
     assert "\nTest Accuracy = 1.0000\n" in out
 
 
@@ -233,7 +233,7 @@ def test_regression(run):
     assert status == 0
     values = np.array([float(line) for line in out.splitlines()])
     assert np.corrcoef(values, 3.0 * X[:, 0] - X[:, 1])[0, 1] > 0.99
-    assert re.fullmatch(r"R2 = 0\.9\d{3} \(200 rows\)\n", err)
+    assert re.fullmatch(r"R2 = 0\.9\d{3} \(200 samples\)\n", err)
 
 
 def test_task_overrides_the_type_of_the_labels(run):
@@ -249,7 +249,7 @@ def test_diverged_training_stops_and_saves_no_model(run, folder):
     status, out, err = run("train", "--optimizer", "sgd", "--lr", 1e12)
     assert status == 1
     assert err == (
-        "fastopt: the training diverged in epoch 1, and no model was saved in fastopt-run; "
+        "fastopt: training diverged in epoch 1, and no model was saved in fastopt-run; "
         "try a lower --lr than 1e+12\n"
     )
     assert "Epoch 2" not in out
@@ -314,7 +314,7 @@ def test_folder_with_pictures(run, pictures):
 
 def test_folder_without_matplotlib(run):
     status, out, err = run("train", *QUICK)
-    assert (status, err) == (0, "") and out.endswith(f"\nSaved the run in fastopt-run\n{NO_PICTURES}\n")
+    assert (status, err) == (0, "") and out.endswith(f"\nSaved the run in fastopt-run\n{NO_PLOTS}\n")
     assert names_in("fastopt-run") == TABLES
 
 
@@ -373,7 +373,7 @@ def test_runs_are_numbered(run, folder):
 def test_a_named_folder_is_not_mixed(run, refused):
     Path("empty").mkdir()
     assert run("train", *QUICK, "--out", "empty")[0] == 0
-    message = "--out: empty is not empty; give another name, or --overwrite to replace the run in it"
+    message = "--out: empty is not empty; choose another folder, or add --overwrite"
     assert message in refused("train", "--out", "empty")
     Path("file").touch()
     assert "--out: cannot write file: File exists" in refused("train", "--out", "file")
@@ -388,7 +388,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(run, refused, pictures):
     assert names_in("run") == ["config.toml", "curves.png", "history.csv", "model.npz", "summary.json"]
     assert MLP.load("run/model.npz").sizes == (2, 8, 1)
     Path("run/notes.txt").touch()
-    assert "--overwrite: run holds notes.txt, which is no run's" in refused(
+    assert "--overwrite: run contains notes.txt, which no run writes" in refused(
         "train", "--out", "run", "--overwrite"
     )
 
@@ -405,7 +405,7 @@ def test_data_in_the_folder_are_safe(refused):
     np.savez("run/model.npz", X=X, y=y)
     args = ["train", "--data", "run/model.npz", "--out", "run"]
     assert "--out: run is not empty" in refused(*args)
-    assert "--overwrite: run/model.npz is read by this command" in refused(*args, "--overwrite")
+    assert "--overwrite: run/model.npz is the data set of this run" in refused(*args, "--overwrite")
 
 
 def test_model_formats(run):
@@ -483,7 +483,7 @@ def test_what_the_optimizer_decides_is_in_the_file(run):
 def test_the_command_line_wins(run):
     Path("run.toml").write_text("epochs = 2\nhidden = 8\nseed = 5\n")
     _, out, _ = run("train", "--seed", 6, "--config", "run.toml", "--epochs", 1)
-    assert "Net: 64-8-10" in out and "Epoch 1\n" in out and "Epoch 2\n" not in out
+    assert "Network: 64-8-10" in out and "Epoch 1\n" in out and "Epoch 2\n" not in out
     options = options_in("fastopt-run")
     assert (options["epochs"], options["hidden"], options["seed"]) == (1, 8, 6)
 
@@ -521,17 +521,17 @@ def test_names_that_toml_must_quote(run, folder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("dropouts = 0.1", "fastopt: run.toml: unknown key 'dropouts', the nearest known one is 'dropout'"),
-        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp', known are data, label, task, hidden, "),
-        ("batch_size = 3", "run.toml: unknown key 'batch_size', the nearest known one is 'batch-size'"),
+        ("dropouts = 0.1", "fastopt: run.toml: unknown key 'dropouts'; did you mean 'dropout'?"),
+        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp'; expected one of data, label, task, hidden, "),
+        ("batch_size = 3", "run.toml: unknown key 'batch_size'; did you mean 'batch-size'?"),
         ("config = 'run.toml'", "run.toml: unknown key 'config'"),
         ("help = true", "run.toml: unknown key 'help'"),
         ("[optimizer]\nlr = 1", "run.toml: optimizer: expected a number, a string, or a list of these; got"),
         ("lr = 1979-05-27", "run.toml: lr: expected a number, a string, or a list of these; got datetime"),
         ("lr = 'fast'", "fastopt train: run.toml: argument --lr: expected a positive number, got 'fast'"),
-        ("epochs = 1.5", "argument --epochs: expected a whole number from 1 on, got '1.5'"),
-        ("epochs = [1, 2]", "argument --epochs: expected a whole number from 1 on, got '1,2'"),
-        ("seed = true", "argument --seed: expected a whole number from 0 on, got 'True'"),
+        ("epochs = 1.5", "argument --epochs: expected a positive integer, got '1.5'"),
+        ("epochs = [1, 2]", "argument --epochs: expected a positive integer, got '1,2'"),
+        ("seed = true", "argument --seed: expected a non-negative integer, got 'True'"),
         ("overwrite = 1", "run.toml: overwrite: expected true or false, got 1"),
         ("lr == 2", "run.toml: not a TOML file: Invalid value (at line 1, column 5)"),
     ],
@@ -550,7 +550,7 @@ def test_files_of_options_that_cannot_be_read(refused):
 def test_compare_takes_what_it_has_of_a_file(run, refused):
     Path("run.toml").write_text('epochs = 1\nhidden = 8\nlr = 0.1\ncallbacks = "early_stopping"\n')
     status, out, _ = run("compare", "--config", "run.toml")
-    assert status == 0 and "Net: 64-8-10" in out and "Training: 1 epoch," in out
+    assert status == 0 and "Network: 64-8-10" in out and "Training: 1 epoch," in out
     Path("run.toml").write_text("epoch = 1")
     assert "unknown key 'epoch'" in refused("compare", "--config", "run.toml")
 
@@ -680,7 +680,7 @@ def test_binary_cross_entropy_has_one_output(run):
     np.savez("two.npz", X=X[y < 2], y=NAMES[y[y < 2]])
     words = ["--loss", "binary_cross_entropy", "--epochs", 60]
     _, out, _ = run("train", "--data", "two.npz", *words)
-    assert "Net: 2-128-1, relu" in out and "2 classes\n" in out
+    assert "Network: 2-128-1, relu" in out and "2 classes\n" in out
     status, out, err = run("predict", "fastopt-run", "two.npz")
     assert status == 0 and set(out.split()) == {"ash", "birch"}
     assert float(re.search(r"Accuracy = (\S+)", err)[1]) > 0.95
@@ -765,7 +765,7 @@ def test_predict_names_in_the_order_of_the_rows(run, model):
     assert status == 0
     right = (np.array(out.split("\n")[:-1]) == NAMES[y]).mean()
     assert right > 0.9
-    assert err == f"Accuracy = {right:.4f} (50 rows)\n"
+    assert err == f"Accuracy = {right:.4f} (50 samples)\n"
 
 
 @pytest.mark.parametrize("name", ["new.csv", "new.csv.gz", "new.npz"])
@@ -786,7 +786,8 @@ def test_predict_refuses_another_number_of_features(refused, model):
     write_csv("wide.csv", np.column_stack([X, X]))
     write_csv("names.csv", X[:, :1], NAMES[y])
     np.savez("flat.npz", X=X[:, 0])
-    assert "wide.csv: the model takes 2 features a row, got 3" in refused("predict", model, "wide.csv")
+    message = "wide.csv: expected 2 features per sample, as the model has, got 3"
+    assert message in refused("predict", model, "wide.csv")
     assert "is not a finite number" in refused("predict", model, "names.csv")
     assert "X must have at least two dimensions" in refused("predict", model, "flat.npz")
 
@@ -812,7 +813,7 @@ def test_predict_takes_the_test_part(run, folder):
     write_images(folder)
     run("train", "--data", ".", "--epochs", 60, "--lr", 0.01, "--out", "run")
     status, out, err = run("predict", "run", ".")
-    assert (status, out, err) == (0, "0\n1\n" * 15, "Accuracy = 1.0000 (30 rows)\n")
+    assert (status, out, err) == (0, "0\n1\n" * 15, "Accuracy = 1.0000 (30 samples)\n")
 
 
 def test_predict_with_a_net_saved_from_python(run):
@@ -822,7 +823,7 @@ def test_predict_with_a_net_saved_from_python(run):
     status, out, err = run("predict", "net.npz", "digits")
     assert status == 0
     np.testing.assert_array_equal([int(line) for line in out.splitlines()], net.predict(X))
-    assert err == f"Accuracy = {(net.predict(X) == y).mean():.4f} (1797 rows)\n"
+    assert err == f"Accuracy = {(net.predict(X) == y).mean():.4f} (1797 samples)\n"
 
 
 # --- compare ---------------------------------------------------------------------------------
@@ -841,7 +842,7 @@ def test_compare_prints_a_table(run, folder, pictures):
     assert [row[0] for row in rows] == list(compare.COMPARED)
     assert {len(line) for line in lines[5:12]} == {len(lines[5])}
     assert all(0.5 < float(row[4]) <= 1.0 for row in rows)
-    assert lines[12] == "" and lines[14:] == ["Drew the curves in curves.png"]
+    assert lines[12] == "" and lines[14:] == ["Saved the plot in curves.png"]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -913,7 +914,7 @@ def test_paths_over_a_surface(run, name):
     rows = path_rows(out)
     assert list(rows) == list(compare.COMPARED)
     for label, (lr, steps, x, y, value, distance, arrived) in rows.items():
-        rule, _, others = parts.OPTIMIZERS[label]
+        rule, _, others = registry.OPTIMIZERS[label]
         path = surfaces.descend(surface, lambda p, r=rule, lr=lr, o=others: r(p, lr=float(lr), **o))
         assert (int(steps), x, y) == (len(path) - 1, f"{path[-1][0]:.4f}", f"{path[-1][1]:.4f}")
         assert (value, distance) == (f"{surface.value(*path[-1]):.3g}", f"{surface.distance(path[-1]):.4f}")
@@ -928,7 +929,7 @@ def test_paths_over_a_surface(run, name):
 def test_paths_are_drawn(run, folder, pictures, suffix, begin):
     words = ["--surface", "beale", "--steps", 20, "--optimizers", "sgd, adam", "--plot", f"paths.{suffix}"]
     status, out, _ = run("compare", *words)
-    assert status == 0 and out.endswith(f"\nDrew the paths in paths.{suffix}\n")
+    assert status == 0 and out.endswith(f"\nSaved the plot in paths.{suffix}\n")
     assert (folder / f"paths.{suffix}").read_bytes().startswith(begin)
 
 
@@ -949,7 +950,7 @@ def test_options_of_paths(run):
 
 
 def test_every_optimizer_goes_over_a_surface(run):
-    names = list(parts.OPTIMIZERS)
+    names = list(registry.OPTIMIZERS)
     assert set(BY_NAME) < set(names)
     status, out, _ = run("compare", "--surface", "saddle", "--steps", 5, "--optimizers", ",".join(names))
     assert status == 0 and list(path_rows(out)) == names
@@ -959,18 +960,21 @@ def test_every_optimizer_goes_over_a_surface(run):
     ("args", "message"),
     [
         ("--surface hill", "argument --surface: invalid choice: 'hill'"),
-        ("--surface beale --epochs 3", "--epochs: not with --surface"),
-        ("--surface beale --data none.npz", "--data: not with --surface"),
-        ("--surface beale --config run.toml", "--config: not with --surface"),
-        ("--steps 9", "--steps: only with --surface"),
-        ("--start=0,1", "--start: only with --surface"),
-        ("--optimizers adam", "--optimizers: only with --surface"),
-        ("--surface beale --steps 0", "argument --steps: expected a whole number from 1 on, got '0'"),
-        ("--surface beale --start=1", "argument --start: expected two numbers, as in 1.5,-2; got '1'"),
-        ("--surface beale --start=1,inf", "argument --start: expected two numbers, as in 1.5,-2; got '1,i"),
+        ("--surface beale --epochs 3", "--epochs: cannot be combined with --surface"),
+        ("--surface beale --data none.npz", "--data: cannot be combined with --surface"),
+        ("--surface beale --config run.toml", "--config: cannot be combined with --surface"),
+        ("--steps 9", "--steps: requires --surface"),
+        ("--start=0,1", "--start: requires --surface"),
+        ("--optimizers adam", "--optimizers: requires --surface"),
+        ("--surface beale --steps 0", "argument --steps: expected a positive integer, got '0'"),
+        ("--surface beale --start=1", "argument --start: expected two numbers, for example 1.5,-2; got '1'"),
+        (
+            "--surface beale --start=1,inf",
+            "argument --start: expected two numbers, for example 1.5,-2; got '1,i",
+        ),
         ("--surface beale --start=9,0", "--start: expected x from -0.5 to 4.5 and y from -2 to 2 for beale"),
-        ("--surface beale --optimizers=", "argument --optimizers: expected at least one"),
-        ("--surface beale --optimizers sdg", "unknown name 'sdg', the nearest known one is 'sgd'"),
+        ("--surface beale --optimizers=", "argument --optimizers: expected at least one optimizer"),
+        ("--surface beale --optimizers sdg", "unknown name 'sdg'; did you mean 'sgd'?"),
         ("--surface beale --optimizers adam(ema=1)", "adam has no argument 'ema' here"),
         ("--surface beale --optimizers sgd,adam(lr=-1)", "--optimizers: adam: lr: expected a finite number"),
         ("--surface beale --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
@@ -996,13 +1000,13 @@ def test_lr_find_prints_a_table_and_a_suggestion(run, folder, pictures):
         net, fastopt.Adam(net.params), digits.X_train, digits.y_train, 16, start_lr=1e-4, steps=60, seed=3
     )
     lines = out.splitlines()
-    assert lines[2:4] == ["Net: 64-8-10, relu, 610 parameters", "Optimizer: adam, batch size 16"]
+    assert lines[2:4] == ["Network: 64-8-10, relu, 610 parameters", "Optimizer: adam, batch size 16"]
     assert lines[5].split() == ["Learning", "rate", "Loss"]
     rows = [line.split() for line in lines[6 : lines.index("", 6)]]
     assert rows == [
         [f"{lr:.2g}", f"{loss:.4f}"] for lr, loss in zip(found.lr[::3], found.smoothed[::3], strict=True)
     ]
-    assert f"\nSuggestion: --lr {found.suggestion:.2g}, where the loss falls fastest\n" in out
+    assert f"\nSuggestion: --lr {found.suggestion:.2g}, where the loss decreases fastest\n" in out
     assert (folder / "lr.png").read_bytes().startswith(b"\x89PNG") and names_in(".") == ["lr.png"]
 
 
@@ -1034,7 +1038,7 @@ def test_lr_find_takes_a_file_of_options(run):
 
 def test_lr_find_without_a_suggestion(run):
     status, out, err = run("lr-find", *LR_FIND, "--start-lr", 1e3, "--end-lr", 1e4)
-    assert status == 1 and err == "fastopt: no suggestion, as the loss never falls\n"
+    assert status == 1 and err == "fastopt: no suggestion, as the loss never decreases\n"
 
 
 # --- info ------------------------------------------------------------------------------------
@@ -1056,6 +1060,17 @@ def test_help_and_version(capsys, option):
     assert "fastopt" in capsys.readouterr().out
 
 
+def test_the_list_of_commands_imports_none_of_them():
+    code = (
+        "import contextlib, sys; from fastopt import cli\n"
+        "with contextlib.suppress(SystemExit): cli.main(['--help'])\n"
+        "modules = {module for module, _ in cli.COMMANDS.values()}\n"
+        "print(sorted(sys.modules.keys() & {*modules, 'numpy', 'fastopt.nn', 'fastopt.optimizers'}))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("\n[]\n")
+
+
 # --- What is refused -------------------------------------------------------------------------
 
 
@@ -1067,18 +1082,30 @@ def test_help_and_version(capsys, option):
         ("train more", "unrecognized arguments: more"),
         ("train --opt sgd", "unrecognized arguments: --opt sgd"),
         ("train --save m.npz", "unrecognized arguments: --save m.npz"),
-        ("train --norm batch,batch,batch --hidden 8,8", "--norm: expected one value, or one for each of 2"),
-        ("train --label-smoothing 2", "argument --label-smoothing: expected a number from 0 on and below 1"),
-        ("train --l2 -1", "argument --l2: expected a number from 0 on, got '-1'"),
-        ("train --weight-decay nan", "argument --weight-decay: expected a number from 0 on, got 'nan'"),
-        ("train --loss huber --task classification", "--loss: huber is not for a classification"),
-        ("train --loss cross_entropy --task regression", "--loss: cross_entropy is not for a regression"),
-        ("train --label-smoothing 0.1 --task regression", "--label-smoothing: a regression has no classes"),
-        ("train --class-weight balanced --task regression", "--class-weight: a regression has no classes"),
+        (
+            "train --norm batch,batch,batch --hidden 8,8",
+            "--norm: expected one value, or one per hidden layer (2), got 3",
+        ),
+        ("train --label-smoothing 2", "argument --label-smoothing: expected a number from 0 to below 1"),
+        ("train --l2 -1", "argument --l2: expected a non-negative number, got '-1'"),
+        ("train --weight-decay nan", "argument --weight-decay: expected a non-negative number, got 'nan'"),
+        (
+            "train --loss huber --task classification",
+            "--loss: expected a loss for classification, cross_entropy,",
+        ),
+        ("train --loss cross_entropy --task regression", "--loss: expected a loss for regression, mse,"),
+        (
+            "train --label-smoothing 0.1 --task regression",
+            "--label-smoothing: expected a classification, got a regression",
+        ),
+        (
+            "train --class-weight balanced --task regression",
+            "--class-weight: expected a classification, got a regression",
+        ),
         ("train --class-weight equal", "argument --class-weight: invalid choice: 'equal'"),
         ("train --max-norm 0", "argument --max-norm: expected a positive number or inf, got '0'"),
         ("train --max-time -3", "argument --max-time: expected a positive number or inf, got '-3'"),
-        ("train --ema 1", "argument --ema: expected a number from 0 on and below 1, got '1'"),
+        ("train --ema 1", "argument --ema: expected a number from 0 to below 1, got '1'"),
         ("train --model-format onnx", "argument --model-format: invalid choice: 'onnx'"),
         ("train --task guess", "argument --task: invalid choice: 'guess'"),
         ("train --lr fast", "argument --lr: expected a positive number, got 'fast'"),
@@ -1088,25 +1115,25 @@ def test_help_and_version(capsys, option):
         ("train --lr", "argument --lr: expected one argument"),
         (
             "train --callbacks reduce_lr_on_plateau --lr-schedule cosine",
-            "--callbacks: reduce_lr_on_plateau and --lr-schedule cosine both set the rate",
+            "--callbacks: reduce_lr_on_plateau and --lr-schedule cosine both set the learning rate",
         ),
-        ("train --epochs 0", "--epochs: expected a whole number from 1 on, got '0'"),
-        ("compare --epochs 1.5", "--epochs: expected a whole number from 1 on, got '1.5'"),
+        ("train --epochs 0", "--epochs: expected a positive integer, got '0'"),
+        ("compare --epochs 1.5", "--epochs: expected a positive integer, got '1.5'"),
         ("compare --lr 1", "unrecognized arguments: --lr 1"),
-        ("train --batch-size -1", "--batch-size: expected a whole number from 1 on, got '-1'"),
-        ("train --seed -1", "--seed: expected a whole number from 0 on, got '-1'"),
-        ("train --hidden 64,", "argument --hidden: expected a whole number from 1 on, got ''"),
-        ("train --hidden 0", "--hidden: expected a whole number from 1 on, got '0'"),
-        ("train --hidden 99999999999", "--hidden: expected a whole number from 1 on"),
+        ("train --batch-size -1", "--batch-size: expected a positive integer, got '-1'"),
+        ("train --seed -1", "--seed: expected a non-negative integer, got '-1'"),
+        ("train --hidden 64,", "argument --hidden: expected a positive integer, got ''"),
+        ("train --hidden 0", "--hidden: expected a positive integer, got '0'"),
+        ("train --hidden 99999999999", "--hidden: expected a positive integer"),
         ("train --hidden 2000000000,2000000000", "fastopt: "),
         ("train --data none.npz", "no such file or folder: none.npz"),
         ("compare --data none.npz", "no such file or folder: none.npz"),
         ("train --data .", "the file train-images-idx3-ubyte (or .gz) is missing"),
-        ("train --label 3", "--label: digits is not a CSV and has no columns"),
+        ("train --label 3", "--label: expected a CSV file as data, got digits"),
         ("compare --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
         ("compare --plot c.doc", "--plot: expected a name that ends in"),
         ("lr-find --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
-        ("lr-find --steps 9", "argument --steps: expected a whole number from 10 on, got '9'"),
+        ("lr-find --steps 9", "argument --steps: expected an integer of at least 10, got '9'"),
         ("lr-find --start-lr 1 --end-lr 1", "--start-lr: expected less than --end-lr 1, got 1"),
         ("predict", "the following arguments are required: RUN, DATA"),
         ("predict none.npz digits", "none.npz: No such file"),
@@ -1120,36 +1147,48 @@ def test_wrong_arguments(refused, pictures, args, message):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--activation", "soft", "argument --activation: unknown name 'soft', known are "),
-        ("--activation", "relu,tanh", "--activation: expected one value, or one for each of 1 hidden layer"),
-        ("--norm", "instance", "argument --norm: unknown name 'instance', known are none, batch, layer"),
-        ("--dropout", "1", "argument --dropout: expected a number from 0 on and below 1, got '1'"),
-        ("--dropout", "0.1,", "argument --dropout: expected a number from 0 on and below 1, got ''"),
-        ("--dropout", "0.1,0.2", "--dropout: expected one value, or one for each of 1 hidden layer; got 2"),
-        ("--loss", "hinge", "argument --loss: unknown name 'hinge', known are auto, cross_entropy"),
+        ("--activation", "soft", "argument --activation: unknown name 'soft'; expected one of "),
+        ("--activation", "relu,tanh", "--activation: expected one value, or one per hidden layer (1)"),
+        (
+            "--norm", "instance",
+            "argument --norm: unknown name 'instance'; expected one of none, batch, layer",
+        ),
+        ("--dropout", "1", "argument --dropout: expected a number from 0 to below 1, got '1'"),
+        ("--dropout", "0.1,", "argument --dropout: expected a number from 0 to below 1, got ''"),
+        ("--dropout", "0.1,0.2", "--dropout: expected one value, or one per hidden layer (1), got 2"),
+        ("--loss", "hinge", "argument --loss: unknown name 'hinge'; expected one of auto, cross_entropy"),
         ("--loss", "mse(delta=1)", "argument --loss: mse takes no arguments here, got 'delta'"),
         ("--loss", "huber(delta=0)", "--loss: huber: delta"),
-        ("--loss", "binary_cross_entropy", "--loss: binary_cross_entropy is for two classes, got 10"),
-        ("--optimizer", "sdg", "argument --optimizer: unknown name 'sdg', the nearest known one is 'sgd'"),
+        ("--loss", "binary_cross_entropy", "--loss: binary_cross_entropy needs two classes, got 10"),
+        ("--optimizer", "sdg", "argument --optimizer: unknown name 'sdg'; did you mean 'sgd'?"),
         ("--optimizer", "adam,sgd", "argument --optimizer: expected one of adabelief, "),
         ("--optimizer", "adam(lr=1)", "argument --optimizer: adam has no argument 'lr' here"),
-        ("--optimizer", "adam(bet=1)", "adam has no argument 'bet' here, the nearest known one is 'betas'"),
+        ("--optimizer", "adam(bet=1)", "adam has no argument 'bet' here; did you mean 'betas'?"),
         ("--optimizer", "adam(lookahead=3)", "--optimizer: adam: lookahead: expected a pair (k, alpha)"),
         ("--optimizer", "adam(eps=-1)", "--optimizer: adam: eps: expected a finite number in [0"),
         ("--optimizer", "adam(eps='a')", "--optimizer: adam: eps: expected a number, got str"),
-        ("--lr-schedule", "one-cycle", "unknown name 'one - cycle', the nearest known one is 'one_cycle'"),
+        ("--lr-schedule", "one-cycle", "unknown name 'one - cycle'; did you mean 'one_cycle'?"),
         ("--lr-schedule", "cosine(lr=1)", "argument --lr-schedule: cosine has no argument 'lr' here"),
         ("--lr-schedule", "cosine(min_lr=1)", "--lr-schedule: cosine: min_lr: expected at most lr=0.001"),
         ("--lr-schedule", "step", "--lr-schedule: step: missing a required argument: 'step_size'"),
-        ("--lr-schedule", "linear_warmup(steps=3,then=2)", "--lr-schedule: linear_warmup: then must be "),
-        ("--lr-schedule", "linear_warmup(steps=3,then=x)", "--lr-schedule: unknown name 'x', known are "),
-        ("--callbacks", "early_stoping", "unknown name 'early_stoping', the nearest known one is 'early_st"),
+        (
+            "--lr-schedule", "linear_warmup(steps=3,then=2)",
+            "--lr-schedule: linear_warmup: then: expected a schedule, got 2",
+        ),
+        (
+            "--lr-schedule", "linear_warmup(steps=3,then=x)",
+            "--lr-schedule: unknown name 'x'; expected one of ",
+        ),
+        ("--callbacks", "early_stoping", "unknown name 'early_stoping'; did you mean 'early_stopping'?"),
         ("--callbacks", "early_stopping(5)", "expected arguments as in name(argument=value), got 'early_s"),
         ("--callbacks", "early_stopping(**{})", "expected arguments as in name(argument=value), got 'ear"),
         ("--callbacks", "early_stopping(patience=f())", "patience: expected a number, a string, True, "),
         ("--callbacks", "early_stopping(patience=-1)", "--callbacks: early_stopping: patience: expected"),
         ("--callbacks", "early_stopping(patience='a')", "--callbacks: early_stopping: patience: expected"),
-        ("--callbacks", "early_stopping(monitor='f1',mode='max')", "there is no 'f1' to monitor, "),
+        (
+            "--callbacks", "early_stopping(monitor='f1',mode='max')",
+            "early_stopping: monitor: expected one of loss, val_loss,",
+        ),
         ("--callbacks", "early_stopping(", "argument --callbacks: expected name(argument=value, ...), got"),
         ("--callbacks", "terminate_on_nan]+[csv_logger", "expected name(argument=value, ...), got"),
         ("--callbacks", "__import__('os').getcwd()", "--callbacks: unknown name \"__import__('os').getcwd\""),
@@ -1158,18 +1197,24 @@ def test_wrong_arguments(refused, pictures, args, message):
         ("--callbacks", "model_checkpoint(filepath=b'a')", "model_checkpoint: filepath: expected a string"),
         ("--callbacks", "terminate_on_nan(raise_error=True)", "terminate_on_nan takes no arguments here"),
         ("--callbacks", "early_stopping(patience=99999999999999999999)", "patience: expected at most 92233"),
-        ("--callbacks", "model_checkpoint(filepath='{x}.npz')", "filepath: expected in braces epoch, loss,"),
-        ("--callbacks", "model_checkpoint(filepath='{0}')", "filepath: expected in braces epoch, loss,"),
-        ("--callbacks", "model_checkpoint(filepath='a/')", "filepath: expected a file's name, got 'a/'"),
-        ("--callbacks", "csv_logger(filename='')", "filename: expected a file's name, got ''"),
-        ("--callbacks", "csv_logger(filename='\\0')", "filename: expected a file's name, got '\\x00'"),
+        ("--callbacks", "model_checkpoint(filepath='{x}.npz')", "filepath: expected only epoch, loss,"),
+        ("--callbacks", "model_checkpoint(filepath='{0}')", "filepath: expected only epoch, loss,"),
+        ("--callbacks", "model_checkpoint(filepath='a/')", "filepath: expected a file name, got 'a/'"),
+        ("--callbacks", "csv_logger(filename='')", "filename: expected a file name, got ''"),
+        ("--callbacks", "csv_logger(filename='\\0')", "filename: expected a file name, got '\\x00'"),
         ("--callbacks", "csv_logger(filename='a/b')", "filename: expected a name without folders, or an abs"),
         (
             "--callbacks", "model_checkpoint(filepath='a', save_freq=2, save_best_only=True)",
-            "model_checkpoint: there is no 'val_loss' to monitor, expected loss",
+            "model_checkpoint: monitor: expected one of loss, got 'val_loss'",
         ),
-        ("--callbacks", "csv_logger(filename='history.csv')", "history.csv is a file of the run's own"),
-        ("--callbacks", "model_checkpoint(filepath='./model.npz')", "model.npz is a file of the run's own"),
+        (
+            "--callbacks", "csv_logger(filename='history.csv')",
+            "filename: history.csv would overwrite a file of the run",
+        ),
+        (
+            "--callbacks", "model_checkpoint(filepath='./model.npz')",
+            "model.npz would overwrite a file of the run",
+        ),
     ],
 )
 def test_wrong_values(refused, option, value, message):
@@ -1198,22 +1243,22 @@ def test_labels_that_do_not_fit(refused, model):
     write_csv("strange.csv", X, np.array(["ash", "birch", "oak"])[y])
     np.savez("numbers.npz", X=X, y=y)
     assert "X has 90 rows, y has 89" in refused("train", "--data", "short.npz")
-    assert "all labels are the same" in refused("train", "--data", "one.csv")
+    assert "one.csv: expected at least two classes, got one" in refused("train", "--data", "one.csv")
     assert "no column 'tree'" in refused("train", "--data", "one.csv", "--label", "tree")
     assert "label=3 is not one of the 3 columns" in refused(
         "train", "--data", "one.csv", "--label", "3"
     )
-    assert "the label 'oak' is none of the model's classes" in refused(
+    assert "expected labels among the classes of the model, got 'oak'" in refused(
         "predict", model, "strange.csv"
     )
-    assert "the label 0 is none of the model's classes" in refused("predict", model, "numbers.npz")
-    assert "the model takes 2 features a row, got 64" in refused("predict", model, "digits")
+    assert "expected labels among the classes of the model, got 0" in refused("predict", model, "numbers.npz")
+    assert "expected 2 features per sample, as the model has, got 64" in refused("predict", model, "digits")
 
 
 def test_a_negative_count(refused):
     X, _ = blobs()
     np.savez("line.npz", X=X, y=X[:, 0])
-    assert "--loss: poisson is for counts, and line.npz has negative labels" in refused(
+    assert "--loss: poisson needs non-negative labels, and line.npz has negative ones" in refused(
         "train", "--data", "line.npz", "--loss", "poisson"
     )
 

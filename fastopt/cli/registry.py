@@ -1,4 +1,4 @@
-"""What options name: optimizers, schedules, losses and callbacks, and how each is made from its call."""
+"""Optimizers, schedules, losses and callbacks by their names on the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastopt import schedules
 from fastopt.cli.calls import Call, parse_call, parse_calls
-from fastopt.cli.run_folder import OWN_FILES
+from fastopt.cli.outputs import RUN_FILES
 from fastopt.nn import callbacks
 from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Learning rates that suit a small net and its batches.
+# Default learning rates, for small networks and minibatches.
 _RATES = {
     "adabelief": 0.002, "adadelta": 1.0, "adafactor": 0.01, "adagrad": 0.02, "adam": 0.001, "adamax": 0.005,
     "adamw": 0.001, "adamwschedulefree": 0.005, "adan": 0.002, "ademamix": 0.001, "adopt": 0.002, "asgd": 0.1,
@@ -28,9 +28,9 @@ _RATES = {
     "radam": 0.002, "rmsprop": 0.001, "rprop": 0.01, "sgd": 0.1, "sgdschedulefree": 0.5, "signsgd": 0.001,
     "yogi": 0.005,
 }
-# Class, learning rate and what else makes it that rule.
+# Class, default learning rate, and preset hyperparameters.
 OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
-    **{name: (rule, _RATES[name], {}) for name, rule in BY_NAME.items()},
+    **{name: (cls, _RATES[name], {}) for name, cls in BY_NAME.items()},
     "momentum": (SGD, 0.02, {"momentum": 0.9}),
     "nesterov": (SGD, 0.02, {"momentum": 0.9, "nesterov": True}),
     "amsgrad": (Adam, 0.001, {"amsgrad": True}),
@@ -38,7 +38,7 @@ OPTIMIZERS: dict[str, tuple[type[Optimizer], float, dict[str, Any]]] = {
 }
 OPTIMIZERS = dict(sorted(OPTIMIZERS.items()))
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
-    "constant": schedules.Constant,     # held as a plain number, which callbacks may change
+    "constant": schedules.Constant,     # passed on as a float, which callbacks can change
     "step": schedules.Step,
     "multi_step": schedules.MultiStep,
     "exponential": schedules.Exponential,
@@ -57,7 +57,7 @@ CALLBACKS: dict[str, Callable[..., Callback]] = {
     "reduce_lr_on_plateau": callbacks.ReduceLROnPlateau,
     "terminate_on_nan": callbacks.TerminateOnNaN,
 }
-# By the task, with the names of their arguments; the first is the default.
+# Losses with their arguments, by task. The first loss is the default.
 LOSSES: dict[Literal["classification", "regression"], dict[str, tuple[str, ...]]] = {
     "classification": {"cross_entropy": (), "binary_cross_entropy": ()},
     "regression": {
@@ -66,78 +66,88 @@ LOSSES: dict[Literal["classification", "regression"], dict[str, tuple[str, ...]]
 }
 _CONSTANT = Call("constant", {}, "constant")
 
-# What has an option of its own, or would turn the training around.
+# Arguments that have an option of their own, or are not for training.
 _OPTIMIZER_OPTIONS = ("lr", "weight_decay", "maximize", "ema")
-_PEAKS = ("lr", "max_lr")  # fields of a schedule that --lr gives
-_ERRORS = ("raise_error",)  # of a callback: an error is not what a diverged training ends with
+_SCHEDULE_OPTIONS = ("lr", "max_lr")
+_CALLBACK_OPTIONS = ("raise_error",)
 
 
-def _arguments(kind: Callable[..., Any], without: Collection[str] = ()) -> list[str]:
-    return [name for name in inspect.signature(kind).parameters if name not in without]
+# --- Parsing -------------------------------------------------------------------------------------
 
 
-def loss_call(text: str) -> Call:
+def _arguments(function: Callable[..., Any], without: Collection[str] = ()) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in without]
+
+
+def parse_loss(text: str) -> Call:
     """Parse ``--loss``."""
     return parse_call(text, {"auto": ()} | LOSSES["classification"] | LOSSES["regression"])
 
 
-def optimizer_call(text: str) -> Call:
+def parse_optimizer(text: str) -> Call:
     """Parse ``--optimizer``."""
-    table = {
-        name: [argument for argument in arguments_of(rule) if argument not in _OPTIMIZER_OPTIONS]
-        for name, (rule, _, _) in OPTIMIZERS.items()
-    }
-    return parse_call(text, table)
+    return parse_call(text, optimizer_arguments(without=_OPTIMIZER_OPTIONS))
 
 
-def schedule_call(text: str) -> Call:
+def parse_schedule(text: str) -> Call:
     """Parse ``--lr-schedule``."""
-    table = {name: _arguments(schedule, _PEAKS) for name, schedule in SCHEDULES.items()}
+    table = {name: _arguments(schedule, _SCHEDULE_OPTIONS) for name, schedule in SCHEDULES.items()}
     return parse_call(text, table, nested=["then"])
 
 
-def callback_calls(text: str) -> tuple[Call, ...]:
+def parse_callbacks(text: str) -> tuple[Call, ...]:
     """Parse ``--callbacks``."""
-    table = {name: _arguments(callback, _ERRORS) for name, callback in CALLBACKS.items()}
+    table = {name: _arguments(callback, _CALLBACK_OPTIONS) for name, callback in CALLBACKS.items()}
     return parse_calls(text, table)
 
 
+def optimizer_arguments(without: Collection[str]) -> dict[str, list[str]]:
+    """Return the arguments of each optimizer, except those in `without`."""
+    return {
+        name: [argument for argument in arguments_of(cls) if argument not in without]
+        for name, (cls, _, _) in OPTIMIZERS.items()
+    }
+
+
+# --- Construction --------------------------------------------------------------------------------
+
+
 def make_optimizer(call: Call, params: Params, lr: FloatOrSchedule, **options: Any) -> Optimizer:
-    """Return the optimizer that ``--optimizer`` names; None among the `options` is its own default."""
-    rule, _, others = OPTIMIZERS[call.name]
+    """Return the optimizer of ``--optimizer``; `options` that are None keep their defaults."""
+    cls, _, preset = OPTIMIZERS[call.name]
     given = {name: value for name, value in options.items() if value is not None}
-    if "weight_decay" not in arguments_of(rule) and given.pop("weight_decay", 0.0):
-        raise ValueError(f"--weight-decay: {call.name} has none")
-    return make("--optimizer", call, rule, params=params, lr=lr, **others | call.arguments | given)
+    if "weight_decay" not in arguments_of(cls) and given.pop("weight_decay", 0.0):
+        raise ValueError(f"--weight-decay: {call.name} does not support weight decay")
+    return make("--optimizer", call, cls, params=params, lr=lr, **preset | call.arguments | given)
 
 
-def averages(call: Call) -> bool:
-    """Whether the optimizer that ``--optimizer`` names is to be judged by its averages."""
+def is_schedule_free(call: Call) -> bool:
+    """Return whether the optimizer of ``--optimizer`` must be evaluated at its averaged parameters."""
     return hasattr(OPTIMIZERS[call.name][0], "averaged")
 
 
 def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
-    """Return the schedule that ``--lr-schedule`` names; a number where it is constant.
+    """Return the schedule of ``--lr-schedule``, or a float if it is constant.
 
     Parameters
     ----------
     call : Call
     lr : float
-        Its first, or its largest, value.
+        Initial value, or the peak of a one-cycle schedule.
     steps : int
-        Of the whole training: the length of a schedule that is given none. What follows a warmup
-        has the rest.
+        Steps of the training run: the default length of a schedule. A schedule after a warmup gets the
+        remaining steps.
     """
     if call.name == "constant":
         return lr
     schedule = SCHEDULES[call.name]
     arguments = dict(call.arguments)
     if call.name == "linear_warmup":
-        left = steps - arguments["steps"] if isinstance(arguments.get("steps"), int) else steps
+        remaining = steps - arguments["steps"] if isinstance(arguments.get("steps"), int) else steps
         then = arguments.get("then", _CONSTANT)
         if not isinstance(then, Call):
-            raise ValueError(f"--lr-schedule: linear_warmup: then must be a schedule, got {then!r}")
-        arguments["then"] = make_schedule(then, lr, max(left, 1))
+            raise ValueError(f"--lr-schedule: linear_warmup: then: expected a schedule, got {then!r}")
+        arguments["then"] = make_schedule(then, lr, max(remaining, 1))
         return make("--lr-schedule", call, schedule, **arguments)
     fields = _arguments(schedule)
     if "steps" in fields:
@@ -146,77 +156,81 @@ def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
 
 
 def make_callbacks(calls: Sequence[Call], folder: str) -> list[Callback]:
-    """Return the callbacks that ``--callbacks`` names; relative paths lead into `folder`."""
-    return [make("--callbacks", call, CALLBACKS[call.name], **_in_folder(call, folder)) for call in calls]
+    """Return the callbacks of ``--callbacks``; relative paths are relative to `folder`."""
+    return [make("--callbacks", call, CALLBACKS[call.name], **_resolve_paths(call, folder)) for call in calls]
 
 
 def check_callbacks(calls: Sequence[Call], schedule: Call, classes: AnyArray | None) -> None:
-    """Raise if callbacks could not be made, or would fail in the training.
+    """Raise if a callback cannot be constructed or would fail during training.
 
     Parameters
     ----------
     calls : sequence of Call
     schedule : Call
-        That of the learning rate.
+        The learning-rate schedule.
     classes : ndarray or None
-        Without them there is no accuracy to monitor.
+        Class labels. Without them there is no accuracy to monitor.
     """
-    numbers = ["loss", "val_loss", "lr", "seconds"]
-    numbers += [] if classes is None else ["accuracy", "val_accuracy"]
+    metrics = ["loss", "val_loss", "lr", "seconds"]
+    metrics += [] if classes is None else ["accuracy", "val_accuracy"]
     for call, callback in zip(calls, make_callbacks(calls, ""), strict=True):
         if call.name == "reduce_lr_on_plateau" and schedule.name != "constant":
-            raise ValueError(f"--callbacks: {call.name} and --lr-schedule {schedule.name} both set the rate")
+            raise ValueError(
+                f"--callbacks: {call.name} and --lr-schedule {schedule.name} both set the learning rate"
+            )
         by_batch = call.arguments.get("save_freq", "epoch") != "epoch"
         try:
-            _check_monitor(callback, ["loss"] if by_batch else numbers)
-            fields = {"batch": 1, "loss": 0.5} if by_batch else dict.fromkeys(numbers, 0.5)
+            _check_monitor(callback, ["loss"] if by_batch else metrics)
+            fields = {"batch": 1, "loss": 0.5} if by_batch else dict.fromkeys(metrics, 0.5)
             _check_path(call, {"epoch": 1} | fields)
         except ValueError as error:
             raise ValueError(f"--callbacks: {call.name}: {error}") from None
 
 
-def _check_monitor(callback: Callback, numbers: Collection[str]) -> None:
+def _check_monitor(callback: Callback, metrics: Collection[str]) -> None:
     monitor = getattr(callback, "monitor", "loss")
-    if monitor not in numbers and getattr(callback, "save_best_only", True):
-        raise ValueError(f"there is no {monitor!r} to monitor, expected {', '.join(numbers)}")
+    if monitor not in metrics and getattr(callback, "save_best_only", True):
+        raise ValueError(f"monitor: expected one of {', '.join(metrics)}, got {monitor!r}")
 
 
 def _check_path(call: Call, fields: Mapping[str, float]) -> None:
-    """Raise if a callback's file could not be one of the run's folder, or is one already.
+    """Raise if a callback's path is invalid or would overwrite a file of the run.
 
-    `fields` are those that a name may have, with an example of each.
+    `fields` maps the fields that a path may contain to example values.
     """
     for name in call.arguments.keys() & {"filename", "filepath"}:
         path = call.arguments[name]
         try:
-            written = path.format(**fields) if name == "filepath" else path
+            formatted = path.format(**fields) if name == "filepath" else path
         except (LookupError, AttributeError, ValueError):
-            raise ValueError(f"{name}: expected in braces {', '.join(fields)}; got {path!r}") from None
-        if not os.path.basename(written) or "\0" in written:
-            raise ValueError(f"{name}: expected a file's name, got {path!r}")
-        if os.path.normpath(written) in OWN_FILES:
-            raise ValueError(f"{name}: {path} is a file of the run's own")
+            raise ValueError(
+                f"{name}: expected only {', '.join(fields)} in braces, got {path!r}"
+            ) from None
+        if not os.path.basename(formatted) or "\0" in formatted:
+            raise ValueError(f"{name}: expected a file name, got {path!r}")
+        if os.path.normpath(formatted) in RUN_FILES:
+            raise ValueError(f"{name}: {path} would overwrite a file of the run")
         if name == "filename" and os.path.dirname(path) and not os.path.isabs(path):
             raise ValueError(f"{name}: expected a name without folders, or an absolute path; got {path!r}")
 
 
-def _in_folder(call: Call, folder: str) -> dict[str, Any]:
-    """Return the arguments, paths among them with the folder before them."""
-    escaped = folder.replace("{", "{{").replace("}", "}}")
+def _resolve_paths(call: Call, folder: str) -> dict[str, Any]:
+    """Return the arguments of a call, with relative paths joined to `folder`."""
+    escaped = folder.replace("{", "{{").replace("}", "}}")  # braces in a filepath are format fields
     arguments = dict(call.arguments)
-    for name, before in (("filename", folder), ("filepath", escaped)):  # braces of a filepath are fields
+    for name, parent in (("filename", folder), ("filepath", escaped)):
         path = arguments.get(name, "")
         if not isinstance(path, str):
             raise ValueError(f"--callbacks: {call.name}: {name}: expected a string, got {path!r}")
         if name in arguments:
-            arguments[name] = os.path.join(before, path)
+            arguments[name] = os.path.join(parent, path)
     return arguments
 
 
-def make(option: str, call: Call, kind: Callable[..., _T], **arguments: Any) -> _T:
-    """Return ``kind(**arguments)``; what it refuses is said with the names of the option and the call."""
+def make(option: str, call: Call, function: Callable[..., _T], **arguments: Any) -> _T:
+    """Return ``function(**arguments)``; errors are prefixed with the names of the option and the call."""
     try:
-        inspect.signature(kind).bind(**arguments)  # says what is missing better than a call does
-        return kind(**arguments)
+        inspect.signature(function).bind(**arguments)  # its error for a missing argument is clearer
+        return function(**arguments)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{option}: {call.name}: {error}") from None

@@ -1,0 +1,178 @@
+"""Files that commands write: checks of their paths, and the folder of a training run."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fastopt import plots
+
+if TYPE_CHECKING:
+    from fastopt._core.typing import AnyArray
+    from fastopt.nn import History
+
+__all__ = [
+    "HISTORY", "MODELS", "RUN_FILES", "check_plot", "check_writable", "create_folder", "find_model",
+    "write_config", "write_confusion_matrix", "write_plots", "write_summary",
+]
+
+CONFIG = "config.toml"
+HISTORY = "history.csv"
+SUMMARY = "summary.json"
+CURVES = "curves.png"
+CONFUSION_TABLE = "confusion_matrix.csv"
+CONFUSION_PLOT = "confusion_matrix.png"
+MODELS = {"npz": "model.npz", "safetensors": "model.safetensors"}
+RUN_FILES = {
+    CONFIG, HISTORY, SUMMARY, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values(), "model.json",
+}
+_DEFAULT_FOLDER = "fastopt-run"
+
+
+# --- Checks before a command does its work -------------------------------------------------------
+
+
+def check_writable(option: str, path: str, *inputs: str) -> None:
+    """Raise if `path` cannot be written, or is one of the input files."""
+    if any(_is_same_file(path, other) for other in inputs):
+        raise ValueError(f"{option}: {path} would overwrite another file of this command")
+    is_new = not os.path.lexists(path)
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise ValueError(f"{option}: cannot write {path}: {error.strerror}") from None
+    if is_new:
+        os.remove(path)
+
+
+def check_plot(path: str | None, *inputs: str, animated: bool = False) -> None:
+    """Raise if the path of ``--plot`` is given, and matplotlib is missing or cannot write that file."""
+    if path is not None:
+        plots.check_path(path, "--plot", animated)
+        check_writable("--plot", path, *inputs)
+
+
+def _is_same_file(path: str, other: str) -> bool:
+    if os.path.exists(path) and os.path.exists(other):
+        return os.path.samefile(path, other)
+    return os.path.abspath(path) == os.path.abspath(other)
+
+
+# --- The folder of a run -------------------------------------------------------------------------
+
+
+def create_folder(path: str | None, overwrite: bool, data: str) -> str:
+    """Create an empty folder for a run.
+
+    Parameters
+    ----------
+    path : str or None
+        None selects the first unused name of fastopt-run, fastopt-run-2, fastopt-run-3, ...
+    overwrite : bool
+        Remove the files of an earlier run. A folder with any other file is refused.
+    data : str
+        Path of the data set, which is never removed.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        If the folder cannot be created, or is not empty and must not be overwritten.
+    """
+    try:
+        if path is None and not overwrite:
+            return _create_default_folder()
+        path = _DEFAULT_FOLDER if path is None else path
+        os.makedirs(path, exist_ok=True)
+        _remove_run(path, overwrite, data)
+        return path
+    except OSError as error:
+        raise ValueError(f"--out: cannot write {error.filename}: {error.strerror}") from None
+
+
+def _create_default_folder() -> str:
+    number = 1
+    while True:
+        path = _DEFAULT_FOLDER if number == 1 else f"{_DEFAULT_FOLDER}-{number}"
+        try:
+            os.mkdir(path)
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _remove_run(path: str, overwrite: bool, data: str) -> None:
+    names = set(os.listdir(path))
+    if names and not overwrite:
+        raise ValueError(f"--out: {path} is not empty; choose another folder, or add --overwrite")
+    foreign = sorted(names - RUN_FILES)
+    if foreign:
+        raise ValueError(
+            f"--overwrite: {path} contains {foreign[0]}, which no run writes; nothing was removed"
+        )
+    files = [os.path.join(path, name) for name in sorted(names)]
+    for file in files:
+        if _is_same_file(file, data):
+            raise ValueError(f"--overwrite: {file} is the data set of this run; nothing was removed")
+    for file in files:
+        os.remove(file)
+
+
+def write_config(folder: str, text: bytes) -> None:
+    """Write the options of the run."""
+    with open(os.path.join(folder, CONFIG), "wb") as file:
+        file.write(text)
+
+
+def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
+    """Write a nested dict as JSON; NaN and infinity become null."""
+    with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
+        json.dump(_replace_nonfinite(summary), file, indent=2)
+        file.write("\n")
+
+
+def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> None:
+    """Write the counts as CSV, with one row per true class and one column per predicted class."""
+    labels = classes.tolist()
+    with open(os.path.join(folder, CONFUSION_TABLE), "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *labels])
+        writer.writerows([label, *row] for label, row in zip(labels, matrix.tolist(), strict=True))
+
+
+def write_plots(folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None) -> None:
+    """Draw the training curves and, for a classification, the confusion matrix.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    if history.epoch:
+        plots.plot_history(history, os.path.join(folder, CURVES))
+    if matrix is not None:
+        plots.plot_confusion_matrix(matrix, classes, os.path.join(folder, CONFUSION_PLOT))
+
+
+def find_model(path: str) -> str:
+    """Return the path of the model file: that in the folder of a run, or `path` itself."""
+    if not os.path.isdir(path):
+        return path
+    for name in MODELS.values():
+        if os.path.exists(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise ValueError(f"{path}: found no {' or '.join(MODELS.values())} in this folder")
+
+
+def _replace_nonfinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _replace_nonfinite(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
