@@ -67,7 +67,7 @@ check_modules() {
 # Left out: torch, whose runtimes of threads are none of ours; and a test of how much memory stays in
 # use, as a sanitizer holds back what was freed. Under ThreadSanitizer also forks, after which it lets
 # no thread start; and all instruction sets and dtypes but one: they share their source, and time matters.
-left_out="with_torch or come_and_go"
+left_out="with_torch or restarting_the_pool"
 
 [ $# -gt 0 ] || set -- thread address
 for name in "$@"; do

@@ -1,4 +1,4 @@
-"""The same bits for any number of threads, and a pool that survives what Python does to it."""
+"""Results do not depend on the number of threads; the pool survives forks, exits and concurrent callers."""
 
 import os
 import subprocess
@@ -15,26 +15,26 @@ from rules import RULES, same_bits
 import fastopt
 from fastopt._core import runtime
 
-GATE = 1 << 19  # bytes of arrays from which on a step is shared out
-MANY = 1 << 21
+SERIAL_BELOW = 1 << 19  # steps touching fewer bytes run serially
+LARGE = 1 << 21
 
 
-def at_the_gate(rule, dtype):
-    """Elements with which a step of a rule, with an average, comes to the gate."""
-    return GATE // (np.dtype(dtype).itemsize * (3 + len(rule.state)))
+def parallel_size(rule, dtype):
+    """Elements from which a step of a rule with EMA runs in parallel."""
+    return SERIAL_BELOW // (np.dtype(dtype).itemsize * (3 + len(rule.state)))
 
 
 def run(rule, dtype, lengths):
-    """Steps with everything switched on; all that they leave behind."""
+    """Take steps with many options, and return all arrays that they write."""
     rng = np.random.default_rng(0)
     params = [rng.standard_normal(n).astype(dtype) for n in lengths]
-    given = [rng.standard_normal(n).astype(dtype) for n in lengths]
-    grads = [g.copy() for g in given]
+    saved = [rng.standard_normal(n).astype(dtype) for n in lengths]
+    grads = [g.copy() for g in saved]
     opt = rule.make(params, ema=0.9)
     norms = []
     for step in range(3):
-        for g, kept in zip(grads, given, strict=True):
-            np.multiply(kept, dtype(1 + step), out=g)
+        for g, original in zip(grads, saved, strict=True):
+            np.multiply(original, dtype(1 + step), out=g)
         opt.step(grads, max_norm=10.0, clip_value=0.5, grad_scale=2.0, zero_grad=True)
         norms.append(opt.grad_norm)
         assert not any(g.any() for g in grads)
@@ -43,43 +43,42 @@ def run(rule, dtype, lengths):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_threads_do_not_change_a_bit(rule, dtype, isa, threads):
-    gate = at_the_gate(rule, dtype)
-    for lengths in ([gate - 1], [gate], [gate + 1], [1, 8191, 0, 8193, 70001, 3, 511]):
+def test_results_do_not_depend_on_threads(rule, dtype, isa, threads):
+    size = parallel_size(rule, dtype)
+    for lengths in ([size - 1], [size], [size + 1], [1, 8191, 0, 8193, 70001, 3, 511]):
         threads(1)
         expected = run(rule, dtype, lengths)
         for n in (2, 3, 7):
             threads(n)
-            found = run(rule, dtype, lengths)
-            assert all(same_bits(a, b) for a, b in zip(expected, found, strict=True)), (lengths, n)
+            actual = run(rule, dtype, lengths)
+            assert all(same_bits(a, b) for a, b in zip(actual, expected, strict=True)), (lengths, n)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_instruction_sets_do_not_change_a_bit(dtype, monkeypatch):
+def test_results_do_not_depend_on_the_instruction_set(dtype, monkeypatch):
     from fastopt._core import dispatch
 
     for rule in RULES:
         results = []
         for name in dispatch.runnable():
             monkeypatch.setattr(dispatch, "kernels", dispatch.load("fastopt._core.kernels", name))
-            results.append(run(rule, dtype, [1, 513, at_the_gate(rule, dtype) + 5]))
+            results.append(run(rule, dtype, [1, 513, parallel_size(rule, dtype) + 5]))
         for other in results[1:]:
             assert all(same_bits(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def big_step():
-    p = np.zeros(MANY, np.float32)
+def large_step():
+    p = np.zeros(LARGE, np.float32)
     fastopt.SGD(p, lr=1.0).step(np.ones_like(p))
     return bool((p == -1).all())
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads threads' times in /proc")
-def test_workers_do_their_share(threads):
-    """A step as short as the gate lets through is really shared out."""
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads thread times from /proc")
+def test_workers_take_part_in_the_shortest_parallel_step(threads):
     runtime.stop_workers()
     before = set(os.listdir("/proc/self/task"))
     threads(2)
-    p = np.zeros(GATE // 8, np.float32)
+    p = np.zeros(SERIAL_BELOW // 8, np.float32)
     opt, g = fastopt.SGD(p), np.ones_like(p)
     opt.step(g)
     (worker,) = set(os.listdir("/proc/self/task")) - before
@@ -96,18 +95,18 @@ def test_workers_do_their_share(threads):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_child_steps_with_workers_of_its_own(threads):
+def test_forked_child_starts_its_own_workers(threads):
     threads(3)
-    assert big_step() and runtime.live_workers() == 2
+    assert large_step() and runtime.live_workers() == 2
     child = os.fork()
     if child == 0:
-        ok = runtime.live_workers() == 0 and big_step() and runtime.live_workers() == 2
+        ok = runtime.live_workers() == 0 and large_step() and runtime.live_workers() == 2
         os._exit(0 if ok else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert big_step()
+    assert large_step()
 
 
-def test_two_threads_step_two_optimizers(threads):
+def test_optimizers_step_in_several_threads(threads):
     threads(2)
     rng = np.random.default_rng(0)
     grads = rng.standard_normal((20, 200_000)).astype(np.float32)
@@ -128,11 +127,11 @@ def test_two_threads_step_two_optimizers(threads):
     assert all(same_bits(p, expected) for p in params)
 
 
-def test_the_number_of_threads_changes_while_idle(threads):
+def test_number_of_threads_can_change_between_steps(threads):
     for n in (1, 2, 5, 3, 1, 4, 2):
         threads(n)
         assert fastopt.get_num_threads() == n
-        assert big_step()
+        assert large_step()
     assert runtime.live_workers() <= 4
 
 
@@ -144,57 +143,87 @@ def test_threadpoolctl_limits_the_pool(threads):
     for limits in (1, {"fastopt": 2}):
         with threadpoolctl.threadpool_limits(limits):
             assert fastopt.get_num_threads() == (1 if limits == 1 else 2)
-            assert big_step()
+            assert large_step()
         assert fastopt.get_num_threads() == 3
 
 
+@pytest.mark.parametrize("modules", ["fastopt, threadpoolctl", "threadpoolctl, fastopt"])
+def test_threadpoolctl_limits_the_pool_in_any_import_order(modules):
+    pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed")
+    result = run_python(
+        f"""
+        import {modules}
+        import inspect
+        with threadpoolctl.threadpool_limits(1):
+            print(fastopt.get_num_threads())
+        print(fastopt.get_num_threads(), "def threadpool_info" in inspect.getsource(threadpoolctl))
+        """,
+        FASTOPT_NUM_THREADS="3",
+    )
+    assert (result.stdout.split(), result.stderr) == (["1", "3", "True"], "")
+
+
+def test_import_loads_no_module_that_numpy_does_not_load():
+    result = run_python(
+        """
+        import sys
+        import numpy
+        before = set(sys.modules)
+        import fastopt
+        print(sorted(name for name in set(sys.modules) - before if not name.startswith("fastopt")))
+        """
+    )
+    assert result.stdout.strip() == "['atexit', 'cython_runtime']"
+
+
 @pytest.mark.parametrize(
-    ("n", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)]
+    ("n", "error"),
+    [(0, ValueError), (-1, ValueError), (10**20, ValueError), (1.5, TypeError), (True, TypeError)],
 )
-def test_a_bad_number_of_threads(n, error):
+def test_invalid_number_of_threads(n, error):
     with pytest.raises(error, match="n: expected"):
         fastopt.set_num_threads(n)
 
 
-def test_small_steps_start_no_thread():
+def test_small_steps_start_no_workers():
     runtime.stop_workers()
-    p = np.zeros(GATE // 8 - 1, np.float32)
+    p = np.zeros(SERIAL_BELOW // 8 - 1, np.float32)
     fastopt.SGD(p).step(p + 1)
     assert runtime.live_workers() == 0
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
-def test_pools_come_and_go_and_leave_nothing(threads):
+def test_restarting_the_pool_leaks_nothing(threads):
     threads(4)
 
     def count():
-        time.sleep(0.01)    # a thread that was joined is listed for a moment more
+        time.sleep(0.01)    # a joined thread stays listed for a moment
         return len(os.listdir("/proc/self/task"))
 
     def memory():
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     runtime.stop_workers()
-    big_step()
-    with_pool, held = count(), None
+    large_step()
+    with_pool, before = count(), None
     for i in range(100):
         runtime.stop_workers()
         assert any(count() == with_pool - 3 for _ in range(100))
-        assert big_step()
+        assert large_step()
         if i == 20:
-            held = memory()
-    assert memory() - held < 1 << 21
+            before = memory()
+    assert memory() - before < 1 << 21
 
 
-def python(code, **environment):
+def run_python(code, **environment):
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
     )
 
 
-def test_the_interpreter_exits_with_a_live_pool():
-    done = python(
+def test_interpreter_exits_with_live_workers():
+    result = run_python(
         """
         import numpy as np, fastopt
         p = np.zeros(1 << 21, np.float32)
@@ -204,28 +233,28 @@ def test_the_interpreter_exits_with_a_live_pool():
         """,
         FASTOPT_NUM_THREADS="4",
     )
-    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "3", "")
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "3", "")
 
 
-def test_the_interpreter_exits_while_a_daemon_thread_steps():
-    done = python(
+def test_interpreter_exits_while_a_daemon_thread_steps():
+    result = run_python(
         """
         import threading, time
         import numpy as np, fastopt
         p = np.zeros(1 << 22, np.float32)
         g = np.ones_like(p)
         opt = fastopt.Adam(p)
-        def forever():
+        def step_forever():
             while True:
                 opt.step(g)
-        threading.Thread(target=forever, daemon=True).start()
+        threading.Thread(target=step_forever, daemon=True).start()
         while opt.steps < 3:
             time.sleep(0.01)
-        print("leaving")
+        print("exiting")
         """,
         FASTOPT_NUM_THREADS="2",
     )
-    assert (done.returncode, done.stdout.strip()) == (0, "leaving")
+    assert (result.returncode, result.stdout.strip()) == (0, "exiting")
 
 
 @pytest.mark.parametrize(
@@ -233,16 +262,24 @@ def test_the_interpreter_exits_while_a_daemon_thread_steps():
     [
         ({"FASTOPT_NUM_THREADS": "3", "OMP_NUM_THREADS": "5"}, "3"),
         ({"FASTOPT_NUM_THREADS": "", "OMP_NUM_THREADS": "5,2"}, "5"),
+        ({"FASTOPT_NUM_THREADS": "", "OMP_NUM_THREADS": "9" * 20}, "256"),
     ],
 )
-def test_the_environment_sets_the_threads(environment, threads):
-    assert python("import fastopt; print(fastopt.get_num_threads())", **environment).stdout.strip() == threads
+def test_environment_sets_the_number_of_threads(environment, threads):
+    result = run_python("import fastopt; print(fastopt.get_num_threads())", **environment)
+    assert result.stdout.strip() == threads
 
 
-def test_the_quota_of_a_control_group_limits_the_threads(tmp_path):
-    from fastopt._core.threads import _quota
+@pytest.mark.parametrize("value", ["0", "-1", "two", "9" * 20, "9" * 5000])
+def test_invalid_environment_variable_is_named(value):
+    result = run_python("import fastopt", FASTOPT_NUM_THREADS=value)
+    assert "ValueError: FASTOPT_NUM_THREADS: expected" in result.stderr
 
-    assert _quota(tmp_path) == float("inf")
+
+def test_cpu_quota_of_the_control_group(tmp_path):
+    from fastopt._core.threads import _cpu_quota
+
+    assert _cpu_quota(tmp_path) == float("inf")
     for text, expected in (("max 100000", float("inf")), ("150000 100000", 2), ("50000 100000", 1)):
         (tmp_path / "cpu.max").write_text(text)
-        assert _quota(tmp_path) == expected
+        assert _cpu_quota(tmp_path) == expected
