@@ -1,4 +1,4 @@
-"""scikit-learn's two private optimizers, their arithmetic done by fastopt; for `patch` alone."""
+"""The optimizers that `patch` installs: scikit-learn's two private classes with fastopt's compiled step."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["CompiledAdam", "CompiledSGD"]
 
 
 class _Compiled:
-    """What the two adapters share: a fastopt optimizer of the arrays that they were given last.
+    """Base of the two adapters: holds a fastopt optimizer of the parameters of the last step.
 
-    Those are other arrays once a model was copied, or its weights were set.
+    The parameters are different arrays after a model was copied or its weights were replaced.
     """
 
     _original: Any
     _opt: Any = None
 
     def _bind(self, params: list[Array]) -> Any:
-        """Return a fastopt optimizer of `params` that goes on from the state there is."""
+        """Return a fastopt optimizer of `params` that resumes from the current state."""
         raise NotImplementedError
 
-    def _take_step(self, opt: Any, grads: list[Array]) -> None:
+    def _step(self, opt: Any, grads: list[Array]) -> None:
         raise NotImplementedError
 
     def _arrays(self) -> dict[str, list[Array]]:
-        """Return the state by the names that scikit-learn's own optimizer has for it."""
+        """Return the state arrays under the names of scikit-learn's optimizer."""
         raise NotImplementedError
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
@@ -46,18 +46,16 @@ class _Compiled:
         opt = self._opt
         if opt is None or any(a is not b for a, b in zip(params, opt.params, strict=True)):
             self._opt = opt = self._bind(list(params))
-        self._take_step(
-            opt, [g.astype(p.dtype, copy=False) for p, g in zip(params, grads, strict=True)]
-        )
+        self._step(opt, [g.astype(p.dtype, copy=False) for p, g in zip(params, grads, strict=True)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Go into a pickle as scikit-learn's own optimizer, which takes over where this one is."""
+        """Pickle as scikit-learn's own optimizer, with the current state."""
         state = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
         return self._original, ([],), state | self._arrays()
 
 
 class CompiledAdam(_Compiled, originals.AdamOptimizer):
-    """scikit-learn's Adam with fastopt's step; `ms` and `vs` are the moments that it updates."""
+    """scikit-learn's Adam with fastopt's step, which updates the moments `ms` and `vs` in place."""
 
     _original = originals.AdamOptimizer
     ms: list[Array]
@@ -75,7 +73,7 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
         self.vs = [state["exp_avg_sq"] for state in opt.state]
         return opt
 
-    def _take_step(self, opt: Adam, grads: list[Array]) -> None:
+    def _step(self, opt: Adam, grads: list[Array]) -> None:
         opt.step(grads)
         self.t = opt.steps
         correction = sqrt(1 - self.beta_2**self.t) / (1 - self.beta_1**self.t)
@@ -86,7 +84,7 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
 
 
 class CompiledSGD(_Compiled, originals.SGDOptimizer):
-    """scikit-learn's SGD with fastopt's step; `velocities` are what the next `_bind` begins with."""
+    """scikit-learn's SGD with fastopt's step; `velocities` are the initial values for the next `_bind`."""
 
     _original = originals.SGDOptimizer
     velocities: list[Array]
@@ -99,10 +97,10 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
         )
         for state, velocity in zip(opt.state, velocities, strict=True):
             if self.momentum:
-                state["momentum_buffer"] = -velocity    # fastopt subtracts what scikit-learn adds
+                state["momentum_buffer"] = -velocity    # fastopt subtracts the buffer, scikit-learn adds it
         return opt
 
-    def _take_step(self, opt: SGD, grads: list[Array]) -> None:
+    def _step(self, opt: SGD, grads: list[Array]) -> None:
         if opt.groups[0]["lr"] != self.learning_rate:
             opt.groups[0]["lr"] = self.learning_rate
         opt.step(grads)

@@ -1,25 +1,29 @@
-"""Checks of the estimators' parameters, made when training begins, as scikit-learn wants it."""
+"""Hyperparameters and fitted attributes of the estimators, and the validation of the hyperparameters."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from fastopt._core.validation import check_int
 from fastopt.callbacks import BackupAndRestore, Callback
 from fastopt.sklearn.solvers import SOLVERS
 
 if TYPE_CHECKING:
-    from fastopt.sklearn.estimators import _BaseMLP
+    from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
+    from fastopt.nn import History
+    from fastopt.nn.typing import Activation, Layers, Norm
+    from fastopt.optimizers import Optimizer
 
-__all__ = ["check_params", "hidden_sizes"]
+__all__ = ["MLPAttributes", "check_params", "hidden_sizes"]
 
-# The least and the greatest allowed, and which of them are not.
-_NUMBERS = {
+# Interval of each hyperparameter: low, high, and the brackets of an open or closed end.
+_INTERVALS = {
     "alpha": (0.0, math.inf, "[)"),
     "power_t": (0.0, math.inf, "[)"),
     "tol": (0.0, math.inf, "[)"),
@@ -33,16 +37,73 @@ _NUMBERS = {
 }
 _FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
 _LEARNING_RATES = ("constant", "invscaling", "adaptive")
-_WITHOUT_LBFGS = ("callbacks", "dropout")
+_NOT_WITH_LBFGS = ("callbacks", "dropout")
 
 
-def check_params(estimator: _BaseMLP) -> None:
-    """Refuse parameters of a wrong type or value; those of the net alone are for the net to check.
+class MLPAttributes(BaseEstimator):
+    """Hyperparameters and public fitted attributes that both estimators share."""
+
+    hidden_layer_sizes: int | Sequence[int]
+    activation: Activation | Sequence[Activation]
+    solver: str | Callable[[Layers], Optimizer]
+    alpha: float
+    batch_size: int | Literal["auto"]
+    learning_rate: Literal["constant", "invscaling", "adaptive"]
+    learning_rate_init: FloatOrSchedule
+    power_t: float
+    max_iter: int
+    shuffle: bool
+    random_state: int | np.random.RandomState | None
+    tol: float
+    verbose: bool
+    warm_start: bool
+    momentum: float
+    nesterovs_momentum: bool
+    early_stopping: bool
+    validation_fraction: float
+    beta_1: float
+    beta_2: float
+    epsilon: float
+    n_iter_no_change: float
+    max_fun: int
+    dropout: float | Sequence[float]
+    norm: Norm | Sequence[Norm]
+    callbacks: Sequence[Callback]
+    max_time: float | None
+
+    coefs_: list[Array]
+    intercepts_: list[Array]
+    loss_: float
+    loss_curve_: list[float]
+    best_loss_: float | None
+    validation_scores_: list[float] | None
+    validation_loss_curve_: list[float] | None
+    best_validation_score_: float | None
+    history_: History
+    n_iter_: int
+    t_: int
+    n_layers_: int
+    n_outputs_: int
+    out_activation_: str
+    n_features_in_: int
+    feature_names_in_: AnyArray
+
+    def _store_params(self, arguments: Mapping[str, Any]) -> None:
+        """Store the ``locals()`` of ``__init__``, which are its arguments, as attributes."""
+        for name, value in arguments.items():
+            if name != "self":
+                setattr(self, name, value)
+
+
+def check_params(estimator: MLPAttributes) -> None:
+    """Check types and values of the hyperparameters, except for those that `fastopt.MLP` checks.
+
+    scikit-learn requires estimators to do so in `fit`, not in the constructor.
 
     Raises
     ------
     TypeError, ValueError
-        With the parameter's name, what was expected and what came.
+        If a hyperparameter is invalid.
     """
     params = estimator.get_params(deep=False)
     for name in ("max_iter", "max_fun"):
@@ -54,22 +115,22 @@ def check_params(estimator: _BaseMLP) -> None:
     for name in _FLAGS:
         if not isinstance(params[name], bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {params[name]!r}")
-    for name in _NUMBERS:
+    for name in _INTERVALS:
         unset = name == "max_time" and params[name] is None
         if not unset and not (name == "learning_rate_init" and callable(params[name])):
-            _check_number(name, params[name])
+            _check_interval(name, params[name])
     _check_choice("learning_rate", params["learning_rate"], _LEARNING_RATES)
     if not callable(params["solver"]):
         _check_choice("solver", params["solver"], SOLVERS)
     _check_callbacks(params["callbacks"])
     if params["solver"] == "lbfgs":
-        for name in _WITHOUT_LBFGS:
+        for name in _NOT_WITH_LBFGS:
             if np.any(params[name]):
                 raise ValueError(f"{name}: expected none with solver='lbfgs', got {params[name]!r}")
 
 
 def hidden_sizes(value: Any) -> list[int]:
-    """Return the widths of the hidden layers, which may be given as a number, as a list of int."""
+    """Return `hidden_layer_sizes`, an int or a sequence of int, as a list of int."""
     values = [value] if isinstance(value, Integral) else list(value)
     return [check_int("hidden_layer_sizes", size, 1) for size in values]
 
@@ -79,20 +140,22 @@ def _check_callbacks(callbacks: Any) -> None:
         raise TypeError(f"callbacks: expected a list of fastopt.Callback objects, got {callbacks!r}")
     if any(isinstance(c, BackupAndRestore) for c in callbacks):
         raise ValueError(
-            "callbacks: expected no BackupAndRestore, which knows nothing of the estimator's attributes; "
+            "callbacks: expected no BackupAndRestore, which does not save the estimator's attributes; "
             "use warm_start and pickle the estimator"
         )
 
 
-def _check_number(name: str, value: Any) -> None:
-    low, high, ends = _NUMBERS[name]
+def _check_interval(name: str, value: Any) -> None:
+    low, high, brackets = _INTERVALS[name]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     number: Any = value
-    above = number >= low if ends[0] == "[" else number > low
-    below = number <= high if ends[1] == "]" else number < high
+    above = number >= low if brackets[0] == "[" else number > low
+    below = number <= high if brackets[1] == "]" else number < high
     if not (above and below):
-        raise ValueError(f"{name}: expected a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}, got {value!r}"
+        )
 
 
 def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:

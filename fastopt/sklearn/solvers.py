@@ -1,4 +1,4 @@
-"""The solvers of the estimators: scikit-learn's three, and every optimizer of fastopt."""
+"""The estimators' solvers: scikit-learn's three, and every optimizer of fastopt."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from fastopt import optimizers
-from fastopt.optimizers import SGD, Adam, Optimizer
+from fastopt.optimizers import BY_NAME, SGD, Adam, Optimizer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -20,98 +19,95 @@ if TYPE_CHECKING:
     from fastopt.nn.typing import Layers, Samples
     from fastopt.sklearn.net import PenalizedMLP
 
-__all__ = ["SOLVERS", "go_on_with", "make_optimizer", "minimize_lbfgs"]
+__all__ = ["SOLVERS", "make_optimizer", "minimize_lbfgs", "transfer_state"]
 
-# Further names: SGD with and without the look-ahead, whatever `nesterovs_momentum` says.
-_LOOK_AHEAD = {"momentum": False, "nesterov": True}
-_BY_NAME: dict[str, type[Any]] = {
-    name.lower(): getattr(optimizers, name) for name in optimizers.__all__ if name != "Optimizer"
-}
-SOLVERS = sorted({"lbfgs", *_BY_NAME, *_LOOK_AHEAD})
+# Additional names for SGD that fix `nesterovs_momentum`.
+_SGD_NESTEROV = {"momentum": False, "nesterov": True}
+SOLVERS = sorted({"lbfgs", *BY_NAME, *_SGD_NESTEROV})
 
 
 def make_optimizer(
     params: Layers, *, solver: str | Callable[[Layers], Optimizer], learning_rate_init: FloatOrSchedule,
     momentum: float, nesterovs_momentum: bool, beta_1: float, beta_2: float, epsilon: float,
 ) -> Optimizer:
-    """Return the optimizer that a stochastic `solver` stands for.
+    """Return the optimizer for a stochastic `solver`.
 
     Parameters
     ----------
     params : list of list of ndarray
     solver : str or callable
-        ``"adam"``, ``"adamw"`` and ``"sgd"`` take all their numbers from here and have scikit-learn's
-        formulas; the other optimizers take the learning rate, and the rest is their own default. A
-        callable is given the parameters and brings all its numbers.
+        ``"adam"``, ``"adamw"`` and ``"sgd"`` use all hyperparameters given here and scikit-learn's
+        formulas; the other optimizers use the learning rate and their own defaults. A callable
+        receives the parameters and sets all hyperparameters itself.
     learning_rate_init : float or schedule
-        A schedule is copied, as it may have a state.
+        A schedule is copied, because it may have state.
     momentum, nesterovs_momentum, beta_1, beta_2, epsilon
-        As scikit-learn's estimators have them.
+        As in scikit-learn's estimators.
 
     Raises
     ------
     TypeError
-        If a callable returns something else than an optimizer.
+        If a callable does not return an optimizer.
     """
     lr = copy.deepcopy(learning_rate_init)
     if callable(solver):
-        made = copy.deepcopy(solver)(params)
-        if not isinstance(made, Optimizer):
-            raise TypeError(f"solver: expected it to make a fastopt optimizer, got {made!r}")
-        return made
-    if solver == "sgd" or solver in _LOOK_AHEAD:
-        nesterov = _LOOK_AHEAD.get(solver, nesterovs_momentum) and momentum > 0.0
+        opt = copy.deepcopy(solver)(params)
+        if not isinstance(opt, Optimizer):
+            raise TypeError(f"solver: expected a callable that returns a fastopt optimizer, got {opt!r}")
+        return opt
+    if solver == "sgd" or solver in _SGD_NESTEROV:
+        nesterov = _SGD_NESTEROV.get(solver, nesterovs_momentum) and momentum > 0.0
         return SGD(params, lr, momentum, nesterov=nesterov, convention="sklearn")
-    rule = _BY_NAME[solver]
-    if issubclass(rule, Adam):
-        # scikit-learn itself has no other of them.
-        convention: Literal["sklearn", "torch"] = "sklearn" if rule is Adam else "torch"
-        return rule(params, lr, (beta_1, beta_2), epsilon, convention=convention)
-    opt: Optimizer = rule(params, lr=lr)
-    return opt
+    cls: type[Any] = BY_NAME[solver]
+    if issubclass(cls, Adam):
+        # scikit-learn has Adam, but none of its variants.
+        convention: Literal["sklearn", "torch"] = "sklearn" if cls is Adam else "torch"
+        return cls(params, lr, (beta_1, beta_2), epsilon, convention=convention)
+    made: Optimizer = cls(params, lr=lr)
+    return made
 
 
-def go_on_with(opt: Optimizer, saved: Mapping[str, Any], same: bool) -> None:
-    """Let a new optimizer go on where another stopped.
+def transfer_state(opt: Optimizer, saved: Mapping[str, Any], same_params: bool) -> None:
+    """Let a new optimizer resume from the state of a previous one.
 
     Parameters
     ----------
     opt : Optimizer
     saved : dict
-        `state_dict` of the other. One of another class is of no use, and is left aside.
-    same : bool
-        Whether both were made alike: then everything is taken over. Else the hyperparameters of `opt`
-        stay, and those state arrays that both have are taken over.
+        `state_dict` of the previous optimizer. It is ignored if its class differs.
+    same_params : bool
+        Whether both have the same hyperparameters. If so, the whole state dict is loaded; otherwise
+        `opt` keeps its hyperparameters and takes the step count and the state arrays that both have.
     """
     if saved["optimizer"] != type(opt).__name__:
         return
-    if same:
+    if same_params:
         opt.load_state_dict(saved)
         return
     opt.steps = saved["steps"]
-    for mine, before in zip(opt.state, saved["state"], strict=True):
-        for name in mine.keys() & before.keys():
-            mine[name] = before[name]
+    for state, saved_state in zip(opt.state, saved["state"], strict=True):
+        for name in state.keys() & saved_state.keys():
+            state[name] = saved_state[name]
 
 
 def minimize_lbfgs(
     net: PenalizedMLP, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, *, max_iter: int,
-    max_fun: int, tol: float, max_time: float | None, report: Callable[[float], object] | None,
+    max_fun: int, tol: float, max_time: float | None, verbose: bool,
 ) -> OptimizeResult:
-    """Minimize the loss of all rows with SciPy's L-BFGS-B.
+    """Minimize the loss of all samples with SciPy's L-BFGS-B.
 
     Parameters
     ----------
     net : PenalizedMLP
-        Its parameters are the starting point, and hold the solution in the end.
+        Its parameters are the starting point and are set to the solution.
     X, y, sample_weight
-        As `train_step` takes them.
+        As in `fastopt.MLP.train_step`.
     max_iter, max_fun, tol
-        Most iterations and evaluations; largest component of the gradient at the solution.
+        Maximum number of iterations and of evaluations; largest gradient component of a solution.
     max_time : float or None
-        Seconds after which to stop.
-    report : callable or None
-        Given the loss after each iteration.
+        Time limit in seconds.
+    verbose : bool
+        Print the loss after each iteration.
 
     Returns
     -------
@@ -122,6 +118,7 @@ def minimize_lbfgs(
     arrays = [array for layer in net.params for array in layer]
     feed = net.feed(X, y, sample_weight)
     start = time.perf_counter()
+    n_iter = 0
 
     def evaluate(point: NDArray[np.float64]) -> tuple[float, AnyArray]:
         _unpack(point, arrays)
@@ -129,8 +126,10 @@ def minimize_lbfgs(
         return loss, _pack([array for layer in feed.grads for array in layer])
 
     def after_iteration(intermediate_result: OptimizeResult) -> None:
-        if report is not None:
-            report(intermediate_result.fun)
+        nonlocal n_iter
+        n_iter += 1
+        if verbose:
+            print(f"Iteration {n_iter}, loss = {intermediate_result.fun:.8f}")
         if max_time is not None and time.perf_counter() - start >= max_time:
             raise StopIteration
 

@@ -1,0 +1,322 @@
+"""`MLPClassifier`: scikit-learn's classifier, trained by fastopt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import ClassifierMixin
+from sklearn.utils import column_or_1d
+from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.validation import validate_data
+
+from fastopt.sklearn.base import BaseMLP, if_stochastic
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from numpy.typing import ArrayLike
+
+    from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
+    from fastopt.nn import Callback
+    from fastopt.nn.typing import Activation, ClassWeight, Layers, Norm, Samples
+    from fastopt.optimizers import Optimizer
+
+__all__ = ["MLPClassifier"]
+
+
+class MLPClassifier(ClassifierMixin, BaseMLP):
+    """Multilayer perceptron classifier with scikit-learn's interface.
+
+    The parameters of ``sklearn.neural_network.MLPClassifier`` have the same meaning and default, and
+    the same random state gives the same model, up to rounding. `solver`, `activation` and
+    `learning_rate_init` accept more values. The parameters after `max_fun` are additional.
+
+    Parameters
+    ----------
+    hidden_layer_sizes : int or sequence of int, default (100,)
+        Widths of the hidden layers; an empty sequence gives logistic regression.
+    activation : str or sequence of str, default "relu"
+        Any activation of `fastopt.MLP`: one name, or one per hidden layer.
+    solver : str or callable, default "adam"
+        ``"lbfgs"``, or the lower-case name of any fastopt optimizer: ``"adam"``, ``"sgd"``,
+        ``"adamw"``, ``"rmsprop"``, ...; ``"momentum"`` and ``"nesterov"`` are ``"sgd"`` with a fixed
+        `nesterovs_momentum`. All use the learning rate `learning_rate_init`; some optimizers, such as
+        ``"adadelta"`` and ``"prodigy"``, need a value near 1. Alternatively, a callable that takes the
+        parameters and returns an optimizer, such as ``functools.partial(fastopt.AdamW, lr=3e-4)``; it
+        sets all hyperparameters itself, and `learning_rate_init` is ignored.
+    alpha : float, default 1e-4
+        L2 penalty of the weights. The loss of a batch includes ``alpha / 2 * sum(W**2)``, divided by
+        the number of samples.
+    batch_size : int or "auto", default "auto"
+        ``"auto"`` is 200 or the number of samples, whichever is smaller. ``"lbfgs"`` uses all samples.
+    learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
+        ``"invscaling"`` divides the learning rate by ``(t_ + 1) ** power_t`` after each epoch;
+        ``"adaptive"`` divides it by 5 when training would otherwise stop without improvement, and
+        stops once it is at most 1e-6. Ignored by ``"adam"``.
+    learning_rate_init : float or schedule, default 1e-3
+        A schedule is a callable of the number of finished steps, see `fastopt.schedules`; it requires
+        ``learning_rate="constant"``.
+    power_t : float, default 0.5
+        Exponent of ``"invscaling"``.
+    max_iter : int, default 200
+        Maximum number of epochs of a `fit`; with ``"lbfgs"``, of iterations.
+    shuffle : bool, default True
+        Shuffle the samples in each epoch.
+    random_state : int, RandomState or None, default None
+        Determines the initial weights, the validation split, the order of the samples, and dropout.
+    tol : float, default 1e-4
+        Training stops when the loss or validation score has not improved by `tol` for more than
+        `n_iter_no_change` epochs. With ``"lbfgs"``, the largest gradient component of a solution.
+    verbose : bool, default False
+        Print the loss of each epoch.
+    warm_start : bool, default False
+        Let `fit` resume from the last one, including optimizer state, learning rate and order of the
+        samples: two fits of five epochs equal one of ten.
+    momentum : float, default 0.9
+        Momentum of ``"sgd"``.
+    nesterovs_momentum : bool, default True
+        Use Nesterov momentum with ``"sgd"``.
+    early_stopping : bool, default False
+        Set training samples aside for validation, stop when their score no longer improves, and
+        restore the weights of the best epoch.
+    validation_fraction : float, default 0.1
+        Fraction of the samples set aside, unless `fit` is given validation data.
+    beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
+        Hyperparameters of ``"adam"`` and ``"adamw"``; the other optimizers use their own defaults.
+    n_iter_no_change : int or inf, default 10
+        Epochs without improvement after which training stops.
+    max_fun : int, default 15000
+        Maximum number of loss evaluations of ``"lbfgs"``.
+    dropout : float or sequence of float, default 0.0
+        Dropout probability: one value, or one per hidden layer.
+    norm : {None, "batch", "layer"} or a sequence of them, default None
+        Normalization before the activation: one value, or one per hidden layer.
+    class_weight : dict, "balanced" or None, default None
+        Class weights, which are multiplied by the sample weights.
+    callbacks : sequence of fastopt.Callback, default ()
+        Callbacks of the training run; not supported by ``"lbfgs"``.
+    max_time : float or None, default None
+        Time limit in seconds, after which `fit` stops at the end of a batch.
+
+    Attributes
+    ----------
+    coefs_, intercepts_ : list of ndarray
+        Weights ``(in, out)`` and biases of each layer. These are the arrays of the network: you can
+        modify or replace them.
+    classes_ : ndarray
+        Sorted labels.
+    loss_ : float
+        Loss of the last epoch, including the penalty.
+    loss_curve_ : list of float
+        Loss of each epoch. This and the attributes up to `best_validation_score_` do not exist with
+        ``"lbfgs"``.
+    best_loss_ : float or None
+        Lowest loss; None with `early_stopping`.
+    validation_scores_, validation_loss_curve_ : list of float or None
+        Accuracy and loss (without the penalty) of the validation data after each epoch; None without
+        validation data.
+    best_validation_score_ : float or None
+        Highest validation score.
+    history_ : fastopt.History
+        All values recorded per epoch, including learning rates and times.
+    n_iter_ : int
+        Number of epochs or iterations of the last `fit`.
+    t_ : int
+        Number of training samples seen so far.
+    n_layers_, n_outputs_ : int
+        Number of layers, including input and output; number of outputs, 1 for two classes.
+    out_activation_ : str
+        "softmax", or "logistic" for two classes and for multi-label targets.
+    n_features_in_ : int
+        Number of features.
+    feature_names_in_ : ndarray of str
+        Feature names, if `X` has them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        In `fit`, if a parameter or the data is invalid, or if training diverged.
+
+    References
+    ----------
+    Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+    AISTATS 2010: the initial weights.
+
+    Examples
+    --------
+    >>> from fastopt.sklearn import MLPClassifier
+    >>> model = MLPClassifier((64, 32), solver="adamw", dropout=0.2, early_stopping=True)
+    >>> model.fit(X_train, y_train).score(X_test, y_test)
+    """
+
+    class_weight: ClassWeight | None
+    classes_: AnyArray
+
+    def __init__(
+        self, hidden_layer_sizes: int | Sequence[int] = (100,),
+        activation: Activation | Sequence[Activation] = "relu", *,
+        solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
+        batch_size: int | Literal["auto"] = "auto",
+        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
+        learning_rate_init: FloatOrSchedule = 0.001, power_t: float = 0.5, max_iter: int = 200,
+        shuffle: bool = True, random_state: int | np.random.RandomState | None = None, tol: float = 1e-4,
+        verbose: bool = False, warm_start: bool = False, momentum: float = 0.9,
+        nesterovs_momentum: bool = True, early_stopping: bool = False, validation_fraction: float = 0.1,
+        beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8, n_iter_no_change: float = 10,
+        max_fun: int = 15000, dropout: float | Sequence[float] = 0.0, norm: Norm | Sequence[Norm] = None,
+        class_weight: ClassWeight | None = None, callbacks: Sequence[Callback] = (),
+        max_time: float | None = None,
+    ) -> None:
+        self._store_params(locals())
+
+    @if_stochastic
+    def partial_fit(
+        self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
+        """Train for one epoch on `X` and `y`, resuming from the last call or `fit`.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+        y : array_like, shape (n,) or (n, outputs)
+            Labels, which need not include every class.
+        sample_weight : array_like, shape (n,), optional
+        classes : array_like, shape (n_classes,), optional
+            All labels; required in the first call only.
+
+        Returns
+        -------
+        self
+        """
+        if classes is not None:
+            labels = unique_labels(classes)
+            if not hasattr(self, "classes_"):
+                self.classes_ = labels
+            elif not np.array_equal(self.classes_, labels):
+                raise ValueError(
+                    f"classes: expected those of the first call, {self.classes_}, got {labels}"
+                )
+        elif not hasattr(self, "classes_"):
+            raise ValueError("classes: expected all labels in the first call of partial_fit, got None")
+        return self._fit(X, y, sample_weight, None, incremental=True)
+
+    def predict(self, X: Samples) -> AnyArray:
+        """Return the most probable label, or the labels with a probability above 1/2 for multi-label targets.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+
+        Returns
+        -------
+        ndarray, shape (n,) or (n, labels)
+        """
+        X = self._validate_X(X)
+        labels = self._current_net().predict(X)
+        return labels if labels.ndim == 2 else self.classes_[labels]
+
+    def predict_proba(self, X: Samples) -> Array:
+        """Return the probability of each class, in the order of `classes_`.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+
+        Returns
+        -------
+        ndarray, shape (n, classes)
+            For multi-label targets, the independent probability of each label.
+        """
+        X = self._validate_X(X)
+        return self._current_net().predict_proba(X)
+
+    def predict_log_proba(self, X: Samples) -> Array:
+        """Return the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+
+        Returns
+        -------
+        ndarray, shape (n, classes)
+        """
+        probabilities = self.predict_proba(X)
+        with np.errstate(divide="ignore"):
+            return np.log(probabilities, out=probabilities)
+
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        return X, y
+
+    def _set_target_attributes(self, y: AnyArray, incremental: bool) -> None:
+        check_classification_targets(y)
+        target_type = type_of_target(y)
+        if target_type == "multiclass-multioutput":
+            raise ValueError(
+                "y: expected one label per sample, or columns of 0 and 1, got multioutput classes"
+            )
+        if not hasattr(self, "classes_") or not (self.warm_start or incremental):
+            self.classes_ = unique_labels(y)
+        elif not incremental and not np.array_equal(unique_labels(y), self.classes_):
+            raise ValueError(
+                "y: expected the same classes as in the fit that warm_start resumes from, "
+                f"{self.classes_}, got {unique_labels(y)}"
+            )
+        if target_type == "multilabel-indicator":
+            self.n_outputs_, self.out_activation_ = y.shape[1], "logistic"
+        elif len(self.classes_) > 2:
+            self.n_outputs_, self.out_activation_ = len(self.classes_), "softmax"
+        else:
+            self.n_outputs_, self.out_activation_ = 1, "logistic"
+
+    def _encode(self, y: Any) -> AnyArray:
+        """Return indices into `classes_`, or columns of 0 and 1."""
+        unknown = np.setdiff1d(unique_labels(y), self.classes_)
+        if len(unknown):
+            raise ValueError(f"y: expected labels among {self.classes_}, got {unknown} too")
+        if y.ndim == 2:
+            return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
+        indices: AnyArray = np.searchsorted(self.classes_, y)
+        return indices
+
+    def _sample_weight(
+        self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool
+    ) -> AnyArray | None:
+        weights = super()._sample_weight(X, y, sample_weight, incremental)
+        if self.class_weight is None:
+            return weights
+        if incremental and isinstance(self.class_weight, str):
+            raise ValueError(
+                "class_weight: expected a dict with partial_fit, which does not see all samples, "
+                f"got {self.class_weight!r}"
+            )
+        class_weights: AnyArray = compute_sample_weight(self.class_weight, y).astype(X.dtype)
+        return class_weights if weights is None else weights * class_weights
+
+    def _loss_options(self) -> dict[str, Any]:
+        softmax = self.out_activation_ == "softmax"
+        return {"loss": "cross_entropy" if softmax else "binary_cross_entropy"}
+
+    def _stratifies(self) -> bool:
+        """Return whether the split is stratified: as in scikit-learn, only for a single output."""
+        return self.n_outputs_ == 1
+
+    def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
+        correct = self._net.predict(X) == y
+        correct = correct.all(axis=1) if correct.ndim == 2 else correct
+        return float(np.average(correct, weights=sample_weight))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_label = True
+        return tags
