@@ -17,7 +17,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from fastopt._core.common cimport real
-from fastopt._core.span cimport Job, Span
+from fastopt._core.span cimport UpdateArgs, Span
 
 cdef enum:
     DECAYED_ARRAYS = 4      # p, s, t and u: the arrays of an optimizer that supports deferred rows
@@ -38,7 +38,7 @@ cdef struct LogDecay:
 cdef struct DeferredRows:
     # The logged steps of one parameter.
     int64_t* n_applied      # per row: logged steps that the row has taken; NULL: every row is up to date
-    Job* replay_log         # arguments of each logged step
+    UpdateArgs* replay_log         # arguments of each logged step
     LogDecay* log_decay     # DECAYED_ARRAYS per step: product of the factors of all steps before it
     Py_ssize_t n_logged
     Py_ssize_t capacity     # of the log, in steps
@@ -72,7 +72,7 @@ cdef inline int reserve_step(DeferredRows* x, Py_ssize_t n_rows) except -1:
     if x.n_logged == x.capacity and x.n_logged < MAX_LOGGED:
         capacity = max(16, 2 * x.capacity)
         x.capacity = 0
-        x.replay_log = <Job*> resize(x.replay_log, capacity, sizeof(Job))
+        x.replay_log = <UpdateArgs*> resize(x.replay_log, capacity, sizeof(UpdateArgs))
         x.log_decay = <LogDecay*> resize(x.log_decay, (capacity + 1) * DECAYED_ARRAYS, sizeof(LogDecay))
         if x.n_logged == 0:
             memset(x.log_decay, 0, DECAYED_ARRAYS * sizeof(LogDecay))
@@ -80,7 +80,7 @@ cdef inline int reserve_step(DeferredRows* x, Py_ssize_t n_rows) except -1:
     return 0
 
 
-cdef inline void log_step(DeferredRows* x, const Job* job, const IdleDecay* idle,
+cdef inline void log_step(DeferredRows* x, const UpdateArgs* job, const IdleDecay* idle,
                           const Span* param) noexcept nogil:
     """Append a step. `reserve_step` has made room for it."""
     cdef LogDecay* log_decay = x.log_decay + x.n_logged * DECAYED_ARRAYS
@@ -89,7 +89,7 @@ cdef inline void log_step(DeferredRows* x, const Job* job, const IdleDecay* idle
     cdef int j
     x.replay_log[x.n_logged] = job[0]
     # Options that move the parameter or read it at each step have no constant factor.
-    if job.decay != 0.0 or job.keep != 1.0 or param.w != NULL or param.e != NULL:
+    if job.l2_decay != 0.0 or job.decay_factor != 1.0 or param.w != NULL or param.e != NULL:
         steps = -1
     for j in range(DECAYED_ARRAYS):
         factor = idle.factors[j] if param.wide else <double> <float> idle.factors[j]
@@ -135,7 +135,7 @@ cdef inline bint is_idle(const Span* row) noexcept nogil:
     """Whether the state that moves the parameter is zero."""
     if row.s == NULL:
         return True
-    return all_zero(<double*> row.s, row.n) if row.wide else all_zero(<float*> row.s, row.n)
+    return all_zero(<double*> row.s, row.n) if row.is_f64 else all_zero(<float*> row.s, row.n)
 
 
 cdef inline void scale(real* a, double factor, Py_ssize_t n) noexcept nogil:
@@ -156,7 +156,7 @@ cdef inline void apply_decay(const DeferredRows* x, const Span* row, Py_ssize_t 
         factor = exp((end.sum - begin.sum) + (end.compensation - begin.compensation))
         if arrays[j] == NULL or factor == 1.0:
             continue
-        if row.wide:
+        if row.is_f64:
             scale(<double*> arrays[j], factor, row.n)
         else:
             scale(<float*> arrays[j], factor, row.n)

@@ -14,7 +14,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
-from fastopt._core.span cimport Job, Kernels, Span
+from fastopt._core.span cimport UpdateArgs, Kernels, Span
 
 cdef extern from "fo_prefetch.h" nogil:
     void fo_prefetch(const char* address)
@@ -693,9 +693,9 @@ offer_measure("cautious_lion", <CautiousLion*> NULL, SURVEYS)
 
 # --- A pass over one tile: shape the gradient, apply the rule, average, zero ------------------------
 
-cdef inline bint has_measure(const Job* job) noexcept nogil:
+cdef inline bint has_measure(const UpdateArgs* job) noexcept nogil:
     """Whether the rule has two passes, of which the first is where parameters are shrunk."""
-    return loops[job.rule].measure_wide != NULL
+    return loops[job.kernel].measure_wide != NULL
 
 
 cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
@@ -703,14 +703,14 @@ cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
     return <real*> base + i if base != NULL else NULL
 
 
-cdef inline void apply(const Job* job, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
+cdef inline void apply(const UpdateArgs* job, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
                        real* kind) noexcept nogil:
     """The rule, for elements [lo, lo + n) of a span whose gradient is g."""
     if real is float:
-        loops[job.rule].narrow(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
+        loops[job.kernel].narrow(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
                                at(x.u, lo, kind), at(x.v, lo, kind), n)
     else:
-        loops[job.rule].wide(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
+        loops[job.kernel].wide(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
                              at(x.u, lo, kind), at(x.v, lo, kind), n)
 
 
@@ -724,25 +724,25 @@ cdef void unitwise(const real* restrict factor, const real* restrict shift, real
 
 cdef void shape_units(const Span* span, real* x, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
     """`unitwise` for elements [lo, lo + n) of a span, which x holds."""
-    cdef const real* factor = <const real*> span.factor
-    cdef const real* shift = <const real*> span.shift
-    cdef Py_ssize_t done = 0, unit = lo % span.units, count
+    cdef const real* factor = <const real*> span.unit_scale
+    cdef const real* shift = <const real*> span.unit_shift
+    cdef Py_ssize_t done = 0, unit = lo % span.n_units, count
     while done < n:
-        count = min(span.units - unit, n - done)
+        count = min(span.n_units - unit, n - done)
         unitwise(factor + unit, shift + unit, x + done, count)
         done += count
         unit = 0
 
 
-cdef void shape(const Job* job, const Span* span, Py_ssize_t lo, real* restrict out,
+cdef void shape(const UpdateArgs* job, const Span* span, Py_ssize_t lo, real* restrict out,
                 const real* restrict g, const real* restrict p, Py_ssize_t n) noexcept nogil:
     """out = clamp(scale g), then by units, + decay p"""
     cdef Py_ssize_t i
-    cdef real scale = <real> job.scale, low = <real> -job.clip, high = <real> job.clip
-    cdef real decay = <real> job.decay
+    cdef real scale = <real> job.grad_scale, low = <real> -job.clip, high = <real> job.clip
+    cdef real decay = <real> job.l2_decay
     for i in range(n):
         out[i] = clamp(scale * g[i], low, high)
-    if span.factor != NULL:
+    if span.unit_scale != NULL:
         shape_units(span, out, lo, n)
     if decay != <real> 0:
         for i in range(n):
@@ -765,23 +765,23 @@ cdef void shrink(double weight, real* restrict p, Py_ssize_t n) noexcept nogil:
         p[i] *= keep
 
 
-cdef void tile(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t n, real* kind) noexcept nogil:
+cdef void tile(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t n, real* kind) noexcept nogil:
     """All that is asked for, for elements [lo, lo + n) of a span."""
     cdef real shaped[TILE]
     cdef real* p = at(x.p, lo, kind)
     cdef real* g = at(x.g, lo, kind)
-    if job.keep != 1.0 and not has_measure(job):
-        shrink(job.keep, p, n)
-    if job.shape:
+    if job.decay_factor != 1.0 and not has_measure(job):
+        shrink(job.decay_factor, p, n)
+    if job.transforms_grad:
         shape(job, x, lo, shaped, g, p, n)
         apply(job, x, lo, shaped, n, kind)
     else:
         apply(job, x, lo, g, n, kind)
-    if job.pull != 0.0:
-        average(1.0 - job.pull, at(x.w, lo, kind), p, n)
+    if job.lookahead_alpha != 0.0:
+        average(1.0 - job.lookahead_alpha, at(x.w, lo, kind), p, n)
         memcpy(p, at(x.w, lo, kind), n * sizeof(real))
     if x.e != NULL:
-        average(job.ema, at(x.e, lo, kind), p, n)
+        average(job.ema_decay, at(x.e, lo, kind), p, n)
     if job.zero_grad:
         memset(g, 0, n * sizeof(real))
 
@@ -794,7 +794,7 @@ cdef inline void prefetch(const real* start) noexcept nogil:
             fo_prefetch(<const char*> start + i * LINE)
 
 
-cdef inline void prefetch_all(const Job* job, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
+cdef inline void prefetch_all(const UpdateArgs* job, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
     prefetch(at(x.p, i, kind))
     prefetch(at(x.g, i, kind))
     prefetch(at(x.s, i, kind))
@@ -802,14 +802,14 @@ cdef inline void prefetch_all(const Job* job, const Span* x, Py_ssize_t i, real*
     prefetch(at(x.u, i, kind))
     prefetch(at(x.v, i, kind))
     prefetch(at(x.e, i, kind))
-    if job.pull != 0.0:
+    if job.lookahead_alpha != 0.0:
         prefetch(at(x.w, i, kind))
 
 
-cdef void walk(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi, real* kind) noexcept nogil:
+cdef void walk(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi, real* kind) noexcept nogil:
     """Update elements [lo, hi) of a span, tile by tile."""
     cdef Py_ssize_t n, soon
-    cdef bint bare = not (job.shape or job.zero_grad or job.keep != 1.0 or job.pull != 0.0 or x.e != NULL)
+    cdef bint bare = not (job.transforms_grad or job.zero_grad or job.decay_factor != 1.0 or job.lookahead_alpha != 0.0 or x.e != NULL)
     while lo < hi:
         soon = lo + AHEAD
         if soon < hi:
@@ -822,8 +822,8 @@ cdef void walk(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi, real
         lo += n
 
 
-cdef void update(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    if x.wide:
+cdef void update(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    if x.is_f64:
         walk(job, x, lo, hi, <double*> NULL)
     else:
         walk(job, x, lo, hi, <float*> NULL)
@@ -859,7 +859,7 @@ cdef double sum_squares(const real* g, Py_ssize_t n) noexcept nogil:
 
 
 cdef double squares(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    if x.wide:
+    if x.is_f64:
         return sum_squares(<const double*> x.g + lo, hi - lo)
     return sum_squares(<const float*> x.g + lo, hi - lo)
 
@@ -874,28 +874,28 @@ cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_s
         lane[j] += x[rows * LANES + j]
 
 
-cdef void measure_tile(const Job* job, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
+cdef void measure_tile(const UpdateArgs* job, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
                        real* kind) noexcept nogil:
     """The first pass over elements [lo, lo + n) of a span."""
     cdef real shaped[TILE]
     cdef real* p = at(span.p, lo, kind)
     cdef real* g = at(span.g, lo, kind)
-    if job.keep != 1.0:
-        shrink(job.keep, p, n)
-    if job.shape:
+    if job.decay_factor != 1.0:
+        shrink(job.decay_factor, p, n)
+    if job.transforms_grad:
         shape(job, span, lo, shaped, g, p, n)
         g = shaped
     if real is float:
-        loops[job.rule].measure_narrow(
+        loops[job.kernel].measure_narrow(
             &job.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
             at(span.v, lo, kind), x, y, n)
     else:
-        loops[job.rule].measure_wide(
+        loops[job.kernel].measure_wide(
             &job.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
             at(span.v, lo, kind), x, y, n)
 
 
-cdef void measure_walk(const Job* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
+cdef void measure_walk(const UpdateArgs* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
                        real* kind) noexcept nogil:
     """The first pass over elements [lo, hi) of a span, tile by tile, and its two sums."""
     cdef double x[TILE]
@@ -918,20 +918,20 @@ cdef void measure_walk(const Job* job, const Span* span, Py_ssize_t lo, Py_ssize
     sums[1] = fold(y_lane)
 
 
-cdef void survey(const Job* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums) noexcept nogil:
+cdef void survey(const UpdateArgs* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums) noexcept nogil:
     if not has_measure(job):
         sums[0] = sums[1] = 0.0
-    elif span.wide:
+    elif span.is_f64:
         measure_walk(job, span, lo, hi, sums, <double*> NULL)
     else:
         measure_walk(job, span, lo, hi, sums, <float*> NULL)
 
 
-cdef void add_row(const Job* job, const real* restrict p, const real* restrict g, double* restrict a,
+cdef void add_row(const UpdateArgs* job, const real* restrict p, const real* restrict g, double* restrict a,
                   double* restrict b, double* restrict c, Py_ssize_t n) noexcept nogil:
     """a = a + g;  b = b + g g;  c = c + p p;  of the scaled and clamped gradient"""
     cdef Py_ssize_t i
-    cdef real scale = <real> job.scale, low = <real> -job.clip, high = <real> job.clip
+    cdef real scale = <real> job.grad_scale, low = <real> -job.clip, high = <real> job.clip
     cdef double x
     for i in range(n):
         x = <double> clamp(scale * g[i], low, high)
@@ -940,15 +940,15 @@ cdef void add_row(const Job* job, const real* restrict p, const real* restrict g
         c[i] += <double> p[i] * <double> p[i]
 
 
-cdef void add_rows(const Job* job, const Span* x, Py_ssize_t units, double* sums, real* kind) noexcept nogil:
+cdef void add_rows(const UpdateArgs* job, const Span* x, Py_ssize_t units, double* sums, real* kind) noexcept nogil:
     cdef Py_ssize_t i = 0
     while i < x.n:
         add_row(job, at(x.p, i, kind), at(x.g, i, kind), sums, sums + units, sums + 2 * units, units)
         i += units
 
 
-cdef void unit_sums(const Job* job, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:
-    if x.wide:
+cdef void unit_sums(const UpdateArgs* job, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:
+    if x.is_f64:
         add_rows(job, x, units, sums, <double*> NULL)
     else:
         add_rows(job, x, units, sums, <float*> NULL)

@@ -15,7 +15,7 @@ from fastopt._core.deferred_rows cimport (
     min_replay, reserve_step, resize,
 )
 from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
-from fastopt._core.span cimport Job, Span
+from fastopt._core.span cimport UpdateArgs, Span
 
 from numpy import asarray, int64, ndarray, require, zeros
 from numpy.ma import MaskedArray
@@ -135,16 +135,16 @@ cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept 
 
 cdef double add_to_row_sum(const RowContext* x, Py_ssize_t r, double value) noexcept nogil:
     """Add to the accumulated value of row r. Returns the sum after rounding to the dtype."""
-    if x.span.wide:
+    if x.span.is_f64:
         (<double*> x.row_sums)[r] += value
         return (<double*> x.row_sums)[r]
     (<float*> x.row_sums)[r] = <float> (<double> (<float*> x.row_sums)[r] + value)
     return <double> (<float*> x.row_sums)[r]
 
 
-cdef void step_row(const RowContext* x, const Job* job, const Span* row, Py_ssize_t r) noexcept nogil:
+cdef void step_row(const RowContext* x, const UpdateArgs* job, const Span* row, Py_ssize_t r) noexcept nogil:
     """Update row r. A row-wise optimizer first accumulates the mean of the squared gradient."""
-    cdef Job row_job
+    cdef UpdateArgs row_job
     cdef double sums[2]
     cdef double total = 0.0
     cdef Py_ssize_t lo = 0
@@ -153,7 +153,7 @@ cdef void step_row(const RowContext* x, const Job* job, const Span* row, Py_ssiz
         return
     row_job = job[0]
     while lo < x.width:
-        x.kernels.survey(job, row, lo, min(lo + SUM_BLOCK, x.width), sums)
+        x.kernels.reduce_pass(job, row, lo, min(lo + SUM_BLOCK, x.width), sums)
         total += sums[0]
         lo += SUM_BLOCK
     row_job.scalars[0] = add_to_row_sum(x, r, total / <double> x.width)
@@ -227,7 +227,7 @@ cdef void sum_duplicates_part(void* context, int part, int parts) noexcept nogil
         memcpy(x.grads[i], x.values + x.order[x.first[i]] * x.row_bytes, x.row_bytes)
         for j in range(x.first[i] + 1, x.first[i + 1]):
             value = x.values + x.order[j] * x.row_bytes
-            if x.span.wide:
+            if x.span.is_f64:
                 add(<double*> x.grads[i], <const double*> value, x.width)
             else:
                 add(<float*> x.grads[i], <const float*> value, x.width)
@@ -241,7 +241,7 @@ cdef void square_sums_part(void* context, int part, int parts) noexcept nogil:
     cdef uint64_t mode = fo_flush_begin()
     for i in range(part_begin(x.n_active, part, parts), part_begin(x.n_active, part + 1, parts)):
         row.g = grad_ptr(x, i)
-        x.square_sums[i] = x.kernels.squares(&row, 0, x.width)
+        x.square_sums[i] = x.kernels.sum_squares(&row, 0, x.width)
     fo_flush_end(mode)
 
 
@@ -436,14 +436,14 @@ cdef class RowUpdater:
         cdef Py_ssize_t i, j
         for i in range(x.n_active):
             for j in range(x.width):
-                if not isfinite(scale * (<double*> grad_ptr(x, i))[j] if x.span.wide
+                if not isfinite(scale * (<double*> grad_ptr(x, i))[j] if x.span.is_f64
                                 else <double> (<float> scale * (<float*> grad_ptr(x, i))[j])):
                     return False
         return True
 
     # --- Updates --------------------------------------------------------------------------------------
 
-    cdef void update(self, const Job* job, const IdleDecay* idle) noexcept:
+    cdef void update(self, const UpdateArgs* job, const IdleDecay* idle) noexcept:
         """Update the active rows. If deferred updates are enabled, log the step for the others."""
         cdef RowContext* x = &self.context
         if x.deferred.n_logged == MAX_LOGGED:

@@ -1,67 +1,66 @@
-"""What the span table hands to a kernel module: plain C structures, shared by both sides."""
+"""Plain C structures that the step table passes to a kernel module."""
 
 cdef enum:
-    SCALARS = 12    # room for the longest rule struct
+    MAX_SCALARS = 12    # fields of the largest rule struct
 
 
-cdef struct Job:
-    # What one group asks of every one of its elements in this step.
-    int rule                    # which rule struct `scalars` is
-    bint shape                  # whether scale, clip or decay change the gradient at all
-    bint maximize               # ascend: the gradient's sign is turned
-    bint zero_grad              # leave zeros where the gradient was
-    double scale                # g = scale g: the sign of `maximize`, loss scaling, clipping by norm
+cdef struct UpdateArgs:
+    # Everything that the update of a group's elements depends on in this step.
+    int kernel                  # index of the kernel, whose rule struct is `scalars`
+    bint transforms_grad        # whether grad_scale, clip, units or l2_decay change the gradient
+    bint maximize               # the sign of the gradient is flipped
+    bint zero_grad              # the gradient is set to zero after use
+    double grad_scale           # g = grad_scale g: sign of `maximize`, loss scaling, clipping by norm
     double clip                 # g = min(max(g, -clip), clip)
-    double decay                # g = g + decay p: L2 weight decay
-    double keep                 # p = keep p before the rule
-    double pull                 # w = w + pull (p - w), p = w after it, unless 0
-    double ema                  # e = ema e + (1 - ema) p
-    int constants               # how many of the scalars are set when the hyperparameters are
-    double scalars[SCALARS]     # the rule struct
+    double l2_decay             # g = g + l2_decay p
+    double decay_factor         # p = decay_factor p before the update rule
+    double lookahead_alpha      # w = w + lookahead_alpha (p - w), then p = w, unless it is 0
+    double ema_decay            # e = ema_decay e + (1 - ema_decay) p
+    int constants               # number of leading scalars that do not change from step to step
+    double scalars[MAX_SCALARS]     # the rule struct
 
 
 cdef struct Span:
-    # One parameter array and all that belongs to it, as addresses.
+    # Addresses of one parameter array and of everything that belongs to it.
     char* p                     # parameter
-    char* g                     # gradient, filled in at each step
-    char* s                     # state: as many as the rule has, else NULL
+    char* g                     # gradient, bound at each step
+    char* s                     # state arrays; NULL if the rule has fewer
     char* t
     char* u
     char* v
-    char* w                     # slow parameters that the others are pulled to, NULL if there are none
-    char* e                     # average of the parameters, NULL if none is kept
-    char* factor                # for each unit what its gradient is multiplied by and what is taken off,
-    char* shift                 # NULL if nothing is
-    Py_ssize_t units            # length of these: element i belongs to unit i % units
+    char* w                     # slow parameters of Lookahead, or NULL
+    char* e                     # moving average of the parameters, or NULL
+    char* unit_scale            # per unit, g = unit_scale g - unit_shift; NULL if gradients are not
+    char* unit_shift            # changed by unit
+    Py_ssize_t n_units          # element i belongs to unit i % n_units
     Py_ssize_t n                # elements
-    bint wide                   # float64, else float32
-    int job                     # its group, an index into the jobs
+    bint is_f64                 # float64, else float32
+    int group                   # index of its UpdateArgs
 
 
 # Update elements [lo, hi) of a span.
-ctypedef void (*Update)(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
-# Sum of squares of the gradient's elements [lo, hi), in double and in a fixed order.
-ctypedef double (*Squares)(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
-
-# For each unit the sums of its gradient, of the gradient's squares and of the parameters', in double and in a
-# fixed order, into sums[0:units], sums[units:2 units] and sums[2 units:3 units], which are zeros before.
-ctypedef void (*UnitSums)(const Job* job, const Span* x, Py_ssize_t units, double* sums) noexcept nogil
-# The first pass of a rule that has one: two sums over elements [lo, hi), in double and in a fixed order.
-ctypedef void (*Survey)(const Job* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
-                        double* sums) noexcept nogil
+ctypedef void (*Update)(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
+# Sum of squares of elements [lo, hi) of the gradient, in double and in a fixed order.
+ctypedef double (*SumSquares)(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil
+# First pass of a two-pass rule: two sums over elements [lo, hi), in double and in a fixed order.
+ctypedef void (*ReducePass)(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
+                            double* sums) noexcept nogil
+# Per unit, the sums of the gradient, of its squares and of the squares of the parameters, in double and in a fixed
+# order, into sums[0:units], sums[units:2 units] and sums[2 units:3 units], which must be zero before.
+ctypedef void (*UnitSums)(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums) noexcept nogil
 
 
 cdef struct Kernels:
-    # All that a kernel module exports.
+    # The functions that a kernel module exports.
     Update update
-    Squares squares
-    Survey survey
+    SumSquares sum_squares
+    ReducePass reduce_pass
     UnitSums unit_sums
 
 
 cdef struct StepLease:
-    # The arrays of an optimizer in the midst of a step, for one who updates them himself.
+    # The arrays of an optimizer during a step, for a caller that performs the updates.
     Update update
-    const Job* jobs
+    const UpdateArgs* args
     const Span* spans
     Py_ssize_t count

@@ -16,7 +16,7 @@ from libc.math cimport fabs, isfinite, sqrt
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.rows cimport Rows, RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
-from fastopt._core.span cimport SCALARS, Job, Kernels, StepLease, Span
+from fastopt._core.span cimport MAX_SCALARS, UpdateArgs, Kernels, StepLease, Span
 
 from numpy import (
     array, ascontiguousarray, empty_like, generic, maximum, minimum, multiply, ndarray, zeros, zeros_like,
@@ -54,7 +54,7 @@ cdef enum:                  # how a parameter goes in this step
 cdef struct Plan:
     # The table as the threads see it.
     Kernels kernels
-    Job* jobs
+    UpdateArgs* jobs
     Span* spans
     Py_ssize_t* first           # elements before span k; first[count] is their total
     Py_ssize_t* first_block     # the same in blocks of the norm
@@ -95,7 +95,7 @@ cdef void update_part(void* context, int part, int parts) noexcept nogil:
         lo = cut(begin - plan.first[k], x.n)
         hi = cut(end - plan.first[k], x.n)
         if lo < hi:
-            plan.kernels.update(&plan.jobs[x.job], x, lo, hi)
+            plan.kernels.update(&plan.jobs[x.group], x, lo, hi)
         k += 1
     fo_flush_end(mode)
 
@@ -113,7 +113,7 @@ cdef void squares_part(void* context, int part, int parts) noexcept nogil:
             k += 1
         x = &plan.spans[k]
         lo = (block - plan.first_block[k]) * BLOCK
-        plan.partial[block] = plan.kernels.squares(x, lo, min(lo + BLOCK, x.n))
+        plan.partial[block] = plan.kernels.sum_squares(x, lo, min(lo + BLOCK, x.n))
         block += 1
     fo_flush_end(mode)
 
@@ -131,7 +131,7 @@ cdef void survey_part(void* context, int part, int parts) noexcept nogil:
             k += 1
         x = &plan.spans[k]
         lo = (block - plan.first_block[k]) * BLOCK
-        plan.kernels.survey(&plan.jobs[x.job], x, lo, min(lo + BLOCK, x.n), &plan.partial[2 * block])
+        plan.kernels.reduce_pass(&plan.jobs[x.group], x, lo, min(lo + BLOCK, x.n), &plan.partial[2 * block])
         block += 1
     fo_flush_end(mode)
 
@@ -155,7 +155,7 @@ cdef double sum_squares(Plan* plan) noexcept nogil:
 
 
 cdef inline Py_ssize_t width(const Span* x) noexcept:
-    return 8 if x.wide else 4
+    return 8 if x.is_f64 else 4
 
 
 cdef inline bint is_large(const Span* x) noexcept:
@@ -229,7 +229,7 @@ cdef class Table:
         self.plan.count, self.plan.jobs_count = count, len(rules)
         self.plan.kernels = (<Kernels*> PyCapsule_GetPointer(kernels, "fastopt.kernels"))[0]
         self.plan.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
-        self.plan.jobs = <Job*> PyMem_Calloc(len(rules) + 1, sizeof(Job))
+        self.plan.jobs = <UpdateArgs*> PyMem_Calloc(len(rules) + 1, sizeof(UpdateArgs))
         self.plan.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
         self.plan.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
         self.writeable = <char*> PyMem_Calloc(count + 1, 1)
@@ -244,7 +244,7 @@ cdef class Table:
         self.seen, self.rows = [None] * count, [()] * len(rules)
         self.copies, self.unitwise, self.replaced = [], [], []
         for k in range(len(rules)):
-            self.plan.jobs[k].rule = rules[k]
+            self.plan.jobs[k].kernel = rules[k]
         self.sparse = [""] * count if sparse is None else sparse
         self.totals = [None] * count if totals is None else totals
         self.tables = [None] * count
@@ -296,8 +296,8 @@ cdef class Table:
         x.w = data_ptr(self.slow[k], True) if self.slow else NULL
         x.e = data_ptr(self.averages[k], True) if self.averages else NULL
         x.n = self.params[k].size
-        x.wide = self.params[k].itemsize == 8
-        x.job = job
+        x.is_f64 = self.params[k].itemsize == 8
+        x.group = job
         return 0
 
     cdef int remember_written(self, list others) except -1:
@@ -427,7 +427,7 @@ cdef class Table:
         cdef bint same
         if kind[0] == c"=":             # how NumPy marks what is not aligned
             kind += 1
-        same = kind[0] == (c"d" if self.plan.spans[k].wide else c"f") and kind[1] == 0
+        same = kind[0] == (c"d" if self.plan.spans[k].is_f64 else c"f") and kind[1] == 0
         if not same:
             raise TypeError(f"{self.places[k]}: expected dtype {param.dtype} as the parameter has, "
                             f"got {grad.dtype.str if not grad.dtype.isnative else grad.dtype}")
@@ -486,19 +486,19 @@ cdef class Table:
 
     cdef int set_jobs(self, double scale, double clip, bint zero_grad) except -1:
         cdef Py_ssize_t k, i
-        cdef Job* job
+        cdef UpdateArgs* job
         cdef tuple row
         for k in range(self.plan.jobs_count):
             row = <tuple> self.rows[k]
             job = &self.plan.jobs[k]
-            job.scale = -scale if job.maximize else scale
+            job.grad_scale = -scale if job.maximize else scale
             job.clip = clip
             job.zero_grad = zero_grad
             if self.replaced:
-                job.scale, job.clip, job.zero_grad = 1.0, INFINITE, False
-            job.shape = job.scale != 1.0 or job.decay != 0.0 or job.clip != INFINITE or len(self.unitwise) > 0
-            if job.constants + len(row) > SCALARS:
-                raise ValueError(f"a rule has {job.constants + len(row)} scalars, there is room for {SCALARS}")
+                job.grad_scale, job.clip, job.zero_grad = 1.0, INFINITE, False
+            job.transforms_grad = job.grad_scale != 1.0 or job.l2_decay != 0.0 or job.clip != INFINITE or len(self.unitwise) > 0
+            if job.constants + len(row) > MAX_SCALARS:
+                raise ValueError(f"a rule has {job.constants + len(row)} scalars, there is room for {MAX_SCALARS}")
             for i in range(len(row)):
                 job.scalars[job.constants + i] = <double> row[i]
         return 0
@@ -512,7 +512,7 @@ cdef class Table:
             if self.ways[k] and not (<RowUpdater> self.tables[k]).all_finite(scale):
                 return False
             for i in range(x.n):
-                if not isfinite(scale * (<double*> x.g)[i] if x.wide
+                if not isfinite(scale * (<double*> x.g)[i] if x.is_f64
                                 else <double> (<float> scale * (<float*> x.g)[i])):
                     return False
         return True
@@ -547,7 +547,7 @@ cdef class Table:
         cdef RowUpdater table
         for k in range(self.plan.count):
             if self.ways[k]:
-                table, job = self.tables[k], self.plan.spans[k].job
+                table, job = self.tables[k], self.plan.spans[k].group
                 if self.ways[k] == EVERY:       # the gradient may have been replaced, or changed by units
                     table.context.span, table.context.values = self.plan.spans[k], self.plan.spans[k].g
                 table.update(&self.plan.jobs[job], &self.rests[job])
@@ -566,19 +566,19 @@ cdef class Table:
         whether it ascends, the decay of its weights (L2), what is kept of them before the rule, and the
         weight of the past in an average."""
         cdef Py_ssize_t i
-        if len(constants) > SCALARS:
-            raise ValueError(f"a rule has {len(constants)} scalars, there is room for {SCALARS}")
+        if len(constants) > MAX_SCALARS:
+            raise ValueError(f"a rule has {len(constants)} scalars, there is room for {MAX_SCALARS}")
         for i in range(len(constants)):
             self.plan.jobs[k].scalars[i] = constants[i]
         self.plan.jobs[k].constants = len(constants)
         self.plan.jobs[k].maximize = maximize
-        self.plan.jobs[k].decay = decay
-        self.plan.jobs[k].keep = keep
-        self.plan.jobs[k].ema = ema
+        self.plan.jobs[k].l2_decay = decay
+        self.plan.jobs[k].decay_factor = keep
+        self.plan.jobs[k].ema_decay = ema
 
     def set_pull(self, Py_ssize_t k, double pull):
         """How far the slow parameters of a group follow in the coming step."""
-        self.plan.jobs[k].pull = pull
+        self.plan.jobs[k].lookahead_alpha = pull
 
     def set_rest(self, Py_ssize_t k, Py_ssize_t narrow, Py_ssize_t wide, tuple factors):
         """What becomes of rows without gradients: after how many steps, in float and in double, the
@@ -715,7 +715,7 @@ cdef class Table:
         result = zeros((3, units))
         sums = <double*> data_ptr(result, True)
         with nogil:
-            self.plan.kernels.unit_sums(&self.plan.jobs[x.job], &x, units, sums)
+            self.plan.kernels.unit_sums(&self.plan.jobs[x.group], &x, units, sums)
         return result
 
     def set_units(self, Py_ssize_t k, factor, shift):
@@ -723,15 +723,15 @@ cdef class Table:
         cdef Span* x = &self.plan.spans[k]
         factor, shift = (array(a, dtype=self.params[k].dtype, order="C", ndmin=1) for a in (factor, shift))
         self.unitwise.append((k, factor, shift))
-        x.factor, x.shift, x.units = data_ptr(factor, True), data_ptr(shift, True), len(factor)
-        self.plan.jobs[x.job].shape = True
+        x.unit_scale, x.unit_shift, x.n_units = data_ptr(factor, True), data_ptr(shift, True), len(factor)
+        self.plan.jobs[x.group].transforms_grad = True
 
     def gradient(self, Py_ssize_t k):
         """The gradient of a parameter as its rule is to see it, but for the decay of weights."""
-        cdef const Job* job = &self.plan.jobs[self.plan.spans[k].job]
+        cdef const UpdateArgs* job = &self.plan.jobs[self.plan.spans[k].group]
         grad = self.original(k)
-        if job.scale != 1.0:
-            grad = multiply(grad, grad.dtype.type(job.scale), out=empty_like(grad))
+        if job.grad_scale != 1.0:
+            grad = multiply(grad, grad.dtype.type(job.grad_scale), out=empty_like(grad))
         if job.clip != INFINITE:
             grad = maximum(grad, grad.dtype.type(-job.clip), out=empty_like(grad))
             grad = minimum(grad, grad.dtype.type(job.clip), out=grad)
@@ -749,7 +749,7 @@ cdef class Table:
         self.point(k, <char*> view.buf)
         PyBuffer_Release(&view)
         self.seen[k] = None
-        self.plan.spans[k].factor = NULL
+        self.plan.spans[k].unit_scale = NULL
 
     cdef object original(self, Py_ssize_t k):
         for i, _, copied in self.copies:
@@ -794,7 +794,7 @@ cdef class Table:
             self.replaced.clear()
         if self.unitwise:
             for k in range(self.plan.count):
-                self.plan.spans[k].factor = NULL
+                self.plan.spans[k].unit_scale = NULL
             self.unitwise.clear()
         if self.has_large:
             for k in range(self.plan.count):

@@ -498,7 +498,7 @@ cdef void update(const Plan* plan, int place, const char* g, Py_ssize_t begin, P
     """The optimizer's step on elements of an array whose gradient `g` is in the cache."""
     cdef Span x = plan.lent.spans[place]
     x.g = <char*> g - begin * plan.size
-    plan.lent.update(&plan.lent.jobs[x.job], &x, begin, end)
+    plan.lent.update(&plan.lent.args[x.group], &x, begin, end)
 
 
 cdef void weights_part(void* context, int part, int parts) noexcept nogil:
