@@ -84,7 +84,7 @@ cdef inline void log_step(DeferredRows* x, const UpdateArgs* job, const IdleDeca
                           const Span* param) noexcept nogil:
     """Append a step. `reserve_step` has made room for it."""
     cdef LogDecay* log_decay = x.log_decay + x.n_logged * DECAYED_ARRAYS
-    cdef Py_ssize_t steps = idle.replay_steps[1 if param.wide else 0]
+    cdef Py_ssize_t steps = idle.replay_steps[1 if param.is_f64 else 0]
     cdef double factor
     cdef int j
     x.replay_log[x.n_logged] = job[0]
@@ -92,7 +92,7 @@ cdef inline void log_step(DeferredRows* x, const UpdateArgs* job, const IdleDeca
     if job.l2_decay != 0.0 or job.decay_factor != 1.0 or param.w != NULL or param.e != NULL:
         steps = -1
     for j in range(DECAYED_ARRAYS):
-        factor = idle.factors[j] if param.wide else <double> <float> idle.factors[j]
+        factor = idle.factors[j] if param.is_f64 else <double> <float> idle.factors[j]
         log_decay[DECAYED_ARRAYS + j] = add_factor(log_decay[j], factor)
     x.replay_steps = -1 if steps < 0 or x.replay_steps < 0 else max(x.replay_steps, steps)
     x.n_logged += 1
