@@ -8,9 +8,10 @@ Formulas become MathML here and now, which browsers show by themselves, so that 
 import re
 from pathlib import Path
 
-from docutils.nodes import SkipNode, paragraph
+from docutils.nodes import SkipNode, Text, literal_block, paragraph
 from latex2mathml.converter import convert
 from sphinx.addnodes import toctree
+from sphinx.directives.code import LiteralInclude
 
 import fastopt
 
@@ -56,6 +57,18 @@ def _block(translator, node):
     raise SkipNode
 
 
+class _Code(LiteralInclude):
+    """``literalinclude`` without docstrings, which the pages of the API show."""
+
+    def run(self):
+        result = super().run()
+        for block in (block for node in result for block in node.findall(literal_block)):
+            block.rawsource = re.sub(r'^ +"""(?:.|\n)*?"""\n', "", block.rawsource, flags=re.M)
+            block.children = []
+            block.append(Text(block.rawsource))
+        return result
+
+
 def _write_llms_txt(app, exception):
     """A map of the site for language models, in the form of https://llmstxt.org."""
     if exception or app.builder.format != "html":
@@ -78,5 +91,6 @@ def _write_llms_txt(app, exception):
 
 
 def setup(app):
+    app.add_directive("literalinclude", _Code, override=True)
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("build-finished", _write_llms_txt)

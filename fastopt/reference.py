@@ -1,11 +1,13 @@
-"""Every rule in a few lines of NumPy: the oracle of the tests, and the textbook.
+"""Every update rule in a few lines of NumPy: the textbook, and what the compiled kernels are tested against.
 
-The same signatures as `fastopt.functional`, whose docstrings say what the arguments are; nothing is
-checked here. Scalars are computed in double and rounded once to the
-dtype of the parameters; then each line is one correctly rounded operation after the other, in the
-order in which it is written, and so the compiled kernels give the same bits (but for denormal
-numbers, which they read and write as zero). ``power`` is ``**``, and ``log`` is ``math.log``, with the same
-bits on every machine.
+The file is long because it holds one function per optimizer, and these docstrings also document the compiled
+functions of `fastopt.functional`, which have the same signatures. Nothing is checked here.
+
+Scalars are computed in double and cast once to the dtype of the parameters (``cast``). Each line is then a
+sequence of correctly rounded operations in the order in which it is written, so the compiled kernels give the
+same bits, except that they read and write subnormal numbers as zero. Adafactor and Muon agree up to rounding,
+within the bounds that their docstrings state. ``power`` is ``**`` and ``log`` is ``math.log``, with the same
+bits on every platform.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import Adjustment, Array, Dialect
 
-    # To the dtype of the parameters.
-    Rounding: TypeAlias = Callable[[float], np.floating[Any]]
+    # Rounds a scalar to the dtype of the parameters.
+    Cast: TypeAlias = Callable[[float], np.floating[Any]]
 
 __all__ = [
     "adabelief_", "adadelta_", "adafactor_", "adagrad_", "adam_", "adamax_", "adamw_",
@@ -37,8 +39,25 @@ def sgd_(
     p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False,
     convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
-    p -= real(lr) * g
+    """Take one step of gradient descent.
+
+    ``p -= lr * g``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    lr : float
+        Learning rate.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "keras" uses decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    p -= cast(lr) * g
 
 
 def momentum_(
@@ -46,38 +65,114 @@ def momentum_(
     nesterov: bool = False, step: int = 1, weight_decay: float = 0.0, maximize: bool = False,
     convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
-    take = 1.0 if step == 1 else 1.0 - dampening
-    if convention not in ("torch", "optax"):        # the learning rate stands inside the velocity
-        lr, take = 1.0, lr * take
-    d = real(take) * g
-    buf[...] = real(momentum) * buf + d
-    p -= real(lr) * (d + real(momentum) * buf if nesterov else buf)
+    """Take one step of gradient descent with momentum.
+
+    ``buf = momentum * buf + (1 - dampening) * g``, then ``p -= lr * buf``. The first step is not dampened.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    buf : ndarray like `p`
+        Velocity, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    momentum : float
+        Decay rate of the velocity.
+    dampening : float
+        Reduces the weight of the gradient from the second step on.
+    nesterov : bool
+        Nesterov momentum: ``p -= lr * ((1 - dampening) * g + momentum * buf)``.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "article", "keras" and "sklearn" multiply the gradient by the learning rate before it is added to the
+        velocity: ``buf = momentum * buf + lr * g``, then ``p -= buf``. "keras" uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    grad_coef = 1.0 if step == 1 else 1.0 - dampening
+    if convention not in ("torch", "optax"):        # the velocity contains the learning rate
+        lr, grad_coef = 1.0, lr * grad_coef
+    d = cast(grad_coef) * g
+    buf[...] = cast(momentum) * buf + d
+    p -= cast(lr) * (d + cast(momentum) * buf if nesterov else buf)
 
 
 def asgd_(
     p: Array, g: Array, ax: Array, *, lr: float, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6,
     step: int, weight_decay: float = 0.0, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize)
+    """Take one step of averaged gradient descent.
+
+    The learning rate is annealed, ``eta = lr / (1 + lambd * lr * (step - 1)) ** alpha``, the parameters
+    follow ``p = (1 - lambd * eta) * p - eta * g``, and `ax` is the average of their values since step `t0`.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    ax : ndarray like `p`
+        Average of the parameters, updated in place.
+    lr : float
+        Learning rate.
+    lambd : float
+        Decay of the parameters and of the learning rate.
+    alpha : float
+        Exponent of the learning rate's annealing.
+    t0 : float
+        Step after which averaging starts. Until then `ax` equals `p`.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize)
     eta = lr / power(1.0 + lambd * lr * (step - 1), alpha)
-    take = 1.0 / max(1.0, step - 1 - t0)
-    p[...] = real(1.0 - lambd * eta) * p - real(eta) * g
-    ax[...] = real(1.0 - take) * ax + real(take) * p
+    weight = 1.0 / max(1.0, step - 1 - t0)
+    p[...] = cast(1.0 - lambd * eta) * p - cast(eta) * g
+    ax[...] = cast(1.0 - weight) * ax + cast(weight) * p
 
 
 def rprop_(
     p: Array, g: Array, prev: Array, step_size: Array, *, lr: float, etas: tuple[float, float] = (0.5, 1.2),
     step_sizes: tuple[float, float] = (1e-6, 50.0), step: int, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
-    minus, plus = etas
-    turn = _sign(g) * _sign(prev)
-    eta = np.where(turn > 0, real(plus), np.where(turn < 0, real(minus), real(1)))
-    first = real(lr if step == 1 else 0.0)
-    least, most = map(real, step_sizes)
-    step_size[...] = np.clip(eta * step_size + first, least, most)
-    prev[...] = np.where(turn < 0, real(0), g)
+    """Take one step of resilient backpropagation (Rprop).
+
+    Each element has a step size, which grows while the gradient keeps its sign and shrinks when the sign
+    changes; in the latter case the element is not moved. Only the sign of the gradient is used.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    prev, step_size : ndarray like `p`
+        Previous gradient and step size of each element, updated in place; zeros before the first step.
+    lr : float
+        Initial step size.
+    etas : pair of float
+        Factors of the step size after a change of sign and without one.
+    step_sizes : pair of float
+        Smallest and largest step size.
+    step : int
+        Number of this step; the first is 1.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
+    eta_minus, eta_plus = map(cast, etas)
+    min_size, max_size = map(cast, step_sizes)
+    sign_product = _sign(g) * _sign(prev)
+    eta = np.where(sign_product > 0, eta_plus, np.where(sign_product < 0, eta_minus, cast(1)))
+    initial = cast(lr if step == 1 else 0.0)
+    step_size[...] = np.clip(eta * step_size + initial, min_size, max_size)
+    prev[...] = np.where(sign_product < 0, cast(0), g)
     p -= step_size * _sign(prev)
 
 
@@ -85,64 +180,183 @@ def sign_sgd_(
     p: Array, g: Array, buf: Array | None = None, *, lr: float, momentum: float = 0.0,
     weight_decay: float = 0.0, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step along the sign of the gradient, or of its average (Signum).
+
+    ``p -= lr * sign(g)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    buf : ndarray like `p`, optional
+        Exponential moving average of the gradient, updated in place; zeros before the first step. If given,
+        its sign is used.
+    lr : float
+        Learning rate.
+    momentum : float
+        Decay rate of the average.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     if buf is not None:
-        g = buf[...] = real(momentum) * buf + real(1.0 - momentum) * g
-    p[...] = real(1.0 - lr * weight_decay) * p - real(lr) * _sign(g)
+        g = buf[...] = cast(momentum) * buf + cast(1.0 - momentum) * g
+    p[...] = cast(1.0 - lr * weight_decay) * p - cast(lr) * _sign(g)
 
 
 def lion_(
     p: Array, g: Array, exp_avg: Array, *, lr: float, betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0, cautious: bool = False, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step of Lion.
+
+    ``p -= lr * sign(beta1 * exp_avg + (1 - beta1) * g)``, then ``exp_avg`` is updated with ``beta2``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg : ndarray like `p`
+        Exponential moving average of the gradient, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the average whose sign is used and of the stored one, in [0, 1).
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    cautious : bool
+        Update only elements whose step has the sign of the gradient, and divide their step by their share.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
-    d = real(beta1) * exp_avg + real(1.0 - beta1) * g
-    exp_avg[...] = real(beta2) * exp_avg + real(1.0 - beta2) * g
-    keep = real(1.0 - lr * weight_decay)
-    move: Array | np.floating[Any] = real(1)
+    d = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
+    exp_avg[...] = cast(beta2) * exp_avg + cast(1.0 - beta2) * g
+    decay_factor = cast(1.0 - lr * weight_decay)
+    mask: Array | np.floating[Any] = cast(1)
     if cautious:
-        move, lr = _cautious(d, g, lr)
-    p[...] = keep * p - real(lr) * _sign(d) * move
+        mask, lr = _cautious(d, g, lr)
+    p[...] = decay_factor * p - cast(lr) * _sign(d) * mask
 
 
 def adagrad_(
     p: Array, g: Array, acc: Array, *, lr: float, eps: float = 1e-10, lr_decay: float = 0.0, step: int = 1,
     weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    """Take one step of AdaGrad.
+
+    ``acc += g * g``, then ``p -= lr * g / (sqrt(acc) + eps)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    acc : ndarray like `p`, or of length ``len(p)``
+        Sum of squared gradients, updated in place.
+    lr : float
+        Learning rate.
+    eps : float
+        Added to the denominator.
+    lr_decay : float
+        The learning rate is ``lr / (1 + (step - 1) * lr_decay)``.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    rowwise : bool
+        Keep one element of `acc` per row of `p`: the sum of the row's mean squared gradients.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "article", "keras", "optax"}
+        "keras" and "optax" divide by ``sqrt(acc + eps)``; "keras" uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     lr = lr / (1.0 + (step - 1) * lr_decay)
     if rowwise:
         acc[...] = [a + _sum(x.astype(float) ** 2) / max(x.size, 1) for a, x in zip(acc, g, strict=True)]
         acc = acc.reshape(-1, *[1] * (p.ndim - 1))
     else:
         acc += g * g
-    p -= real(lr) * g / _root(real, acc, eps, convention)
+    p -= cast(lr) * g / _root(cast, acc, eps, convention)
 
 
 def adadelta_(
     p: Array, g: Array, square_avg: Array, acc_delta: Array, *, lr: float = 1.0, rho: float = 0.9,
     eps: float = 1e-6, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
-    square_avg[...] = real(rho) * square_avg + real(1.0 - rho) * (g * g)
-    d = np.sqrt(acc_delta + real(eps)) / np.sqrt(square_avg + real(eps)) * g
-    acc_delta[...] = real(rho) * acc_delta + real(1.0 - rho) * (d * d)
-    p -= real(lr) * d
+    """Take one step of Adadelta.
+
+    The gradient is multiplied by the ratio of two root mean squares, of the past steps and of the gradients:
+    ``d = sqrt(acc_delta + eps) / sqrt(square_avg + eps) * g``, then ``p -= lr * d``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    square_avg, acc_delta : ndarray like `p`
+        Exponential moving averages of the squared gradient and of ``d * d``, updated in place; zeros before
+        the first step.
+    lr : float
+        Learning rate.
+    rho : float
+        Decay rate of the averages, in [0, 1).
+    eps : float
+        Added under both square roots.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "keras", "optax"}
+        "keras" uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    square_avg[...] = cast(rho) * square_avg + cast(1.0 - rho) * (g * g)
+    d = np.sqrt(acc_delta + cast(eps)) / np.sqrt(square_avg + cast(eps)) * g
+    acc_delta[...] = cast(rho) * acc_delta + cast(1.0 - rho) * (d * d)
+    p -= cast(lr) * d
 
 
 def ftrl_(
     p: Array, g: Array, accumulator: Array, linear: Array, *, lr: float, l1: float = 0.0, l2: float = 0.0,
     beta: float = 1.0, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    """Take one step of FTRL-Proximal (follow the regularized leader).
+
+    `p` is the minimum of the linear term plus a quadratic and an L1 penalty: it is zero where
+    ``abs(linear) <= l1``, and elsewhere
+    ``(sign(linear) * l1 - linear) / ((beta + sqrt(accumulator)) / lr + l2)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    accumulator, linear : ndarray like `p`
+        Sum of squared gradients and linear term, updated in place. `linear` is zeros before the first step,
+        and `accumulator` should be positive.
+    lr : float
+        Learning rate, positive.
+    l1, l2 : float
+        Weights of the penalties.
+    beta : float
+        Added to the square root of the accumulator.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "keras"}
+        "keras" doubles `l2` and uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     if convention == "keras":
         l2 = 2.0 * l2
-    inverse, old = real(1.0 / lr), np.sqrt(accumulator)
+    inverse, old = cast(1.0 / lr), np.sqrt(accumulator)
     accumulator += g * g
     new = np.sqrt(accumulator)
     linear[...] = linear + g - (new - old) * inverse * p
-    p[...] = (np.clip(linear, real(-l1), real(l1)) - linear) / ((real(beta) + new) * inverse + real(l2))
+    p[...] = (np.clip(linear, cast(-l1), cast(l1)) - linear) / ((cast(beta) + new) * inverse + cast(l2))
 
 
 def rmsprop_(
@@ -150,21 +364,53 @@ def rmsprop_(
     *, lr: float, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0,
     maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
-    square_avg[...] = real(alpha) * square_avg + real(1.0 - alpha) * (g * g)
+    """Take one step of RMSprop.
+
+    The gradient is divided by the root of its mean square, ``p -= lr * g / (sqrt(square_avg) + eps)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    square_avg : ndarray like `p`
+        Exponential moving average of the squared gradient, updated in place.
+    buf : ndarray like `p`, optional
+        Velocity, updated in place. If given, the update has momentum: ``buf = momentum * buf + d``, then
+        ``p -= lr * buf``, where ``d`` is the scaled gradient.
+    grad_avg : ndarray like `p`, optional
+        Exponential moving average of the gradient, updated in place. If given, the gradient is divided by its
+        standard deviation (centered RMSprop).
+    lr : float
+        Learning rate.
+    alpha : float
+        Decay rate of the averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    momentum : float
+        Decay rate of the velocity; needs `buf`.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "article", "keras", "optax"}
+        "keras" and "optax" add epsilon under the root and multiply the gradient by the learning rate before
+        it is added to the velocity; "keras" uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    square_avg[...] = cast(alpha) * square_avg + cast(1.0 - alpha) * (g * g)
     variance = square_avg
     if grad_avg is not None:
-        grad_avg[...] = real(alpha) * grad_avg + real(1.0 - alpha) * g
-        variance = np.maximum(square_avg - grad_avg * grad_avg, real(0))
-    root = _root(real, variance, eps, convention)
+        grad_avg[...] = cast(alpha) * grad_avg + cast(1.0 - alpha) * g
+        variance = np.maximum(square_avg - grad_avg * grad_avg, cast(0))
+    root = _root(cast, variance, eps, convention)
     if buf is None:
-        p -= real(lr) * g / root
-    elif convention in ("keras", "optax"):      # the learning rate stands inside the velocity
-        buf[...] = real(momentum) * buf + real(lr) * g / root
+        p -= cast(lr) * g / root
+    elif convention in ("keras", "optax"):      # the velocity contains the learning rate
+        buf[...] = cast(momentum) * buf + cast(lr) * g / root
         p -= buf
     else:
-        buf[...] = real(momentum) * buf + g / root
-        p -= real(lr) * buf
+        buf[...] = cast(momentum) * buf + g / root
+        p -= cast(lr) * buf
 
 
 def adam_(
@@ -172,9 +418,43 @@ def adam_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    """Take one step of Adam.
+
+    ``p -= lr * m / (sqrt(v) + eps)`` with the bias-corrected averages ``m = exp_avg / (1 - beta1**step)`` and
+    ``v = exp_avg_sq / (1 - beta2**step)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
+        first step.
+    max_exp_avg_sq : ndarray like `p`, optional
+        Maximum of `exp_avg_sq` so far, updated in place. If given, it takes the place of `exp_avg_sq` in the
+        denominator (AMSGrad).
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    cautious : bool
+        Update only elements whose step has the sign of the gradient, and divide their step by their share.
+        Not with `max_exp_avg_sq`.
+    convention : {"torch", "article", "keras", "sklearn", "optax"}
+        "keras" and "sklearn" add epsilon before bias correction. "keras" uses decoupled weight decay. With
+        "optax", `max_exp_avg_sq` is the maximum of bias-corrected averages.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     p[...] = p - _adam_step(
-        real, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
+        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
     )
 
 
@@ -183,9 +463,42 @@ def adamw_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 1e-2,
     maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
-    p[...] = real(1.0 - lr * weight_decay) * p - _adam_step(
-        real, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
+    """Take one step of AdamW: Adam with decoupled weight decay.
+
+    ``p *= 1 - lr * weight_decay``, then the step of `adam_`.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
+        first step.
+    max_exp_avg_sq : ndarray like `p`, optional
+        Maximum of `exp_avg_sq` so far, updated in place. If given, it takes the place of `exp_avg_sq` in the
+        denominator (AMSGrad).
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    cautious : bool
+        Update only elements whose step has the sign of the gradient, and divide their step by their share.
+        Not with `max_exp_avg_sq`.
+    convention : {"torch", "keras", "optax"}
+        "keras" adds epsilon before bias correction. With "optax", `max_exp_avg_sq` is the maximum of
+        bias-corrected averages.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
+    p[...] = cast(1.0 - lr * weight_decay) * p - _adam_step(
+        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
     )
 
 
@@ -194,12 +507,39 @@ def adamax_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize, convention, lr)
+    """Take one step of Adamax: Adam with the infinity norm.
+
+    ``exp_inf = max(beta2 * exp_inf, abs(g) + eps)``, then
+    ``p -= lr / (1 - beta1**step) * exp_avg / exp_inf``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_inf : ndarray like `p`
+        Exponential moving average and decaying maximum of the gradient, updated in place; zeros before the
+        first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the average and of the maximum, in [0, 1).
+    eps : float
+        Added to the absolute gradient.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "keras", "optax"}
+        "keras" adds epsilon to `exp_inf` in the denominator instead, and uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     beta1, beta2 = betas
-    exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
-    eps, outside = (0.0, eps) if convention == "keras" else (eps, 0.0)
-    exp_inf[...] = np.maximum(real(beta2) * exp_inf, abs(g) + real(eps))
-    p -= real(lr / (1.0 - power(beta1, step))) * exp_avg / (exp_inf + real(outside))
+    exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
+    eps, denominator_eps = (0.0, eps) if convention == "keras" else (eps, 0.0)
+    exp_inf[...] = np.maximum(cast(beta2) * exp_inf, abs(g) + cast(eps))
+    p -= cast(lr / (1.0 - power(beta1, step))) * exp_avg / (exp_inf + cast(denominator_eps))
 
 
 def nadam_(
@@ -208,16 +548,49 @@ def nadam_(
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
     convention: Dialect = "torch",
 ) -> None:
-    real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
+    """Take one step of NAdam: Adam with Nesterov momentum.
+
+    As Adam's, but the numerator combines the gradient and the average with the momentum of this and of the
+    next step, which warms up from ``beta1 / 2`` to ``beta1``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
+        first step.
+    numbers : dict of str to float
+        Scalar state, updated in place; empty before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    momentum_decay : float
+        Speed of the momentum's warmup.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    decoupled_weight_decay : bool
+        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "keras", "optax"}
+        "optax" has no warmup of the momentum.
+    """
+    cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
     mu, mu_next = (beta1 * (1.0 - 0.5 * power(0.96, t * momentum_decay)) for t in (step, step + 1))
-    if convention == "optax":           # which has no warmup
+    if convention == "optax":           # no warmup
         mu = mu_next = beta1
     product = numbers["mu_product"] = numbers.get("mu_product", 1.0) * mu
-    _moments(real, g, exp_avg, exp_avg_sq, betas)
-    now, ahead = lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
-    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps)
-    p[...] = keep * p - (real(now) * g + real(ahead) * exp_avg) / root
+    _moments(cast, g, exp_avg, exp_avg_sq, betas)
+    grad_lr, avg_lr = lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
+    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    p[...] = decay_factor * p - (cast(grad_lr) * g + cast(avg_lr) * exp_avg) / root
 
 
 def radam_(
@@ -225,20 +598,50 @@ def radam_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False, maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
+    """Take one step of RAdam: Adam with a rectified learning rate.
+
+    As Adam's, multiplied by a factor that corrects for the variance of `exp_avg_sq` in early steps. While
+    that variance is undefined, the step is ``p -= lr * exp_avg / (1 - beta1**step)``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
+        first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    decoupled_weight_decay : bool
+        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "optax"}
+        "torch" adds epsilon before bias correction, "optax" after it.
+    """
+    cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
-    _moments(real, g, exp_avg, exp_avg_sq, betas)
-    lr, trust, longest = lr / (1.0 - power(beta1, step)), 1.0 - power(beta2, step), 2.0 / (1.0 - beta2) - 1.0
-    length = longest - 2.0 * step * power(beta2, step) / trust
-    eps, scale = (eps, 1.0) if length > 5.0 else (1.0, 0.0)     # 1 is all that the denominator is then
-    if length > 5.0:
-        rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
+    _moments(cast, g, exp_avg, exp_avg_sq, betas)
+    lr, correction2 = lr / (1.0 - power(beta1, step)), 1.0 - power(beta2, step)
+    rho_inf = 2.0 / (1.0 - beta2) - 1.0
+    rho = rho_inf - 2.0 * step * power(beta2, step) / correction2
+    eps, scale = (eps, 1.0) if rho > 5.0 else (1.0, 0.0)        # without rectification the denominator is 1
+    if rho > 5.0:
+        rectified = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
         lr = lr * np.sqrt(rectified)
-        if convention == "optax":       # epsilon stands on the corrected root
-            scale = 1.0 / np.sqrt(trust)
+        if convention == "optax":       # epsilon is added after bias correction
+            scale = 1.0 / np.sqrt(correction2)
         else:
-            lr = lr * np.sqrt(trust)
-    p[...] = keep * p - real(lr) * exp_avg / (real(scale) * np.sqrt(exp_avg_sq) + real(eps))
+            lr = lr * np.sqrt(correction2)
+    p[...] = decay_factor * p - cast(lr) * exp_avg / (cast(scale) * np.sqrt(exp_avg_sq) + cast(eps))
 
 
 def adabelief_(
@@ -246,12 +649,36 @@ def adabelief_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, step: int, weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    real, g, keep = _prepare_either(p, g, lr, weight_decay, True, maximize)
+    """Take one step of AdaBelief.
+
+    As Adam's, but the denominator is the root of the average squared deviation ``(g - exp_avg) ** 2``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_var : ndarray like `p`
+        Exponential moving averages of the gradient and of its squared deviation from `exp_avg`, updated in
+        place; zeros before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to `exp_avg_var` in each step, and to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, True, maximize)
     beta1, beta2 = betas
-    exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
+    exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
     d = g - exp_avg
-    exp_avg_var[...] = real(beta2) * exp_avg_var + real(1.0 - beta2) * (d * d) + real(eps)
-    p[...] = keep * p - _adam_direction(real, exp_avg, exp_avg_var, lr, betas, eps, step)
+    exp_avg_var[...] = cast(beta2) * exp_avg_var + cast(1.0 - beta2) * (d * d) + cast(eps)
+    p[...] = decay_factor * p - _adam_direction(cast, exp_avg, exp_avg_var, lr, betas, eps, step)
 
 
 def yogi_(
@@ -259,11 +686,35 @@ def yogi_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-3, step: int, weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize)
+    """Take one step of Yogi.
+
+    As Adam's, but the second moment changes additively:
+    ``exp_avg_sq -= (1 - beta2) * sign(exp_avg_sq - g*g) * g*g``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        First and second moment, updated in place; a small value such as 1e-6 before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two moments, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize)
     beta1, beta2 = betas
-    exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
-    exp_avg_sq -= real(1.0 - beta2) * (_sign(exp_avg_sq - g * g) * (g * g))
-    p -= _adam_direction(real, exp_avg, exp_avg_sq, lr, betas, eps, step)
+    exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
+    exp_avg_sq -= cast(1.0 - beta2) * (_sign(exp_avg_sq - g * g) * (g * g))
+    p -= _adam_direction(cast, exp_avg, exp_avg_sq, lr, betas, eps, step)
 
 
 def adopt_(
@@ -271,16 +722,46 @@ def adopt_(
     betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-6, clip_exp: float | None = 0.25, step: int,
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
 ) -> None:
-    real, g, keep = _prepare_either(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
+    """Take one step of ADOPT.
+
+    The gradient is divided by the root of the previous second moment before it is averaged, and clipped:
+    ``exp_avg`` is the average of ``clip(g / max(sqrt(exp_avg_sq), eps))``, then ``p -= lr * exp_avg``. The
+    first step only initializes `exp_avg_sq`.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the scaled gradient and of the squared gradient, updated in place;
+        zeros before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Lower bound of the denominator.
+    clip_exp : float or None
+        The scaled gradient is clipped to ``(step - 1) ** clip_exp``; None for no clipping.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    decoupled_weight_decay : bool
+        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
     if step == 1:
         exp_avg_sq[...] = g * g
         return
-    limit = real(np.inf if clip_exp is None else power(step - 1, clip_exp))
-    d = np.clip(g / np.maximum(np.sqrt(exp_avg_sq), real(eps)), -limit, limit)
-    exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * d
-    exp_avg_sq[...] = real(beta2) * exp_avg_sq + real(1.0 - beta2) * (g * g)
-    p[...] = keep * p - real(lr) * exp_avg
+    limit = cast(np.inf if clip_exp is None else power(step - 1, clip_exp))
+    d = np.clip(g / np.maximum(np.sqrt(exp_avg_sq), cast(eps)), -limit, limit)
+    exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * d
+    exp_avg_sq[...] = cast(beta2) * exp_avg_sq + cast(1.0 - beta2) * (g * g)
+    p[...] = decay_factor * p - cast(lr) * exp_avg
 
 
 def ademamix_(
@@ -289,17 +770,46 @@ def ademamix_(
     beta3_warmup: float = 0.0, eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    real, g, keep = _prepare_either(p, g, lr, weight_decay, True, maximize)
+    """Take one step of AdEMAMix: AdamW with a second, slower average of the gradient.
+
+    The numerator of Adam's step is the bias-corrected `exp_avg_fast` plus ``alpha * exp_avg_slow``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg_fast, exp_avg_slow, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient, with ``beta1`` and ``beta3``, and of its square, with
+        ``beta2``, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    betas : triple of float
+        Decay rates ``beta1, beta2, beta3`` of the averages, in [0, 1).
+    alpha : float
+        Weight of the slow average.
+    alpha_warmup, beta3_warmup : float
+        Number of steps in which `alpha` and ``beta3`` rise to their values; 0 for no warmup.
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, True, maximize)
     beta1, beta2, beta3 = betas
-    if step < beta3_warmup:     # the half-life rises linearly
-        done, fast, slow = step / beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
-        beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
+    if step < beta3_warmup:     # the half-life of the slow average rises linearly
+        progress, start, log_end = step / beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
+        beta3 = power(start, log_end / ((1.0 - progress) * log_end + progress * log(start)))
     if alpha_warmup:
         alpha *= min(1.0, step / alpha_warmup)
-    _moments(real, g, exp_avg_fast, exp_avg_sq, (beta1, beta2))
-    exp_avg_slow[...] = real(beta3) * exp_avg_slow + real(1.0 - beta3) * g
-    d = real(lr / (1.0 - power(beta1, step))) * exp_avg_fast + real(lr * alpha) * exp_avg_slow
-    p[...] = keep * p - d / (real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps))
+    _moments(cast, g, exp_avg_fast, exp_avg_sq, (beta1, beta2))
+    exp_avg_slow[...] = cast(beta3) * exp_avg_slow + cast(1.0 - beta3) * g
+    d = cast(lr / (1.0 - power(beta1, step))) * exp_avg_fast + cast(lr * alpha) * exp_avg_slow
+    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    p[...] = decay_factor * p - d / root
 
 
 def adan_(
@@ -307,31 +817,84 @@ def adan_(
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-8, step: int,
     weight_decay: float = 0.0, no_prox: bool = False, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step of Adan: adaptive Nesterov momentum.
+
+    As Adam's, with an average of gradient differences added to the numerator:
+    ``p -= lr * (exp_avg + beta2 * exp_avg_diff) / (sqrt(exp_avg_sq) + eps)``, all averages bias-corrected.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_diff, exp_avg_sq, pre_grad : ndarray like `p`
+        Exponential moving averages of the gradient, of the difference ``d`` of successive gradients, and of
+        ``(g + beta2 * d) ** 2``; previous gradient. Updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    betas : triple of float
+        Decay rates ``beta1, beta2, beta3`` of the averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Proximal weight decay: ``p /= 1 + lr * weight_decay`` after the step.
+    no_prox : bool
+        Use ``p *= 1 - lr * weight_decay`` before the step instead.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2, beta3 = betas
-    d = real(0 if step == 1 else 1) * (g - pre_grad)
-    e = g + real(beta2) * d
-    exp_avg[...] = real(beta1) * exp_avg + real(1.0 - beta1) * g
-    exp_avg_diff[...] = real(beta2) * exp_avg_diff + real(1.0 - beta2) * d
-    exp_avg_sq[...] = real(beta3) * exp_avg_sq + real(1.0 - beta3) * (e * e)
+    d = cast(0 if step == 1 else 1) * (g - pre_grad)
+    e = g + cast(beta2) * d
+    exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
+    exp_avg_diff[...] = cast(beta2) * exp_avg_diff + cast(1.0 - beta2) * d
+    exp_avg_sq[...] = cast(beta3) * exp_avg_sq + cast(1.0 - beta3) * (e * e)
     pre_grad[...] = g
     decay = lr * weight_decay
-    keep, lr = (1.0 - decay, lr) if no_prox else (1.0 / (1.0 + decay), lr / (1.0 + decay))
-    slope = real(lr * beta2 / (1.0 - power(beta2, step)))
-    d = real(lr / (1.0 - power(beta1, step))) * exp_avg + slope * exp_avg_diff
-    root = real(1.0 / np.sqrt(1.0 - power(beta3, step))) * np.sqrt(exp_avg_sq) + real(eps)
-    p[...] = real(keep) * p - d / root
+    decay_factor, lr = (1.0 - decay, lr) if no_prox else (1.0 / (1.0 + decay), lr / (1.0 + decay))
+    diff_lr = cast(lr * beta2 / (1.0 - power(beta2, step)))
+    d = cast(lr / (1.0 - power(beta1, step))) * exp_avg + diff_lr * exp_avg_diff
+    root = cast(1.0 / np.sqrt(1.0 - power(beta3, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    p[...] = cast(decay_factor) * p - d / root
 
 
 def lars_(
     p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
     trust_coefficient: float = 1e-3, eps: float = 1e-8, adapt: bool = True, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step of LARS: momentum with a layer-wise learning rate.
+
+    The learning rate is multiplied by the trust ratio, `trust_coefficient` times the norm of `p` over the
+    norm of `g`; then ``buf = momentum * buf + lr * g`` and ``p -= buf``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    buf : ndarray like `p`
+        Velocity, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    momentum : float
+        Decay rate of the velocity.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    trust_coefficient : float
+        Factor of the trust ratio.
+    eps : float
+        Added to the denominator of the trust ratio.
+    adapt : bool
+        If False, leave the trust ratio out.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     p_norm, g_norm = _norm(p), _norm(g)
     if adapt and p_norm != 0.0 and g_norm != 0.0:
         lr = lr * (trust_coefficient * p_norm / (g_norm + weight_decay * p_norm + eps))
-    buf[...] = real(momentum) * buf + real(lr) * (g + real(weight_decay) * p)
+    buf[...] = cast(momentum) * buf + cast(lr) * (g + cast(weight_decay) * p)
     p -= buf
 
 
@@ -340,16 +903,44 @@ def lamb_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, step: int, weight_decay: float = 0.0,
     adapt: bool = True, maximize: bool = False, convention: Dialect = "torch",
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
-    if convention == "keras":           # decay is decoupled
-        p *= real(1.0 - lr * weight_decay)
+    """Take one step of LAMB: Adam with a layer-wise learning rate.
+
+    ``d`` is Adam's step direction plus ``weight_decay * p``; ``p -= lr * norm(p) / norm(d) * d``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq : ndarray like `p`
+        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
+        first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Decay rates of the two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        ``weight_decay * p`` is added to the step direction.
+    adapt : bool
+        If False, leave the ratio of the norms out.
+    maximize : bool
+        Maximize: use the negative gradient.
+    convention : {"torch", "keras", "optax"}
+        "keras" uses decoupled weight decay.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
+    if convention == "keras":           # decoupled weight decay
+        p *= cast(1.0 - lr * weight_decay)
         weight_decay = 0.0
-    _moments(real, g, exp_avg, exp_avg_sq, betas)
-    d = _adam_direction(real, exp_avg, exp_avg_sq, 1.0, betas, eps, step) + real(weight_decay) * p
+    _moments(cast, g, exp_avg, exp_avg_sq, betas)
+    d = _adam_direction(cast, exp_avg, exp_avg_sq, 1.0, betas, eps, step) + cast(weight_decay) * p
     p_norm, d_norm = _norm(p), _norm(d)
     if adapt and p_norm != 0.0 and d_norm != 0.0:
         lr = lr * (p_norm / d_norm)
-    p -= real(lr) * d
+    p -= cast(lr) * d
 
 
 def prodigy_(
@@ -358,7 +949,44 @@ def prodigy_(
     weight_decay: float = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
     d0: float = 1e-6, d_coef: float = 1.0, growth_rate: float | None = None, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step of Prodigy: Adam with an estimated learning rate.
+
+    The step size is ``d * lr``. The estimate ``d`` of the distance to the solution grows with the inner
+    products of the gradients and ``p0 - p``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    exp_avg, exp_avg_sq, s, p0 : ndarray like `p`
+        Exponential moving averages of the gradient, of its square and of the weighted gradients; parameters
+        before the first step. Updated in place; zeros before the first step.
+    numbers : dict of str to float
+        Scalar state, updated in place; empty before the first step.
+    lr : float
+        Factor of the estimated learning rate.
+    betas : pair of float
+        Decay rates of the first two averages, in [0, 1).
+    eps : float
+        Added to the denominator.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - d * lr * weight_decay`` before the step.
+    use_bias_correction : bool
+        Correct the bias of the averages.
+    safeguard_warmup : bool
+        Leave `lr` out of the weights of `s`.
+    d0 : float
+        Initial estimate.
+    d_coef : float
+        Factor of new estimates.
+    growth_rate : float or None
+        Largest ratio of successive estimates; None for no limit.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
     for name in ("d", "d_before", "d_max", "d_numerator"):
         numbers.setdefault(name, 0.0)
@@ -367,20 +995,20 @@ def prodigy_(
         lr = lr * (np.sqrt(1.0 - power(beta2, step)) / (1.0 - power(beta1, step)))
     if step == 1:
         p0[...] = p
-    exp_avg[...] = real(beta1) * exp_avg + real(d * (1.0 - beta1)) * g
-    exp_avg_sq[...] = real(beta2) * exp_avg_sq + real(d * d * (1.0 - beta2)) * (g * g)
-    s[...] = real(beta3) * s + real(d / d0 * (d if safeguard_warmup else d * lr)) * g
+    exp_avg[...] = cast(beta1) * exp_avg + cast(d * (1.0 - beta1)) * g
+    exp_avg_sq[...] = cast(beta2) * exp_avg_sq + cast(d * d * (1.0 - beta2)) * (g * g)
+    s[...] = cast(beta3) * s + cast(d / d0 * (d if safeguard_warmup else d * lr)) * g
     numbers |= {"d": d, "d_before": d}
-    size = _sum(abs(s.astype(float)))
-    if size:
-        inner = _sum(g.astype(float) * (p0.astype(float) - p))
-        numerator = beta3 * numbers["d_numerator"] + d / d0 * (d * lr) * inner
-        largest = max(numbers["d_max"], d0, d_coef * numerator / size)
-        grown = max(d, d_coef * numerator / size) if d == d0 else d
-        limit = np.inf if growth_rate is None else grown * growth_rate
-        numbers |= {"d": min(largest, limit), "d_max": largest, "d_numerator": numerator}
-    root = np.sqrt(exp_avg_sq) + real(numbers["d"] * eps)
-    p[...] = real(1.0 - weight_decay * (d * lr)) * p - real(d * lr) * exp_avg / root
+    s_norm = _sum(abs(s.astype(float)))
+    if s_norm:
+        inner_product = _sum(g.astype(float) * (p0.astype(float) - p))
+        numerator = beta3 * numbers["d_numerator"] + d / d0 * (d * lr) * inner_product
+        d_hat = d_coef * numerator / s_norm
+        d_max = max(numbers["d_max"], d0, d_hat)
+        limit = np.inf if growth_rate is None else (max(d, d_hat) if d == d0 else d) * growth_rate
+        numbers |= {"d": min(d_max, limit), "d_max": d_max, "d_numerator": numerator}
+    root = np.sqrt(exp_avg_sq) + cast(numbers["d"] * eps)
+    p[...] = cast(1.0 - weight_decay * (d * lr)) * p - cast(d * lr) * exp_avg / root
 
 
 def sgd_schedule_free_(
@@ -388,8 +1016,36 @@ def sgd_schedule_free_(
     warmup_steps: float = 0.0, r: float = 0.0, weight_lr_power: float = 2.0, step: int,
     weight_decay: float = 0.0, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, weight_decay, maximize)
-    _schedule_free(real, p, g, z, numbers, lr, momentum, warmup_steps, r, weight_lr_power, step)
+    """Take one step of schedule-free SGD.
+
+    ``z -= lr * g``. `p` is kept between `z` and the weighted average ``x`` of its iterates:
+    ``p = (1 - momentum) * z + momentum * x``. Evaluate the model at ``x``.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    z : ndarray like `p`
+        Iterates of the base optimizer, updated in place; zeros before the first step.
+    numbers : dict of str to float
+        Scalar state, updated in place; empty before the first step.
+    lr : float
+        Learning rate.
+    momentum : float
+        Weight of the average in `p`, in (0, 1).
+    warmup_steps : float
+        Number of steps in which the learning rate rises linearly; 0 for no warmup.
+    r, weight_lr_power : float
+        Exponents of the step and of the learning rate in the weight of an iterate in the average.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        L2 penalty: ``weight_decay * p`` is added to the gradient.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, weight_decay, maximize)
+    _schedule_free(cast, p, g, z, numbers, lr, momentum, warmup_steps, r, weight_lr_power, step)
 
 
 def adamw_schedule_free_(
@@ -397,16 +1053,47 @@ def adamw_schedule_free_(
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, warmup_steps: float = 0.0, r: float = 0.0,
     weight_lr_power: float = 2.0, step: int, weight_decay: float = 0.0, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
+    """Take one step of schedule-free AdamW.
+
+    As `sgd_schedule_free_`, with the gradient divided by the bias-corrected root of `exp_avg_sq`.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    z : ndarray like `p`
+        Iterates of the base optimizer, updated in place; zeros before the first step.
+    exp_avg_sq : ndarray like `p`
+        Exponential moving average of the squared gradient, updated in place; zeros before the first step.
+    numbers : dict of str to float
+        Scalar state, updated in place; empty before the first step.
+    lr : float
+        Learning rate.
+    betas : pair of float
+        Weight of the average in `p`, in (0, 1), and decay rate of `exp_avg_sq`, in [0, 1).
+    eps : float
+        Added to the denominator.
+    warmup_steps : float
+        Number of steps in which the learning rate rises linearly; 0 for no warmup.
+    r, weight_lr_power : float
+        Exponents of the step and of the learning rate in the weight of an iterate in the average.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        ``weight_decay * p`` is added to the step direction.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
-    exp_avg_sq[...] = real(beta2) * exp_avg_sq + real(1.0 - beta2) * (g * g)
-    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + real(eps)
-    d = g / root + real(weight_decay) * p
-    _schedule_free(real, p, d, z, numbers, lr, beta1, warmup_steps, r, weight_lr_power, step)
+    exp_avg_sq[...] = cast(beta2) * exp_avg_sq + cast(1.0 - beta2) * (g * g)
+    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    d = g / root + cast(weight_decay) * p
+    _schedule_free(cast, p, d, z, numbers, lr, beta1, warmup_steps, r, weight_lr_power, step)
 
 
 def _schedule_free(
-    real: Rounding, p: Array, d: Array, z: Array, numbers: dict[str, float], lr: float, beta: float,
+    cast: Cast, p: Array, d: Array, z: Array, numbers: dict[str, float], lr: float, beta: float,
     warmup_steps: float, r: float, weight_lr_power: float, step: int,
 ) -> None:
     if step == 1:
@@ -418,8 +1105,8 @@ def _schedule_free(
     weight_sum = numbers.get("weight_sum", 0.0) + weight
     numbers |= {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": beta}
     c = weight / weight_sum if weight_sum else 0.0
-    p[...] = real(1.0 - c) * p + real(c) * z + real(lr * (beta * (1.0 - c) - 1.0)) * d
-    z -= real(lr) * d
+    p[...] = cast(1.0 - c) * p + cast(c) * z + cast(lr * (beta * (1.0 - c) - 1.0)) * d
+    z -= cast(lr) * d
 
 
 def adafactor_(
@@ -428,36 +1115,63 @@ def adafactor_(
     eps: tuple[float | None, float] = (None, 1e-3), d: float = 1.0, step: int, weight_decay: float = 0.0,
     maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
-    u = factored_step(
-        p, g, row_var, col_var, variance, lr=lr, beta2_decay=beta2_decay, eps=eps, d=d, step=step
-    )
-    p[...] = real(1.0 - lr * weight_decay) * p - u
+    """Take one step of Adafactor: a factored second moment.
 
+    The gradient is divided by the root of its second moment, which is stored as row and column means and
+    estimated as their outer product over the mean of the rows. The update is clipped to the root mean square
+    `d` and scaled by the root mean square of `p`.
 
-def factored_step(
-    p: Array, g: Array, row_var: Array | None = None, col_var: Array | None = None,
-    variance: Array | None = None, *, lr: float, beta2_decay: float, eps: tuple[float | None, float],
-    d: float, step: int,
-) -> Array:
-    """What Adafactor takes off a parameter; its second moment is updated in place."""
-    least = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
-    weight, size = power(step, beta2_decay), max(p.size, 1)
-    u = np.multiply(g, g, out=np.empty_like(g))     # an array, of no dimension, too
+    The reference computes in double. The compiled update differs by at most 8 times the dtype's epsilon times
+    its largest element.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    row_var, col_var : ndarray of the dtype of `p`, optional
+        If `p` has two or more axes: means of the squared gradient over the last axis and over the one before,
+        with length 1 in that axis. Updated in place; zeros before the first step.
+    variance : ndarray like `p`, optional
+        Otherwise: average of the squared gradient, updated in place; zeros before the first step.
+    lr : float
+        Upper bound of the relative step size; the bound also falls as ``1 / sqrt(step)``.
+    beta2_decay : float
+        The decay rate of the averages is ``1 - step ** beta2_decay``; at most 0.
+    eps : pair of float
+        Lower bounds of the root of the second moment (None: epsilon of the dtype) and of the root mean square
+        of `p`.
+    d : float
+        Clipping threshold of the update's root mean square.
+    step : int
+        Number of this step; the first is 1.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
+    x, g = p.astype(float), g.astype(float) * (-1.0 if maximize else 1.0)
+    beta2 = 1.0 - power(step, beta2_decay)
     if variance is None:
         assert row_var is not None and col_var is not None
-        row_var[...] = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
-        col_var[...] = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
-        np.multiply(row_var, col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), least), out=u)
+        rows = beta2 * row_var.astype(float) + (1.0 - beta2) * _mean(g * g, -1)
+        columns = beta2 * col_var.astype(float) + (1.0 - beta2) * _mean(g * g, -2)
+        v = rows * columns / np.maximum(_mean(rows, -2), eps1)
+        row_var[...], col_var[...] = rows, columns
     else:
-        variance[...] = variance + weight * (u - variance)
-        u[...] = variance
-    np.maximum(u, least * least, out=u)
-    np.divide(g, np.sqrt(u, out=u), out=u)
-    rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
-    rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
-    u *= rate
-    return u
+        variance[...] = v = beta2 * variance.astype(float) + (1.0 - beta2) * (g * g)
+    u = g / np.sqrt(np.maximum(v, eps1**2))
+    rate = max(eps[1], _rms(x)) * min(lr, 1.0 / step**0.5) / max(1.0, _rms(u) / d)
+    p[...] = (1.0 - lr * weight_decay) * x - rate * u
+
+
+def _mean(x: Array, axis: int) -> Array:
+    mean: Array = x.sum(axis, keepdims=True) / max(x.shape[axis], 1)
+    return mean
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt((x * x).sum() / max(x.size, 1)))
 
 
 def muon_(
@@ -466,87 +1180,122 @@ def muon_(
     ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-7,
     ns_steps: int = 5, adjust_lr_fn: Adjustment | None = None, maximize: bool = False,
 ) -> None:
-    real, g = _prepare(p, g, 0.0, maximize)
-    momentum_buffer[...] = momentum * momentum_buffer + (1.0 - momentum) * g
-    ahead = momentum * momentum_buffer + (1.0 - momentum) * g if nesterov else momentum_buffer
+    """Take one step of Muon: momentum orthogonalized by Newton-Schulz iterations.
+
+    Each iteration ``X = a X + (b A + c A A) X`` with ``A = X X^T`` brings the singular values of the
+    normalized momentum closer to 1; then ``p -= lr * scale * X``.
+
+    The reference computes in double, without BLAS. The compiled update differs by at most 128 times the
+    dtype's epsilon times its largest element.
+
+    Parameters
+    ----------
+    p, g : ndarray of float32 or float64, two axes
+        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
+    momentum_buffer : ndarray like `p`
+        Exponential moving average of the gradient, updated in place; zeros before the first step.
+    lr : float
+        Learning rate.
+    weight_decay : float
+        Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
+    momentum : float
+        Decay rate of the average, in [0, 1).
+    nesterov : bool
+        Orthogonalize ``momentum * momentum_buffer + (1 - momentum) * g`` instead of the average.
+    ns_coefficients : triple of float
+        Coefficients ``a, b, c`` of an iteration.
+    eps : float
+        Lower bound of the norm by which the momentum is divided first.
+    ns_steps : int
+        Number of iterations.
+    adjust_lr_fn : {None, "original", "match_rms_adamw"}
+        The scale of an m by n matrix is ``sqrt(max(1, m / n))`` (None, "original") or
+        ``0.2 * sqrt(max(m, n))``.
+    maximize : bool
+        Maximize: use the negative gradient.
+    """
+    a, b, c = ns_coefficients
     m, n = p.shape
-    ratio = 0.2 * max(m, n) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1.0, m / n) ** 0.5
-    d = ratio * orthogonalize(ahead, ns_coefficients, ns_steps, eps)
-    p[...] = real(1.0 - lr * weight_decay) * p - real(lr) * d
+    g = g.astype(float) * (-1.0 if maximize else 1.0)
+    average = momentum * momentum_buffer.astype(float) + (1.0 - momentum) * g
+    x = momentum * average + (1.0 - momentum) * g if nesterov else average
+    x = x / max(_norm(x), eps)
+    for _ in range(ns_steps):
+        gram = _product(x, x.T)
+        x = a * x + _product(b * gram + c * _product(gram, gram), x)
+    scale = 0.2 * max(m, n) ** 0.5 if adjust_lr_fn == "match_rms_adamw" else max(1.0, m / n) ** 0.5
+    momentum_buffer[...] = average
+    p[...] = (1.0 - lr * weight_decay) * p.astype(float) - lr * scale * x
 
 
-def orthogonalize(x: Array, coefficients: tuple[float, float, float], steps: int, eps: float) -> Array:
-    """The nearest matrix with orthogonal rows or columns, roughly, by Newton-Schulz iterations."""
-    if x.shape[0] > x.shape[1]:
-        return orthogonalize(x.T, coefficients, steps, eps).T
-    a, b, c = coefficients
-    x = x / max(float(np.linalg.norm(x)), eps)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x
+def _product(a: Array, b: Array) -> Array:
+    """Product of two matrices as a sum of outer products."""
+    result = np.zeros((a.shape[0], b.shape[1]))
+    for column, row in zip(a.T, b, strict=True):
+        result += np.outer(column, row)
+    return result
 
 
 def _adam_step(
-    real: Rounding, g: Array, m: Array, v: Array, v_max: Array | None, lr: float, betas: tuple[float, float],
+    cast: Cast, g: Array, m: Array, v: Array, v_max: Array | None, lr: float, betas: tuple[float, float],
     eps: float, step: int, cautious: bool, convention: Dialect,
 ) -> Array:
     beta1, beta2 = betas
-    _moments(real, g, m, v, betas)
+    _moments(cast, g, m, v, betas)
     if v_max is not None:
-        lift = real(1.0 / (1.0 - power(beta2, step)) if convention == "optax" else 1.0)
-        v = np.maximum(v_max, lift * v, out=v_max)
-    move: Array | np.floating[Any] = real(1)
+        bias_correction2 = cast(1.0 / (1.0 - power(beta2, step)) if convention == "optax" else 1.0)
+        v = np.maximum(v_max, bias_correction2 * v, out=v_max)
+    mask: Array | np.floating[Any] = cast(1)
     lr, root = lr / (1.0 - power(beta1, step)), np.sqrt(1.0 - power(beta2, step))
     if cautious:
-        move, lr = _cautious(m, g, lr)
-    if convention == "optax" and v_max is not None:     # which is corrected already
+        mask, lr = _cautious(m, g, lr)
+    if convention == "optax" and v_max is not None:     # already bias-corrected
         root = 1.0
-    if convention in ("keras", "sklearn"):      # epsilon stands on the uncorrected root
-        d = real(lr * root) * m / (np.sqrt(v) + real(eps))
+    if convention in ("keras", "sklearn"):      # epsilon is added before bias correction
+        d = cast(lr * root) * m / (np.sqrt(v) + cast(eps))
     else:
-        d = real(lr) * m / (real(1.0 / root) * np.sqrt(v) + real(eps))
-    return d * move
+        d = cast(lr) * m / (cast(1.0 / root) * np.sqrt(v) + cast(eps))
+    return d * mask
 
 
 def _adam_direction(
-    real: Rounding, m: Array, v: Array, lr: float, betas: tuple[float, float], eps: float, step: int,
+    cast: Cast, m: Array, v: Array, lr: float, betas: tuple[float, float], eps: float, step: int,
 ) -> Array:
-    """Adam's step, from its moments."""
+    """Adam's step from its moments."""
     beta1, beta2 = betas
-    root = real(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(v) + real(eps)
-    return real(lr / (1.0 - power(beta1, step))) * m / root
+    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(v) + cast(eps)
+    return cast(lr / (1.0 - power(beta1, step))) * m / root
 
 
-def _moments(real: Rounding, g: Array, m: Array, v: Array, betas: tuple[float, float]) -> None:
-    """Adam's two averages."""
+def _moments(cast: Cast, g: Array, m: Array, v: Array, betas: tuple[float, float]) -> None:
+    """Update Adam's two averages."""
     beta1, beta2 = betas
-    m[...] = real(beta1) * m + real(1.0 - beta1) * g
-    v[...] = real(beta2) * v + real(1.0 - beta2) * (g * g)
+    m[...] = cast(beta1) * m + cast(1.0 - beta1) * g
+    v[...] = cast(beta2) * v + cast(1.0 - beta2) * (g * g)
 
 
 def _prepare(
     p: Array, g: Array, weight_decay: float, maximize: bool, convention: Dialect = "torch", lr: float = 0.0,
-) -> tuple[Rounding, Array]:
-    """The dtype, to round scalars to, and the gradient as the rule sees it."""
-    real = p.dtype.type
+) -> tuple[Cast, Array]:
+    """Cast of scalars, and the gradient with its sign and its L2 penalty."""
+    cast = p.dtype.type
     g = -g if maximize else g
-    if convention == "keras":           # decay is decoupled, whatever the rule
-        p *= real(1.0 - lr * weight_decay)
-        return real, g
-    return real, g + real(weight_decay) * p if weight_decay else g
+    if convention == "keras":           # decoupled weight decay
+        p *= cast(1.0 - lr * weight_decay)
+        return cast, g
+    return cast, g + cast(weight_decay) * p if weight_decay else g
 
 
-def _prepare_either(
+def _prepare_decay(
     p: Array, g: Array, lr: float, weight_decay: float, decoupled: bool, maximize: bool,
-) -> tuple[Rounding, Array, np.floating[Any]]:
-    """`_prepare`, and what a decoupled decay keeps of the parameters."""
-    real, g = _prepare(p, g, 0.0 if decoupled else weight_decay, maximize)
-    return real, g, real(1.0 - lr * weight_decay if decoupled else 1.0)
+) -> tuple[Cast, Array, np.floating[Any]]:
+    """`_prepare`, and the factor of the parameters under decoupled weight decay."""
+    cast, g = _prepare(p, g, 0.0 if decoupled else weight_decay, maximize)
+    return cast, g, cast(1.0 - lr * weight_decay if decoupled else 1.0)
 
 
 def _sign(x: Array) -> Array:
-    """1 or -1; a zero and a NaN stay what they are."""
+    """1 or -1 by sign; zeros and NaNs are returned unchanged."""
     return np.where(x > 0, x.dtype.type(1), np.where(x < 0, x.dtype.type(-1), x))
 
 
@@ -557,7 +1306,7 @@ def _norm(x: Array) -> float:
 
 
 def _sum(x: Array) -> float:
-    """Sum of doubles in the order of the kernels: in blocks of 8192 numbers, these in 16 lanes."""
+    """Sum of doubles in the order of the kernels: blocks of 8192 elements, each in 16 lanes."""
     total = 0.0
     x = x.ravel()
     for i in range(0, x.size, 8192):
@@ -571,12 +1320,12 @@ def _sum(x: Array) -> float:
 
 
 def _cautious(d: Array, g: Array, lr: float) -> tuple[Array, float]:
-    """1 for the numbers that a cautious rule moves, and the learning rate that makes up for the others."""
-    move = (_sign(d) * _sign(g) > 0).astype(d.dtype)
-    return move, lr * (1.0 / max(np.count_nonzero(move) / max(move.size, 1), 1e-3))
+    """Mask of the elements that a cautious step updates, and the learning rate divided by their share."""
+    mask = (_sign(d) * _sign(g) > 0).astype(d.dtype)
+    return mask, lr * (1.0 / max(np.count_nonzero(mask) / max(mask.size, 1), 1e-3))
 
 
-def _root(real: Rounding, x: Array, eps: float, convention: Dialect) -> Array:
+def _root(cast: Cast, x: Array, eps: float, convention: Dialect) -> Array:
     if convention in ("keras", "optax"):
-        return np.sqrt(x + real(eps))
-    return np.sqrt(x) + real(eps)
+        return np.sqrt(x + cast(eps))
+    return np.sqrt(x) + cast(eps)

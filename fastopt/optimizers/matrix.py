@@ -9,9 +9,10 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
+
 from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer
-from fastopt.reference import factored_step, orthogonalize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,7 +111,7 @@ class Adafactor(Optimizer):
 
     @staticmethod
     def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
-        return factored_step(p, g, **state, lr=h.lr, beta2_decay=h.beta2_decay, eps=h.eps, d=h.d, step=t)
+        return factored_update(p, g, **state, lr=h.lr, beta2_decay=h.beta2_decay, eps=h.eps, d=h.d, step=t)
 
     @staticmethod
     def constants(h: Hyperparameters) -> tuple[float, ...]:
@@ -234,3 +235,40 @@ class Muon(Optimizer):
             return ()
         beta1, beta2 = h.adamw_betas
         return h.adamw_lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+
+
+def factored_update(
+    p: Array, g: Array, row_var: Array | None = None, col_var: Array | None = None,
+    variance: Array | None = None, *, lr: float, beta2_decay: float, eps: tuple[float | None, float],
+    d: float, step: int,
+) -> Array:
+    """Return what Adafactor subtracts from `p`, and update its second moment in place."""
+    eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
+    weight, size = power(step, beta2_decay), max(p.size, 1)
+    u = np.multiply(g, g, out=np.empty_like(g))     # an array also if `g` has no axes
+    if variance is None:
+        assert row_var is not None and col_var is not None
+        row_var[...] = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
+        col_var[...] = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
+        np.multiply(row_var, col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), eps1), out=u)
+    else:
+        variance[...] = variance + weight * (u - variance)
+        u[...] = variance
+    np.maximum(u, eps1 * eps1, out=u)
+    np.divide(g, np.sqrt(u, out=u), out=u)
+    rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
+    rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
+    u *= rate
+    return u
+
+
+def orthogonalize(x: Array, coefficients: tuple[float, float, float], steps: int, eps: float) -> Array:
+    """Approximate the nearest matrix with orthonormal rows or columns by Newton-Schulz iterations."""
+    if x.shape[0] > x.shape[1]:
+        return orthogonalize(x.T, coefficients, steps, eps).T
+    a, b, c = coefficients
+    x = x / max(float(np.linalg.norm(x)), eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
