@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from fastopt._core.validation import check_int
+from fastopt._core.validation import check_choice, check_float, check_int
 from fastopt.callbacks import BackupAndRestore, Callback
 from fastopt.sklearn.solvers import SOLVERS
 
@@ -22,19 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MLPAttributes", "check_params", "hidden_sizes"]
 
-# Interval of each hyperparameter: low, high, and the brackets of an open or closed end.
-_INTERVALS = {
-    "alpha": (0.0, math.inf, "[)"),
-    "power_t": (0.0, math.inf, "[)"),
-    "tol": (0.0, math.inf, "[)"),
-    "momentum": (0.0, 1.0, "[]"),
-    "validation_fraction": (0.0, 1.0, "[)"),
-    "beta_1": (0.0, 1.0, "[)"),
-    "beta_2": (0.0, 1.0, "[)"),
-    "epsilon": (0.0, math.inf, "()"),
-    "learning_rate_init": (0.0, math.inf, "()"),
-    "max_time": (0.0, math.inf, "()"),
-}
+_NON_NEGATIVE = ("alpha", "power_t", "tol", "momentum")
+_BELOW_1 = ("validation_fraction", "beta_1", "beta_2")
+_POSITIVE = ("epsilon", "learning_rate_init", "max_time")
 _FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
 _LEARNING_RATES = ("constant", "invscaling", "adaptive")
 _NOT_WITH_LBFGS = ("callbacks", "dropout")
@@ -115,13 +105,19 @@ def check_params(estimator: MLPAttributes) -> None:
     for name in _FLAGS:
         if not isinstance(params[name], bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {params[name]!r}")
-    for name in _INTERVALS:
-        unset = name == "max_time" and params[name] is None
-        if not unset and not (name == "learning_rate_init" and callable(params[name])):
-            _check_interval(name, params[name])
-    _check_choice("learning_rate", params["learning_rate"], _LEARNING_RATES)
+    for name in _NON_NEGATIVE:
+        check_float(name, params[name], 0.0)
+    if params["momentum"] > 1.0:
+        raise ValueError(f"momentum: expected a number in [0, 1], got {params['momentum']!r}")
+    for name in _BELOW_1:
+        check_float(name, params[name], 0.0, 1.0)
+    for name in _POSITIVE:
+        is_schedule = name == "learning_rate_init" and callable(params[name])
+        if not is_schedule and not (name == "max_time" and params[name] is None):
+            check_float(name, params[name], 0.0, open_low=True)
+    check_choice("learning_rate", params["learning_rate"], _LEARNING_RATES)
     if not callable(params["solver"]):
-        _check_choice("solver", params["solver"], SOLVERS)
+        check_choice("solver", params["solver"], SOLVERS)
     _check_callbacks(params["callbacks"])
     if params["solver"] == "lbfgs":
         for name in _NOT_WITH_LBFGS:
@@ -143,21 +139,3 @@ def _check_callbacks(callbacks: Any) -> None:
             "callbacks: expected no BackupAndRestore, which does not save the estimator's attributes; "
             "use warm_start and pickle the estimator"
         )
-
-
-def _check_interval(name: str, value: Any) -> None:
-    low, high, brackets = _INTERVALS[name]
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    number: Any = value
-    above = number >= low if brackets[0] == "[" else number > low
-    below = number <= high if brackets[1] == "]" else number < high
-    if not (above and below):
-        raise ValueError(
-            f"{name}: expected a number in {brackets[0]}{low:g}, {high:g}{brackets[1]}, got {value!r}"
-        )
-
-
-def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

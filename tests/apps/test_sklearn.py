@@ -671,10 +671,10 @@ def test_ctrl_c_keeps_what_is_learned():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({"alpha": -1.0}, ValueError, r"alpha: expected a number in \[0, inf\), got -1.0"),
+        ({"alpha": -1.0}, ValueError, r"alpha: expected a finite number in \[0, inf\), got -1.0"),
         ({"alpha": "x"}, TypeError, "alpha: expected a number, got 'x'"),
         ({"momentum": 1.5}, ValueError, r"momentum: expected a number in \[0, 1\], got 1.5"),
-        ({"epsilon": 0.0}, ValueError, r"epsilon: expected a number in \(0, inf\), got 0.0"),
+        ({"epsilon": 0.0}, ValueError, r"epsilon: expected a finite number in \(0, inf\), got 0.0"),
         ({"learning_rate_init": 0.0}, ValueError, "learning_rate_init: expected"),
         ({"max_time": 0}, ValueError, "max_time: expected"),
         ({"max_iter": 0}, ValueError, "max_iter: expected at least 1, got 0"),
