@@ -31,7 +31,7 @@ class _Compiled:
     def _step(self, opt: Any, grads: list[Array]) -> None:
         raise NotImplementedError
 
-    def _arrays(self) -> dict[str, list[Array]]:
+    def state_arrays(self) -> dict[str, list[Array]]:
         """Return the state arrays under the names of scikit-learn's optimizer."""
         raise NotImplementedError
 
@@ -51,7 +51,7 @@ class _Compiled:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as scikit-learn's own optimizer, with the current state."""
         state = {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-        return self._original, ([],), state | self._arrays()
+        return self._original, ([],), state | self.state_arrays()
 
 
 class CompiledAdam(_Compiled, originals.AdamOptimizer):
@@ -79,7 +79,7 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
         correction = sqrt(1 - self.beta_2**self.t) / (1 - self.beta_1**self.t)
         self.learning_rate = self.learning_rate_init * correction
 
-    def _arrays(self) -> dict[str, list[Array]]:
+    def state_arrays(self) -> dict[str, list[Array]]:
         return {"ms": [m.copy() for m in self.ms], "vs": [v.copy() for v in self.vs]}
 
 
@@ -90,7 +90,7 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
     velocities: list[Array]
 
     def _bind(self, params: list[Array]) -> SGD:
-        velocities = self._arrays()["velocities"]
+        velocities = self.state_arrays()["velocities"]
         opt = SGD(
             params, self.learning_rate, self.momentum, convention="sklearn",
             nesterov=bool(self.nesterov and self.momentum),
@@ -105,7 +105,7 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
             opt.groups[0]["lr"] = self.learning_rate
         opt.step(grads)
 
-    def _arrays(self) -> dict[str, list[Array]]:
+    def state_arrays(self) -> dict[str, list[Array]]:
         if self._opt is None or not self.momentum:
             return {"velocities": self.velocities}
         return {"velocities": [-state["momentum_buffer"] for state in self._opt.state]}

@@ -1,0 +1,173 @@
+"""State of Keras 3 optimizers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastopt.interop.state_dict import (
+    Names,
+    OptimizerOrState,
+    check_shapes,
+    import_library,
+    make_group,
+    make_state_dict,
+    match_sign,
+    name_arrays,
+    read_single_group,
+    refuse_unsupported,
+    rename_from,
+    rename_to,
+    with_defaults,
+)
+
+__all__ = ["from_keras", "to_keras"]
+
+_COMMON = {"lr": "learning_rate", "weight_decay": "weight_decay"}
+_BETAS = {"betas": ("beta_1", "beta_2"), "eps": "epsilon"}
+_MOMENTS = {"exp_avg": "momentum", "exp_avg_sq": "velocity"}
+_ADAM: tuple[Names, dict[str, str]] = (
+    {**_BETAS, "amsgrad": "amsgrad"},
+    {**_MOMENTS, "max_exp_avg_sq": "velocity_hat"},
+)
+# Name of the class in Keras, names of the hyperparameters besides `_COMMON`, and names of the state arrays.
+_KERAS: dict[str, tuple[str, Names, dict[str, str]]] = {
+    "SGD": ("SGD", {"momentum": "momentum", "nesterov": "nesterov"}, {"momentum_buffer": "-momentum"}),
+    "RMSprop": (
+        "RMSprop",
+        {"alpha": "rho", "momentum": "momentum", "eps": "epsilon", "centered": "centered"},
+        {"square_avg": "velocity", "grad_avg": "average_gradient", "momentum_buffer": "momentum"},
+    ),
+    "Adagrad": (
+        "Adagrad",
+        {"initial_accumulator_value": "initial_accumulator_value", "eps": "epsilon"},
+        {"sum": "accumulator"},
+    ),
+    "Adadelta": (
+        "Adadelta",
+        {"rho": "rho", "eps": "epsilon"},
+        {"square_avg": "accumulated_grad", "acc_delta": "accumulated_delta_var"},
+    ),
+    "Adam": ("Adam", *_ADAM),
+    "AdamW": ("AdamW", *_ADAM),
+    "Adamax": ("Adamax", _BETAS, {"exp_avg": "momentum", "exp_inf": "norm"}),
+    "NAdam": ("Nadam", _BETAS, _MOMENTS),
+    "Lion": ("Lion", {"betas": ("beta_1", "beta_2")}, {"exp_avg": "momentum"}),
+    "FTRL": (
+        "Ftrl",
+        {
+            "l1": "l1_regularization_strength", "l2": "l2_regularization_strength", "beta": "beta",
+            "initial_accumulator_value": "initial_accumulator_value",
+        },
+        {"accumulator": "accumulator", "linear": "linear"},
+    ),
+    "LAMB": ("Lamb", _BETAS, _MOMENTS),
+}
+
+
+def from_keras(optimizer: Any) -> dict[str, Any]:
+    """Convert the state of a Keras 3 optimizer for `load_state_dict` of a fastopt optimizer.
+
+    Parameters
+    ----------
+    optimizer : keras.optimizers.Optimizer
+        A built optimizer, as it is after the first step.
+
+    Returns
+    -------
+    dict
+        State dict with one group with ``convention="keras"`` and the parameters in the order of Keras's
+        variables.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `optimizer` is not a Keras optimizer, or if fastopt does not have it or one of its options.
+    """
+    if not all(hasattr(optimizer, name) for name in ("get_config", "variables", "built")):
+        raise TypeError(f"optimizer: expected one of keras.optimizers, got {type(optimizer).__name__}")
+    keras_name = type(optimizer).__name__
+    name = next((local for local, (foreign, *_) in _KERAS.items() if foreign == keras_name), None)
+    if name is None:
+        supported = ", ".join(foreign for foreign, *_ in _KERAS.values())
+        raise ValueError(f"optimizer: expected one of {supported} of keras.optimizers, got {keras_name}")
+    if not optimizer.built:
+        raise ValueError("optimizer: expected a built one; take a step or call .build(variables)")
+    _, names, table = _KERAS[name]
+    names = {**_COMMON, **names}
+    config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate)}
+    _refuse_unsupported_config(type(optimizer), config, names)
+    if any(getattr(optimizer, f"_exclude_from_weight_decay{end}", None) for end in ("", "_pattern")):
+        raise ValueError("optimizer: expected weight decay of all variables, got some that are excluded")
+    values = rename_from(config, names)
+    values["weight_decay"] = values["weight_decay"] or 0.0
+    index = list(range(len(optimizer._trainable_variables)))
+    variables = [(v.name, v.numpy()) for v in optimizer.variables]
+    arrays = {
+        local: [array for path, array in variables if path.endswith(_suffix(foreign))]
+        for local, foreign in table.items()
+    }
+    mu_product = float(variables[-1][1]) if name == "NAdam" else 1.0
+    group = make_group(name, "keras", values, index, int(variables[0][1]), mu_product)
+    return make_state_dict(name, [group], name_arrays(name, group, arrays, table))
+
+
+def to_keras(optimizer: OptimizerOrState, variables: Iterable[Any]) -> Any:
+    """Create a Keras 3 optimizer that resumes from the state of a fastopt optimizer.
+
+    Parameters
+    ----------
+    optimizer : Optimizer or dict
+        A fastopt optimizer with ``convention="keras"`` and one group, or its `state_dict`.
+    variables : list of keras.Variable
+        Variables to train, in the order of the parameters: ``model.trainable_variables``.
+
+    Returns
+    -------
+    keras.optimizers.Optimizer
+        An optimizer that is built for `variables`.
+
+    Raises
+    ------
+    ImportError
+        If Keras is not installed.
+    TypeError, ValueError
+        If Keras does not have the optimizer or one of its options, or if the shapes of the variables differ.
+    """
+    keras = import_library("keras", "keras")
+    saved, group = read_single_group(optimizer, "keras", _KERAS)
+    name, variables = saved["optimizer"], list(variables)
+    keras_name, names, table = _KERAS[name]
+    names = {**_COMMON, **names}
+    unsupported = with_defaults(name, "keras", {}).keys() - names.keys()
+    refuse_unsupported(name, "keras", group, group.keys() - unsupported, f"keras.optimizers.{keras_name}")
+    check_shapes("variables", variables, saved["state"])
+    result = getattr(keras.optimizers, keras_name)(**rename_to(group, names))
+    result.build(variables)
+    result.iterations.assign(saved["steps"] - group["start"])
+    for local, foreign in table.items():
+        slots = [v for v in result.variables if v.name.endswith(_suffix(foreign))]
+        for slot, state in zip(slots, saved["state"], strict=False):
+            slot.assign(match_sign(foreign, state[local]))
+    if name == "NAdam":
+        result.variables[-1].assign(group["numbers"]["mu_product"])
+    return result
+
+
+def _suffix(foreign: str) -> str:
+    """Return the end of the names of the variables that hold a state array."""
+    return "_" + foreign.lstrip("-")
+
+
+def _refuse_unsupported_config(cls: type, config: Mapping[str, Any], names: Names) -> None:
+    """Raise if an option of Keras that fastopt does not have differs from its default."""
+    supported = {"name"}
+    for foreign in names.values():
+        supported |= set(foreign) if isinstance(foreign, tuple) else {foreign}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in config and name not in supported and config[name] != parameter.default:
+            raise ValueError(
+                f"optimizer: expected {name}={parameter.default!r}, because fastopt has no such option, "
+                f"got {config[name]!r}"
+            )

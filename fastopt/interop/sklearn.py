@@ -1,0 +1,119 @@
+"""State of the optimizers in scikit-learn's multilayer perceptrons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from fastopt.interop.state_dict import (
+    Names,
+    OptimizerOrState,
+    check_shapes,
+    import_library,
+    make_group,
+    make_state_dict,
+    match_sign,
+    name_arrays,
+    read_single_group,
+    refuse_unsupported,
+    rename_from,
+    rename_to,
+)
+
+__all__ = ["from_sklearn", "to_sklearn"]
+
+# Name of the class in scikit-learn, names of the hyperparameters, and names of the state arrays.
+_SKLEARN: dict[str, tuple[str, Names, dict[str, str]]] = {
+    "SGD": (
+        "SGDOptimizer",
+        {"lr": "learning_rate", "momentum": "momentum", "nesterov": "nesterov"},
+        {"momentum_buffer": "-velocities"},
+    ),
+    "Adam": (
+        "AdamOptimizer",
+        {"lr": "learning_rate_init", "betas": ("beta_1", "beta_2"), "eps": "epsilon"},
+        {"exp_avg": "ms", "exp_avg_sq": "vs"},
+    ),
+}
+
+
+def from_sklearn(estimator: Any) -> dict[str, Any]:
+    """Convert the state of a scikit-learn optimizer for `load_state_dict` of a fastopt optimizer.
+
+    Parameters
+    ----------
+    estimator : MLPClassifier, MLPRegressor or their `_optimizer`
+        A scikit-learn estimator that was fitted with solver "adam" or "sgd".
+
+    Returns
+    -------
+    dict
+        State dict with one group with ``convention="sklearn"`` and the parameters in the order
+        ``estimator.coefs_ + estimator.intercepts_``. ``steps`` is 0 for SGD, which does not count steps.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `estimator` has no such optimizer.
+    """
+    optimizer = getattr(estimator, "_optimizer", estimator)
+    name = "Adam" if hasattr(optimizer, "ms") else "SGD"
+    _, names, table = _SKLEARN[name]
+    attributes = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
+    if hasattr(optimizer, "state_arrays"):      # installed by `fastopt.sklearn.patch`
+        attributes |= optimizer.state_arrays()
+    if not all(foreign.lstrip("-") in attributes for foreign in table.values()):
+        raise TypeError(
+            "estimator: expected an MLPClassifier or MLPRegressor of scikit-learn, fitted with the solver "
+            f"'adam' or 'sgd', got {type(estimator).__name__}"
+        )
+    arrays = {local: attributes[foreign.lstrip("-")] for local, foreign in table.items()}
+    index = list(range(len(next(iter(arrays.values())))))
+    group = make_group(name, "sklearn", rename_from(attributes, names), index, attributes.get("t", 0))
+    return make_state_dict(name, [group], name_arrays(name, group, arrays, table))
+
+
+def to_sklearn(optimizer: OptimizerOrState, params: Iterable[np.ndarray]) -> Any:
+    """Create a scikit-learn optimizer that resumes from the state of a fastopt optimizer.
+
+    The next `partial_fit` uses it after ::
+
+        mlp._optimizer = fastopt.interop.to_sklearn(opt, mlp.coefs_ + mlp.intercepts_)
+
+    Parameters
+    ----------
+    optimizer : Optimizer or dict
+        A fastopt Adam or SGD with ``convention="sklearn"`` and one group, or its `state_dict`.
+    params : list of ndarray
+        Arrays to train, in the order of the parameters.
+
+    Returns
+    -------
+    AdamOptimizer or SGDOptimizer
+        A scikit-learn optimizer with a constant learning rate.
+
+    Raises
+    ------
+    ImportError
+        If scikit-learn is not installed.
+    TypeError, ValueError
+        If scikit-learn does not have the optimizer or one of its options, or if the shapes of `params`
+        differ.
+    """
+    module = import_library("sklearn.neural_network._stochastic_optimizers", "scikit-learn")
+    saved, group = read_single_group(optimizer, "sklearn", _SKLEARN)
+    name, params = saved["optimizer"], list(params)
+    sklearn_name, names, table = _SKLEARN[name]
+    refuse_unsupported(name, "sklearn", group, names.keys(), f"scikit-learn's {sklearn_name}")
+    check_shapes("params", params, saved["state"])
+    result = getattr(module, sklearn_name)(params, group["lr"])
+    vars(result).update(rename_to(group, names))
+    if name == "Adam":
+        result.t = saved["steps"] - group["start"]
+    for local, foreign in table.items():
+        if all(local in state for state in saved["state"]):
+            arrays = [match_sign(foreign, state[local]) for state in saved["state"]]
+            setattr(result, foreign.lstrip("-"), arrays)
+    return result

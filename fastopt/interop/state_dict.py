@@ -1,0 +1,206 @@
+"""State dicts of fastopt, built from and checked for the state of other libraries.
+
+Tables map the names of fastopt to the names of another library. A minus sign before the name of a state array
+means that the other library stores it with the opposite sign.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fastopt._core.pytree import DTYPES
+from fastopt.optimizers import BY_NAME, Optimizer
+
+__all__ = [
+    "Names", "OptimizerOrState", "StateArrays", "array_names", "check_keys", "check_shapes",
+    "import_library", "make_group", "make_state_dict", "match_sign", "name_arrays",
+    "read_single_group", "read_state_dict", "refuse_unsupported", "rename_from", "rename_to", "to_array",
+    "with_defaults",
+]
+
+OptimizerOrState: TypeAlias = Optimizer | Mapping[str, Any]     # an optimizer, or its state_dict
+StateArrays: TypeAlias = dict[str, np.ndarray]                  # of one parameter
+Names: TypeAlias = Mapping[str, Any]    # from fastopt's hyperparameter to another name, or to a pair of names
+
+
+def import_library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {package}: pip install {package}") from error
+
+
+# --- Checks ------------------------------------------------------------------------------------------
+
+
+def check_keys(path: str, value: Any, keys: Iterable[str]) -> None:
+    if not isinstance(value, Mapping) or not value.keys() >= set(keys):
+        actual = sorted(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise TypeError(f"{path}: expected a dict with the keys {', '.join(keys)}, got {actual}")
+
+
+def check_shapes(path: str, arrays: Sequence[Any], states: Sequence[StateArrays]) -> None:
+    """Check that the arrays of another library have the shapes of the state arrays."""
+    if len(arrays) != len(states):
+        raise ValueError(f"{path}: expected {len(states)} as the optimizer has, got {len(arrays)}")
+    for k, (array, state) in enumerate(zip(arrays, states, strict=True)):
+        for value in state.values():
+            if tuple(array.shape) != value.shape:
+                raise ValueError(f"{path}[{k}]: expected shape {value.shape}, got {tuple(array.shape)}")
+
+
+def refuse_unsupported(
+    name: str, convention: str, group: Mapping[str, Any], supported: Collection[str], target: str
+) -> None:
+    """Raise if a hyperparameter that the target does not have differs from its default."""
+    for hyperparameter, default in with_defaults(name, convention, {}).items():
+        if hyperparameter not in supported and group[hyperparameter] != default:
+            raise ValueError(
+                f"{hyperparameter}: expected {default!r}, as {target} has it, got {group[hyperparameter]!r}"
+            )
+
+
+# --- Arrays and names --------------------------------------------------------------------------------
+
+
+def to_array(value: Any, path: str) -> np.ndarray:
+    """Return a copy of an array or tensor of float32 or float64."""
+    try:
+        array = np.array(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+    except TypeError as error:      # NumPy does not have the dtype
+        raise TypeError(f"{path}: expected float32 or float64, got {value.dtype}") from error
+    if array.dtype not in DTYPES:
+        raise TypeError(f"{path}: expected float32 or float64, got {array.dtype}")
+    return array
+
+
+def match_sign(name: str, array: np.ndarray) -> np.ndarray:
+    """Return a copy of `array`, negated if the other library stores it with the opposite sign."""
+    return np.array(-array if name.startswith("-") else array)
+
+
+def rename_from(values: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Return hyperparameters of another library under fastopt's names."""
+    return {
+        local: tuple(values[n] for n in foreign) if isinstance(foreign, tuple) else values[foreign]
+        for local, foreign in names.items()
+    }
+
+
+def rename_to(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """Return hyperparameters of a group under the names of another library."""
+    renamed: dict[str, Any] = {}
+    for local, foreign in names.items():
+        if isinstance(foreign, tuple):
+            renamed |= dict(zip(foreign, group[local], strict=True))
+        else:
+            renamed[foreign] = group[local]
+    return renamed
+
+
+# --- The optimizer that a state belongs to -----------------------------------------------------------
+
+
+def _template(name: str, convention: str, values: Mapping[str, Any]) -> Optimizer:
+    """Return an optimizer of one element, with the given hyperparameters; names that it lacks are ignored."""
+    cls = BY_NAME[name.lower()]
+    options: dict[str, Any] = {"convention": convention} if len(cls.CONVENTIONS) > 1 else {}
+    opt: Optimizer = cls(np.zeros((1, 1)), **options)
+    used = opt.groups[0].keys() & values.keys() - {"params", "convention"}
+    return cls(np.zeros((1, 1)), **options, **{n: values[n] for n in used}) if used else opt
+
+
+def with_defaults(name: str, convention: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all hyperparameters of an optimizer: the given values, checked, and the defaults."""
+    group = _template(name, convention, values).groups[0]
+    return {n: value for n, value in group.items() if n != "params"}
+
+
+def array_names(name: str, group: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, str]:
+    """Return the entries of a table for the state arrays that an optimizer has with these hyperparameters."""
+    state = _template(name, group.get("convention", "torch"), group).state[0]
+    return {local: table[local] for local in state}
+
+
+# --- State dicts -------------------------------------------------------------------------------------
+
+
+def make_group(
+    name: str, convention: str, values: Mapping[str, Any], index: list[int], steps: int,
+    mu_product: float = 1.0,
+) -> dict[str, Any]:
+    """Return a group for `make_state_dict`; `index` has the positions of its parameters.
+
+    `mu_product` is the product of NAdam's momentum coefficients.
+    """
+    group = {**with_defaults(name, convention, values), "params": index, "schedules": {}, "steps": steps}
+    return group | {"numbers": {"mu_product": mu_product}} if name == "NAdam" else group
+
+
+def make_state_dict(
+    name: str, groups: list[dict[str, Any]], states: list[StateArrays]
+) -> dict[str, Any]:
+    """Return a state dict. The step counts of the groups become offsets to the largest one."""
+    steps = max((group["steps"] for group in groups), default=0)
+    for group in groups:
+        group["start"] = steps - group.pop("steps")
+    return {"optimizer": name, "steps": steps, "skipped_steps": 0, "groups": groups, "state": states}
+
+
+def name_arrays(
+    name: str, group: Mapping[str, Any], arrays: Mapping[str, Sequence[Any]], table: Mapping[str, str]
+) -> list[StateArrays]:
+    """Return the state arrays of each parameter; `arrays` has one list per name in fastopt."""
+    return [
+        {
+            local: match_sign(foreign, to_array(arrays[local][k], f"{foreign}[{k}]"))
+            for local, foreign in array_names(name, group, table).items()
+        }
+        for k in group["params"]
+    ]
+
+
+def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> dict[str, Any]:
+    """Return the state dict of a supported optimizer, with schedules evaluated at the next step."""
+    if not isinstance(optimizer, Optimizer):
+        check_keys("optimizer", optimizer, ("optimizer", "steps", "groups", "state"))
+        saved = dict(optimizer)
+    else:
+        saved = optimizer.state_dict()
+        for entry, group in zip(saved["groups"], optimizer.groups, strict=True):
+            entry |= {name: group.evaluate(name, optimizer.steps) for name in group.schedules()}
+    name = saved["optimizer"]
+    known = [cls.__name__ for cls in BY_NAME.values()]
+    supported = [n for n in supported if n in known]
+    if name not in supported:
+        raise ValueError(f"optimizer: expected one of {', '.join(supported)}, got {name}")
+    for i, group in enumerate(saved["groups"]):
+        path = f"optimizer['groups'][{i}]"
+        check_keys(path, group, ("params", "start", *["numbers"] * (name == "NAdam")))
+        missing = sorted(with_defaults(name, "torch", {}).keys() - group.keys())
+        if missing:
+            raise ValueError(
+                f"{path}: expected {missing[0]}, got none; if it is scheduled, pass the optimizer itself"
+            )
+    for option in ("ema", "lookahead", "accumulated"):
+        if option in saved:
+            raise ValueError(f"optimizer: expected no {option}, which other libraries do not support")
+    return saved
+
+
+def read_single_group(
+    optimizer: OptimizerOrState, convention: str, supported: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a state dict and its only group, which must have the given convention."""
+    saved = read_state_dict(optimizer, supported)
+    if len(saved["groups"]) != 1:
+        raise ValueError(f"optimizer: expected one group, got {len(saved['groups'])}")
+    (group,) = saved["groups"]
+    actual = group.get("convention", "torch")
+    if actual != convention:
+        raise ValueError(f"convention: expected {convention!r}, got {actual!r}; set it in opt.groups[0]")
+    return saved, group
