@@ -1,4 +1,7 @@
-/* CPUID and XGETBV, read directly: compilers' own helpers differ and some know no levels. */
+/*
+ * fo_cpu.c: reads CPUID and XGETBV directly, because the helpers of compilers differ and some do
+ * not report x86-64 levels.
+ */
 #include "fo_cpu.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -39,9 +42,9 @@ static uint64_t fo_xgetbv(void)
 }
 #endif
 
-static bool fo_all(const uint64_t found, const uint64_t wanted)
+static bool fo_has_all(const uint64_t bits, const uint64_t required)
 {
-    return (found & wanted) == wanted;
+    return (bits & required) == required;
 }
 
 int fo_cpu_level(void)
@@ -57,17 +60,17 @@ int fo_cpu_level(void)
     if (fo_cpuid(0).a < 7 || fo_cpuid(0x80000000u).a < 0x80000001u)
         return 0;
     const fo_registers one = fo_cpuid(1), seven = fo_cpuid(7);
-    if (!fo_all(one.c, fma | movbe | osxsave | avx | f16c))
+    if (!fo_has_all(one.c, fma | movbe | osxsave | avx | f16c))
         return 0;
-    if (!fo_all(seven.b, bmi1 | avx2 | bmi2))
+    if (!fo_has_all(seven.b, bmi1 | avx2 | bmi2))
         return 0;
-    if (!fo_all(fo_cpuid(0x80000001u).c, lzcnt))
+    if (!fo_has_all(fo_cpuid(0x80000001u).c, lzcnt))
         return 0;
 
     const uint64_t saved = fo_xgetbv();
-    if (!fo_all(saved, ymm_state))
+    if (!fo_has_all(saved, ymm_state))
         return 0;
-    return fo_all(seven.b, avx512) && fo_all(saved, zmm_state) ? 4 : 3;
+    return fo_has_all(seven.b, avx512) && fo_has_all(saved, zmm_state) ? 4 : 3;
 }
 
 #else

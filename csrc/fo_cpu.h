@@ -1,8 +1,10 @@
-/* Which x86-64 level the processor AND the operating system support.
+/*
+ * fo_cpu.h: the x86-64 level that both the processor and the operating system support.
  *
- * A module compiled for a level runs that level's instructions from its first line on, so this is
- * asked before the module is imported. CPUID says what the processor has; XGETBV says whether the
- * operating system saves the wide registers, without which they must not be touched. */
+ * A module compiled for a level may execute instructions of that level as soon as it is loaded, so
+ * the level is checked before the import. CPUID reports the features of the processor, XGETBV
+ * whether the operating system saves the wide registers.
+ */
 #ifndef FO_CPU_H
 #define FO_CPU_H
 

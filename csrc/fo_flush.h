@@ -1,8 +1,10 @@
-/* Flush-to-zero for the length of a kernel.
+/*
+ * fo_flush.h: flush-to-zero mode during a kernel.
  *
- * A denormal number costs a hundred cycles or more, and optimizer state decays into them by nature.
- * Inside a kernel denormals are read and written as zero; the thread's own mode comes back on
- * leaving. */
+ * An operation on a subnormal number takes a hundred cycles or more, and optimizer state decays
+ * into the subnormal range. Between fo_flush_begin() and fo_flush_end() subnormals are read and
+ * written as zero. fo_flush_end() restores the previous mode of the thread.
+ */
 #ifndef FO_FLUSH_H
 #define FO_FLUSH_H
 

@@ -1,18 +1,22 @@
-/* exp, its relatives and the normal distribution, for loops that the compiler is to vectorize.
+/*
+ * fo_math.h: exp, expm1, tanh, log, pow and the normal distribution, for loops that the compiler
+ * vectorizes.
  *
- * The C library's functions stop the vectorizer, and differ from machine to machine. These have no
- * branch, table or call, and only operations that are correctly rounded: the same bits on every
- * processor. Arguments are reduced as Cody and Waite do; the polynomials are minimax (Remez).
+ * The functions of the C library prevent vectorization and differ between platforms. These have no
+ * branches, tables or calls and use only correctly rounded operations, so their results are the
+ * same on every processor. Arguments are reduced by the method of Cody and Waite; the polynomials
+ * are minimax approximations (Remez).
  *
- * Largest errors in units in the last place, found for float with all 2^32 arguments, for double
- * with 1e8 random ones:
+ * Largest errors in units in the last place, measured for float with all 2^32 arguments, for double
+ * with 1e8 random arguments:
  *
  *            exp  expm1  tanh  log1p  log  gauss  normal
  *   float    1.1    1.1   2.5    1.5         1.6     6.3
  *   double   1.0    1.2   2.6    1.8  0.9    1.6     8.1
  *
- * A NaN stays one. A result that would be denormal is 0, whether or not the processor flushes, but
- * for expm1, tanh and log1p of denormals. */
+ * NaN propagates. Results in the subnormal range are 0 even without flush-to-zero, except those of
+ * expm1, tanh and log1p for subnormal arguments.
+ */
 #ifndef FO_MATH_H
 #define FO_MATH_H
 
@@ -48,26 +52,26 @@ static inline double fo_from_bits(const uint64_t bits)
     return x;
 }
 
-/* x = n ln 2 + r with |r| <= ln(2) / 2: gives r, and n as the lowest bits of `*n`.
+/* Returns r of x = n ln 2 + r with |r| <= ln(2) / 2, and stores n in the low bits of `*n`.
  *
- * Adding 1.5 times the unit's reciprocal rounds to a whole number. The first part of ln 2 has zeros
- * at its end, so that its product with n is exact. */
+ * Adding 1.5 * 2^23 (2^52 for double) rounds to an integer. The high part of ln 2 ends in zero
+ * bits, so its product with n is exact. */
 static inline float fo_reducef(const float x, uint32_t *const n)
 {
-    const float shift = 0x1.8p23f, shifted = x * 0x1.715476p0f + shift, whole = shifted - shift;
+    const float shift = 0x1.8p23f, shifted = x * 0x1.715476p0f + shift, rounded = shifted - shift;
     *n = fo_bitsf(shifted);
-    return (x - whole * 0x1.62e4p-1f) - whole * 0x1.7f7d1cp-20f;
+    return (x - rounded * 0x1.62e4p-1f) - rounded * 0x1.7f7d1cp-20f;
 }
 
 static inline double fo_reduce(const double x, uint64_t *const n)
 {
     const double shift = 0x1.8p52, shifted = x * 0x1.71547652b82fep0 + shift,
-                 whole = shifted - shift;
+                 rounded = shifted - shift;
     *n = fo_bits(shifted);
-    return (x - whole * 0x1.62e42feep-1) - whole * 0x1.a39ef35793c76p-33;
+    return (x - rounded * 0x1.62e42feep-1) - rounded * 0x1.a39ef35793c76p-33;
 }
 
-/* exp(r) - 1 for |r| <= ln(2) / 2 */
+/* exp(r) - 1 for |r| <= ln(2) / 2. */
 static inline float fo_expm1_reducedf(const float r)
 {
     float q = 0x1.6d997p-10f;
@@ -93,7 +97,7 @@ static inline double fo_expm1_reduced(const double r)
     return r + r * r * q;
 }
 
-/* exp(x): the exponent is added to that of exp(r); too large gives inf, too small 0 */
+/* exp(x): n is added to the exponent bits of exp(r). Overflow gives inf, underflow 0. */
 static inline float fo_expf(const float x)
 {
     uint32_t n;
@@ -112,7 +116,7 @@ static inline double fo_exp(const double x)
     return x < -0x1.6232bdd7abcd2p9 ? 0.0 : above;
 }
 
-/* exp(x) - 1 for x <= 0, of no meaning above; from the first constant down it is -1 */
+/* exp(x) - 1 for x <= 0 only. Below -20 (-40 for double) the result rounds to -1. */
 static inline float fo_expm1f(const float x)
 {
     uint32_t n;
@@ -129,7 +133,7 @@ static inline double fo_expm1(const double x)
     return power * p + (power - 1.0);
 }
 
-/* tanh(x) = -e / (2 + e) for e = exp(-2 |x|) - 1, with the sign of x */
+/* tanh(x) = -e / (2 + e) with e = exp(-2 |x|) - 1, times the sign of x. */
 static inline float fo_tanhf(const float x)
 {
     const float e = fo_expm1f(x < 0.0f ? x + x : -(x + x));
@@ -168,7 +172,7 @@ static inline double fo_log1p_rest(const double f)
     return half - s * (half + q * z);
 }
 
-/* log(1 + x) for 0 <= x <= 1, from sqrt(2) - 1 up as log(2) + log((1 + x) / 2) */
+/* log(1 + x) for 0 <= x <= 1; above sqrt(2) - 1 as log(2) + log((1 + x) / 2). */
 static inline float fo_log1pf(const float x)
 {
     const int high = x > 0x1.a8279ap-2f;
@@ -185,7 +189,7 @@ static inline double fo_log1p(const double x)
     return high ? 0x1.62e42feep-1 + (y + 0x1.a39ef35793c76p-33) : y;
 }
 
-/* log(x) for normal x > 0 and inf: x = 2^k (1 + f) with 1 / sqrt(2) <= 1 + f < sqrt(2) */
+/* log(x) for normal x > 0 and inf: x = 2^k (1 + f) with 1 / sqrt(2) <= 1 + f < sqrt(2). */
 static inline double fo_log(const double x)
 {
     const uint64_t one = 0x3ff0000000000000, root = 0x3fe6a09e667f3bcd,
@@ -197,14 +201,14 @@ static inline double fo_log(const double x)
     return x <= 0x1.fffffffffffffp1023 ? y : x;
 }
 
-/* A number of twice as many digits: the sum of both, which do not overlap. */
+/* Double-double arithmetic: the value is high + low, and |low| is at most half an ulp of high. */
 typedef struct {
     double high, low;
-} fo_long;
+} fo_double_double;
 
-/* The product, to some 2^-104. That of the high parts is exact (Dekker 1971): halves of a double
- * have products without rounding. */
-static inline fo_long fo_multiply(const fo_long a, const fo_long b)
+/* Product with a relative error of about 2^-104. The product of the high parts is exact (Dekker
+ * 1971), because products of half-length significands are not rounded. */
+static inline fo_double_double fo_multiply(const fo_double_double a, const fo_double_double b)
 {
     const double split = 0x1p27 + 1.0, product = a.high * b.high;
     const double a_far = split * a.high, a_top = a_far - (a_far - a.high), a_rest = a.high - a_top;
@@ -212,30 +216,31 @@ static inline fo_long fo_multiply(const fo_long a, const fo_long b)
     const double lost =
         ((a_top * b_top - product) + a_top * b_rest + a_rest * b_top) + a_rest * b_rest;
     const double low = lost + (a.high * b.low + a.low * b.high), high = product + low;
-    return (fo_long){high, low - (high - product)};
+    return (fo_double_double){high, low - (high - product)};
 }
 
-/* x^y for x >= 0. A whole power is multiplied out: rounded once, if y is at most some 2^45, and
- * infinite from 2^996 on, where halves overflow. Any other is exp(y log(x)), with an error of some
- * |y log(x)| units in the last place; there a denormal x counts as 0. */
-static inline double fo_power(const double x, const double y)
+/* x^y for x >= 0. An integer power is computed by repeated squaring in double-double arithmetic: it
+ * is correctly rounded for |y| up to about 2^45, and infinite from 2^996 on, where the splitting
+ * overflows. Any other power is exp(y log(x)), with an error of about |y log(x)| units in the last
+ * place; there a subnormal x counts as 0. */
+static inline double fo_pow(const double x, const double y)
 {
     if (!(y > -0x1p53 && y < 0x1p53) || y != (double)(int64_t)y) {
-        const double none = y < 0.0 ? (double)INFINITY : 0.0;
-        return x < 0x1p-1022 ? none : fo_exp(y * fo_log(x));
+        const double zero_power = y < 0.0 ? (double)INFINITY : 0.0;
+        return x < 0x1p-1022 ? zero_power : fo_exp(y * fo_log(x));
     }
-    fo_long result = {1.0, 0.0}, base = {x, 0.0};
+    fo_double_double result = {1.0, 0.0}, base = {x, 0.0};
     for (int64_t n = y < 0.0 ? -(int64_t)y : (int64_t)y; n > 0; n >>= 1) {
         if (n & 1)
             result = fo_multiply(result, base);
         base = fo_multiply(base, base);
     }
-    const double whole = result.high == result.high ? result.high : x + (double)INFINITY;
-    return y < 0.0 ? 1.0 / whole : whole;
+    const double product = result.high == result.high ? result.high : x + (double)INFINITY;
+    return y < 0.0 ? 1.0 / product : product;
 }
 
-/* exp(-x^2 / 2). What the rounding of the square loses is put back: the square of a number of half
- * as many digits is exact. */
+/* exp(-x^2 / 2), corrected for the rounding error of the square. The error follows from a split of
+ * x into two half-length parts, whose products are exact. */
 static inline float fo_gaussf(const float x)
 {
     const float size = x < 0.0f ? -x : x, a = size > 15.0f ? 15.0f : size, square = a * a;
@@ -254,9 +259,9 @@ static inline double fo_gauss(const double x)
     return y - y * (0.5 * lost);
 }
 
-/* The normal distribution up to x, given exp(-x^2 / 2): (1 + erf(x / sqrt(2))) / 2, without the
- * digits that this loses below 0. With a = |x| the tail is exp(-a^2 / 2) P(y) / (a + c), where
- * y = (a - c) / (a + c) (Shepherd and Laframboise 1981). */
+/* Cumulative normal distribution (1 + erf(x / sqrt(2))) / 2, given gauss = exp(-x^2 / 2), and
+ * without the cancellation of this formula for x < 0. With a = |x| the tail is
+ * exp(-a^2 / 2) P(y) / (a + c), where y = (a - c) / (a + c) (Shepherd and Laframboise 1981). */
 static inline float fo_normalf(const float x, const float gauss)
 {
     const float size = x < 0.0f ? -x : x, a = size > 15.0f ? 15.0f : size;

@@ -1,44 +1,44 @@
 /*
- * fo_pool.c: a pool of persistent workers with the shortest fork and join we know how to write.
+ * fo_pool.c: a pool of persistent workers with a short fork and join.
  *
- * A team is the caller (member 0) and the workers 1 to team - 1. Each has a share, a run of
- * neighboring parts that is the same at every job of the same size, so that what a part touches
- * stays in the caches of one core.
+ * Slot 0 is the caller of the job, slots 1 to n_threads - 1 are the workers of the job. Each slot
+ * has a contiguous range of parts. Jobs of the same size have the same ranges, so the data of a
+ * part stays in the caches of one core.
  *
- * Calling a member. Each has one atomic word, alone on its cache line, that holds what it is doing:
+ * Calling a worker. Each slot has an atomic state, alone on its cache line:
  *
- *     IDLE    -> CALLED    a job was published (by the one who owns the pool, with an exchange)
- *     CALLED  -> WORKING   the worker has come; back to IDLE when no part is left
- *     CALLED  -> IDLE      the caller took the call back, because the worker had not come yet
- *     IDLE    -> ASLEEP    the member spun for a while in vain and waits on its condition variable
- *     any     -> LEAVING   the worker shall end (only between jobs)
+ *     IDLE    -> CALLED    a job was published (by the owner of the lock, with an exchange)
+ *     CALLED  -> RUNNING   the worker has accepted; back to IDLE when no part is left
+ *     CALLED  -> IDLE      the caller revoked the call because the worker had not accepted yet
+ *     IDLE    -> ASLEEP    the worker stopped spinning and waits on its condition variable
+ *     any     -> STOPPING  the worker must end (only between jobs)
  *
- * Because "is asleep" and "is called" are values of one word, no wake-up can be lost: whoever
- * exchanges ASLEEP for something else knows that it must ring, and a member goes to sleep only if
- * its word is still IDLE. Nobody enters the kernel unless somebody sleeps there. A job touches the
- * words of its own team only, so a short job does not wake a long table of sleepers.
+ * ASLEEP and CALLED are values of one atomic, so no wake-up is lost: a thread that exchanges ASLEEP
+ * for another state must signal the condition variable, and a worker falls asleep only if its state
+ * is still IDLE. There is no system call unless a worker is asleep. A job writes only the states of
+ * its own workers.
  *
- * The end. `pending` counts the members that may still be at work. Whoever brings it to zero ends
- * the job: if it is a worker, it calls the caller, who waits exactly as a worker does.
+ * End of a job. `pending` counts the slots that may still be running. The thread that decrements it
+ * to zero ends the job. If that is a worker, it calls slot 0, which waits like a worker does.
  *
- * Helping. Parts are claimed one by one, and who is done with its own share goes on with those of
- * the others; at last the caller takes back the calls that nobody has answered. So a job never
- * waits for a thread to wake up, nor longer than a part for a core that somebody else wants.
+ * Work stealing. Parts are claimed one by one, and a thread that has finished its own range
+ * continues with the ranges of the others. The caller finally revokes the calls that no worker has
+ * accepted. A job therefore never waits for a thread to wake up, and waits at most one part for a
+ * core that is in use by another process.
  *
- * Waking. To wake a thread costs its caller some microseconds, and it comes another ten later, more
- * in a virtual machine. So a job of less than WAKING_PAYS is run by its caller alone if a worker of
- * its team is asleep, unless the last few jobs came so close upon one another that workers, once
- * awake, would stay so.
+ * Waking. Waking a worker takes its caller some microseconds, and the worker starts about ten
+ * microseconds later (more in a virtual machine). A job shorter than the wake threshold runs
+ * serially if one of its workers is asleep, unless the last few jobs followed one another so
+ * closely that woken workers would stay awake.
  *
- * Fork. A child has one thread and a copy of our memory, perhaps from the midst of another thread's
- * job. A handler of pthread_atfork forgets the workers and renews what the caller sleeps on. That
- * is more robust than comparing getpid() at each job: process ids repeat (each first process of a
- * container is 1, its forks into containers too), and no job pays for a system call.
+ * Fork. A child process has one thread and a copy of the pool, possibly from the middle of a job of
+ * another thread. A pthread_atfork handler drops the workers and initializes slot 0 again.
+ * Comparing getpid() at each job would be less robust, because process ids repeat (the first
+ * process of every container is 1), and would need a system call per job.
  *
- * Exit. Workers asleep in a condition variable do not hold up exit(). On Windows a process that
- * exits kills them first, and joining them from DllMain or a destructor would deadlock on the
- * loader's lock: nothing here runs by itself at unloading. A DLL with live workers must not be
- * unloaded; whoever may unload it calls fo_pool_stop() before.
+ * Exit. Workers that are asleep do not delay exit(). On Windows, exiting kills the workers first,
+ * and joining them from DllMain or a destructor would deadlock on the loader lock. Nothing here
+ * runs automatically at unloading, so fo_pool_stop() must be called before a DLL is unloaded.
  */
 #include "fo_pool.h"
 
@@ -46,20 +46,20 @@
 
 enum {
     CACHE_LINE = 64,
-    STACK_BYTES = 1 << 20,     /* address space only; tasks keep their tiles on the stack */
-    SPIN_NANOSECONDS = 30000,  /* about what going to sleep and being woken costs */
+    STACK_BYTES = 1 << 20,     /* virtual memory; tasks keep their tiles on the stack */
+    SPIN_NANOSECONDS = 30000,  /* about the cost of falling asleep and being woken */
     PAUSES_PER_CLOCK_READ = 16,
-    WAKING_PAYS = 250000,      /* nanoseconds that a job takes one thread, unless set otherwise */
-    CLOSE_JOBS = 4 /* so many in a row, and the next is expected to follow as closely */
+    WAKE_THRESHOLD = 250000,   /* default, in nanoseconds on one thread */
+    MIN_RECENT_JOBS = 4        /* after so many in a row, the next is expected soon */
 };
 
-enum { IDLE, CALLED, WORKING, ASLEEP, LEAVING };
+enum { IDLE, CALLED, RUNNING, ASLEEP, STOPPING };
 
-struct member {
+struct worker {
     _Alignas(CACHE_LINE) fo_atomic state;
-    _Alignas(CACHE_LINE) fo_atomic next; /* the next part of its share */
+    _Alignas(CACHE_LINE) fo_atomic next_part; /* of the worker's own range */
     fo_mutex mutex;
-    fo_cond bell;
+    fo_cond cond;
     fo_thread thread;
 };
 
@@ -67,56 +67,56 @@ struct job {
     fo_task task;
     void *context;
     int parts;
-    int team;
+    int n_threads;
 };
 
-/* `busy` is the lock of all but itself and `threads`: only its owner changes who is in the pool and
-   what the job is. The words that change hands during a job have a cache line each. */
+/* `locked` protects all fields except itself and `n_threads`. Atomics written during a job have a
+   cache line each. */
 static struct {
-    struct member members[FO_POOL_MAX_THREADS];
+    struct worker workers[FO_POOL_MAX_THREADS]; /* slot 0 belongs to the caller */
     _Alignas(CACHE_LINE) fo_atomic pending;
-    _Alignas(CACHE_LINE) fo_atomic busy;
-    _Alignas(CACHE_LINE) fo_atomic threads; /* wanted */
-    fo_atomic size; /* members present, the caller among them */
-    int limit; /* 1 where forks cannot be noticed, else no limit */
-    int close; /* jobs in a row that came soon after one another */
-    int64_t ended; /* when the last job did */
-    int64_t waking; /* WAKING_PAYS, or what was set */
+    _Alignas(CACHE_LINE) fo_atomic locked;
+    _Alignas(CACHE_LINE) fo_atomic n_threads; /* as set by the user */
+    fo_atomic n_started;                      /* slots in use, including the caller's */
+    int max_threads;                          /* 1 if forks cannot be detected */
+    int recent_jobs; /* jobs in a row that followed one another closely */
+    int64_t last_end;
+    int64_t wake_threshold;
     struct job job;
-} pool = {.threads = 1, .size = 1, .waking = WAKING_PAYS};
+} pool = {.n_threads = 1, .n_started = 1, .wake_threshold = WAKE_THRESHOLD};
 
-/* ---- A member's word and its bell ---- */
+/* ---- One worker ---- */
 
-static void member_init(struct member *member)
+static void worker_init(struct worker *worker)
 {
-    fo_store_relaxed(&member->state, IDLE);
-    fo_mutex_init(&member->mutex);
-    fo_cond_init(&member->bell);
+    fo_store_relaxed(&worker->state, IDLE);
+    fo_mutex_init(&worker->mutex);
+    fo_cond_init(&worker->cond);
 }
 
-static void member_destroy(struct member *member)
+static void worker_destroy(struct worker *worker)
 {
-    fo_cond_destroy(&member->bell);
-    fo_mutex_destroy(&member->mutex);
+    fo_cond_destroy(&worker->cond);
+    fo_mutex_destroy(&worker->mutex);
 }
 
-static void member_call(struct member *member, int order)
+static void set_state(struct worker *worker, int state)
 {
-    if (fo_exchange(&member->state, order) == ASLEEP) {
-        fo_mutex_lock(&member->mutex);
-        fo_cond_signal(&member->bell);
-        fo_mutex_unlock(&member->mutex);
+    if (fo_exchange(&worker->state, state) == ASLEEP) {
+        fo_mutex_lock(&worker->mutex);
+        fo_cond_signal(&worker->cond);
+        fo_mutex_unlock(&worker->mutex);
     }
 }
 
-/* Returns whether an order came. Yields between looks at the clock: else a member that shares its
-   core with another of the same team, or with anybody, would hold that one up all the while. */
-static int spin(const struct member *me)
+/* Returns whether the state changed. Yields before each look at the clock: otherwise a worker that
+   shares its core with another thread would block that thread while it spins. */
+static int spin(const struct worker *worker)
 {
     const int64_t deadline = fo_nanoseconds() + SPIN_NANOSECONDS;
     do {
         for (int i = 0; i < PAUSES_PER_CLOCK_READ; i++) {
-            if (fo_load_relaxed(&me->state) != IDLE)
+            if (fo_load_relaxed(&worker->state) != IDLE)
                 return 1;
             fo_pause();
         }
@@ -125,194 +125,198 @@ static int spin(const struct member *me)
     return 0;
 }
 
-/* Returns the order; IDLE if it was taken back meanwhile. */
-static int member_await(struct member *me)
+/* Returns the new state: IDLE if a call was revoked in the meantime. */
+static int wait_for_call(struct worker *worker)
 {
-    if (!spin(me) && fo_replace(&me->state, IDLE, ASLEEP)) {
-        fo_mutex_lock(&me->mutex);
-        while (fo_load(&me->state) == ASLEEP)
-            fo_cond_wait(&me->bell, &me->mutex);
-        fo_mutex_unlock(&me->mutex);
+    if (!spin(worker) && fo_compare_exchange(&worker->state, IDLE, ASLEEP)) {
+        fo_mutex_lock(&worker->mutex);
+        while (fo_load(&worker->state) == ASLEEP)
+            fo_cond_wait(&worker->cond, &worker->mutex);
+        fo_mutex_unlock(&worker->mutex);
     }
-    return fo_load(&me->state);
+    return fo_load(&worker->state);
 }
 
-/* ---- The work ---- */
+/* ---- Running parts ---- */
 
-/* The first part of a member's share; that of the one after the last is the number of parts. */
-static int share(const struct job *job, int member)
+/* First part in the range of a slot. For slot n_threads it is the number of parts. */
+static int part_begin(const struct job *job, int slot)
 {
-    return (int)((int64_t)job->parts * member / job->team);
+    return (int)((int64_t)job->parts * slot / job->n_threads);
 }
 
-/* Runs parts until none is left, a member's own ones first. */
-static void run_parts(const struct job *job, int member)
+/* Runs parts until none is left, starting with the range of `slot`. */
+static void run_parts(const struct job *job, int slot)
 {
-    for (int k = 0; k < job->team; k++) {
-        const int owner = (member + k) % job->team;
-        const int end = share(job, owner + 1);
+    for (int k = 0; k < job->n_threads; k++) {
+        const int owner = (slot + k) % job->n_threads;
+        const int end = part_begin(job, owner + 1);
         int part;
-        while ((part = fo_add(&pool.members[owner].next, 1)) < end)
+        while ((part = fo_fetch_add(&pool.workers[owner].next_part, 1)) < end)
             job->task(job->context, part, job->parts);
     }
 }
 
-/* Returns whether these members were the last of the job. */
-static int finish(int members) { return fo_subtract(&pool.pending, members) == members; }
+/* Marks slots as finished. Returns whether they were the last of the job. */
+static int finish(int n_slots) { return fo_fetch_add(&pool.pending, -n_slots) == n_slots; }
 
-static fo_thread_result FO_THREAD_CALL work(void *argument)
+static fo_thread_result FO_THREAD_CALL worker_main(void *argument)
 {
-    struct member *const me = argument;
-    while (member_await(me) != LEAVING) {
-        if (fo_replace(&me->state, CALLED, WORKING)) {
-            run_parts(&pool.job, (int)(me - pool.members));
-            fo_store_relaxed(&me->state, IDLE); /* before finish(): then the next call may come */
+    struct worker *const worker = argument;
+    while (wait_for_call(worker) != STOPPING) {
+        if (fo_compare_exchange(&worker->state, CALLED, RUNNING)) {
+            run_parts(&pool.job, (int)(worker - pool.workers));
+            /* Before finish(): after it the next call may follow at once. */
+            fo_store_relaxed(&worker->state, IDLE);
             if (finish(1))
-                member_call(&pool.members[0], CALLED);
+                set_state(&pool.workers[0], CALLED);
         }
     }
     return 0;
 }
 
-/* ---- Who is in the pool: for the owner of `busy` only ---- */
+/* ---- Starting and stopping workers; the caller holds the lock ---- */
 
-static void dismiss_beyond(int threads)
+static void stop_workers(int n_kept)
 {
-    const int size = fo_load_relaxed(&pool.size);
-    for (int k = threads; k < size; k++)
-        member_call(&pool.members[k], LEAVING);
-    for (int k = threads; k < size; k++) {
-        fo_thread_join(pool.members[k].thread);
-        member_destroy(&pool.members[k]);
+    const int n_started = fo_load_relaxed(&pool.n_started);
+    for (int k = n_kept; k < n_started; k++)
+        set_state(&pool.workers[k], STOPPING);
+    for (int k = n_kept; k < n_started; k++) {
+        fo_thread_join(pool.workers[k].thread);
+        worker_destroy(&pool.workers[k]);
     }
-    if (threads < size)
-        fo_store_relaxed(&pool.size, threads);
+    if (n_kept < n_started)
+        fo_store_relaxed(&pool.n_started, n_kept);
 }
 
-static int hire(struct member *worker)
+static int start_worker(struct worker *worker)
 {
-    member_init(worker);
-    if (fo_thread_start(&worker->thread, work, worker, STACK_BYTES))
+    worker_init(worker);
+    if (fo_thread_start(&worker->thread, worker_main, worker, STACK_BYTES))
         return 1;
-    member_destroy(worker);
+    worker_destroy(worker);
     return 0;
 }
 
-/* Returns the size of the team: fewer than wanted if the system gives no more threads. */
-static int muster(int parts)
+/* Returns the number of threads of a job: fewer than wanted if the system refuses to start more. */
+static int ensure_workers(int parts)
 {
-    const int wanted = fo_load_relaxed(&pool.threads);
-    const int threads = wanted < pool.limit ? wanted : pool.limit;
-    const int team = parts < threads ? parts : threads;
-    dismiss_beyond(threads);
-    int size = fo_load_relaxed(&pool.size);
-    while (size < team && hire(&pool.members[size]))
-        size++;
-    fo_store_relaxed(&pool.size, size);
-    return team < size ? team : size;
+    const int requested = fo_load_relaxed(&pool.n_threads);
+    const int limit = requested < pool.max_threads ? requested : pool.max_threads;
+    const int n_threads = parts < limit ? parts : limit;
+    stop_workers(limit);
+    int n_started = fo_load_relaxed(&pool.n_started);
+    while (n_started < n_threads && start_worker(&pool.workers[n_started]))
+        n_started++;
+    fo_store_relaxed(&pool.n_started, n_started);
+    return n_threads < n_started ? n_threads : n_started;
 }
 
-/* Returns whether to call the team for a job that takes one thread so long. */
-static int is_worth_calling(int team, int64_t nanoseconds)
+/* Returns whether to run a job of this duration (on one thread) in parallel. */
+static int is_parallel(int n_threads, int64_t nanoseconds)
 {
-    const int soon = fo_nanoseconds() - pool.ended < SPIN_NANOSECONDS;
-    pool.close = soon && pool.close < CLOSE_JOBS ? pool.close + 1 : soon ? pool.close : 0;
-    if (nanoseconds >= pool.waking || pool.close == CLOSE_JOBS)
+    const int soon = fo_nanoseconds() - pool.last_end < SPIN_NANOSECONDS;
+    if (!soon)
+        pool.recent_jobs = 0;
+    else if (pool.recent_jobs < MIN_RECENT_JOBS)
+        pool.recent_jobs++;
+    if (nanoseconds >= pool.wake_threshold || pool.recent_jobs == MIN_RECENT_JOBS)
         return 1;
-    for (int k = 1; k < team; k++)
-        if (fo_load_relaxed(&pool.members[k].state) == ASLEEP)
+    for (int k = 1; k < n_threads; k++)
+        if (fo_load_relaxed(&pool.workers[k].state) == ASLEEP)
             return 0;
     return 1;
 }
 
-/* ---- Who owns the pool ---- */
+/* ---- Locking ---- */
 
-/* Also the handler in a forked child, where no worker lives and nobody else is at work. */
-static void form_pool(void)
+/* Also the handler in a forked child, which has no workers and no other threads. */
+static void reset_pool(void)
 {
-    member_init(&pool.members[0]);
-    fo_store_relaxed(&pool.size, 1);
-    fo_store(&pool.busy, 0);
+    worker_init(&pool.workers[0]);
+    fo_store_relaxed(&pool.n_started, 1);
+    fo_store(&pool.locked, 0);
 }
 
-static void prepare(void)
+static void init_pool(void)
 {
-    form_pool();
-    pool.limit = fo_at_fork_child(form_pool) ? FO_POOL_MAX_THREADS : 1;
+    reset_pool();
+    pool.max_threads = fo_at_fork_child(reset_pool) ? FO_POOL_MAX_THREADS : 1;
 }
 
-/* Never waits: returns whether the pool is ours. */
-static int seize(void)
+static int try_lock(void)
 {
     static fo_once once = FO_ONCE_INIT;
-    fo_once_run(&once, prepare);
-    return fo_replace(&pool.busy, 0, 1);
+    fo_once_run(&once, init_pool);
+    return fo_compare_exchange(&pool.locked, 0, 1);
 }
 
-static void release(void) { fo_store(&pool.busy, 0); }
+static void unlock(void) { fo_store(&pool.locked, 0); }
 
-/* ---- Public ---- */
+/* ---- Public functions ---- */
 
-int fo_pool_threads(void) { return fo_load_relaxed(&pool.threads); }
+int fo_pool_threads(void) { return fo_load_relaxed(&pool.n_threads); }
 
 void fo_pool_set_threads(int threads)
 {
-    const int least = threads < 1 ? 1 : threads;
-    fo_store_relaxed(&pool.threads, least < FO_POOL_MAX_THREADS ? least : FO_POOL_MAX_THREADS);
+    const int positive = threads < 1 ? 1 : threads;
+    fo_store_relaxed(&pool.n_threads,
+                     positive < FO_POOL_MAX_THREADS ? positive : FO_POOL_MAX_THREADS);
 }
 
-static void run_alone(fo_task task, void *context, int parts)
+static void run_serial(fo_task task, void *context, int parts)
 {
     for (int part = 0; part < parts; part++)
         task(context, part, parts);
 }
 
-static void run_together(fo_task task, void *context, int parts, int team)
+static void run_parallel(fo_task task, void *context, int parts, int n_threads)
 {
-    pool.job = (struct job){task, context, parts, team};
-    fo_store_relaxed(&pool.pending, team);
-    fo_store_relaxed(&pool.members[0].state, IDLE);
-    for (int k = 0; k < team; k++)
-        fo_store_relaxed(&pool.members[k].next, share(&pool.job, k));
-    for (int k = 1; k < team; k++)
-        member_call(&pool.members[k], CALLED);
+    pool.job = (struct job){task, context, parts, n_threads};
+    fo_store_relaxed(&pool.pending, n_threads);
+    fo_store_relaxed(&pool.workers[0].state, IDLE);
+    for (int k = 0; k < n_threads; k++)
+        fo_store_relaxed(&pool.workers[k].next_part, part_begin(&pool.job, k));
+    for (int k = 1; k < n_threads; k++)
+        set_state(&pool.workers[k], CALLED);
 
-    int members = 1;
+    int n_finished = 1;
     run_parts(&pool.job, 0);
-    for (int k = 1; k < team; k++)
-        members += fo_replace(&pool.members[k].state, CALLED, IDLE);
-    if (!finish(members))
-        member_await(&pool.members[0]);
+    for (int k = 1; k < n_threads; k++)
+        n_finished += fo_compare_exchange(&pool.workers[k].state, CALLED, IDLE);
+    if (!finish(n_finished))
+        wait_for_call(&pool.workers[0]);
 }
 
 void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds)
 {
-    if (parts < 2 || !seize()) {
-        run_alone(task, context, parts);
+    if (parts < 2 || !try_lock()) {
+        run_serial(task, context, parts);
         return;
     }
-    const int team = muster(parts);
-    if (is_worth_calling(team, nanoseconds))
-        run_together(task, context, parts, team);
+    const int n_threads = ensure_workers(parts);
+    if (is_parallel(n_threads, nanoseconds))
+        run_parallel(task, context, parts, n_threads);
     else
-        run_alone(task, context, parts);
-    pool.ended = fo_nanoseconds();
-    release();
+        run_serial(task, context, parts);
+    pool.last_end = fo_nanoseconds();
+    unlock();
 }
 
 void fo_pool_stop(void)
 {
-    while (!seize())
+    while (!try_lock())
         fo_yield();
-    dismiss_beyond(1);
-    release();
+    stop_workers(1);
+    unlock();
 }
 
-int64_t fo_pool_set_waking(int64_t nanoseconds)
+int64_t fo_pool_set_wake_threshold(int64_t nanoseconds)
 {
-    const int64_t before = pool.waking;
-    pool.waking = nanoseconds;
-    return before;
+    const int64_t previous = pool.wake_threshold;
+    pool.wake_threshold = nanoseconds;
+    return previous;
 }
 
-int fo_pool_workers(void) { return fo_load_relaxed(&pool.size) - 1; }
+int fo_pool_workers(void) { return fo_load_relaxed(&pool.n_started) - 1; }

@@ -1,13 +1,13 @@
 /*
- * fo_pool.h: runs the parts of one job on a few threads that stay.
+ * fo_pool.h: a thread pool that runs the parts of one job at a time.
  *
- * One fork and join a job, on a pool of this library's own rather than OpenMP's: no second OpenMP
- * runtime in the process, no hang in a forked child, no thread that spins while somebody else's
- * matrix product wants the core.
+ * There is one fork and join per job. The pool does not use OpenMP: no second OpenMP runtime is
+ * loaded into the process, a forked child does not hang, and no idle thread keeps spinning while
+ * another library needs its core.
  *
- * Every part of a job is run exactly once, on some thread; parts must not wait for one another. A
- * job that comes while the pool is at work, from another thread or from inside a task, is run
- * whole by the thread that brought it. A task must not fork, stop the pool, or leave by longjmp.
+ * Every part of a job runs exactly once, on some thread. Parts must not wait for one another. If
+ * the pool is busy, a job submitted from another thread or from inside a task runs serially in the
+ * thread that submits it. A task must not fork, stop the pool or leave by longjmp.
  */
 #ifndef FO_POOL_H
 #define FO_POOL_H
@@ -16,37 +16,37 @@
 
 enum { FO_POOL_MAX_THREADS = 256 };
 
-/* What threadpoolctl looks for in the loaded library; all else is hidden. */
+/* Symbols that threadpoolctl looks up in the loaded library. All others are hidden. */
 #ifdef _WIN32
 #define FO_EXPORT __declspec(dllexport)
 #else
 #define FO_EXPORT __attribute__((visibility("default")))
 #endif
 
-/* One part of a job: called once for each part in [0, parts), each on some thread. */
+/* One part of a job: called once for each part in [0, parts). */
 typedef void (*fo_task)(void *context, int part, int parts);
 
-/* How many threads a job may use, its caller among them. It is 1 until somebody sets it. */
+/* Number of threads that a job may use, including its caller. The default is 1. */
 FO_EXPORT int fo_pool_threads(void);
 
-/* Sets that number, clamped to [1, FO_POOL_MAX_THREADS], from the next job of more than one part
-   on; that job also joins the surplus workers. May be called at any time, from any thread. */
+/* Sets the number of threads, clamped to [1, FO_POOL_MAX_THREADS]. The next job of more than one
+   part uses it, and joins surplus workers. Thread-safe. */
 FO_EXPORT void fo_pool_set_threads(int threads);
 
-/* Runs all parts and returns when all are done. What the caller wrote before is seen by every
-   part, and what the parts wrote is seen by the caller after. `nanoseconds` is about how long one
-   thread would take: a short job is left to the caller if the workers would have to be woken. */
+/* Runs all parts and returns when all have finished. Every part sees the caller's earlier writes,
+   and the caller sees the writes of all parts afterwards. `nanoseconds` estimates the time of the
+   job on one thread: a short job runs serially if its workers are asleep. */
 void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds);
 
-/* Sets from which length of a job on sleeping workers are woken for it, and returns what that was.
-   It has a good value from the start; tests set 0. */
-int64_t fo_pool_set_waking(int64_t nanoseconds);
+/* Sets the duration from which a job wakes sleeping workers. Returns the previous value. Only tests
+   change it. */
+int64_t fo_pool_set_wake_threshold(int64_t nanoseconds);
 
-/* Waits for the job at work, if any, and joins every worker; the next job starts new ones. To be
-   called before a process exits, from an ordinary function: see fo_pool.c on Windows. */
+/* Waits for the running job, if any, and joins every worker. The next job starts new workers. On
+   Windows, call it before the process exits, from an ordinary function (see fo_pool.c). */
 void fo_pool_stop(void);
 
-/* How many workers live now, asleep or not (the caller of a job is not a worker). */
+/* Number of live workers, awake or asleep. The caller of a job is not counted. */
 int fo_pool_workers(void);
 
 #endif

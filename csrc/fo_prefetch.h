@@ -1,7 +1,9 @@
-/* Asks for the cache line of an address, which need not be one's own.
+/*
+ * fo_prefetch.h: prefetches the cache line of an address. The address need not be valid.
  *
- * Assembly where we can, because gcc takes a function that only calls its __builtin_prefetch for
- * one without effect, and leaves the call out. */
+ * GCC and Clang use assembly: GCC considers a function that only calls __builtin_prefetch free of
+ * side effects and removes the call.
+ */
 #ifndef FO_PREFETCH_H
 #define FO_PREFETCH_H
 

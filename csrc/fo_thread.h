@@ -1,15 +1,14 @@
 /*
- * fo_thread.h: the few things the thread pool needs from the system, one name each.
+ * fo_thread.h: threads, locks and atomics for the thread pool, on POSIX and Windows.
  *
- * Threads, mutexes and condition variables are pthreads, or Win32's SRWLOCK, CONDITION_VARIABLE
- * and _beginthreadex; everything here is a type or a static inline function, so including this
- * file is all there is to it. Atomics are C11's. Microsoft's compiler has those only behind an
- * experimental switch, so there they are the Interlocked functions, which are full barriers, and
- * /std:c11 (for _Alignas) is the only flag it needs. Elsewhere it is the compiler's default dialect
- * or -std=gnu11: a strict -std=c11 would hide POSIX.
+ * Threads, mutexes and condition variables are those of pthreads or, on Windows, SRWLOCK,
+ * CONDITION_VARIABLE and _beginthreadex. Atomics are those of C11. MSVC has them only behind an
+ * experimental flag, so the Interlocked functions, which are full barriers, replace them there, and
+ * MSVC needs only /std:c11 (for _Alignas). Other compilers need their default dialect or
+ * -std=gnu11: a strict -std=c11 hides POSIX.
  *
- * Every atomic is one int. Loads acquire, stores release, and the read-modify-write operations do
- * both, unless the name says "relaxed": that one orders nothing.
+ * Every atomic is one int. Loads acquire, stores release, and read-modify-write operations do both.
+ * The functions named "relaxed" do not order other memory accesses.
  */
 #ifndef FO_THREAD_H
 #define FO_THREAD_H
@@ -51,14 +50,13 @@ static inline int fo_exchange(fo_atomic *word, int value)
     return (int)InterlockedExchange(word, value);
 }
 
-static inline int fo_add(fo_atomic *word, int amount) /* returns the value before */
+static inline int fo_fetch_add(fo_atomic *word, int amount) /* returns the previous value */
 {
     return (int)InterlockedExchangeAdd(word, amount);
 }
 
-static inline int fo_subtract(fo_atomic *word, int amount) { return fo_add(word, -amount); }
-
-static inline int fo_replace(fo_atomic *word, int expected, int value) /* returns whether it did */
+/* Returns whether the value was exchanged. */
+static inline int fo_compare_exchange(fo_atomic *word, int expected, int value)
 {
     return InterlockedCompareExchange(word, value, expected) == expected;
 }
@@ -94,14 +92,13 @@ static inline int fo_exchange(fo_atomic *word, int value)
     return atomic_exchange_explicit(word, value, memory_order_acq_rel);
 }
 
-static inline int fo_add(fo_atomic *word, int amount) /* returns the value before */
+static inline int fo_fetch_add(fo_atomic *word, int amount) /* returns the previous value */
 {
     return atomic_fetch_add_explicit(word, amount, memory_order_acq_rel);
 }
 
-static inline int fo_subtract(fo_atomic *word, int amount) { return fo_add(word, -amount); }
-
-static inline int fo_replace(fo_atomic *word, int expected, int value) /* returns whether it did */
+/* Returns whether the value was exchanged. */
+static inline int fo_compare_exchange(fo_atomic *word, int expected, int value)
 {
     return atomic_compare_exchange_strong_explicit(word, &expected, value, memory_order_acq_rel,
                                                    memory_order_acquire);
@@ -111,8 +108,8 @@ static inline int fo_replace(fo_atomic *word, int expected, int value) /* return
 
 /* ---- Waiting ---- */
 
-/* Tells the core that this is a spin loop. On ARM `yield` does nothing on most cores and an
-   instruction barrier takes about as long as x86's pause, so that is what waits there. */
+/* Tells the core that this is a spin loop. On most ARM cores `yield` does nothing; an instruction
+   barrier takes about as long as the pause instruction of x86. */
 static inline void fo_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86)
@@ -155,7 +152,7 @@ static inline void fo_cond_wait(fo_cond *cond, fo_mutex *mutex)
     SleepConditionVariableSRW(cond, mutex, INFINITE, 0);
 }
 
-/* ---- Once in a process's life, and in a forked child (which Windows does not have) ---- */
+/* ---- One-time initialization; Windows has no fork ---- */
 
 typedef INIT_ONCE fo_once;
 #define FO_ONCE_INIT INIT_ONCE_STATIC_INIT
@@ -182,8 +179,9 @@ typedef HANDLE fo_thread;
 typedef unsigned fo_thread_result;
 #define FO_THREAD_CALL __stdcall
 
+/* Returns whether the thread was started. */
 static inline int fo_thread_start(fo_thread *thread, fo_thread_result(FO_THREAD_CALL *body)(void *),
-                                  void *argument, unsigned stack_bytes) /* returns whether it did */
+                                  void *argument, unsigned stack_bytes)
 {
     *thread = (HANDLE)_beginthreadex(NULL, stack_bytes, body, argument,
                                      STACK_SIZE_PARAM_IS_A_RESERVATION, NULL);
@@ -223,7 +221,7 @@ static inline void fo_cond_destroy(fo_cond *cond) { pthread_cond_destroy(cond); 
 
 static inline void fo_cond_wait(fo_cond *cond, fo_mutex *mutex) { pthread_cond_wait(cond, mutex); }
 
-/* ---- Once in a process's life, and in a forked child ---- */
+/* ---- One-time initialization and the handler in a forked child ---- */
 
 typedef pthread_once_t fo_once;
 #define FO_ONCE_INIT PTHREAD_ONCE_INIT
@@ -241,9 +239,10 @@ typedef pthread_t fo_thread;
 typedef void *fo_thread_result;
 #define FO_THREAD_CALL
 
-/* The new thread has every signal blocked, so that Ctrl-C goes to a thread that expects it. */
+/* Returns whether the thread was started. It blocks every signal, so that SIGINT is delivered to
+   a thread of the application. */
 static inline int fo_thread_start(fo_thread *thread, fo_thread_result (*body)(void *),
-                                  void *argument, unsigned stack_bytes) /* returns whether it did */
+                                  void *argument, unsigned stack_bytes)
 {
     sigset_t all, before;
     pthread_attr_t attributes;

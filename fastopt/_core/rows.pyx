@@ -9,7 +9,7 @@ from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastopt._core.common cimport fo_flush_begin, fo_flush_end, fo_prefetch, part_begin, real
+from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch, part_begin, real
 from fastopt._core.deferred_rows cimport (
     MAX_LOGGED, DeferredRows, IdleDecay, apply_decay, clear_log, count_replayed, free_log, is_idle, log_step,
     min_replay, reserve_step, resize,
@@ -22,7 +22,6 @@ from numpy.ma import MaskedArray
 
 cdef enum:
     SUM_BLOCK = 8192        # elements per partial sum
-    CACHE_LINE = 64
     PREFETCH_ROWS = 4       # distance in rows between a prefetch and the use
     PREFETCH_BYTES = 1024   # of each row; the hardware prefetcher follows the rest
     RADIX_BITS = 8

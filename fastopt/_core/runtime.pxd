@@ -1,7 +1,9 @@
-"""For the other compiled modules: the thread pool, of which a process has one, and addresses."""
+"""The thread pool of the process and the addresses of arrays, for the other compiled modules."""
 
 ctypedef void (*Task)(void* context, int part, int parts) noexcept nogil
 
 cdef int n_threads() noexcept nogil
-cdef char* data_ptr(object array, bint written) except? NULL
+# Run every part of a task once and return when all have finished. `nanoseconds`: estimate for one thread.
 cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil
+# Address of the first element. BufferError if the array is read-only and `written` is true.
+cdef char* data_ptr(object array, bint written) except? NULL

@@ -1,4 +1,4 @@
-"""What the machine offers: the instruction set, threads, and addresses."""
+"""Access to the processor level, the thread pool and the addresses of arrays."""
 from cpython.buffer cimport (
     Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -12,7 +12,7 @@ cdef extern from "fo_pool.h" nogil:
     void fo_pool_run(Task task, void* context, int parts, long long nanoseconds)
     void fo_pool_stop()
     int fo_pool_workers()
-    long long fo_pool_set_waking(long long nanoseconds)
+    long long fo_pool_set_wake_threshold(long long nanoseconds)
 
 
 cdef int n_threads() noexcept nogil:
@@ -21,37 +21,6 @@ cdef int n_threads() noexcept nogil:
 
 cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
     fo_pool_run(task, context, parts, nanoseconds)
-
-
-def cpu_level():
-    """Highest x86-64 level that processor and operating system support: 4, 3, or 0 for the base build."""
-    return fo_cpu_level()
-
-
-def get_threads():
-    """Threads that a step may use, the calling one included."""
-    return fo_pool_threads()
-
-
-def set_threads(int n):
-    """Let a step use `n` threads, the calling one included; surplus workers end."""
-    with nogil:
-        fo_pool_set_threads(n)
-
-
-def live_workers():
-    """Worker threads that exist at this moment."""
-    return fo_pool_workers()
-
-
-def set_wake_threshold(long long nanoseconds):
-    """For which length of a job sleeping workers are woken, 0 for any; returns what it was before."""
-    return fo_pool_set_waking(nanoseconds)
-
-
-def address(object array not None, bint written=True):
-    """Where an array's first element stands; BufferError if it is to be written and must not be."""
-    return <Py_ssize_t> data_ptr(array, written)
 
 
 cdef char* data_ptr(object array, bint written) except? NULL:
@@ -63,7 +32,41 @@ cdef char* data_ptr(object array, bint written) except? NULL:
     return first
 
 
+def address(object array not None, bint written=True):
+    """Return the address of an array's first element.
+
+    Raises BufferError if the array is read-only and `written` is true.
+    """
+    return <Py_ssize_t> data_ptr(array, written)
+
+
+def cpu_level():
+    """Return the highest x86-64 level that the machine supports: 4, 3, or 0 for the base build."""
+    return fo_cpu_level()
+
+
+def get_threads():
+    """Return the number of threads that a step may use, including the calling thread."""
+    return fo_pool_threads()
+
+
+def set_threads(int n):
+    """Set the number of threads that a step may use. The next parallel step joins surplus workers."""
+    with nogil:
+        fo_pool_set_threads(n)
+
+
+def live_workers():
+    """Return the number of live worker threads."""
+    return fo_pool_workers()
+
+
 def stop_workers():
-    """End every worker; the next large step starts them anew."""
+    """Join every worker. The next parallel step starts new workers."""
     with nogil:
         fo_pool_stop()
+
+
+def set_wake_threshold(long long nanoseconds):
+    """Set the duration from which a job wakes sleeping workers. Returns the previous value."""
+    return fo_pool_set_wake_threshold(nanoseconds)

@@ -1,19 +1,19 @@
-"""Powers and logarithms of scalars, which Python would ask the C library for.
+"""Power and logarithm of scalars, with the same bits on every platform.
 
-Its last bit differs from machine to machine, even between processors under one system: `csrc/fo_math.h` has
-the same bits everywhere.
+Python's `**` and `math.log` call the C library, whose last bit differs between platforms and even between
+processors. These call `csrc/fo_math.h`.
 """
 
 cdef extern from "fo_math.h" nogil:
-    double fo_power(double x, double y)
+    double fo_pow(double x, double y)
     double fo_log(double x)
 
 
 def power(double x, double y):
-    """x to the power y, for x >= 0; a whole power is correctly rounded."""
-    return fo_power(x, y)
+    """Return x to the power y for x >= 0. Integer powers are correctly rounded."""
+    return fo_pow(x, y)
 
 
 def log(double x):
-    """The natural logarithm of a normal number x > 0."""
+    """Return the natural logarithm of a normal number x > 0."""
     return fo_log(x)

@@ -1,11 +1,12 @@
 /*
- * test_pool.c: what fo_pool.h promises, without Python, so that the sanitizers see nothing else.
+ * test_pool.c: tests of fo_pool.h without Python, for use with sanitizers.
  *
- * Built and run by tools/sanitize.sh. Each test is one function; a failed check ends the
- * program with status 1, a hang with SIGALRM. `test_pool latency` prints timings instead.
- * Left out where they cannot be: forks on Windows and under ThreadSanitizer (which does not follow
- * threads started in a child of a threaded process); the counts of threads where there is no /proc;
- * failing thread creation unless the linker wraps pthread_create (FO_WRAP_PTHREAD_CREATE).
+ * tools/sanitize.sh builds and runs it. Each test is one function. A failed check ends the program
+ * with status 1, a hang ends it with SIGALRM. `test_pool latency` prints timings instead, and
+ * `test_pool leave` exits with live workers. Some tests are skipped: forks on Windows and under
+ * ThreadSanitizer (which does not support threads in the child of a multithreaded process), thread
+ * counts without /proc, and failing thread creation unless the linker wraps pthread_create
+ * (FO_WRAP_PTHREAD_CREATE).
  */
 #include <errno.h>
 #include <stdio.h>
@@ -23,14 +24,14 @@
 #include <dirent.h>
 #endif
 
-enum { MANY_PARTS = 20, DEADLINE_SECONDS = 300 };
-static const int64_t millisecond = 1000000;
-static const int64_t LONG = INT64_MAX; /* a job that is worth waking every worker for */
+enum { MAX_PARTS = 20, DEADLINE_SECONDS = 300 };
+static const int64_t MILLISECOND = 1000000;
+static const int64_t LONG = INT64_MAX; /* duration of a job that wakes every worker */
 
-static void check(int condition, const char *what)
+static void check(int condition, const char *expectation)
 {
     if (!condition) {
-        fprintf(stderr, "FAILED: %s\n", what);
+        fprintf(stderr, "FAILED: %s\n", expectation);
         fflush(stderr);
         _Exit(1);
     }
@@ -39,7 +40,7 @@ static void check(int condition, const char *what)
 static void sleep_for(int64_t nanoseconds)
 {
 #ifdef _WIN32
-    Sleep((DWORD)(nanoseconds / millisecond));
+    Sleep((DWORD)(nanoseconds / MILLISECOND));
 #else
     const struct timespec span = {nanoseconds / 1000000000, nanoseconds % 1000000000};
     nanosleep(&span, NULL);
@@ -55,69 +56,69 @@ static void busy_for(int64_t nanoseconds)
 
 /* ---- Tasks ---- */
 
-/* Plain ints on purpose: ThreadSanitizer then checks that parts are ordered before the return. */
-struct tally {
-    int runs[MANY_PARTS + 1];
-    int parts_seen[MANY_PARTS + 1];
+/* The counts are not atomic, so that ThreadSanitizer checks that parts happen before the return. */
+struct run_counts {
+    int runs[MAX_PARTS + 1];
+    int parts[MAX_PARTS + 1];
 };
 
 static void count_part(void *context, int part, int parts)
 {
-    struct tally *const tally = context;
-    tally->runs[part]++;
-    tally->parts_seen[part] = parts;
+    struct run_counts *const counts = context;
+    counts->runs[part]++;
+    counts->parts[part] = parts;
 }
 
 static void run_and_check(int parts)
 {
-    struct tally tally;
-    memset(&tally, 0, sizeof tally);
-    fo_pool_run(count_part, &tally, parts, LONG);
-    for (int part = 0; part <= MANY_PARTS; part++) {
-        check(tally.runs[part] == (part < parts), "each part runs exactly once");
-        check(part >= parts || tally.parts_seen[part] == parts, "each part is told their number");
+    struct run_counts counts;
+    memset(&counts, 0, sizeof counts);
+    fo_pool_run(count_part, &counts, parts, LONG);
+    for (int part = 0; part <= MAX_PARTS; part++) {
+        check(counts.runs[part] == (part < parts), "each part runs exactly once");
+        check(part >= parts || counts.parts[part] == parts, "each part gets the number of parts");
     }
 }
 
-static void nest(void *context, int part, int parts)
+static void run_nested(void *context, int part, int parts)
 {
     (void)context, (void)part, (void)parts;
     for (int inner = 1; inner <= 5; inner++)
         run_and_check(inner);
 }
 
-/* Every part waits until as many parts have begun as the job has: a task that only ends if each
-   part has a thread of its own. Real tasks must not do this; here it shows that threads help. */
-struct meeting {
+/* Every part waits until all parts have begun, so the job ends only if each part has its own
+   thread. Real tasks must not do this. */
+struct barrier {
     fo_atomic missing;
     fo_atomic sigint_blocked;
 };
 
-static void meet(void *context, int part, int parts)
+static void wait_for_all(void *context, int part, int parts)
 {
-    struct meeting *const meeting = context;
+    struct barrier *const barrier = context;
     (void)parts;
 #ifndef _WIN32
     sigset_t blocked;
     pthread_sigmask(SIG_SETMASK, NULL, &blocked);
     if (part > 0 && sigismember(&blocked, SIGINT))
-        fo_subtract(&meeting->sigint_blocked, -1);
+        fo_fetch_add(&barrier->sigint_blocked, 1);
 #else
     (void)part;
 #endif
-    fo_subtract(&meeting->missing, 1);
-    while (fo_load(&meeting->missing) > 0)
+    fo_fetch_add(&barrier->missing, -1);
+    while (fo_load(&barrier->missing) > 0)
         fo_yield();
 }
 
-static void run_meeting(int parts)
+static void run_concurrently(int parts)
 {
-    struct meeting meeting;
-    fo_store(&meeting.missing, parts);
-    fo_store(&meeting.sigint_blocked, 0);
-    fo_pool_run(meet, &meeting, parts, LONG);
+    struct barrier barrier;
+    fo_store(&barrier.missing, parts);
+    fo_store(&barrier.sigint_blocked, 0);
+    fo_pool_run(wait_for_all, &barrier, parts, LONG);
 #ifndef _WIN32
-    check(fo_load(&meeting.sigint_blocked) == parts - 1, "workers block signals");
+    check(fo_load(&barrier.sigint_blocked) == parts - 1, "workers block signals");
 #endif
 }
 
@@ -125,26 +126,26 @@ static void run_meeting(int parts)
 
 static void test_threads_are_clamped(void)
 {
-    const int tables[][2] = {{-3, 1}, {0, 1}, {1, 1}, {7, 7}, {1 << 20, FO_POOL_MAX_THREADS}};
-    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++) {
-        fo_pool_set_threads(tables[i][0]);
-        check(fo_pool_threads() == tables[i][1], "set_threads clamps to [1, max]");
+    const int cases[][2] = {{-3, 1}, {0, 1}, {1, 1}, {7, 7}, {1 << 20, FO_POOL_MAX_THREADS}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fo_pool_set_threads(cases[i][0]);
+        check(fo_pool_threads() == cases[i][1], "set_threads clamps to [1, max]");
     }
 }
 
-static void test_all_parts_once(void)
+static void test_every_part_runs_once(void)
 {
     const int threads[] = {1, 2, 3, 7, 2, 1};
     for (size_t i = 0; i < sizeof threads / sizeof *threads; i++) {
         fo_pool_set_threads(threads[i]);
         for (int repeat = 0; repeat < 20; repeat++)
-            for (int parts = 0; parts <= MANY_PARTS; parts++)
+            for (int parts = 0; parts <= MAX_PARTS; parts++)
                 run_and_check(parts);
-        check(fo_pool_workers() == threads[i] - 1, "one worker a thread but the caller");
+        check(fo_pool_workers() == threads[i] - 1, "one worker per thread except the caller");
     }
 }
 
-static void test_workers_are_lazy(void)
+static void test_workers_start_on_demand(void)
 {
     fo_pool_stop();
     fo_pool_set_threads(7);
@@ -152,31 +153,31 @@ static void test_workers_are_lazy(void)
     run_and_check(1);
     check(fo_pool_workers() == 0, "no worker for one part");
     run_and_check(3);
-    check(fo_pool_workers() == 2, "as many workers as the job needs");
+    check(fo_pool_workers() == 2, "one worker per part except the caller's");
     run_and_check(2);
-    check(fo_pool_workers() == 2, "a smaller job keeps them");
+    check(fo_pool_workers() == 2, "a smaller job keeps the workers");
     fo_pool_set_threads(2);
     run_and_check(3);
-    check(fo_pool_workers() == 1, "the next job joins the surplus");
+    check(fo_pool_workers() == 1, "the next job joins surplus workers");
 }
 
-static void test_parts_run_at_once(void)
+static void test_parts_run_concurrently(void)
 {
     for (int threads = 2; threads <= 7; threads++) {
         fo_pool_set_threads(threads);
         for (int repeat = 0; repeat < 10; repeat++) {
-            run_meeting(threads);
+            run_concurrently(threads);
             if (repeat % 2)
-                sleep_for(millisecond); /* so that the workers are asleep */
+                sleep_for(MILLISECOND); /* the workers fall asleep */
         }
     }
 }
 
-static void test_nested(void)
+static void test_nested_jobs(void)
 {
     for (int threads = 1; threads <= 3; threads++) {
         fo_pool_set_threads(threads);
-        fo_pool_run(nest, NULL, 8, LONG);
+        fo_pool_run(run_nested, NULL, 8, LONG);
     }
 }
 
@@ -184,7 +185,7 @@ static fo_thread_result FO_THREAD_CALL run_jobs(void *context)
 {
     (void)context;
     for (int i = 0; i < 5000; i++)
-        run_and_check(1 + i % MANY_PARTS);
+        run_and_check(1 + i % MAX_PARTS);
     return 0;
 }
 
@@ -195,38 +196,39 @@ static fo_thread_result FO_THREAD_CALL change_pool(void *context)
         fo_pool_set_threads(1 + i % 5);
         if (i % 3 == 0)
             fo_pool_stop();
-        check(fo_pool_workers() >= 0 && fo_pool_workers() < 5, "as many workers as were asked for");
+        check(fo_pool_workers() >= 0 && fo_pool_workers() < 5, "the number of workers is in range");
         busy_for(50000);
     }
     return 0;
 }
 
-static void test_callers_and_changes_at_once(void)
+static void test_concurrent_callers_and_changes(void)
 {
     fo_thread_result(FO_THREAD_CALL *const bodies[])(void *) = {run_jobs, run_jobs, change_pool};
     fo_thread threads[3];
     fo_pool_set_threads(3);
     for (int i = 0; i < 3; i++)
-        check(fo_thread_start(&threads[i], bodies[i], NULL, 1 << 20), "a test's thread starts");
+        check(fo_thread_start(&threads[i], bodies[i], NULL, 1 << 20),
+              "the thread of the test starts");
     for (int i = 0; i < 3; i++)
         fo_thread_join(threads[i]);
 }
 
 static void test_many_tiny_jobs(void)
 {
-    struct tally tally;
-    memset(&tally, 0, sizeof tally);
+    struct run_counts counts;
+    memset(&counts, 0, sizeof counts);
     fo_pool_set_threads(2);
     for (int i = 0; i < 200000; i++) {
-        fo_pool_run(count_part, &tally, 2, LONG);
+        fo_pool_run(count_part, &counts, 2, LONG);
         if (i % 1000 == 0)
-            sleep_for(millisecond / 10); /* so that some jobs find the worker just falling asleep */
+            sleep_for(MILLISECOND / 10); /* some jobs find the worker falling asleep */
     }
-    check(tally.runs[0] == 200000 && tally.runs[1] == 200000, "200000 jobs ran all their parts");
+    check(counts.runs[0] == 200000 && counts.runs[1] == 200000, "200000 jobs ran all parts");
 }
 
-/* Gaps around the spinning time hit the moments at which a member goes to sleep or is called. */
-static void test_gaps_around_falling_asleep(void)
+/* Gaps close to the spinning time make calls coincide with workers that fall asleep. */
+static void test_calls_while_falling_asleep(void)
 {
     fo_pool_set_threads(2);
     for (int i = 0; i < 4000; i++) {
@@ -236,7 +238,7 @@ static void test_gaps_around_falling_asleep(void)
 }
 
 #ifdef __linux__
-static int threads_of_process(void)
+static int count_threads(void)
 {
     int count = 0;
     DIR *const tasks = opendir("/proc/self/task");
@@ -247,27 +249,27 @@ static int threads_of_process(void)
     return count;
 }
 
-/* A joined thread may stay visible for a moment. */
-static void check_threads_of_process(int expected)
+/* A joined thread stays listed for a moment. */
+static void check_thread_count(int expected)
 {
-    for (int tries = 0; tries < 1000 && threads_of_process() != expected; tries++)
-        sleep_for(millisecond);
-    check(threads_of_process() == expected, "no thread is left, none is missing");
+    for (int tries = 0; tries < 1000 && count_threads() != expected; tries++)
+        sleep_for(MILLISECOND);
+    check(count_threads() == expected, "the process has the expected number of threads");
 }
 
-static void test_stop_and_start(void)
+static void test_stop_and_restart(void)
 {
     fo_pool_stop();
-    const int before = threads_of_process();
+    const int before = count_threads();
     fo_pool_set_threads(4);
     for (int i = 0; i < 100; i++) {
         run_and_check(4);
-        check(fo_pool_workers() == 3, "the pool starts anew after a stop");
-        check_threads_of_process(before + 3);
+        check(fo_pool_workers() == 3, "the pool restarts after a stop");
+        check_thread_count(before + 3);
         fo_pool_stop();
         check(fo_pool_workers() == 0, "stop joins every worker");
     }
-    check_threads_of_process(before);
+    check_thread_count(before);
 }
 
 static void test_idle_workers_sleep(void)
@@ -275,13 +277,13 @@ static void test_idle_workers_sleep(void)
     fo_pool_set_threads(4);
     run_and_check(4);
     const clock_t before = clock();
-    sleep_for(300 * millisecond);
+    sleep_for(300 * MILLISECOND);
     check(clock() - before < CLOCKS_PER_SEC / 10, "idle workers use no processor time");
 }
 #endif
 
 #ifdef FO_WRAP_PTHREAD_CREATE
-static int creations_left = -1; /* negative: no limit */
+static int creations_left = -1; /* -1: unlimited */
 
 int __real_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 int __wrap_pthread_create(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
@@ -296,18 +298,18 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
     return __real_pthread_create(thread, attributes, body, argument);
 }
 
-static void test_too_few_threads(void)
+static void test_failing_thread_creation(void)
 {
     fo_pool_set_threads(6);
     for (int available = 0; available < 6; available++) {
         fo_pool_stop();
         creations_left = available;
-        for (int parts = 0; parts <= MANY_PARTS; parts++)
+        for (int parts = 0; parts <= MAX_PARTS; parts++)
             run_and_check(parts);
-        check(fo_pool_workers() == available, "the workers that could be had");
+        check(fo_pool_workers() == available, "the workers that could be started");
         creations_left = -1;
         run_and_check(6);
-        check(fo_pool_workers() == 5, "the others as soon as they can be had");
+        check(fo_pool_workers() == 5, "the other workers as soon as they can be started");
     }
 }
 #endif
@@ -323,10 +325,10 @@ static void run_in_child(int generations)
         check(fo_pool_workers() == 0, "a child starts without workers");
         fo_pool_stop();
         fo_pool_set_threads(3);
-        run_meeting(3);
-        for (int parts = 0; parts <= MANY_PARTS; parts++)
+        run_concurrently(3);
+        for (int parts = 0; parts <= MAX_PARTS; parts++)
             run_and_check(parts);
-        check(fo_pool_workers() == 2, "a child has workers of its own");
+        check(fo_pool_workers() == 2, "a child starts its own workers");
         if (generations > 1)
             run_in_child(generations - 1);
         fo_pool_stop();
@@ -335,7 +337,7 @@ static void run_in_child(int generations)
     int status = -1;
     while (waitpid(child, &status, 0) < 0)
         check(errno == EINTR, "waitpid");
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child runs jobs and ends");
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child runs jobs and exits");
 }
 
 static void test_fork(void)
@@ -343,40 +345,40 @@ static void test_fork(void)
     fo_pool_set_threads(3);
     run_and_check(3);
     run_in_child(3);
-    run_meeting(3);
+    run_concurrently(3);
 }
 
-static void work_until_told(void *context, int part, int parts)
+static void work_until_stopped(void *context, int part, int parts)
 {
     (void)part, (void)parts;
     while (!fo_load((fo_atomic *)context))
-        busy_for(millisecond / 10);
+        busy_for(MILLISECOND / 10);
 }
 
 static fo_thread_result run_long_job(void *context)
 {
-    fo_pool_run(work_until_told, context, 3, LONG);
+    fo_pool_run(work_until_stopped, context, 3, LONG);
     return NULL;
 }
 
-static fo_thread_result run_jobs_until_told(void *context)
+static fo_thread_result run_jobs_until_stopped(void *context)
 {
     while (!fo_load((fo_atomic *)context))
         run_and_check(3);
     return NULL;
 }
 
-static void test_fork_while_another_thread_has_a_job(void)
+static void test_fork_during_a_job(void)
 {
-    fo_thread_result (*const bodies[])(void *) = {run_long_job, run_jobs_until_told};
+    fo_thread_result (*const bodies[])(void *) = {run_long_job, run_jobs_until_stopped};
     fo_pool_set_threads(3);
     for (int i = 0; i < 2; i++) {
         fo_thread thread;
         fo_atomic stop;
         fo_store(&stop, 0);
-        check(fo_thread_start(&thread, bodies[i], &stop, 1 << 20), "a test's thread starts");
+        check(fo_thread_start(&thread, bodies[i], &stop, 1 << 20), "the thread of the test starts");
         for (int fork = 0; fork < 20; fork++) {
-            sleep_for(millisecond);
+            sleep_for(MILLISECOND);
             run_in_child(1);
         }
         run_and_check(5);
@@ -402,55 +404,55 @@ static int compare(const void *left, const void *right)
 
 static int64_t task_nanoseconds;
 
-static void be_busy(void *context, int part, int parts)
+static void spin_task(void *context, int part, int parts)
 {
     (void)context, (void)part, (void)parts;
     busy_for(task_nanoseconds);
 }
 
-static void print_latency(const char *what, fo_task task, int64_t gap)
+static void print_latency(const char *label, fo_task task, int64_t gap)
 {
     enum { REPEATS = 3000 };
     static int64_t times[REPEATS];
     for (int i = 0; i < REPEATS; i++) {
-        struct meeting meeting;
-        fo_store(&meeting.missing, 2);
-        fo_store(&meeting.sigint_blocked, 0);
-        if (gap > millisecond)
+        struct barrier barrier;
+        fo_store(&barrier.missing, 2);
+        fo_store(&barrier.sigint_blocked, 0);
+        if (gap > MILLISECOND)
             sleep_for(gap);
         else
             busy_for(gap);
         const int64_t start = fo_nanoseconds();
-        fo_pool_run(task, &meeting, 2, LONG);
+        fo_pool_run(task, &barrier, 2, LONG);
         times[i] = fo_nanoseconds() - start;
     }
     qsort(times, REPEATS, sizeof *times, compare);
-    printf("%-44s median %7.2f us, 10%% %7.2f, 90%% %7.2f\n", what,
+    printf("%-44s median %7.2f us, 10%% %7.2f, 90%% %7.2f\n", label,
            1e-3 * (double)times[REPEATS / 2], 1e-3 * (double)times[REPEATS / 10],
            1e-3 * (double)times[REPEATS * 9 / 10]);
 }
 
 static void print_latencies(void)
 {
-    const int64_t asleep = 2 * millisecond, hot = 3000;
+    const int64_t asleep = 2 * MILLISECOND, hot = 3000;
     fo_pool_set_threads(2);
     print_latency("empty job, worker hot", do_nothing, hot);
     print_latency("empty job, worker asleep", do_nothing, asleep);
-    print_latency("both parts on threads of their own, hot", meet, hot);
-    print_latency("both parts on threads of their own, asleep", meet, asleep);
+    print_latency("one thread per part, worker hot", wait_for_all, hot);
+    print_latency("one thread per part, worker asleep", wait_for_all, asleep);
     const int64_t lengths[] = {20, 50, 100, 200, 1000};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
-        char what[64];
+        char label[64];
         task_nanoseconds = lengths[i] * 1000;
-        snprintf(what, sizeof what, "two parts of %d us, hot", (int)lengths[i]);
-        print_latency(what, be_busy, hot);
-        snprintf(what, sizeof what, "two parts of %d us, asleep", (int)lengths[i]);
-        print_latency(what, be_busy, asleep);
+        snprintf(label, sizeof label, "two parts of %d us, hot", (int)lengths[i]);
+        print_latency(label, spin_task, hot);
+        snprintf(label, sizeof label, "two parts of %d us, asleep", (int)lengths[i]);
+        print_latency(label, spin_task, asleep);
     }
     fo_pool_stop();
 }
 
-/* ---- All of them ---- */
+/* ---- Main program ---- */
 
 static void run(const char *name, void (*test)(void))
 {
@@ -469,28 +471,28 @@ int main(int count, char **arguments)
 #ifndef _WIN32
     alarm(DEADLINE_SECONDS);
 #endif
-    check(fo_pool_threads() == 1 && fo_pool_workers() == 0, "one thread unless told otherwise");
+    check(fo_pool_threads() == 1 && fo_pool_workers() == 0, "the default is one thread");
     run("threads are clamped", test_threads_are_clamped);
-    run("all parts once", test_all_parts_once);
-    run("workers are lazy", test_workers_are_lazy);
-    run("parts run at once", test_parts_run_at_once);
-    run("nested", test_nested);
-    run("callers and changes at once", test_callers_and_changes_at_once);
+    run("every part runs once", test_every_part_runs_once);
+    run("workers start on demand", test_workers_start_on_demand);
+    run("parts run concurrently", test_parts_run_concurrently);
+    run("nested jobs", test_nested_jobs);
+    run("concurrent callers and changes", test_concurrent_callers_and_changes);
     run("many tiny jobs", test_many_tiny_jobs);
-    run("gaps around falling asleep", test_gaps_around_falling_asleep);
+    run("calls while falling asleep", test_calls_while_falling_asleep);
 #ifdef __linux__
-    run("stop and start", test_stop_and_start);
+    run("stop and restart", test_stop_and_restart);
     run("idle workers sleep", test_idle_workers_sleep);
 #endif
 #ifdef FO_WRAP_PTHREAD_CREATE
-    run("too few threads", test_too_few_threads);
+    run("failing thread creation", test_failing_thread_creation);
 #endif
 #if !defined(_WIN32) && !defined(__SANITIZE_THREAD__)
     run("fork", test_fork);
-    run("fork while another thread has a job", test_fork_while_another_thread_has_a_job);
+    run("fork during a job", test_fork_during_a_job);
 #endif
     if (count > 1 && strcmp(arguments[1], "leave") == 0)
-        return 0; /* with a live pool: exit must neither hang nor crash */
+        return 0; /* with live workers: exit must neither hang nor crash */
     fo_pool_stop();
     return 0;
 }
