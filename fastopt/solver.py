@@ -32,7 +32,7 @@ from fastopt import functional
 from fastopt._core.pytree import flatten
 from fastopt._core.validation import check_int, check_X_y
 from fastopt.nn.metrics import accuracy
-from fastopt.nn.trainer import format_logs
+from fastopt.nn.history import format_logs
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The minibatches of an epoch: which rows, and the step that is taken on them."""
+"""The minibatches of an epoch, and the training step on each."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ if TYPE_CHECKING:
 
     from fastopt.nn.typing import Net
 
-__all__ = ["make_batches"]
+__all__ = ["Batches", "make_batches"]
 
-_LARGE = 1 << 13  # parameters from which on an update right after each gradient saves more than it costs
+# Models with at least this many parameters are updated array by array, each right after its gradient.
+_MIN_PARAMS_TO_LEASE = 1 << 13
 
 
 def make_batches(
     net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
 ) -> Batches:
-    """Return the batches of a training; each iteration over them is an epoch, in another order.
+    """Return the batches of a training run; each iteration over them is an epoch in a new order.
 
     Parameters
     ----------
     net : object
+        The model.
     columns : tuple
-        X, y and, where rows have weights, these.
+        X, y and, optionally, the sample weights.
     batch_size : int
+        Samples per batch; the last batch may be smaller.
     rng : numpy.random.Generator or None
-        Without one the rows are taken in the given order.
+        Generator for shuffling. None keeps the order of the data.
 
     Returns
     -------
     Batches
     """
-    # A net that has its own idea of a step is asked for it.
+    # A subclass that overrides train_step must be trained through it.
     if isinstance(net, MLP) and type(net).train_step is MLP.train_step:
-        return _Fed(net, columns, batch_size, rng)
-    return _Gathered(net, columns, batch_size, rng)
+        return CompiledBatches(net, columns, batch_size, rng)
+    return GatheredBatches(net, columns, batch_size, rng)
 
 
 class Batches:
-    """Iterates over (begin, end) of the batches in the order of the epoch.
+    """Iterable of the ranges (begin, end) of the batches in the order of the epoch.
 
     Parameters
     ----------
@@ -58,80 +61,80 @@ class Batches:
     ) -> None:
         self._net = net
         self._columns = columns
-        self._rows = len(columns[1])
+        self._n_samples = len(columns[1])
         self._batch_size = batch_size
         self._rng = rng
         self._order: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return -(-self._rows // self._batch_size)
+        return -(-self._n_samples // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self._rng is not None:
-            self._order = self._rng.permutation(self._rows)
-        for begin in range(0, self._rows, self._batch_size):
-            yield begin, min(begin + self._batch_size, self._rows)
+            self._order = self._rng.permutation(self._n_samples)
+        for begin in range(0, self._n_samples, self._batch_size):
+            yield begin, min(begin + self._batch_size, self._n_samples)
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         raise NotImplementedError
 
     def weight(self, begin: int, end: int) -> float:
-        """Return how much a batch counts in the mean loss: its rows, or the sum of their weights."""
+        """Return the weight of a batch in the mean loss: its size, or the sum of its sample weights."""
         if len(self._columns) < 3:
             return end - begin
         weights = self._columns[2]
         return float((weights[begin:end] if self._order is None else weights[self._order[begin:end]]).sum())
 
 
-class _Fed(Batches):
-    """Batches of a net that takes the rows out of the data itself."""
+class CompiledBatches(Batches):
+    """Batches of an MLP, whose compiled step reads the samples directly from the data."""
 
     def __init__(
         self, net: MLP, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
     ) -> None:
         super().__init__(net, columns, batch_size, rng)
-        self._feed = net.feed(*columns)
-        self._large = sum(array.size for layer in net.params for array in layer) >= _LARGE
+        self._data = net.bind_data(*columns)
+        self._is_large = sum(array.size for layer in net.params for array in layer) >= _MIN_PARAMS_TO_LEASE
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
-        at_once = self._large and not options and isinstance(opt, Optimizer)
-        if at_once and opt._can_lease(self._net.params):
-            return self._feed.step(self._order, begin, end - begin, opt)
-        loss = self._feed.step(self._order, begin, end - begin)
-        opt.step(self._feed.grads, **options)
+        may_lease = self._is_large and not options and isinstance(opt, Optimizer)
+        if may_lease and opt._can_lease(self._net.params):
+            return self._data.step(self._order, begin, end - begin, opt)
+        loss = self._data.step(self._order, begin, end - begin)
+        opt.step(self._data.grads, **options)
         return loss
 
 
-class _Gathered(Batches):
-    """Batches gathered into buffers that every batch reuses, or views where they are in order."""
+class GatheredBatches(Batches):
+    """Batches copied into reused buffers, or views of the data if the order is that of the data."""
 
     def __init__(
         self, net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
     ) -> None:
         super().__init__(net, columns, batch_size, rng)
-        self._reversed = getattr(net, "grads_reversed", True)
-        rows = min(batch_size, self._rows)
+        self._grads_reversed = getattr(net, "grads_reversed", True)
+        n = min(batch_size, self._n_samples)
         self._buffers = [
-            None if hasattr(a, "tocsr") or rng is None else np.empty((rows, *a.shape[1:]), a.dtype)
+            None if hasattr(a, "tocsr") or rng is None else np.empty((n, *a.shape[1:]), a.dtype)
             for a in columns
         ]
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         loss, grads = self._net.train_step(*self._gather(begin, end))
-        opt.step(grads[::-1] if self._reversed else grads, **options)
+        opt.step(grads[::-1] if self._grads_reversed else grads, **options)
         return float(loss)
 
     def _gather(self, begin: int, end: int) -> list[Any]:
         if self._order is None:
             return [column[begin:end] for column in self._columns]
-        rows = self._order[begin:end]
-        # mode="clip" because "raise" makes take() buffer its output; the rows are all in range.
+        samples = self._order[begin:end]
+        # With mode="raise", take() buffers its output; the indices are always valid.
         return [
-            column[rows]
+            column[samples]
             if buffer is None
-            else column.take(rows, axis=0, out=buffer[: len(rows)], mode="clip")
+            else column.take(samples, axis=0, out=buffer[: len(samples)], mode="clip")
             for column, buffer in zip(self._columns, self._buffers, strict=True)
         ]

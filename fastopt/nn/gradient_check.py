@@ -1,4 +1,4 @@
-"""Checks a net's gradients against differences of its loss."""
+"""Checks a model's gradients against finite differences of its loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastopt._core.typing import Array
     from fastopt.nn.typing import Net, Samples
 
-    _Step = Callable[..., tuple[SupportsFloat, Sequence[Any]]]
+    _TrainStep = Callable[..., tuple[SupportsFloat, Sequence[Any]]]
 
 __all__ = ["check_gradients"]
 
@@ -23,24 +23,25 @@ __all__ = ["check_gradients"]
 def check_gradients(
     net: Net, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None, *, eps: float = 1e-6
 ) -> float:
-    """Return how far the gradients of a net are from central differences of its loss.
+    """Return the largest difference between a model's gradients and central differences of its loss.
 
-    Every parameter is moved by ``eps`` up and down, so this is for small nets and few rows.
+    The loss is evaluated twice per parameter, so use small models and few samples.
 
     Parameters
     ----------
     net : object
-        `fastopt.MLP`, or anything with ``params``, a list of layers, each a list of arrays, and
-        ``train_step(X, y) -> (loss, grads)``; float64, or the differences are too coarse. It is left
-        as it was.
+        `fastopt.MLP`, or any object with ``params``, a list of layers, each a list of arrays, and
+        ``train_step(X, y) -> (loss, grads)``. Its parameters must be float64, because the differences
+        are too coarse otherwise. The model is left unchanged.
     X, y, sample_weight : array_like
-        As `train_step` takes them.
+        Arguments of `train_step`.
     eps : float, default 1e-6
+        Step of the differences.
 
     Returns
     -------
     float
-        Largest ``|g - d| / max(1, |d|)`` over all parameters, of the gradient g and the difference
+        Maximum of ``|g - d| / max(1, |d|)`` over all parameters, of the gradient g and the difference
         ``d = (loss(p + eps) - loss(p - eps)) / (2 eps)``.
 
     Raises
@@ -50,8 +51,8 @@ def check_gradients(
 
     Notes
     -----
-    Where a loss or an activation has a kink, such as relu at 0, differences across it are no
-    gradients. Dropout is drawn the same in each evaluation.
+    Where a loss or an activation is not differentiable, such as relu at 0, differences do not
+    approximate a gradient. Dropout uses the same mask in each evaluation.
 
     Examples
     --------
@@ -64,49 +65,49 @@ def check_gradients(
             if array.dtype != np.float64:
                 raise TypeError(f"params[{i}][{j}]: expected float64, got {array.dtype}")
     args = (X, y) if sample_weight is None else (X, y, sample_weight)
-    step = _repeatable(net)
-    _, grads = step(*args)
+    train_step = _repeatable_step(net)
+    _, grads = train_step(*args)
     if getattr(net, "grads_reversed", True):
         grads = grads[::-1]
     grads = [[np.array(array) for array in layer] for layer in grads]
     worst = 0.0
     for layer, layer_grads in zip(net.params, grads, strict=True):
         for array, gradient in zip(layer, layer_grads, strict=True):
-            for place in np.ndindex(array.shape):
-                difference = _difference(step, args, array, place, eps)
-                distance = abs(gradient[place] - difference) / max(1.0, abs(difference))
-                worst = max(worst, float(distance))
+            for index in np.ndindex(array.shape):
+                difference = _central_difference(train_step, args, array, index, eps)
+                error = abs(gradient[index] - difference) / max(1.0, abs(difference))
+                worst = max(worst, float(error))
     return worst
 
 
-def _difference(
-    step: _Step, args: tuple[Any, ...], array: Array, place: tuple[int, ...], eps: float
+def _central_difference(
+    train_step: _TrainStep, args: tuple[Any, ...], array: Array, index: tuple[int, ...], eps: float
 ) -> float:
-    value = array[place]
+    value = array[index]
     try:
-        array[place] = value + eps
-        above, _ = step(*args)
-        array[place] = value - eps
-        below, _ = step(*args)
+        array[index] = value + eps
+        above, _ = train_step(*args)
+        array[index] = value - eps
+        below, _ = train_step(*args)
     finally:
-        array[place] = value
+        array[index] = value
     return (float(above) - float(below)) / (2.0 * eps)
 
 
-def _repeatable(net: Net) -> _Step:
-    """Return the net's `train_step`, without what one step leaves behind for the next."""
+def _repeatable_step(net: Net) -> _TrainStep:
+    """Return the model's `train_step`; for an MLP, one that restores dropout and running averages."""
     if not isinstance(net, MLP):
         return net.train_step
 
-    def step(*args: Any) -> tuple[SupportsFloat, Sequence[Any]]:
-        drawn = net._pass.step
+    def train_step(*args: Any) -> tuple[SupportsFloat, Sequence[Any]]:
+        dropout_step = net._pass.step
         running = [[array.copy() for array in pair] for pair in net.running]
         try:
             return net.train_step(*args)
         finally:
-            net._pass.step = drawn
-            for pair, saved in zip(net.running, running, strict=True):
-                for array, old in zip(pair, saved, strict=True):
-                    array[...] = old
+            net._pass.step = dropout_step
+            for pair, saved_pair in zip(net.running, running, strict=True):
+                for array, saved in zip(pair, saved_pair, strict=True):
+                    array[...] = saved
 
-    return step
+    return train_step

@@ -1,6 +1,6 @@
-"""Names of what a layer of :class:`fastopt.MLP` can be, and where its weights begin.
+"""The activations, normalizations and initializers of the layers of :class:`fastopt.MLP`.
 
-What activations and normalizations do to numbers stands in `layers.pyx`.
+The compiled module `layers.pyx` implements the activations and normalizations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ACTIVATIONS", "INITIALIZERS", "NORMS"]
 
-#: Each activation, and the initializer that ``init="auto"`` takes for a layer before it.
+#: The initializer that ``init="auto"`` selects for a layer before each activation.
 ACTIVATIONS: dict[Activation, Initializer] = {
     "identity": "glorot",
     "relu": "he",

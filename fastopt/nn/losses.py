@@ -1,6 +1,6 @@
-"""What each loss of :class:`fastopt.MLP` takes for targets, and makes of the net's outputs.
+"""Targets, predictions and probabilities of each loss of :class:`fastopt.MLP`.
 
-The numbers, loss and gradient, are those of `layers.pyx`.
+The compiled module `layers.pyx` computes the losses and their gradients.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class CrossEntropy:
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return the labels, int64 of shape ``(n,)``, once they are known to be classes of the net."""
-        _require_labels(y)
+        """Return checked labels, int64 of shape ``(n,)``."""
+        _check_labels(y)
         if y.ndim != 1:
-            raise ValueError(f"y must hold one label a row, shape ({shape[0]},), got {y.shape}")
+            raise ValueError(f"y: expected one label per sample, shape ({shape[0]},), got {y.shape}")
         if y.min() < 0 or y.max() >= shape[1]:
             raise ValueError(
-                f"y must hold labels from 0 to {shape[1] - 1} (the net has {shape[1]} outputs), "
+                f"y: expected labels from 0 to {shape[1] - 1}, as the model has {shape[1]} outputs, "
                 f"got {y.min()} to {y.max()}"
             )
         return np.ascontiguousarray(y, np.int64)
@@ -44,32 +44,32 @@ class CrossEntropy:
 
     @staticmethod
     def predictions(z: Array) -> AnyArray:
-        """Return the most probable class of each row, int64, shape ``(n,)``."""
+        """Return the most probable class of each sample, int64, shape ``(n,)``."""
         labels: AnyArray = z.argmax(axis=1)
         return labels.astype(np.int64, copy=False)
 
 
 class BinaryCrossEntropy:
-    """Sigmoid cross-entropy of 0/1 labels, one or many a row: ``log(1 + exp(z)) - y z``."""
+    """Sigmoid cross-entropy of 0/1 labels, one or many per sample: ``log(1 + exp(z)) - y z``."""
 
     kernel = "binary_cross_entropy"
     factor: float = 1.0
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return the labels as numbers, shape ``(n, outputs)``."""
-        _require_labels(y)
-        y = _require_shape(y, shape)
+        """Return checked labels in the dtype of the model, shape ``(n, outputs)``."""
+        _check_labels(y)
+        y = _check_shape(y, shape)
         if y.min() < 0 or y.max() > 1:
-            raise ValueError(f"y must hold labels 0 and 1, got {y.min()} to {y.max()}")
+            raise ValueError(f"y: expected labels 0 and 1, got {y.min()} to {y.max()}")
         return np.ascontiguousarray(y, dtype)
 
     @staticmethod
     def probabilities(z: Array) -> Array:
-        """Return ``(n, outputs)``; for a single output ``(n, 2)``, the columns of 0 and of 1."""
+        """Return the sigmoid, ``(n, outputs)``; for a single output ``(n, 2)``, the columns of 0 and of 1."""
         if z.shape[1] == 1:
             z = np.concatenate([-z, z], axis=1)
-        with np.errstate(over="ignore"):  # of exp, where the probability is 0
+        with np.errstate(over="ignore"):  # exp overflows where the probability is 0
             return 1 / (1 + np.exp(-z))
 
     @staticmethod
@@ -80,25 +80,25 @@ class BinaryCrossEntropy:
 
 
 class SquaredError:
-    """Half of the squared error, ``(z - y)^2 / 2``, as scikit-learn takes it."""
+    """Half the squared error, ``(z - y)^2 / 2``, as in scikit-learn."""
 
     kernel = "squared_error"
     factor: float = 1.0
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return the values in the net's dtype, shape ``(n, outputs)``."""
+        """Return checked values in the dtype of the model, shape ``(n, outputs)``."""
         if y.dtype.kind not in "iubf":
-            raise ValueError(f"y must hold real numbers, got {y.dtype}")
-        y = np.ascontiguousarray(_require_shape(y, shape), dtype)
+            raise ValueError(f"y: expected real numbers, got {y.dtype}")
+        y = np.ascontiguousarray(_check_shape(y, shape), dtype)
         if not np.isfinite(y).all():
-            raise ValueError(f"y must be finite in {dtype}, got NaN or Inf")
+            raise ValueError(f"y: expected finite numbers in {dtype}, got NaN or Inf")
         return y
 
     @staticmethod
     def probabilities(z: Array) -> Array:
-        """Refuse: values are not probabilities."""
-        raise ValueError("predict_proba needs a classifier, but the loss is one of values")
+        """Raise, because a regression has no probabilities."""
+        raise ValueError("predict_proba needs a classifier, but the loss is that of a regression")
 
     @staticmethod
     def predictions(z: Array) -> AnyArray:
@@ -131,10 +131,10 @@ class Poisson(SquaredError):
 
     @staticmethod
     def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return the counts in the net's dtype, shape ``(n, outputs)``."""
+        """Return checked counts in the dtype of the model, shape ``(n, outputs)``."""
         y = SquaredError.targets(y, shape, dtype)
         if y.min() < 0:
-            raise ValueError(f"y must not be negative for the loss 'poisson', got {y.min()}")
+            raise ValueError(f"y: expected values of at least 0 for the loss 'poisson', got {y.min()}")
         return y
 
     @staticmethod
@@ -155,22 +155,22 @@ LOSSES: dict[LossName, type[CrossEntropy | BinaryCrossEntropy | SquaredError]] =
 
 
 def loss_for(y: AnyArray, outputs: int) -> LossName:
-    """Return the name of the loss that ``loss="auto"`` takes for the targets `y`."""
+    """Return the name of the loss that ``loss="auto"`` selects for the targets `y`."""
     if y.dtype.kind == "f":
         return "mse"
     if y.dtype.kind not in "iub":
-        raise ValueError(f"y must hold integer or boolean labels or real values, got {y.dtype}")
+        raise ValueError(f"y: expected integer or boolean labels or real values, got {y.dtype}")
     return "binary_cross_entropy" if y.ndim == 2 or outputs == 1 else "cross_entropy"
 
 
-def _require_labels(y: AnyArray) -> None:
+def _check_labels(y: AnyArray) -> None:
     if y.dtype.kind not in "iub":
-        raise ValueError(f"y must hold integer or boolean labels for this loss, got {y.dtype}")
+        raise ValueError(f"y: expected integer or boolean labels for this loss, got {y.dtype}")
 
 
-def _require_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
-    """Return `y` as `shape`; a single output may come as ``(n,)`` or as ``(n, 1)``."""
+def _check_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
+    """Return `y` in `shape`; targets of a single output may also have the shape ``(n,)``."""
     if y.shape == shape or (shape[1] == 1 and y.shape == shape[:1]):
         return y.reshape(shape)
     single = f" or {shape[:1]}" if shape[1] == 1 else ""
-    raise ValueError(f"y must have the shape {shape}{single}, got {y.shape}")
+    raise ValueError(f"y: expected the shape {shape}{single}, got {y.shape}")

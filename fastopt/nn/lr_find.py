@@ -1,4 +1,4 @@
-"""The learning-rate range test: which learning rate to train with."""
+"""The learning-rate range test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int
-from fastopt.nn.callbacks import Callback
+from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -25,18 +25,18 @@ __all__ = ["LRFind", "lr_find"]
 
 @dataclass(frozen=True, repr=False)
 class LRFind:
-    """What a range test has found.
+    """Result of a learning-rate range test.
 
     Attributes
     ----------
     lr : ndarray of float64, shape (steps,)
-        Learning rates in the order in which they were tried, rising.
+        Learning rates in increasing order.
     loss : ndarray of float64, shape (steps,)
         Loss of each batch, before the step with that learning rate.
     smoothed : ndarray of float64, shape (steps,)
-        Their moving average, see `lr_find`.
+        Moving average of the losses, see `lr_find`.
     suggestion : float or None
-        The learning rate at which the loss falls fastest; None if it never falls.
+        Learning rate at which the loss decreases fastest; None if it never decreases.
     """
 
     lr: NDArray[np.float64]
@@ -49,17 +49,18 @@ class LRFind:
         return f"LRFind({len(self.lr)} steps from {self.lr[0]:.2g} to {self.lr[-1]:.2g}: {suggestion})"
 
     def plot(self, path: StrPath | None = None) -> Figure:
-        """Draw the losses against the learning rates: `fastopt.plots.plot_lr_find`.
+        """Plot the losses against the learning rates with `fastopt.plots.plot_lr_find`.
 
         Parameters
         ----------
         path : str or path-like, optional
-            Write the figure there, in the format of the suffix.
+            File for the figure, in the format of its suffix.
 
         Returns
         -------
         matplotlib.figure.Figure
         """
+        # The only use of `plots` in this package: `plots` imports the types of `nn`.
         from fastopt.plots import plot_lr_find
 
         return plot_lr_find(self, path)
@@ -83,66 +84,65 @@ def lr_find(
     max_norm: float | None = None,
     clip_value: float | None = None,
 ) -> LRFind:
-    """Train for a few steps with ever larger learning rates, and see where the loss falls fastest.
+    """Train for a few steps with increasing learning rates and find where the loss decreases fastest.
 
-    A copy of net and optimizer is trained: the ones given stay as they are.
+    Copies of the model and the optimizer are trained; the originals are unchanged.
 
     Parameters
     ----------
     net, opt, X, y, batch_size, sample_weight, class_weight, max_norm, clip_value
-        As for `fastopt.Trainer` and its `fit`. Net and optimizer must be such as `copy.deepcopy`
-        copies; the optimizer needs ``groups``, all of which get the same learning rate, in place of a
-        schedule, too.
+        As for `fastopt.Trainer` and its `fit`. `copy.deepcopy` must be able to copy `net` and `opt`. The
+        optimizer must have ``groups``; all of them get the same learning rate, which replaces a schedule.
     start_lr, end_lr : float
-        The range, ``0 < start_lr < end_lr``.
+        Range of the learning rate, ``0 < start_lr < end_lr``.
     steps : int, default 200
-        Learning rates to try, at least 10; a step each, through as many epochs as it takes.
+        Number of learning rates, at least 10. Each is used for one step, over as many epochs as needed.
     smoothing : float, default 0.9
-        Weight of the past in the moving average of the loss, from 0 to below 1.
+        Decay rate of the moving average of the loss, at least 0 and below 1.
     divergence : float, default 4.0
-        Stop where the average is this many times its least value; above 1. A loss that is not finite
-        ends the test in any case.
+        The test stops when the average exceeds this multiple of its minimum, or the loss is not finite.
+        At least 1.
     seed : int, optional
-        Of the shuffling.
+        Seed of the shuffling.
 
     Returns
     -------
     LRFind
-        With ``lr``, ``loss``, ``smoothed``, ``suggestion`` and ``plot(path)``.
+        The attributes ``lr``, ``loss``, ``smoothed`` and ``suggestion``, and the method ``plot(path)``.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is of the wrong kind, or the very first loss is not finite.
+        If an argument is invalid, or the loss of the first batch is not finite.
 
     Notes
     -----
     Step ``i`` of ``n`` has the learning rate ``start_lr * (end_lr / start_lr) ** (i / (n - 1))``. With
-    ``b = smoothing``, the average is that of Adam, free of the bias of its start::
+    ``b = smoothing``, the average is bias-corrected as in Adam::
 
         m[i] = b * m[i-1] + (1 - b) * loss[i];    smoothed[i] = m[i] / (1 - b ** (i + 1))
 
-    The suggestion is ``lr[k]`` with the least slope ``d smoothed / d log(lr)`` (central differences)
-    among the ``k`` from ``steps / 10`` on, where the average is one of many losses, up to that of the
-    least average.
+    The suggestion is the ``lr[k]`` with the most negative slope ``d smoothed / d log(lr)`` (central
+    differences), from ``k = steps / 10``, where the average contains enough losses, up to the minimum of
+    the average.
 
     References
     ----------
     L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3. The
-    exponential range, the smoothing and the point of steepest descent are those that J. Howard and
-    S. Gugger made known with fastai.
+    exponential range, the smoothing and the point of steepest descent follow fastai (J. Howard and
+    S. Gugger).
 
     Examples
     --------
-    >>> found = fastopt.lr_find(net, opt, X, y, seed=0)
-    >>> found.plot("lr.png")
-    >>> opt.groups[0]["lr"] = found.suggestion
+    >>> result = fastopt.lr_find(net, opt, X, y, seed=0)
+    >>> result.plot("lr.png")
+    >>> opt.groups[0]["lr"] = result.suggestion
     """
     steps = check_int("steps", steps, 10)
     sweep = _Sweep(
         _rates(start_lr, end_lr, steps),
-        _between("smoothing", smoothing, 0.0, 1.0),
-        _between("divergence", divergence, 1.0, math.inf),
+        check_float("smoothing", smoothing, 0.0, 1.0),
+        check_float("divergence", divergence, 1.0),
     )
     if not getattr(opt, "groups", None):
         raise TypeError(f"opt must have 'groups', but a {type(opt).__name__} has not")
@@ -153,7 +153,7 @@ def lr_find(
             X,
             y,
             batch_size,
-            epochs=steps,  # more than enough: the sweep ends it
+            epochs=steps,  # an upper bound: the callback stops training
             verbose=0,
             seed=seed,
             sample_weight=sample_weight,
@@ -166,13 +166,13 @@ def lr_find(
 
 
 class _Sweep(Callback):
-    """Sets the learning rate of each step, and writes down the losses."""
+    """Set the learning rate of each step and record the losses."""
 
     def __init__(self, rates: NDArray[np.float64], smoothing: float, divergence: float) -> None:
         self._rates = rates
         self._smoothing = smoothing
         self._divergence = divergence
-        self._mean = 0.0
+        self._average = 0.0
         self._loss: list[float] = []
         self._smoothed: list[float] = []
 
@@ -187,15 +187,15 @@ class _Sweep(Callback):
                 raise ValueError(f"net: expected a finite loss of the first batch, got {loss}")
             self.trainer.stop_training = True
             return
-        self._mean = b * self._mean + (1.0 - b) * loss
+        self._average = b * self._average + (1.0 - b) * loss
         self._loss.append(loss)
-        self._smoothed.append(self._mean / (1.0 - b ** len(self._loss)))
-        # A least average below zero has no multiple to compare with.
+        self._smoothed.append(self._average / (1.0 - b ** len(self._loss)))
+        # A multiple of a minimum below zero would be smaller than the minimum.
         diverged = self._smoothed[-1] > self._divergence * min(self._smoothed) > 0.0
         self.trainer.stop_training = diverged or len(self._loss) == len(self._rates)
 
     def result(self) -> LRFind:
-        """Return what was found."""
+        """Return the result of the test."""
         n = len(self._loss)
         lr, smoothed = self._rates[:n], np.array(self._smoothed)
         suggestion = _steepest(lr, smoothed, len(self._rates) // 10)
@@ -203,7 +203,7 @@ class _Sweep(Callback):
 
 
 def _steepest(lr: NDArray[np.float64], smoothed: NDArray[np.float64], first: int) -> float | None:
-    """Return the learning rate from place `first` on at which the average falls fastest, or None."""
+    """Return the learning rate, from index `first`, at which the average decreases fastest, or None."""
     last = int(np.argmin(smoothed))
     if last < max(first, 1):
         return None
@@ -217,10 +217,3 @@ def _rates(start_lr: float, end_lr: float, steps: int) -> NDArray[np.float64]:
     if not 0.0 < start_lr < end_lr:
         raise ValueError(f"start_lr: expected 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}")
     return start_lr * (end_lr / start_lr) ** (np.arange(steps) / (steps - 1))
-
-
-def _between(name: str, value: float, low: float, high: float) -> float:
-    value = check_float(name, value)
-    if not low <= value < high:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}), got {value!r}")
-    return value

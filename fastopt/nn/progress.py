@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bar of a training run."""
 
 from __future__ import annotations
 
@@ -16,68 +16,70 @@ __all__ = ["Progress"]
 
 _T = TypeVar("_T")
 
-_SECONDS = 0.1  # between two looks of the bar
+_SECONDS = 0.1  # between two updates of the bar
 _FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
 class Progress:
-    """One bar over all epochs of a fit, on a terminal where tqdm is installed; else nothing.
+    """One bar for all epochs of a fit; shown only on a terminal where tqdm is installed.
 
     Parameters
     ----------
     last : int
-        Number of the last epoch, as people count.
-    batches : int, default 0
-        How many there are to come, in all epochs.
+        Number of the last epoch, counted from 1.
+    n_batches : int, default 0
+        Number of batches in all epochs.
     shown : bool, default False
+        Whether to show the bar.
     """
 
-    def __init__(self, last: int = 0, batches: int = 0, shown: bool = False) -> None:
+    def __init__(self, last: int = 0, n_batches: int = 0, shown: bool = False) -> None:
         self._last = last
-        self._bar = _make_bar(batches) if shown else None
-        self._done = 0  # since the bar was last looked at
-        self._after = time.perf_counter() + _SECONDS
+        self._bar = _make_bar(n_batches) if shown else None
+        self._n_pending = 0  # batches since the last update of the bar
+        self._next_update = time.perf_counter() + _SECONDS
 
-    def over(self, batches: Iterable[_T], epoch: int, numbers: Callable[[], str]) -> Iterable[_T]:
-        """Return `batches`, the bar moving on as they are taken.
+    def track(self, batches: Iterable[_T], epoch: int, metrics: Callable[[], str]) -> Iterable[_T]:
+        """Return `batches`; iterating over them advances the bar.
 
         Parameters
         ----------
         batches : iterable
+            The batches of an epoch.
         epoch : int
-            From 0.
-        numbers : callable
-            Returns the text to show, the metrics of now; not called before the first batch is done.
+            Index of the epoch, from 0.
+        metrics : callable
+            Returns the current metrics as text. Called only after the first batch is done.
         """
-        return batches if self._bar is None else self._watched(self._bar, batches, epoch, numbers)
+        return batches if self._bar is None else self._track(self._bar, batches, epoch, metrics)
 
-    def _watched(
-        self, bar: tqdm[Any], batches: Iterable[_T], epoch: int, numbers: Callable[[], str]
+    def _track(
+        self, bar: tqdm[Any], batches: Iterable[_T], epoch: int, metrics: Callable[[], str]
     ) -> Iterator[_T]:
         bar.set_description_str(f"Epoch {epoch + 1}/{self._last}", refresh=False)
         for batch in batches:
             yield batch
-            self._done += 1
-            if time.perf_counter() >= self._after:
-                bar.set_postfix_str(numbers(), refresh=False)
-                bar.update(self._done)
-                self._done, self._after = 0, time.perf_counter() + _SECONDS
+            self._n_pending += 1
+            if time.perf_counter() >= self._next_update:
+                bar.set_postfix_str(metrics(), refresh=False)
+                bar.update(self._n_pending)
+                self._n_pending, self._next_update = 0, time.perf_counter() + _SECONDS
 
     def paused(self) -> AbstractContextManager[None]:
-        """``with progress.paused():`` what is printed stands above the bar."""
+        """Return a context in which text may be printed; it appears above the bar."""
         if self._bar is None:
             return contextlib.nullcontext()
         paused: AbstractContextManager[None] = self._bar.external_write_mode(file=sys.stdout)
         return paused
 
     def close(self) -> None:
-        """Take the bar from the screen."""
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-def _make_bar(batches: int) -> tqdm[Any] | None:
+def _make_bar(n_batches: int) -> tqdm[Any] | None:
     if not (sys.stdout.isatty() and sys.stderr.isatty()):
         return None
     try:
@@ -85,11 +87,11 @@ def _make_bar(batches: int) -> tqdm[Any] | None:
     except ImportError:
         return None
     return tqdm(
-        total=batches,
+        total=n_batches,
         leave=False,
         bar_format=_FORMAT,
         dynamic_ncols=True,
-        mininterval=0.0,  # `_watched` decides when to look
+        mininterval=0.0,  # `_track` limits the updates
         delay=_SECONDS,
-        smoothing=0.0,  # epochs end with an evaluation: the time left goes by the mean speed
+        smoothing=0.0,  # the mean speed, because epochs end with an evaluation
     )

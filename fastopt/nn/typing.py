@@ -1,6 +1,6 @@
-"""What nets and the trainer take, for type checkers.
+"""Types of models, data and callbacks, for type checkers.
 
-Nothing here is needed to run: a net or an optimizer of one's own just has these methods.
+Nothing here is needed at run time: a custom model or optimizer only has to have these methods.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, SupportsFloat, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastopt._core.typing import Array, SequenceNotStr
 
 __all__ = [
-    "Activation", "ClassWeight", "FloatType", "Initializer", "Layers", "Logs", "Loss", "LossName", "Mode",
-    "Net", "Norm", "Samples", "SparseRows", "Stepper", "Validation",
+    "Activation", "ClassWeight", "FloatType", "Initializer", "LRFindResult", "Layers", "Logs", "Loss",
+    "LossName", "Mode", "Net", "Norm", "Samples", "SparseMatrix", "Stepper", "Validation",
 ]
 
 
 class Net(Protocol):
-    """What `fastopt.Trainer` trains: `fastopt.MLP`, or a net of one's own.
+    """A model that `fastopt.Trainer` can train: `fastopt.MLP`, or a custom one.
 
-    It may have more: ``grads_reversed``, false where gradients come in the order of `params`;
-    ``evaluate(X, y) -> float``; ``state_dict`` and ``load_state_dict``; and a third argument of `train_step`,
-    the weights of the rows.
+    Optional: ``grads_reversed``, false if gradients come in the order of `params`;
+    ``evaluate(X, y) -> float``; ``state_dict`` and ``load_state_dict``; and a third argument of
+    `train_step`, the sample weights.
     """
 
     @property
@@ -37,24 +37,48 @@ class Net(Protocol):
         ...
 
     def predict(self, X: Any, /) -> ArrayLike:
-        """Return a label or the values of each row."""
+        """Return the label or the values of each sample."""
         ...
 
 
 class Stepper(Protocol):
-    """A fastopt optimizer, or anything with ``step(grads)``."""
+    """A fastopt optimizer, or any object with ``step(grads)``."""
 
     @property
     def step(self) -> Callable[..., object]:
-        """Called with the gradients, and with `max_norm` and `clip_value` where the trainer has them."""
+        """Called with the gradients and, if the trainer has them, `max_norm` and `clip_value`."""
         ...
 
 
-class SparseRows(Protocol):
-    """A sparse matrix or array of SciPy's."""
+class SparseMatrix(Protocol):
+    """A sparse matrix or array of SciPy."""
 
     def tocsr(self) -> Any:
         """Return it in CSR format."""
+        ...
+
+
+class LRFindResult(Protocol):
+    """The attributes of `fastopt.nn.lr_find.LRFind`."""
+
+    @property
+    def lr(self) -> NDArray[np.float64]:
+        """Learning rates of the steps."""
+        ...
+
+    @property
+    def loss(self) -> NDArray[np.float64]:
+        """Loss of each batch."""
+        ...
+
+    @property
+    def smoothed(self) -> NDArray[np.float64]:
+        """Moving average of the loss."""
+        ...
+
+    @property
+    def suggestion(self) -> float | None:
+        """Suggested learning rate."""
         ...
 
 
@@ -70,12 +94,12 @@ Norm: TypeAlias = Literal["batch", "layer"] | None
 FloatType: TypeAlias = (
     Literal["float32", "float64"] | type[np.float32] | type[np.float64] | np.dtype[np.floating[Any]]
 )
-# Which direction of a number is better.
+# Whether a smaller or a larger value of a metric is better.
 Mode: TypeAlias = Literal["auto", "min", "max"]
 
 Layers: TypeAlias = list[list[Array]]
-Samples: TypeAlias = ArrayLike | SparseRows
+Samples: TypeAlias = ArrayLike | SparseMatrix
 Validation: TypeAlias = tuple[Samples, ArrayLike] | tuple[Samples, ArrayLike, ArrayLike | None]
 ClassWeight: TypeAlias = Mapping[Any, float] | Literal["balanced"]
-# The numbers of an epoch or of a batch, by name.
+# The metrics of an epoch or of a batch, by name.
 Logs: TypeAlias = dict[str, float]

@@ -1,4 +1,4 @@
-"""How much each row of a data set counts."""
+"""Sample weights and class weights."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import ClassWeight
 
-__all__ = ["check_weights", "row_weights"]
+__all__ = ["check_sample_weight", "combined_weights"]
 
 
-def row_weights(
+def combined_weights(
     y: AnyArray, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None
 ) -> NDArray[np.float64] | None:
-    """Return the weight of every row, or None where all count the same.
+    """Return the weight of every sample, or None if there are no weights.
 
     Parameters
     ----------
-    y : ndarray, shape (n,) or (n, 1), or of any shape if there are no class weights
-        Labels.
+    y : ndarray, shape (n,) or (n, 1)
+        Labels. Of any shape if there are no class weights.
     sample_weight : array_like, shape (n,), optional
+        Weights of the samples.
     class_weight : dict or "balanced", optional
-        Weights of labels; a label that is not in the dict has weight 1. ``"balanced"`` makes all
-        classes count the same: ``n / (classes * rows of the class)``, as in scikit-learn.
+        Weights of labels; a label that is not in the dict has weight 1. ``"balanced"`` gives all classes
+        the same total weight: ``n / (n_classes * n_samples_of_the_class)``, as in scikit-learn.
 
     Returns
     -------
@@ -38,52 +39,53 @@ def row_weights(
     Raises
     ------
     ValueError, TypeError
-        If a weight is negative or not finite, or all are zero; if there are class weights but no
-        classes; or if classes and class weights do not fit.
+        If a weight is negative or not finite, or all are zero; if there are class weights but `y` does
+        not hold classes; or if classes and class weights do not match.
     """
     weights = None
     if sample_weight is not None:
-        weights = check_weights("sample_weight", sample_weight, len(y))
+        weights = check_sample_weight("sample_weight", sample_weight, len(y))
     if class_weight is not None:
-        of_classes = _of_classes(y, class_weight)
-        weights = of_classes if weights is None else weights * of_classes
+        class_weights = _expand_class_weight(y, class_weight)
+        weights = class_weights if weights is None else weights * class_weights
         if not weights.any():
-            raise ValueError("class_weight: expected a positive weight for some row, got zeros alone")
+            raise ValueError("class_weight: expected a positive weight for some sample, got only zeros")
     return weights
 
 
-def check_weights(name: str, weights: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Return `weights` as n numbers of float64, none of them negative, not all of them zero."""
-    weights = _numbers(name, weights)
+def check_sample_weight(name: str, weights: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return `weights` as float64 of shape ``(n,)``, or raise if one is negative or all are zero."""
+    weights = _check_weights(name, weights)
     if weights.shape != (n,):
-        raise ValueError(f"{name}: expected one number a row, shape ({n},), got {weights.shape}")
+        raise ValueError(f"{name}: expected one weight per sample, shape ({n},), got {weights.shape}")
     if not weights.any():
-        raise ValueError(f"{name}: expected at least one positive number, got zeros alone")
+        raise ValueError(f"{name}: expected at least one positive weight, got only zeros")
     return weights
 
 
-def _of_classes(y: AnyArray, class_weight: ClassWeight) -> NDArray[np.float64]:
+def _expand_class_weight(y: AnyArray, class_weight: ClassWeight) -> NDArray[np.float64]:
+    """Return the class weight of every sample."""
     if y.dtype.kind == "f" or y.ndim > 2 or (y.ndim == 2 and y.shape[1] != 1):
         raise ValueError(
-            f"class_weight: expected y to hold one label a row, got {y.dtype} of shape {y.shape}"
+            f"class_weight: expected y to hold one label per sample, got {y.dtype} of shape {y.shape}"
         )
-    classes, place, counts = np.unique(y.ravel(), return_inverse=True, return_counts=True)
+    classes, index, counts = np.unique(y.ravel(), return_inverse=True, return_counts=True)
     if isinstance(class_weight, str) and class_weight == "balanced":
-        return (len(y) / (len(classes) * counts))[place]
+        return (len(y) / (len(classes) * counts))[index]
     if not isinstance(class_weight, Mapping):
         raise TypeError(f"class_weight: expected a dict or 'balanced', got {class_weight!r}")
     labels = classes.tolist()
-    left = [label for label in labels if label not in class_weight]
+    missing = [label for label in labels if label not in class_weight]
     unknown = [label for label in class_weight if label not in labels]
-    if left and unknown:
+    if missing and unknown:
         raise ValueError(
-            f"class_weight: the labels {left} of y have no weight, and {unknown} are no labels of y"
+            f"class_weight: the labels {missing} of y have no weight, and {unknown} are not labels of y"
         )
-    return _numbers("class_weight", [class_weight.get(label, 1.0) for label in labels])[place]
+    return _check_weights("class_weight", [class_weight.get(label, 1.0) for label in labels])[index]
 
 
-def _numbers(name: str, values: ArrayLike) -> NDArray[np.float64]:
-    """Return `values` in float64, or raise if one cannot be a weight."""
+def _check_weights(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return `values` as float64, or raise if one of them is not a finite number of at least 0."""
     values = np.asarray(values)
     if values.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected real numbers, got {values.dtype}")

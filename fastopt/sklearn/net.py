@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import xlogy
 
 from fastopt.nn import MLP
-from fastopt.nn.mlp import Feed
+from fastopt.nn.network import TrainingData
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -43,9 +43,9 @@ class PenalizedMLP(MLP):
         self._loss_sum = 0.0
         self._n_samples = 0
 
-    def feed(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> PenalizedFeed:
-        """Check data once and return a `PenalizedFeed` that trains on batches of it."""
-        return PenalizedFeed(self, X, y, sample_weight)
+    def bind_data(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> PenalizedData:
+        """Check data once and return a `PenalizedData` that trains on batches of it."""
+        return PenalizedData(self, X, y, sample_weight)
 
     def evaluate(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
         """Return the loss that scikit-learn reports, without the penalty."""
@@ -99,7 +99,7 @@ class PenalizedMLP(MLP):
         return mean, n_samples
 
 
-class PenalizedFeed(Feed):
+class PenalizedData(TrainingData):
     """Data on which a `PenalizedMLP` is trained batch by batch."""
 
     _net: PenalizedMLP

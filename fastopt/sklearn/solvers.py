@@ -116,7 +116,7 @@ def minimize_lbfgs(
     from scipy.optimize import minimize
 
     arrays = [array for layer in net.params for array in layer]
-    feed = net.feed(X, y, sample_weight)
+    feed = net.bind_data(X, y, sample_weight)
     start = time.perf_counter()
     n_iter = 0
 

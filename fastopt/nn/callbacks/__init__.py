@@ -1,0 +1,1 @@
+"""The callbacks of :mod:`fastopt.callbacks`, one module per family."""

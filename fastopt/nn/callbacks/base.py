@@ -1,0 +1,112 @@
+"""The base class of all callbacks, and the part of the trainer that callbacks use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from fastopt.nn.history import History
+    from fastopt.nn.typing import Logs
+
+__all__ = ["Callback", "StatefulCallback", "TrainerProtocol"]
+
+
+class TrainerProtocol(Protocol):
+    """The attributes and methods of `fastopt.Trainer` that callbacks use."""
+
+    net: Any
+    opt: Any
+    callbacks: list[Callback]
+    history: History
+    stop_training: bool
+
+    def write(self, text: str) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Callback:
+    """Base class of callbacks. Its hooks do nothing; override those that you need.
+
+    Epochs are numbered from 0 over the lifetime of the trainer, batches from 0 in each epoch. ``logs``
+    is a dict of floats: those of an epoch are described in `fastopt.History`; those of a batch are
+    ``{"loss": loss_of_the_batch}``. Set ``self.trainer.stop_training = True`` to stop training after
+    the current batch. Print with ``self.trainer.write(text)``, which keeps the progress bar intact.
+
+    Attributes
+    ----------
+    trainer : Trainer
+        Set before `on_train_begin`. Its attributes `net`, `opt` and `history` give access to the model,
+        the optimizer and the results so far.
+    """
+
+    trainer: TrainerProtocol = None  # type: ignore[assignment]  # set by the trainer before any hook
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Run at the start of `Trainer.fit`; `logs` is empty."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Run before the first batch of an epoch; `logs` is empty."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
+        """Run before each optimizer step; `logs` is empty."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Run after each optimizer step."""
+
+    def on_test_begin(self, logs: Logs) -> None:
+        """Run after the last batch of an epoch, before its evaluation; `logs` is empty."""
+
+    def on_test_end(self, logs: Logs) -> None:
+        """Run after the evaluation of an epoch. Values added to `logs` are recorded in the history."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Run after an epoch has been recorded in the history."""
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Run at the end of `Trainer.fit`, also after Ctrl-C; `logs` are those of the last epoch."""
+
+    def reset(self) -> None:
+        """Discard all state of a training run. Called when the callback is used by another trainer."""
+
+    def close(self) -> None:
+        """Release resources. Called when `Trainer.fit` returns or raises an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state needed to resume training: arrays, numbers and strings."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by `state_dict`."""
+
+
+class StatefulCallback(Callback):
+    """A callback whose state is the attributes named by `initial_state`."""
+
+    def initial_state(self) -> dict[str, Any]:
+        """Return the attributes of the state and their values at the start of training."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Restore the initial state."""
+        self.__dict__.update(self.initial_state())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state by attribute name."""
+        return {name: getattr(self, name) for name in self.initial_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the state returned by `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If the keys of `state` differ from those of `state_dict`.
+        """
+        expected = self.initial_state()
+        if set(state) != set(expected):
+            raise ValueError(
+                f"state of {type(self).__name__}: expected the keys {sorted(expected)}, got {sorted(state)}"
+            )
+        self.__dict__.update(state)

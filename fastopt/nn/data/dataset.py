@@ -1,0 +1,193 @@
+"""Reads a data set of any supported format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+
+from fastopt._core.validation import check_choice, check_float
+from fastopt.nn.data.csv import read_csv
+from fastopt.nn.data.digits import load_digits
+from fastopt.nn.data.idx import read_idx_folder, read_idx_pair
+from fastopt.nn.data.npz import PARTS, read_npz
+from fastopt.nn.data.split import train_test_split
+
+if TYPE_CHECKING:
+    from _typeshed import StrPath
+    from numpy.typing import NDArray
+
+    from fastopt._core.typing import AnyArray
+    from fastopt.nn.data.csv import Header
+
+    Task: TypeAlias = Literal["auto", "classification", "regression"]
+    Part: TypeAlias = tuple[AnyArray, AnyArray | None]
+
+__all__ = ["Dataset", "load", "read"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test data.
+
+    Attributes
+    ----------
+    X_train, X_test : ndarray of float32, shape (n, features)
+        Features.
+    y_train, y_test : ndarray
+        int64 labels ``0 .. len(classes) - 1`` (classification) or float32 values (regression).
+    classes : ndarray or None
+        The original label of each integer; None for a regression.
+    """
+
+    X_train: NDArray[np.float32]
+    y_train: AnyArray
+    X_test: NDArray[np.float32]
+    y_test: AnyArray
+    classes: AnyArray | None
+
+
+def load(
+    path: StrPath, *, label: str | int | None = -1, header: Header = "auto", scale: float | None = None,
+    task: Task = "auto", test_size: float = 0.2, seed: int = 0,
+) -> Dataset:
+    """Read a data set of any supported format and prepare it for training.
+
+    Parameters
+    ----------
+    path, label, header, scale
+        As for `read`. The data set must have labels.
+    task : {"auto", "classification", "regression"}
+        ``"auto"`` selects a regression if the labels are floating-point numbers.
+    test_size, seed
+        As for `train_test_split`. Used only if the data set is not already split.
+
+    Returns
+    -------
+    Dataset
+
+    Raises
+    ------
+    ValueError
+        If the format is unknown, the file is damaged, or there are no labels.
+    FileNotFoundError
+        If the file does not exist.
+    """
+    check_choice("task", task, ("auto", "classification", "regression"))
+    parts = read(path, label=label, header=header, scale=scale)
+    labels = [y for _, y in parts if y is not None]
+    if len(labels) < len(parts):
+        raise ValueError(f"{path}: expected labels, got features only")
+    targets, classes = _targets(path, np.concatenate(labels), task)
+    if len(parts) == 1:
+        X_train, X_test, y_train, y_test = train_test_split(parts[0][0], targets, test_size, seed)
+    else:
+        (X_train, _), (X_test, _) = parts
+        y_train, y_test = np.split(targets, [len(X_train)])
+    return Dataset(X_train, y_train, X_test, y_test, classes)
+
+
+def read(
+    path: StrPath, *, label: str | int | None = -1, header: Header = "auto", features: int | None = None,
+    scale: float | None = None,
+) -> list[Part]:
+    """Read the samples of a data set of any supported format, in file order.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder with the IDX files of MNIST; an IDX file of images, whose labels are read from the
+        matching file in the same folder; a ``.npz``, ``.csv`` or ``.csv.gz`` file; or the string
+        ``"digits"`` for `load_digits`.
+    label, header, features
+        As for `read_csv`. Other formats ignore them.
+    scale : float, optional
+        Divisor of the features. Default: 255 if they are bytes (pixels), else 1.
+
+    Returns
+    -------
+    list of (X, y)
+        One pair, or two if the data set is split into training and test data. ``X`` is float32 of
+        shape (n, features); ``y`` holds the labels as stored in the file, or None if it has none.
+
+    Raises
+    ------
+    ValueError
+        If the format is unknown, the file is damaged, or the features are not finite numbers.
+    FileNotFoundError
+        If the file does not exist.
+    """
+    if scale is not None:
+        scale = check_float("scale", scale, 0.0, open_low=True)
+    parts = [(_features(path, X, scale), y) for X, y in _read_parts(path, label, header, features)]
+    widths = [X.shape[1] for X, _ in parts]
+    if len(set(widths)) > 1:
+        raise ValueError(f"{path}: X_train has {widths[0]} features, X_test {widths[1]}")
+    return parts
+
+
+def _read_parts(path: StrPath, label: str | int | None, header: Header, features: int | None) -> list[Part]:
+    """Return a list of one or two unprocessed pairs ``X, y``."""
+    file = Path(path)
+    if file.is_dir():
+        return _split_parts(read_idx_folder(file))
+    if not file.exists():
+        if os.fspath(path) == "digits":
+            return [load_digits()]
+        raise FileNotFoundError(f"no such file or folder: {file}")
+    name = file.name.lower()
+    if name.endswith(".npz"):
+        return _split_parts(read_npz(file))
+    if name.endswith((".csv", ".csv.gz")):
+        return [read_csv(file, label, header, features)]
+    if "idx" in name:
+        return [read_idx_pair(file, _matching_labels(file))]
+    raise ValueError(
+        f"{file}: unknown format, expected a folder of IDX files, or an IDX, .npz, .csv or .csv.gz file"
+    )
+
+
+def _split_parts(arrays: Mapping[str, AnyArray]) -> list[Part]:
+    return [(arrays["X" + part], arrays.get("y" + part)) for part in PARTS if "X" + part in arrays]
+
+
+def _matching_labels(images: Path) -> Path:
+    labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
+    if labels == images or not labels.exists():
+        raise ValueError(f"{images}: the matching file of labels is missing; use read_idx_pair")
+    return labels
+
+
+def _features(path: StrPath, X: AnyArray, scale: float | None) -> NDArray[np.float32]:
+    """Return `X` as float32 of shape (n, features), divided by `scale`."""
+    if X.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: expected features that are real numbers, got {X.dtype}")
+    if scale is None:
+        scale = 255.0 if X.dtype == np.uint8 else 1.0
+    X = X.reshape(len(X), -1).astype(np.float32)
+    if scale != 1.0:
+        X /= scale
+    if not np.isfinite(X).all():
+        raise ValueError(f"{path}: the features hold NaN or Inf")
+    return X
+
+
+def _targets(path: StrPath, y: AnyArray, task: Task) -> tuple[AnyArray, AnyArray | None]:
+    """Return ``labels, classes``, or ``values, None`` for a regression."""
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if task == "regression" or (task == "auto" and y.dtype.kind == "f"):
+        if y.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: expected numeric labels for a regression, got {y.dtype}")
+        y = y.astype(np.float32)
+        if not np.isfinite(y).all():
+            raise ValueError(f"{path}: the labels hold NaN or Inf")
+        return y, None
+    if y.ndim != 1:
+        raise ValueError(f"{path}: expected one label per sample, got labels of shape {y.shape}")
+    classes, labels = np.unique(y, return_inverse=True)
+    return labels.astype(np.int64, copy=False), classes

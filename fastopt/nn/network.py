@@ -1,0 +1,275 @@
+"""The arrays of a multilayer perceptron and the compiled passes over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fastopt.nn._core import dispatch
+from fastopt.nn._core.blas import blas
+from fastopt.nn._core.net import NORMS as NORM_CODES
+from fastopt.nn._core.net import Pass, Source
+from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS
+from fastopt.nn.losses import LOSSES, loss_for
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from fastopt._core.typing import AnyArray, Array
+    from fastopt.nn.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from fastopt.nn.typing import Activation, Initializer, Layers, Loss, LossName, Norm, Samples
+    from fastopt.optimizers import Optimizer
+
+    # Code of the loss, factor of a sample's loss, label smoothing, threshold.
+    LossArgs = tuple[int, float, float, float]
+    # Values, or the values, column indices and row pointers of a CSR matrix.
+    XArrays = tuple[AnyArray, AnyArray | None, AnyArray | None]
+
+__all__ = ["Network", "TrainingData"]
+
+_CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
+_CACHE_LINE = 64  # bytes
+
+
+class Network:
+    """Base class of `fastopt.MLP`: parameters, gradients, and the compiled passes.
+
+    A subclass sets the attributes that describe the network and calls `_create_params`.
+    """
+
+    sizes: tuple[int, ...]
+    activation: tuple[Activation, ...]
+    loss: Loss
+    dtype: np.dtype[np.floating[Any]]
+    l2: float
+    init: Literal["auto"] | Initializer
+    dropout: tuple[float, ...]
+    norm: tuple[Norm, ...]
+    label_smoothing: float
+    reduction: Literal["mean", "sum"]
+    delta: float
+    quantile: float
+    params: Layers
+    running: Layers
+
+    # --- Arrays ------------------------------------------------------------------------------
+
+    def _create_params(self, rng: np.random.Generator) -> None:
+        """Create and initialize parameters, running averages and the seeds of dropout."""
+        self.params = _alloc_layers(self._shapes(), self.dtype)
+        self.running = [
+            [np.zeros(n, self.dtype), np.ones(n, self.dtype)] if name == "batch" else []
+            for n, name in zip(self.sizes[1:], [*self.norm, None], strict=True)
+        ]
+        inits: list[Initializer] = [*(ACTIVATIONS[name] for name in self.activation), "glorot"]
+        for (W, _, *scale), init in zip(self.params, inits, strict=True):
+            W[...] = INITIALIZERS[init if self.init == "auto" else self.init](rng, *W.shape)
+            for array in scale:
+                array[...] = 1.0
+        self._dropout_keys = rng.integers(2**63, size=len(self.params)).tolist()
+        self._create_training_pass()
+
+    def _shapes(self) -> Iterator[list[tuple[int, ...]]]:
+        for n, m, norm in zip(self.sizes, self.sizes[1:], [*self.norm, None], strict=False):
+            yield [(n, m), (m,), (m,)] if norm else [(n, m), (m,)]
+
+    def _named_arrays(self) -> Iterator[tuple[str, Array]]:
+        """Yield each array and its name in a state dict: ``W1, b1, W2, ...``."""
+        for i, (params, running) in enumerate(zip(self.params, self.running, strict=True), 1):
+            for name, array in zip(("W", "b", "scale"), params, strict=False):
+                yield f"{name}{i}", array
+            for name, array in zip(("mean", "variance"), running, strict=False):
+                yield f"{name}{i}", array
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Omit gradients and buffers; keep the parameter objects, which an optimizer holds as well."""
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_grads", "_pass")}
+        return state | {"_step": self._pass.step}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        step = state.pop("_step")
+        self.__dict__.update(state)
+        for arrays in [*self.params, *self.running]:  # copied if they are read-only memory maps
+            arrays[:] = [array if array.flags.writeable else array.copy() for array in arrays]
+        self._create_training_pass()
+        self._pass.step = step
+
+    # --- Compiled passes ---------------------------------------------------------------------
+
+    def _create_training_pass(self) -> None:
+        self._grads: Layers = _alloc_layers(self._shapes(), self.dtype)
+        self._pass = self._make_pass(training=True)
+
+    def _make_pass(self, training: bool) -> Pass:
+        layers = []
+        activations = [*self.activation, "identity"]
+        for i, (params, grads) in enumerate(zip(self.params, self._grads, strict=True)):
+            norm, rate = (self.norm[i], self.dropout[i]) if i < len(self.norm) else (None, 0.0)
+            missing = [None] * (3 - len(params))
+            arrays = [*params, *missing, *grads, *missing, *(self.running[i] or (None, None))]
+            layers.append((
+                dispatch.layers.ACTIVATIONS[activations[i]],
+                activations[i] in dispatch.layers.NEEDS_Z,
+                NORM_CODES[norm],
+                rate,
+                self._dropout_keys[i],
+                arrays,
+            ))
+        return Pass(dispatch.layers.LAYERS, blas, self.dtype == np.float64, training, layers)
+
+    def _loss_args(self, name: LossName) -> LossArgs:
+        """Return the arguments of a loss for `Pass.train` and `Pass.outputs`."""
+        loss = LOSSES[name]
+        factor = loss.factor
+        if self.reduction == "mean" and name != "cross_entropy":
+            factor /= self.sizes[-1]
+        threshold = self.quantile if name == "quantile" else self.delta
+        return dispatch.layers.LOSSES[loss.kernel], factor, self.label_smoothing, threshold
+
+    def _source(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None) -> tuple[Source, LossName]:
+        """Return checked data in the form that a pass reads, and the name of the loss."""
+        arrays, n = self._check_X(X)
+        y = np.asarray(y)
+        if y.ndim == 0 or len(y) != n:
+            raise ValueError(f"y: expected {n} targets, as many as X has samples, got the shape {y.shape}")
+        name = loss_for(y, self.sizes[-1]) if self.loss == "auto" else self.loss
+        targets = LOSSES[name].targets(y, (n, self.sizes[-1]), self.dtype)
+        if name == "binary_cross_entropy" and self.label_smoothing:
+            targets = targets * (1.0 - self.label_smoothing) + 0.5 * self.label_smoothing
+        return Source(*arrays, targets, self._check_sample_weight(sample_weight, n)), name
+
+    def _chunks(
+        self, source: Source, loss_args: LossArgs | None = None
+    ) -> Iterator[tuple[Array, float, float]]:
+        """Yield outputs, total loss and total weight of one chunk of samples after another."""
+        forward = self._make_pass(training=False)
+        for start in range(0, source.rows, _CHUNK):
+            n = min(_CHUNK, source.rows - start)
+            outputs, loss, weight = forward.outputs(source, start, n, loss_args)
+            if outputs is None:
+                raise _not_finite(self.dtype)
+            yield outputs, loss, weight
+
+    def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
+        """Return `function` of the outputs of all samples."""
+        source = Source(*self._check_X(X)[0], None, None)
+        return np.concatenate([function(z) for z, _, _ in self._chunks(source)])
+
+    def _resolved_loss(self) -> type[CrossEntropy | BinaryCrossEntropy | SquaredError]:
+        if self.loss == "auto":
+            raise ValueError("loss: 'auto' is resolved by the first training step, and there was none yet")
+        return LOSSES[self.loss]
+
+    # --- Checks ------------------------------------------------------------------------------
+
+    def _check_X(self, X: Any) -> tuple[XArrays, int]:
+        """Return `X` as the first arguments of a `Source`, and its number of samples."""
+        is_sparse = hasattr(X, "tocsr")
+        X = X.tocsr() if is_sparse else np.asarray(X)
+        if X.ndim != 2 or X.shape[1] != self.sizes[0]:
+            raise ValueError(f"X: expected the shape (n, {self.sizes[0]}), got {X.shape}")
+        if X.dtype.kind not in "biuf":
+            raise ValueError(f"X: expected real numbers, got {X.dtype}")
+        n = X.shape[0]
+        if n == 0:
+            raise ValueError("X: expected at least one sample, got none")
+        if not is_sparse:
+            is_supported = X.dtype in (np.float32, np.float64, np.uint8)
+            return (np.ascontiguousarray(X, X.dtype if is_supported else self.dtype), None, None), n
+        data = np.ascontiguousarray(X.data, self.dtype)
+        if not np.isfinite(data).all():
+            raise _not_finite(self.dtype)
+        return (data, np.ascontiguousarray(X.indices, np.int64), np.ascontiguousarray(X.indptr, np.int64)), n
+
+    def _check_sample_weight(self, weight: ArrayLike | None, n: int) -> Array | None:
+        if weight is None:
+            return None
+        weight = np.asarray(weight)
+        if weight.shape != (n,) or weight.dtype.kind not in "biuf":
+            raise ValueError(
+                f"sample_weight: expected {n} real numbers, got {weight.dtype} of shape {weight.shape}"
+            )
+        weight = np.ascontiguousarray(weight, self.dtype)
+        if not (np.isfinite(weight).all() and weight.min() >= 0):
+            raise ValueError("sample_weight: expected finite numbers of at least 0")
+        return weight
+
+
+class TrainingData:
+    """Checked data on which an MLP is trained batch by batch; returned by `fastopt.MLP.bind_data`.
+
+    Attributes
+    ----------
+    grads : list of [dW, db] or [dW, db, dscale]
+        Gradients of the last batch. They are undefined if the step included the optimizer.
+    """
+
+    def __init__(self, net: Network, source: Source, loss: LossName) -> None:
+        self._net = net
+        self._source = source
+        self._loss: LossName = loss
+        self._loss_args = net._loss_args(loss)
+        self.grads: Layers = net._grads
+
+    def step(
+        self, order: NDArray[np.int64] | None, begin: int = 0, rows: int | None = None,
+        opt: Optimizer | None = None,
+    ) -> float:
+        """Compute the gradients of a batch and return its loss.
+
+        Parameters
+        ----------
+        order : ndarray of int64 or None
+            Indices of the samples in the order of the epoch. None: the order of the data.
+        begin, rows : int
+            The batch consists of the entries ``begin`` to ``begin + rows`` of the order. Default: all.
+        opt : Optimizer, optional
+            An optimizer for which ``opt._can_lease(net.params)`` is true. It takes a step: each part of
+            an array is updated right after its gradient, which is then discarded.
+
+        Returns
+        -------
+        float
+            Mean loss of the batch, including the penalty.
+
+        Raises
+        ------
+        ValueError
+            If the samples of the batch hold NaN or Inf.
+        """
+        net, train = self._net, self._net._pass.train
+        rows = self._source.rows if rows is None else rows
+        args = (self._source, order, begin, rows, self._loss_args, net.l2)
+        loss = train(*args) if opt is None else opt._lease(self.grads, train, *args)
+        if loss is None:
+            raise _not_finite(net.dtype)
+        net.loss = self._loss  # resolves "auto"
+        return loss
+
+
+def _not_finite(dtype: np.dtype[Any]) -> ValueError:
+    return ValueError(f"X: expected finite numbers in {dtype}, got NaN or Inf")
+
+
+def _alloc_layers(shapes: Iterable[list[tuple[int, ...]]], dtype: np.dtype[Any]) -> Layers:
+    """Return lists of zero arrays of the shapes of each layer, views of one contiguous array.
+
+    The array is aligned to a cache line, so that the widest registers read it without split loads.
+    """
+    shapes = list(shapes)
+    n_bytes = sum(math.prod(shape) for layer in shapes for shape in layer) * dtype.itemsize
+    memory = np.zeros(n_bytes + _CACHE_LINE, np.uint8)
+    first = -memory.ctypes.data % _CACHE_LINE
+    flat = memory[first : first + n_bytes].view(dtype)
+    layers: Layers = []
+    start = 0
+    for layer in shapes:
+        layers.append([])
+        for shape in layer:
+            stop = start + math.prod(shape)
+            layers[-1].append(flat[start:stop].reshape(shape))
+            start = stop
+    return layers
