@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray, Array
-    from fastopt.nn import History
-    from fastopt.nn.lr_find import LRFind
+    from fastopt.nn.history import History
+    from fastopt.nn.typing import LRFindResult
     from fastopt.surfaces import Surface
 
 __all__ = [
@@ -172,7 +172,7 @@ def plot_confusion_matrix(
     return _finish(figure, path)
 
 
-def plot_lr_find(found: LRFind, path: str | PathLike[str] | None = None) -> Figure:
+def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -> Figure:
     """Draw the losses of a learning-rate range test against the learning rates.
 
     Parameters

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from fastopt import plots
+from fastopt import callbacks, plots
 from fastopt.cli import options, outputs, registry, surface, training
 from fastopt.cli.calls import Call
 from fastopt.cli.parser import INTERRUPTED
-from fastopt.nn import Callback, Trainer, callbacks
+from fastopt.nn import Callback, Trainer
 
 if TYPE_CHECKING:
     import argparse

@@ -7,10 +7,9 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from fastopt import schedules
+from fastopt import callbacks, schedules
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.outputs import RUN_FILES
-from fastopt.nn import callbacks
 from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from fastopt import callbacks
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.config import format_config
 from fastopt.cli.parser import FAILED, INTERRUPTED, print_error
-from fastopt.nn import Trainer, callbacks, metrics
+from fastopt.nn import Trainer, metrics
 from fastopt.optimizers import arguments_of
 
 if TYPE_CHECKING:

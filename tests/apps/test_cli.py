@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastopt
-from fastopt import cli, schedules, surfaces
+from fastopt import callbacks, cli, schedules, surfaces
 from fastopt.cli import compare, config, registry, train
-from fastopt.nn import MLP, Callback, callbacks, data, metrics
+from fastopt.nn import MLP, Callback, data, metrics
 from fastopt.optimizers import BY_NAME
 
 LINE = r"Loss = \d+\.\d{4} \| Training Accuracy = [01]\.\d{4} \| Test Accuracy = [01]\.\d{4}"
@@ -1230,7 +1230,7 @@ def test_damaged_files(refused, folder):
     (folder / "cut.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n" * 50)[:30])
     (folder / "words.csv").write_text("1,2,a\n3,four,b\n")
     assert "cut.npz: damaged, or not an .npz file" in refused("train", "--data", "cut.npz")
-    assert "cut.csv.gz: not a sound CSV file" in refused("train", "--data", "cut.csv.gz")
+    assert "cut.csv.gz: not a valid CSV file" in refused("train", "--data", "cut.csv.gz")
     assert "row 2 of column 1 is not a finite number" in refused("train", "--data", "words.csv")
     assert "cut.npz: damaged, or not an .npz file" in refused("predict", "cut.npz", "digits")
     assert "data.npz: not a saved fastopt.MLP" in refused("predict", "data.npz", "digits")

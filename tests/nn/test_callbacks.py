@@ -27,7 +27,7 @@ from fastopt.callbacks import (
 )
 from fastopt.nn import MLP, Trainer
 from fastopt.nn.data import load_digits, read_arrays
-from fastopt.nn.snapshot import load_tree, replacing, save_tree
+from fastopt.nn.files import atomic_write, load_tree, save_tree
 
 X, Y = np.zeros((4, 1)), np.zeros(4)
 
@@ -106,8 +106,8 @@ def test_a_lambda_is_run_at_each_hook():
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ({"on_epoch": print}, "'on_epoch' is no method of Callback"),
-        ({"trainer": print}, "'trainer' is no method"),
+        ({"on_epoch": print}, "'on_epoch' is not a method of Callback"),
+        ({"trainer": print}, "'trainer' is not a method"),
         ({"on_epoch_end": 3}, "on_epoch_end: expected a function, got 3"),
         ({"on_test_end": 3}, "on_test_end: expected a function, got 3"),
     ],
@@ -289,8 +289,8 @@ def test_what_it_says(capsys):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"mode": "low"}, ValueError, "mode: expected auto, min or max, got 'low'"),
-        ({"monitor": "f1"}, ValueError, "mode: EarlyStopping cannot tell by its name whether 'f1' is"),
+        ({"mode": "low"}, ValueError, "mode: expected one of auto, min, max, got 'low'"),
+        ({"monitor": "f1"}, ValueError, "mode: cannot infer whether to minimize or maximize 'f1'"),
         ({"patience": -1}, ValueError, "patience: expected at least 0, got -1"),
         ({"patience": 1.5}, TypeError, "patience: expected a whole number, got 1.5"),
         ({"min_delta": "1"}, TypeError, "min_delta: expected a number, got '1'"),
@@ -403,7 +403,7 @@ def test_two_fits_reduce_as_one():
         ({"cooldown": -1}, "cooldown: expected at least 0"),
         ({"min_lr": -1.0}, "min_lr"),
         ({"min_delta": math.inf}, "min_delta: expected a finite number"),
-        ({"monitor": "f1"}, "mode: ReduceLROnPlateau cannot tell"),
+        ({"monitor": "f1"}, "mode: cannot infer whether to minimize or maximize 'f1'"),
     ],
 )
 def test_reduce_on_plateau_refuses(options, message):
@@ -570,7 +570,7 @@ def test_a_file_is_replaced_not_rewritten(tmp_path):
 
 
 def test_files_beside_come_along(tmp_path):
-    with replacing(tmp_path / "net.safetensors") as temporary:
+    with atomic_write(tmp_path / "net.safetensors") as temporary:
         temporary.write_text("new")
         temporary.with_suffix(".json").write_text("described")
         assert list(tmp_path.glob("net*")) == []
@@ -605,8 +605,8 @@ def test_what_the_checkpoint_says(tmp_path, capsys):
         ({"save_freq": 0}, ValueError, "save_freq: expected at least 1, got 0"),
         ({"save_freq": "batch"}, TypeError, "save_freq: expected a whole number, got 'batch'"),
         ({"save_weights_only": True, "filepath": "w.h5"}, ValueError, "filepath: .*npz.*got 'w.h5'"),
-        ({"save_best_only": True, "monitor": "f1"}, ValueError, "mode: ModelCheckpoint cannot tell"),
-        ({"mode": "best", "save_best_only": True}, ValueError, "mode: expected auto, min or max"),
+        ({"save_best_only": True, "monitor": "f1"}, ValueError, "mode: cannot infer .* maximize 'f1'"),
+        ({"mode": "best", "save_best_only": True}, ValueError, "mode: expected one of auto, min, max"),
         ({"initial_value_threshold": "1"}, TypeError, "initial_value_threshold: expected a number"),
     ],
 )
@@ -834,9 +834,9 @@ def test_interrupting_the_evaluation_ends_with_the_averages():
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        ([EarlyStopping(restore_best_weights=True), SwapEMAWeights(True)], "EarlyStopping would watch"),
-        ([SwapEMAWeights(), EarlyStopping(restore_best_weights=True)], "EarlyStopping would watch"),
-        ([SwapEMAWeights(), ModelCheckpoint("w", save_best_only=True)], "ModelCheckpoint would watch"),
+        ([EarlyStopping(restore_best_weights=True), SwapEMAWeights(True)], "EarlyStopping would monitor"),
+        ([SwapEMAWeights(), EarlyStopping(restore_best_weights=True)], "EarlyStopping would monitor"),
+        ([SwapEMAWeights(), ModelCheckpoint("w", save_best_only=True)], "ModelCheckpoint would monitor"),
     ],
 )
 def test_nobody_keeps_other_weights_than_were_watched(made, message):
@@ -848,7 +848,7 @@ def test_nobody_keeps_other_weights_than_were_watched(made, message):
 
 
 def test_no_averages():
-    with pytest.raises(ValueError, match=r"the optimizer keeps no averages, make it with ema=0\.999"):
+    with pytest.raises(ValueError, match=r"the optimizer keeps no averages; create it with ema=0\.999"):
         run(feeding([1.0], SwapEMAWeights()))
 
 

@@ -60,7 +60,7 @@ def test_split_is_a_stratified_partition(counts, test_size, seed):
     X = np.arange(len(y))[:, None]
     n_test = round(len(y) * test_size)
     if not 0 < n_test < len(y):
-        with pytest.raises(ValueError, match="without any"):
+        with pytest.raises(ValueError, match="leaves one part empty"):
             data.train_test_split(X, y, test_size, seed)
         return
     X_train, X_test, y_train, y_test = data.train_test_split(X, y, test_size, seed)
@@ -95,7 +95,7 @@ def test_split_refuses_sizes(test_size):
 
 
 def test_split_refuses_lengths():
-    with pytest.raises(ValueError, match="same length"):
+    with pytest.raises(ValueError, match="y: expected 9 labels"):
         data.train_test_split(np.zeros((9, 1)), np.zeros(8))
 
 
@@ -191,7 +191,7 @@ NAMES = ("images-idx3", "labels-idx1")
 
 def test_images_without_labels(tmp_path):
     write(tmp_path / "train-images-idx3-ubyte", idx_bytes(images_and_labels(3)[0]))
-    with pytest.raises(ValueError, match="no file of labels"):
+    with pytest.raises(ValueError, match="the matching file of labels is missing"):
         data.load(tmp_path / "train-images-idx3-ubyte")
 
 
@@ -250,7 +250,7 @@ def test_npz_with_classes_named_by_strings_and_labels_in_a_column(tmp_path):
     np.savez(path, X=np.ones((10, 2)), y=np.array(["dog", "cat"] * 5)[:, None])
     d = data.load(path)
     assert d.classes.tolist() == ["cat", "dog"] and d.y_train.dtype == np.int64
-    with pytest.raises(ValueError, match="needs numbers for labels"):
+    with pytest.raises(ValueError, match="expected numeric labels"):
         data.load(path, task="regression")
 
 
@@ -280,7 +280,7 @@ GOOD_NPZ = npz_bytes(X=np.ones((4, 3)), y=np.arange(4))
         (GOOD_NPZ[:-10], NOT_NPZ),
         (GOOD_NPZ.replace(b"\0\0\xf0?", b"\0\1\xf0?", 1), NOT_NPZ),  # fails its checksum
         (npz_bytes(y=np.ones((4, 3))), "expected the arrays X and y, .*; found y"),
-        (npz_bytes(X=np.ones((4, 3))), "expected labels, found rows of features alone"),
+        (npz_bytes(X=np.ones((4, 3))), "expected labels, got features only"),
         (npz_bytes(), "found none"),
         (npz_bytes(X_train=np.ones((4, 3)), y_train=np.ones(4)), "expected the arrays"),
         (npz_bytes(X=np.ones((4, 3)), y=np.ones(5)), "X has 4 rows, y has 5"),
@@ -292,8 +292,8 @@ GOOD_NPZ = npz_bytes(X=np.ones((4, 3)), y=np.arange(4))
         (zip_of_text(), NOT_NPZ),
         (npz_bytes(X=np.full((4, 3), np.nan), y=np.arange(4)), "features hold NaN"),
         (npz_bytes(X=np.ones((4, 3)), y=np.full(4, np.inf)), "labels hold NaN"),
-        (npz_bytes(X=np.full((4, 3), "a"), y=np.arange(4)), "real numbers"),
-        (npz_bytes(X=np.ones((4, 3)), y=np.eye(4, dtype=int)), "one label a row"),
+        (npz_bytes(X=np.full((4, 3), "a"), y=np.arange(4)), "features that are real numbers"),
+        (npz_bytes(X=np.ones((4, 3)), y=np.eye(4, dtype=int)), "one label per sample"),
         (
             npz_bytes(
                 X_train=np.ones((4, 3)),
@@ -407,12 +407,12 @@ def test_csv_labels_like_na_are_labels(csv):
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("", {}, "not a sound CSV"),
-        ("a,b\n", {}, "not a sound CSV"),
+        ("", {}, "not a valid CSV"),
+        ("a,b\n", {}, "not a valid CSV"),
         ("1\n2\n", {}, "found one column"),
-        ("1,2,3\n4,5,6,7\n", {}, "not a sound CSV"),
-        ("a,b,c\n1,2,3\n4,5,6,7\n", {}, "not a sound CSV"),
-        ("a,b\n1,2,3\n4,5,6\n", {}, "first line names 2 columns, the rows have 3"),
+        ("1,2,3\n4,5,6,7\n", {}, "not a valid CSV"),
+        ("a,b,c\n1,2,3\n4,5,6,7\n", {}, "not a valid CSV"),
+        ("a,b\n1,2,3\n4,5,6\n", {}, "first line has 2 columns, the other lines have 3"),
         ("1,2,3\n4,5\n", {}, "row 2 of column 2 is missing"),
         ("1,2,3\n4,5\n", {"label": 0}, "row 2 of column 2 is missing"),
         ("a,b,c\n1,2,3\n4,,6\n", {}, "row 2 of column 'b' is missing"),
@@ -424,9 +424,9 @@ def test_csv_labels_like_na_are_labels(csv):
         ("a,b\n1,2\n", {"label": 2}, "label=2 is not one of the 2 columns"),
         ("a,b\n1,x\n", {"label": None}, "row 1 of column 'b' is not a finite number"),
         ("a,b\n1,x\n", {"features": 2}, "row 1 of column 'b' is not a finite number"),
-        ("a,b\n1,2\n", {"header": "yes"}, "header must be"),
-        (b"a,b\n\xff\xfe,2\n", {}, "not a sound CSV"),
-        ('a,b\n1,"2\n', {}, "not a sound CSV"),
+        ("a,b\n1,2\n", {"header": "yes"}, "header: expected one of True, False, auto"),
+        (b"a,b\n\xff\xfe,2\n", {}, "not a valid CSV"),
+        ('a,b\n1,"2\n', {}, "not a valid CSV"),
     ],
 )
 def test_csv_refused(csv, text, options, message):
@@ -437,14 +437,14 @@ def test_csv_refused(csv, text, options, message):
 
 
 def test_csv_refuses_a_label_that_is_no_place(csv):
-    with pytest.raises(TypeError, match=r"label must be a name, a place or None, got 1\.5"):
+    with pytest.raises(TypeError, match=r"label: expected a column name, an index or None, got 1\.5"):
         data.read_csv(csv(ROWS), label=1.5)
 
 
 def test_csv_truncated_gzip(csv):
     path = csv(ROWS * 100, "t.csv.gz")
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="not a sound CSV"):
+    with pytest.raises(ValueError, match="not a valid CSV"):
         data.read_csv(path)
 
 
@@ -552,10 +552,10 @@ def test_confusion_matrix():
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "options", "message"),
     [
-        ([0, 5], [0, 1], {"n_classes": 3}, "from 0 to 2"),
-        ([0, -1], [0, 1], {}, "from 0"),
-        ([0.0], [1.0], {}, "y_true must be a vector of integers"),
-        ([0], [1.0], {}, "y_pred must be a vector of integers"),
+        ([0, 5], [0, 1], {"n_classes": 3}, "labels from 0 to 2"),
+        ([0, -1], [0, 1], {}, "labels from 0"),
+        ([0.0], [1.0], {}, "y_true: expected a vector of integers"),
+        ([0], [1.0], {}, "y_pred: expected a vector of integers"),
     ],
 )
 def test_confusion_matrix_refuses(y_true, y_pred, options, message):
@@ -566,7 +566,11 @@ def test_confusion_matrix_refuses(y_true, y_pred, options, message):
 @pytest.mark.parametrize("metric", [metrics.accuracy, metrics.r2_score, metrics.confusion_matrix])
 @pytest.mark.parametrize(
     ("y_true", "y_pred", "message"),
-    [([0, 1], [0], "same shape"), ([0, 1], [[0], [1]], "same shape"), ([], [], "at least one row")],
+    [
+        ([0, 1], [0], "y_pred: expected the shape of y_true"),
+        ([0, 1], [[0], [1]], "y_pred: expected the shape of y_true"),
+        ([], [], "y_true: expected at least one sample"),
+    ],
 )
 def test_metrics_refuse_shapes(metric, y_true, y_pred, message):
     with pytest.raises(ValueError, match=message):

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastopt
-from fastopt.nn import check_gradients, mlp
+from fastopt.nn import MLP, check_gradients, network
 from fastopt.nn._core import blas
 from fastopt.nn._core.gemm import Blas
 from fastopt.nn.layers import ACTIVATIONS
 from fastopt.nn.losses import LOSSES
-from fastopt.nn.mlp import MLP
 
 N, FEATURES, OUTPUTS = 9, 5, 4
 
@@ -439,7 +438,7 @@ def rewritten(path, config=None, **changes):
         ({"config": {"l2": None}}, "'l2' is missing"),
         ({"b1": np.zeros(3, np.float32)}, r"'b1'\]: expected float32 of shape \(7,\)"),
         ({"W2": np.zeros((7, 6))}, r"'W2'\]: expected float32"),
-        ({"config": {"activation": "cubic"}}, "activation must be one of"),
+        ({"config": {"activation": "cubic"}}, "activation: expected one of"),
         ({"config": {"sizes": [5]}}, "sizes"),
         ({"config": {"sizes": [5.0, 7.0]}}, "sizes"),
         ({"config": {"color": 3}}, "color"),
@@ -535,32 +534,32 @@ def test_copies_have_gradients_of_their_own(duplicate):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sizes": [3]}, ValueError, "sizes must be at least two"),
-        ({"sizes": []}, ValueError, "sizes must be at least two"),
-        ({"sizes": [3, 0, 2]}, ValueError, "positive"),
-        ({"sizes": [3, -1]}, ValueError, "positive"),
-        ({"sizes": [3, 2.5]}, TypeError, "sequence of integers"),
+        ({"sizes": [3]}, ValueError, "sizes: expected at least two"),
+        ({"sizes": []}, ValueError, "sizes: expected at least two"),
+        ({"sizes": [3, 0, 2]}, ValueError, r"sizes\[1\]: expected at least 1, got 0"),
+        ({"sizes": [3, -1]}, ValueError, r"sizes\[1\]: expected at least 1, got -1"),
+        ({"sizes": [3, 2.5]}, TypeError, r"sizes\[1\]: expected a whole number, got 2.5"),
         ({"sizes": 3}, TypeError, "sequence of integers"),
-        ({"activation": "cubic"}, ValueError, "activation must be one of .*'cubic'"),
-        ({"activation": None}, ValueError, "activation must be one of"),
-        ({"loss": "hinge"}, ValueError, "loss must be one of"),
+        ({"activation": "cubic"}, ValueError, "activation: expected one of .*'cubic'"),
+        ({"activation": None}, ValueError, "activation: expected one of"),
+        ({"loss": "hinge"}, ValueError, "loss: expected one of"),
         ({"loss": "cross_entropy", "sizes": [3, 1]}, ValueError, "needs sizes"),
-        ({"dtype": "float16"}, ValueError, "dtype must be one of"),
-        ({"dtype": "number"}, ValueError, "dtype must be one of"),
-        ({"dtype": None}, ValueError, "dtype must be one of"),
-        ({"init": "zeros"}, ValueError, "init must be one of"),
-        ({"l2": -1.0}, ValueError, "l2 must be"),
-        ({"l2": "1e-4x"}, TypeError, "l2 must be a number"),
-        ({"activation": ["relu"]}, ValueError, "activation must be one value or 0"),
-        ({"sizes": [3, 4, 2], "activation": ["relu"] * 2}, ValueError, "must be one value or 1"),
-        ({"dropout": 1.0}, ValueError, r"dropout must be in \[0, 1\)"),
-        ({"dropout": -0.1}, ValueError, "dropout must be"),
-        ({"norm": "group"}, ValueError, "norm must be one of None, batch, layer"),
-        ({"label_smoothing": 1.0}, ValueError, "label_smoothing must be"),
-        ({"reduction": "none"}, ValueError, "reduction must be one of"),
-        ({"delta": 0.0}, ValueError, r"delta must be in \(0, inf\)"),
-        ({"quantile": 1.0}, ValueError, "quantile must be"),
-        ({"l2": float("nan")}, ValueError, "l2 must be"),
+        ({"dtype": "float16"}, ValueError, "dtype: expected one of"),
+        ({"dtype": "number"}, ValueError, "dtype: expected one of"),
+        ({"dtype": None}, ValueError, "dtype: expected one of"),
+        ({"init": "zeros"}, ValueError, "init: expected one of"),
+        ({"l2": -1.0}, ValueError, "l2: expected a finite number in"),
+        ({"l2": "1e-4x"}, TypeError, "l2: expected a number"),
+        ({"activation": ["relu"]}, ValueError, "activation: expected one value, or 0"),
+        ({"sizes": [3, 4, 2], "activation": ["relu"] * 2}, ValueError, "expected one value, or 1"),
+        ({"dropout": 1.0}, ValueError, r"dropout: expected a finite number in \[0, 1\)"),
+        ({"dropout": -0.1}, ValueError, "dropout: expected a finite number in"),
+        ({"norm": "group"}, ValueError, "norm: expected one of None, batch, layer"),
+        ({"label_smoothing": 1.0}, ValueError, "label_smoothing: expected a finite number in"),
+        ({"reduction": "none"}, ValueError, "reduction: expected one of"),
+        ({"delta": 0.0}, ValueError, r"delta: expected a finite number in \(0, inf\)"),
+        ({"quantile": 1.0}, ValueError, "quantile: expected a finite number in"),
+        ({"l2": float("nan")}, ValueError, "l2: expected a finite number in"),
     ],
 )
 def test_constructor_refuses(arguments, error, message):
@@ -574,9 +573,9 @@ BAD_BATCHES = [
     ("cross_entropy", X_GOOD, [0, -1, 1], "labels from 0 to 2"),
     ("cross_entropy", X_GOOD, [0.0, 1.0, 1.0], "integer or boolean labels"),
     ("cross_entropy", X_GOOD, ["a", "b", "c"], "integer or boolean labels"),
-    ("cross_entropy", X_GOOD, np.eye(3, dtype=int), "one label a row"),
-    ("cross_entropy", X_GOOD, [0, 1], "same length"),
-    ("cross_entropy", X_GOOD, 0, "same length"),
+    ("cross_entropy", X_GOOD, np.eye(3, dtype=int), "one label per sample"),
+    ("cross_entropy", X_GOOD, [0, 1], "y: expected 3 targets, as many as X has samples"),
+    ("cross_entropy", X_GOOD, 0, "y: expected 3 targets, as many as X has samples"),
     ("binary_cross_entropy", X_GOOD, np.full((3, 3), 2), "labels 0 and 1"),
     ("binary_cross_entropy", X_GOOD, -np.eye(3, dtype=int), "labels 0 and 1"),
     ("binary_cross_entropy", X_GOOD, np.eye(3), "integer or boolean labels"),
@@ -586,13 +585,13 @@ BAD_BATCHES = [
     ("mse", X_GOOD, [0.0, 1.0, 2.0], "shape"),
     ("mse", X_GOOD, [[1, 2, np.nan]] * 3, "finite"),
     ("mse", X_GOOD, [["a"] * 3] * 3, "real numbers"),
-    ("poisson", X_GOOD, -np.eye(3), "must not be negative"),
+    ("poisson", X_GOOD, -np.eye(3), "expected values of at least 0"),
     ("auto", X_GOOD, ["a", "b", "c"], "labels or real values"),
     ("auto", X_GOOD, [0, 1, 3], "labels from 0 to 2"),
     ("cross_entropy", np.ones((3, 4)), [0, 1, 2], r"shape \(n, 2\), got \(3, 4\)"),
     ("cross_entropy", np.ones(2), [0, 1], "shape"),
     ("cross_entropy", np.ones((3, 2, 1)), [0, 1, 2], "shape"),
-    ("cross_entropy", np.ones((0, 2)), np.zeros(0, int), "at least one row"),
+    ("cross_entropy", np.ones((0, 2)), np.zeros(0, int), "at least one sample"),
     ("cross_entropy", np.ones((3, 2), complex), [0, 1, 2], "real numbers"),
     ("cross_entropy", [["a", "b"]] * 3, [0, 1, 2], "real numbers"),
     ("cross_entropy", [[1, 2], [np.nan, 1], [0, 0]], [0, 1, 2], "finite"),
@@ -634,7 +633,7 @@ def test_bad_batches_are_refused_before_anything_is_written(loss, X, y, message)
     ("X", "message"),
     [
         (np.ones((3, 4)), "shape"),
-        (np.ones((0, 2)), "at least one row"),
+        (np.ones((0, 2)), "at least one sample"),
         ([[np.nan, 1]], "finite"),
         ([[np.inf, 1]], "finite"),
     ],
@@ -646,7 +645,7 @@ def test_bad_input_is_refused_by_predictions(method, X, message):
 
 
 def test_prediction_needs_a_decided_loss():
-    with pytest.raises(ValueError, match="none were seen"):
+    with pytest.raises(ValueError, match="there was none yet"):
         MLP([2, 3]).predict(np.ones((1, 2)))
 
 
@@ -718,7 +717,7 @@ def test_a_row_of_weight_two_counts_as_two_rows_and_one_of_weight_zero_as_none(l
 
 @pytest.mark.parametrize(
     ("weight", "message"),
-    [([1, 2], "9 real numbers"), ([-1] * 9, "not negative"), ([np.nan] * 9, "finite"), (["a"] * 9, "real")],
+    [([1, 2], "9 real numbers"), ([-1] * 9, "of at least 0"), ([np.nan] * 9, "finite"), (["a"] * 9, "real")],
 )
 def test_bad_weights_are_refused(weight, message):
     with pytest.raises(ValueError, match=message):
@@ -742,7 +741,7 @@ def test_sparse_rows_are_those_of_the_dense_matrix(dtype):
         assert net.train_step(matrix, y)[0] == pytest.approx(twin.train_step(X, y)[0], rel=1e-6)
     np.testing.assert_array_equal(net.predict_proba(rows), twin.predict_proba(X))
     order = np.random.default_rng(1).permutation(40)
-    assert net.feed(rows, y).step(order, 5, 20) == twin.feed(X, y).step(order, 5, 20)
+    assert net.bind_data(rows, y).step(order, 5, 20) == twin.bind_data(X, y).step(order, 5, 20)
     rows.data[0] = np.nan
     with pytest.raises(ValueError, match="finite"):
         net.train_step(rows, y)
@@ -756,7 +755,7 @@ def test_a_feed_takes_the_rows_that_it_is_told(dtype, kind):
     weight = rng.uniform(0, 1, 50)
     net, twin = make(dtype=dtype), make(dtype=dtype)
     order = rng.permutation(50)
-    feed = net.feed(X, y, weight)
+    feed = net.bind_data(X, y, weight)
     for begin, rows in ((0, 20), (20, 20), (40, 10), (7, 1)):
         taken = order[begin : begin + rows]
         expected, grads = twin.train_step(X[taken], y[taken], weight[taken])
@@ -787,7 +786,7 @@ def test_an_update_right_after_the_gradient_is_the_same_update(rule, options):
     X, y, order = rng.standard_normal((300, 200)), rng.integers(0, 10, 300), rng.permutation(300)
     nets = [MLP([200, 150, 90, 10], loss="cross_entropy", seed=0, **options) for _ in range(2)]
     opts = [OPTIMIZERS[rule](net.params) for net in nets]
-    feeds = [net.feed(X, y) for net in nets]
+    feeds = [net.bind_data(X, y) for net in nets]
     assert opts[0]._can_lease(nets[0].params) == (rule != "groups")
     for begin in (0, 100, 200, 290):
         rows = min(100, 300 - begin)
@@ -812,11 +811,11 @@ def test_a_step_on_bad_data_updates_nothing():
     X[4, 2] = np.nan
     before = net.state_dict()
     with pytest.raises(ValueError, match="finite"):
-        net.feed(X, y).step(None, opt=opt)
+        net.bind_data(X, y).step(None, opt=opt)
     assert opt.steps == 0 and not opt.state[0]["exp_avg"].any()
     for name, array in net.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
-    net.feed(X[:4], y[:4]).step(None, opt=opt)
+    net.bind_data(X[:4], y[:4]).step(None, opt=opt)
     assert opt.steps == 1 and (net.params[0][0] != before["W1"]).any()
 
 
@@ -902,7 +901,7 @@ def test_where_the_blas_is_not_known_numpy_multiplies(monkeypatch, small):
     """Nor does it matter in which pieces matrices are multiplied."""
     loss, grads = wide_step()
     found = blas.find() if small else {}
-    monkeypatch.setattr(mlp, "blas", Blas(**{"name": "another", **found, "small": small}))
+    monkeypatch.setattr(network, "blas", Blas(**{"name": "another", **found, "small": small}))
     other_loss, other = wide_step()
     assert other_loss == pytest.approx(loss, rel=1e-5)
     for g, e in zip(other, grads, strict=True):

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import schedules
-from fastopt.nn import data
-from fastopt.nn.callbacks import Callback
-from fastopt.nn.mlp import MLP
-from fastopt.nn.trainer import History, Trainer
-from fastopt.nn.weighting import row_weights
+from fastopt.callbacks import Callback
+from fastopt.nn import MLP, History, Trainer, data
+from fastopt.nn.weighting import combined_weights
 
 
 class RecordingNet:
@@ -677,7 +675,7 @@ def test_balanced_classes_are_scikit_learns():
     weights = pytest.importorskip("sklearn.utils.class_weight")
     y = np.random.default_rng(0).integers(0, 5, 200)
     np.testing.assert_allclose(
-        row_weights(y, class_weight="balanced"), weights.compute_sample_weight("balanced", y)
+        combined_weights(y, class_weight="balanced"), weights.compute_sample_weight("balanced", y)
     )
 
 
@@ -796,18 +794,18 @@ X3, Y3 = rows(3)
         ({"batch_size": True}, TypeError, "batch_size: expected a whole number, got True"),
         ({"epochs": -1}, ValueError, "epochs: expected at least 0, got -1"),
         ({"epochs": 1.5}, TypeError, "epochs: expected a whole number, got 1.5"),
-        ({"validation_data": X3}, ValueError, "validation_data must be a pair"),
-        ({"validation_data": (X3,)}, ValueError, "validation_data must be a pair"),
-        ({"validation_data": (X3, Y3, Y3, Y3)}, ValueError, "validation_data must be a pair"),
+        ({"validation_data": X3}, ValueError, "validation_data: expected a pair"),
+        ({"validation_data": (X3,)}, ValueError, "validation_data: expected a pair"),
+        ({"validation_data": (X3, Y3, Y3, Y3)}, ValueError, "validation_data: expected a pair"),
         ({"validation_data": (X3, Y3, Y3[:2])}, ValueError, r"validation_data\[2\]: expected one"),
         ({"validation_data": (X3, Y3, [0, 0, 0])}, ValueError, r"validation_data\[2\]: expected at"),
         ({"validation_data": (X3, Y3[:2])}, ValueError, r"validation_data\[1\]: expected 3 labels"),
         ({"validation_data": (X3[:0], Y3[:0])}, ValueError, r"validation_data\[0\]: expected at least"),
-        ({"validation_data": (X3[:, :1], Y3)}, ValueError, r"rows of the shape \(2,\), got \(1,\)"),
-        ({"max_time": 0}, ValueError, "max_time: expected more than 0 seconds, got 0"),
-        ({"max_time": -1.0}, ValueError, "max_time: expected more than 0 seconds, got -1.0"),
-        ({"max_time": math.nan}, ValueError, "max_time: expected a finite number, got nan"),
-        ({"max_time": math.inf}, ValueError, "max_time: expected a finite number, got inf"),
+        ({"validation_data": (X3[:, :1], Y3)}, ValueError, r"samples of the shape \(2,\), got \(1,\)"),
+        ({"max_time": 0}, ValueError, r"max_time: expected a finite number in \(0, inf\), got 0"),
+        ({"max_time": -1.0}, ValueError, r"max_time: expected a finite number in \(0, inf\), got -1.0"),
+        ({"max_time": math.nan}, ValueError, r"max_time: expected a finite number in \(0, inf\), got nan"),
+        ({"max_time": math.inf}, ValueError, r"max_time: expected a finite number in \(0, inf\), got inf"),
         ({"max_time": "1"}, TypeError, "max_time: expected a number, got '1'"),
         ({"sample_weight": [1, 1]}, ValueError, r"sample_weight: .* shape \(3,\), got \(2,\)"),
         ({"sample_weight": [[1], [1], [1]]}, ValueError, r"sample_weight: .* got \(3, 1\)"),
@@ -822,7 +820,7 @@ X3, Y3 = rows(3)
         ({"class_weight": {0: "1"}}, TypeError, "class_weight: expected real numbers"),
         ({"class_weight": {0: 0, 1: 0, 2: 0}}, ValueError, "class_weight: expected a positive weight"),
         ({"class_weight": {"0": 2.0}}, ValueError, r"labels \[0, 1, 2\] of y have no weight, and \['0'\]"),
-        ({"class_weight": "balanced", "y": [0.5, 1, 2]}, ValueError, "one label a row, got float64"),
+        ({"class_weight": "balanced", "y": [0.5, 1, 2]}, ValueError, "one label per sample, got float64"),
         ({"class_weight": {0: 1}, "y": np.eye(3, dtype=int)}, ValueError, r"got int64 of shape \(3, 3\)"),
     ],
 )
@@ -840,7 +838,7 @@ def test_fit_refuses_before_anything_is_trained(arguments, error, message):
     [
         ({"net": object()}, "net must have 'params', but a object has not"),
         ({"opt": object()}, "opt must have 'step'"),
-        ({"callbacks": [print]}, "callbacks must be Callback objects"),
+        ({"callbacks": [print]}, "callbacks: expected Callback objects"),
         ({"max_norm": "1"}, "max_norm: expected a number, got str"),
         ({"clip_value": True}, "clip_value: expected a number, got bool"),
     ],
