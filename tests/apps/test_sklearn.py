@@ -684,7 +684,7 @@ def test_ctrl_c_keeps_what_is_learned():
         ({"solver": "newton"}, ValueError, "solver: expected one of .*adam.*lbfgs.*, got 'newton'"),
         ({"solver": lambda params: 3}, TypeError, "solver: expected a callable that returns"),
         ({"learning_rate": "slow"}, ValueError, "learning_rate: expected one of constant"),
-        ({"activation": "swoosh"}, ValueError, "activation must be one of"),
+        ({"activation": "swoosh"}, ValueError, "activation: expected one of"),
         ({"hidden_layer_sizes": (3, 0)}, ValueError, "hidden_layer_sizes: expected at least 1, got 0"),
         ({"hidden_layer_sizes": (3, 2.5)}, TypeError, "hidden_layer_sizes: expected a whole number"),
         ({"callbacks": [print]}, TypeError, "callbacks: expected a list of fastopt.Callback objects"),
