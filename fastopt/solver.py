@@ -1,25 +1,25 @@
-"""The solver of the article, name for name and signature for signature, on the compiled engine.
+"""The functions of the article, with the same names and signatures, on compiled optimizers.
 
-`vanilla_update`, `momentum_update`, `adagrad_update`, `rmsprop_update` and `adam_update` apply one
-step; `sgd`, `sgd_momentum`, `adagrad`, `rmsprop` and `adam` train a network; `get_minibatches` and
-`accuracy` are what they need. What the article's printed code gets wrong is corrected here;
-``docs/article.md`` names the article and lists every correction.
+`vanilla_update`, `momentum_update`, `adagrad_update`, `rmsprop_update` and `adam_update` apply one step.
+`sgd`, `sgd_momentum`, `adagrad`, `rmsprop` and `adam` train a network with minibatches from
+`get_minibatches` and report `accuracy`. Errors in the printed code of the article are corrected;
+``docs/article.md`` names the article and lists the corrections.
 
 The article's protocol
 ----------------------
 A network ``nnet`` is any object with
 
 ``params``
-    a list of layers, each a list of arrays (float32 or float64, of any shape; a layer without
-    parameters is an empty list), which the training changes in place;
+    a list of layers, each a list of arrays (float32 or float64, of any shape), which training changes in
+    place; a layer without parameters is an empty list;
 ``train_step(X, y)``
-    which returns ``(loss, grads)``, where ``grads`` is nested like ``params`` but starts with the
-    *last* layer, as backpropagation comes to it first;
+    which returns ``(loss, grads)``; ``grads`` is nested like ``params``, but starts with the *last* layer,
+    as backpropagation computes it first;
 ``predict(X)``
-    which returns one label a sample.
+    which returns one label per sample.
 
-A network whose gradients come in the order of ``params`` says so with an attribute
-``grads_reversed = False``, as `fastopt.MLP` does.
+If the gradients are in the order of ``params``, set the attribute ``grads_reversed = False``, as
+`fastopt.MLP` does.
 """
 
 from __future__ import annotations
@@ -48,54 +48,41 @@ if TYPE_CHECKING:
     TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[SupportsFloat, Layers]]
 
 __all__ = [
-    "accuracy",
-    "adagrad",
-    "adagrad_update",
-    "adam",
-    "adam_update",
-    "get_minibatches",
-    "momentum_update",
-    "rmsprop",
-    "rmsprop_update",
-    "sgd",
-    "sgd_momentum",
-    "vanilla_update",
+    "accuracy", "adagrad", "adagrad_update", "adam", "adam_update", "get_minibatches", "momentum_update",
+    "rmsprop", "rmsprop_update", "sgd", "sgd_momentum", "vanilla_update",
 ]
 
-# The article's epsilons, all outside the root.
+# The article's epsilons, added after the square root.
 _ADAGRAD_EPS = 1e-8
 _RMSPROP_EPS = 1e-4
 _ADAM_EPS = 1e-4
 
-# --- data ---------------------------------------------------------------------------------------
+# --- Data ----------------------------------------------------------------------------------------
 
 
-def get_minibatches(
-    X: AnyArray, y: AnyArray, minibatch_size: int
-) -> list[tuple[AnyArray, AnyArray]]:
-    """Shuffle the samples and cut them into minibatches.
+def get_minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> list[tuple[AnyArray, AnyArray]]:
+    """Shuffle the samples and split them into minibatches.
 
-    The order is drawn from NumPy's global state, so that ``np.random.seed`` makes it, and a whole
-    training, reproducible.
+    The order is drawn from NumPy's global random state, so ``np.random.seed`` makes it reproducible.
 
     Parameters
     ----------
-    X : array of shape (samples, ...)
-        Samples of any rank.
-    y : array of shape (samples, ...)
-        Their labels.
+    X : array of shape (n_samples, ...)
+        Samples.
+    y : array of shape (n_samples, ...)
+        Labels.
     minibatch_size : int
-        Samples a minibatch, at least 1; the last one holds what is left.
+        Samples per minibatch, at least 1. The last minibatch has the remaining samples.
 
     Returns
     -------
     list of (X_batch, y_batch)
-        Copies, which together hold every sample once.
+        Copies; every sample is in exactly one minibatch.
 
     Raises
     ------
     ValueError
-        If `X` and `y` differ in length or have none, or `minibatch_size` is below 1.
+        If `X` and `y` differ in length or are empty, or `minibatch_size` is below 1.
     TypeError
         If `minibatch_size` is not a whole number.
 
@@ -109,38 +96,33 @@ def get_minibatches(
     return list(_minibatches(X, y, check_int("minibatch_size", minibatch_size, 1)))
 
 
-# --- one step -----------------------------------------------------------------------------------
+# --- One step ------------------------------------------------------------------------------------
 
 
 def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
-    """One step down the gradient: ``p -= learning_rate * g``.
+    """Take one step of gradient descent: ``p -= learning_rate * g``.
 
     Parameters
     ----------
     params : list of layers, each a list of arrays
         Parameters, float32 or float64, changed in place.
     grads : list of layers, each a list of arrays
-        Their gradients, beginning with those of the last layer.
+        Gradients, starting with those of the last layer.
     learning_rate : float, default 0.01
-        Step size.
 
     Raises
     ------
     ValueError, TypeError
-        If `grads` is not nested like `params` in reverse, or an array has the wrong shape or type.
+        If `grads` is not nested like `params` in reverse order, or an array has the wrong shape or dtype.
     """
-    for p, g in _columns(params, grads):
+    for p, g in _zip_arrays(params, grads):
         functional.sgd_(p, g, lr=learning_rate)
 
 
 def momentum_update(
-    velocity: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    mu: float = 0.9,
+    velocity: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, mu: float = 0.9
 ) -> None:
-    """One step of momentum: ``v = mu * v + learning_rate * g; p -= v``.
+    """Take one step with momentum: ``v = mu * v + learning_rate * g; p -= v``.
 
     Parameters
     ----------
@@ -149,26 +131,24 @@ def momentum_update(
     params, grads, learning_rate
         As in `vanilla_update`.
     mu : float, default 0.9
-        How much of the velocity is kept.
+        Momentum: decay rate of the velocity.
 
     Raises
     ------
     ValueError, TypeError
-        As `vanilla_update`, for `velocity` too.
+        As `vanilla_update`, also for `velocity`.
 
     Notes
     -----
-    B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. The
-    learning rate is inside the velocity, so that a change of the rate takes effect gradually.
+    B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. The velocity
+    includes the learning rate, so a change of the learning rate takes effect gradually.
     """
-    for p, g, v in _columns(params, grads, velocity=velocity):
+    for p, g, v in _zip_arrays(params, grads, velocity=velocity):
         functional.momentum_(p, g, v, lr=learning_rate, momentum=mu, convention="article")
 
 
-def adagrad_update(
-    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01
-) -> None:
-    """One step of AdaGrad: ``c += g**2; p -= learning_rate * g / (sqrt(c) + 1e-8)``.
+def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
+    """Take one step of AdaGrad: ``c += g**2; p -= learning_rate * g / (sqrt(c) + 1e-8)``.
 
     Parameters
     ----------
@@ -180,25 +160,21 @@ def adagrad_update(
     Raises
     ------
     ValueError, TypeError
-        As `vanilla_update`, for `cache` too.
+        As `vanilla_update`, also for `cache`.
 
     Notes
     -----
     J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", 2011.
     """
-    for p, g, c in _columns(params, grads, cache=cache):
+    for p, g, c in _zip_arrays(params, grads, cache=cache):
         functional.adagrad_(p, g, c, lr=learning_rate, eps=_ADAGRAD_EPS, convention="article")
 
 
 def rmsprop_update(
-    cache: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    decay_rate: float = 0.9,
+    cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01, decay_rate: float = 0.9
 ) -> None:
-    """One step of RMSprop.
+    """Take one step of RMSprop.
 
     ``c = decay_rate * c + (1 - decay_rate) * g**2; p -= learning_rate * g / (sqrt(c) + 1e-4)``
 
@@ -209,36 +185,28 @@ def rmsprop_update(
     params, grads, learning_rate
         As in `vanilla_update`.
     decay_rate : float, default 0.9
-        How much of the cache is kept.
+        Decay rate of the cache.
 
     Raises
     ------
     ValueError, TypeError
-        As `vanilla_update`, for `cache` too.
+        As `vanilla_update`, also for `cache`.
 
     Notes
     -----
     T. Tieleman and G. Hinton, "Lecture 6.5: rmsprop", 2012.
     """
-    for p, g, c in _columns(params, grads, cache=cache):
+    for p, g, c in _zip_arrays(params, grads, cache=cache):
         functional.rmsprop_(
             p, g, c, lr=learning_rate, alpha=decay_rate, eps=_RMSPROP_EPS, convention="article"
         )
 
 
 def adam_update(
-    velocity: Layers,
-    cache: Layers,
-    params: Layers,
-    grads: Layers,
-    learning_rate: float = 0.01,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
-    *,
-    t: int,
-    eps: float = _ADAM_EPS,
+    velocity: Layers, cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01,
+    beta1: float = 0.9, beta2: float = 0.999, *, t: int, eps: float = _ADAM_EPS,
 ) -> None:
-    """One step of Adam.
+    """Take one step of Adam.
 
     ::
 
@@ -251,126 +219,109 @@ def adam_update(
     velocity : list of layers, each a list of arrays
         First moments, nested like `params`, zeros before the first step; changed in place.
     cache : list of layers, each a list of arrays
-        Second moments, likewise, in arrays of their own.
+        Second moments, likewise.
     params, grads, learning_rate
         As in `vanilla_update`.
     beta1, beta2 : float, default 0.9 and 0.999
-        How much of each moment is kept.
+        Decay rates of the moments.
     t : int
-        The number of this step, 1 for the first. It has no default, as a forgotten one would
-        silently give every step the large correction of the first.
+        Number of this step, 1 for the first. There is no default: if it were forgotten, every step would
+        get the bias correction of the first step.
     eps : float, default 1e-4
-        Added to the root.
+        Added after the square root.
 
     Raises
     ------
     ValueError, TypeError
-        As `vanilla_update`, for `velocity` and `cache` too; if `t` is below 1; if `velocity` and
-        `cache` share an array.
+        As `vanilla_update`, also for `velocity` and `cache`; if `t` is below 1; if `velocity` and `cache`
+        share an array.
 
     Notes
     -----
-    D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article gives no
-    function for this step, but writes it out in the loop.
+    D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article has no function
+    for this step; it is part of the training loop there.
     """
     check_int("t", t, 1)
-    columns = _columns(params, grads, velocity=velocity, cache=cache)
-    if any(np.may_share_memory(v, c) for _, _, v, c in columns):
-        raise ValueError("cache: expected arrays of its own, got one that velocity has as well")
-    for p, g, v, c in columns:
+    arrays = _zip_arrays(params, grads, velocity=velocity, cache=cache)
+    if any(np.may_share_memory(v, c) for _, _, v, c in arrays):
+        raise ValueError("cache: expected arrays of its own, got one that is also in velocity")
+    for p, g, v, c in arrays:
         functional.adam_(
-            p, g, v, c, lr=learning_rate, betas=(beta1, beta2), eps=eps, step=t,
-            convention="article",
+            p, g, v, c, lr=learning_rate, betas=(beta1, beta2), eps=eps, step=t, convention="article"
         )
 
 
-# --- training -----------------------------------------------------------------------------------
+# --- Training ------------------------------------------------------------------------------------
 
 
 def sgd(
-    nnet: Network,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: FloatOrSchedule,
-    verbose: bool = True,
-    X_test: AnyArray | None = None,
+    nnet: Network, X_train: AnyArray, y_train: AnyArray, minibatch_size: int, epoch: int,
+    learning_rate: FloatOrSchedule, verbose: bool = True, X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
 ) -> Network:
-    """Train `nnet` by stochastic gradient descent (see `vanilla_update`).
+    """Train `nnet` with stochastic gradient descent (see `vanilla_update`).
 
-    Minibatches are drawn anew for every epoch (see `get_minibatches`), and what an optimizer
-    remembers lasts through all epochs. A step is one compiled call over all arrays.
+    The samples are shuffled in every epoch (see `get_minibatches`). The state of the optimizer is kept
+    through all epochs. Each step is one compiled call over all arrays.
 
     Parameters
     ----------
     nnet : network
-        See the module's page for the protocol. Its parameters are changed in place.
-    X_train, y_train : arrays of shape (samples, ...)
+        See the module documentation for the protocol. Its parameters are changed in place.
+    X_train, y_train : arrays of shape (n_samples, ...)
         Training samples and labels.
     minibatch_size : int
-        Samples a step, at least 1. The last minibatch of an epoch holds what is left.
+        Samples per step, at least 1. The last minibatch of an epoch has the remaining samples.
     epoch : int
-        Passes over the training data, at least 0.
+        Passes over the training set, at least 0.
     learning_rate : float or callable
-        Step size, or a schedule of it (see `fastopt.schedules`).
+        Learning rate, or a schedule (see `fastopt.schedules`).
     verbose : bool, default True
-        Whether to print, for each epoch, its number and a line with the loss of its last
-        minibatch, the training accuracy, and with test data the test accuracy.
-    X_test, y_test : arrays of shape (samples, ...), optional
+        Whether to print two lines per epoch: its number; then the loss of its last minibatch, the training
+        accuracy and, with test data, the test accuracy.
+    X_test, y_test : arrays of shape (n_samples, ...), optional
         Test samples and labels; both or neither.
 
     Returns
     -------
     nnet
-        The very object that came.
+        The same object.
 
     Raises
     ------
     ValueError, TypeError
-        If samples and labels differ in length, test samples come without labels or labels
-        without samples, `minibatch_size` is below 1, `epoch` below 0, or the network's gradients
-        are not nested like its parameters. The message names the argument or the place.
+        If samples and labels differ in length, only one of `X_test` and `y_test` is given,
+        `minibatch_size` is below 1, `epoch` is below 0, or the gradients are not nested like the parameters.
+        The message names the argument or the array.
     """
     optimizer = SGD(nnet.params, lr=learning_rate, convention="article")
-    return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test
-    )
+    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def sgd_momentum(
-    nnet: Network,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: FloatOrSchedule,
-    mu: FloatOrSchedule = 0.9,
-    verbose: bool = True,
-    X_test: AnyArray | None = None,
-    y_test: AnyArray | None = None,
-    nesterov: bool = False,
+    nnet: Network, X_train: AnyArray, y_train: AnyArray, minibatch_size: int, epoch: int,
+    learning_rate: FloatOrSchedule, mu: FloatOrSchedule = 0.9, verbose: bool = True,
+    X_test: AnyArray | None = None, y_test: AnyArray | None = None, nesterov: bool = False,
 ) -> Network:
-    """Train `nnet` with momentum (see `momentum_update`), Nesterov's if wanted.
+    """Train `nnet` with momentum (see `momentum_update`) or Nesterov momentum.
 
-    With `nesterov` the gradient is taken where the velocity alone would lead, at ``p - mu * v``;
-    the parameters are then put back, to the last bit, and the step is the same. For this,
-    ``nnet.train_step`` has to read its weights from the arrays in ``nnet.params``.
+    With `nesterov` the gradient is evaluated at the look-ahead point ``p - mu * v``. The parameters are then
+    restored bit for bit, and the step is the same. This requires that ``nnet.train_step`` reads its weights
+    from the arrays in ``nnet.params``.
 
     Parameters
     ----------
     nnet, X_train, y_train, minibatch_size, epoch, learning_rate, verbose, X_test, y_test
         As in `sgd`.
     mu : float or callable, default 0.9
-        How much of the velocity a step keeps, or a schedule of it.
+        Momentum: decay rate of the velocity, or a schedule.
     nesterov : bool, default False
-        Whether to look ahead.
+        Whether to use Nesterov momentum.
 
     Returns
     -------
     nnet
-        The very object that came.
+        The same object.
 
     Raises
     ------
@@ -379,29 +330,21 @@ def sgd_momentum(
 
     Notes
     -----
-    Y. Nesterov, "A method for solving the convex programming problem with convergence rate
-    O(1/k^2)", 1983; I. Sutskever et al., "On the importance of initialization and momentum in deep
-    learning", 2013. Seen from the points it looks at, the path is that of
-    ``fastopt.SGD(nesterov=True)``, which starts from the same parameters.
+    Y. Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983;
+    I. Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013. The
+    look-ahead points are the parameters of ``fastopt.SGD(nesterov=True)`` started from the same parameters.
     """
     optimizer = SGD(nnet.params, lr=learning_rate, momentum=mu, convention="article")
-    # Without momentum there is no velocity to look along.
+    # Without momentum there is no velocity, and the look-ahead point is p.
     train_step = _look_ahead(nnet, optimizer, mu) if nesterov and mu else None
     return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test,
-        train_step,
+        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test, train_step
     )
 
 
 def adagrad(
-    nnet: Network,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: FloatOrSchedule,
-    verbose: bool = True,
-    X_test: AnyArray | None = None,
+    nnet: Network, X_train: AnyArray, y_train: AnyArray, minibatch_size: int, epoch: int,
+    learning_rate: FloatOrSchedule, verbose: bool = True, X_test: AnyArray | None = None,
     y_test: AnyArray | None = None,
 ) -> Network:
     """Train `nnet` with AdaGrad (see `adagrad_update`).
@@ -409,182 +352,134 @@ def adagrad(
     Parameters, return value and errors are those of `sgd`.
     """
     optimizer = Adagrad(nnet.params, lr=learning_rate, eps=_ADAGRAD_EPS, convention="article")
-    return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test
-    )
+    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def rmsprop(
-    nnet: Network,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: FloatOrSchedule,
-    verbose: bool = True,
-    X_test: AnyArray | None = None,
-    y_test: AnyArray | None = None,
-    decay_rate: float = 0.9,
+    nnet: Network, X_train: AnyArray, y_train: AnyArray, minibatch_size: int, epoch: int,
+    learning_rate: FloatOrSchedule, verbose: bool = True, X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None, decay_rate: float = 0.9,
 ) -> Network:
     """Train `nnet` with RMSprop (see `rmsprop_update`).
 
-    Parameters, return value and errors are those of `sgd`, and `decay_rate`, how much of the
-    average of squares a step keeps.
+    Parameters, return value and errors are those of `sgd`, with the decay rate `decay_rate` in addition.
     """
-    optimizer = RMSprop(
-        nnet.params, lr=learning_rate, alpha=decay_rate, eps=_RMSPROP_EPS, convention="article"
-    )
-    return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test
-    )
+    optimizer = RMSprop(nnet.params, learning_rate, decay_rate, eps=_RMSPROP_EPS, convention="article")
+    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def adam(
-    nnet: Network,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    learning_rate: FloatOrSchedule,
-    verbose: bool = True,
-    X_test: AnyArray | None = None,
-    y_test: AnyArray | None = None,
-    beta1: float = 0.9,
-    beta2: float = 0.999,
+    nnet: Network, X_train: AnyArray, y_train: AnyArray, minibatch_size: int, epoch: int,
+    learning_rate: FloatOrSchedule, verbose: bool = True, X_test: AnyArray | None = None,
+    y_test: AnyArray | None = None, beta1: float = 0.9, beta2: float = 0.999,
 ) -> Network:
     """Train `nnet` with Adam (see `adam_update`), with an epsilon of 1e-4.
 
-    Parameters, return value and errors are those of `sgd`, and `beta1` and `beta2`, how much of
-    the first and of the second moment a step keeps.
+    Parameters, return value and errors are those of `sgd`, with the decay rates `beta1` and `beta2` of the
+    moments in addition.
     """
     optimizer = Adam(
         nnet.params, lr=learning_rate, betas=(beta1, beta2), eps=_ADAM_EPS, convention="article"
     )
-    return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test
-    )
+    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def _train(
-    nnet: Network,
-    optimizer: Optimizer,
-    X_train: AnyArray,
-    y_train: AnyArray,
-    minibatch_size: int,
-    epoch: int,
-    verbose: bool,
-    X_test: AnyArray | None,
-    y_test: AnyArray | None,
+    nnet: Network, optimizer: Optimizer, X_train: AnyArray, y_train: AnyArray, minibatch_size: int,
+    epoch: int, verbose: bool, X_test: AnyArray | None, y_test: AnyArray | None,
     train_step: TrainStep | None = None,
 ) -> Network:
-    """The one training loop; `train_step` stands in for the network's own where it is given."""
+    """Run the training loop; `train_step` replaces that of the network."""
     train = check_X_y("X_train", X_train, "y_train", y_train)
-    test = _optional_samples("X_test", X_test, "y_test", y_test)
+    test = _check_test_data(X_test, y_test)
     minibatch_size = check_int("minibatch_size", minibatch_size, 1)
     epoch = check_int("epoch", epoch, 0)
     train_step = train_step or nnet.train_step
-    backwards = getattr(nnet, "grads_reversed", True)
+    is_reversed = getattr(nnet, "grads_reversed", True)
     for number in range(1, epoch + 1):
         if verbose:
             print(f"Epoch {number}")
         for X_batch, y_batch in _minibatches(*train, minibatch_size):
             loss, grads = train_step(X_batch, y_batch)
-            optimizer.step(_in_order(nnet.params, grads, "grads", backwards))
+            optimizer.step(_in_order(nnet.params, grads, "grads", is_reversed))
         if verbose:
-            print(_report(nnet, loss, train, test, minibatch_size))
+            logs = {"loss": float(loss), "accuracy": _evaluate(nnet, *train, minibatch_size)}
+            if test is not None:
+                logs["val_accuracy"] = _evaluate(nnet, *test, minibatch_size)
+            print(format_logs(logs))
     return nnet
 
 
 def _look_ahead(nnet: Net, optimizer: Optimizer, mu: FloatOrSchedule) -> TrainStep:
-    """`nnet.train_step`, taken at ``p - mu * v`` and leaving the parameters as they were."""
+    """Return a ``train_step`` that is evaluated at ``p - mu * v`` and restores the parameters."""
     params = flatten(nnet.params)[1]
-    kept = [np.empty_like(p) for p in params]
+    saved = [np.empty_like(p) for p in params]
     velocity = [state["momentum_buffer"] for state in optimizer.state]
-    # p -= mu * v is a step of gradient descent along the velocity.
-    nudge = SGD(params, lr=mu)
+    # p -= mu * v is a step of gradient descent with the velocity as gradient.
+    shift = SGD(params, lr=mu)
 
     def train_step(X: AnyArray, y: AnyArray) -> tuple[SupportsFloat, Layers]:
-        for p, k in zip(params, kept, strict=True):
-            np.copyto(k, p)
+        for p, copy in zip(params, saved, strict=True):
+            np.copyto(copy, p)
         try:
-            nudge.step(velocity)
+            shift.step(velocity)
             return nnet.train_step(X, y)
         finally:
-            # Copied back rather than added back: (p - mu * v) + mu * v need not be p.
-            for p, k in zip(params, kept, strict=True):
-                np.copyto(p, k)
+            # Adding mu * v would not restore p exactly, because of rounding.
+            for p, copy in zip(params, saved, strict=True):
+                np.copyto(p, copy)
 
     return train_step
 
 
-def _report(
-    nnet: Net,
-    loss: SupportsFloat,
-    train: tuple[AnyArray, AnyArray],
-    test: tuple[AnyArray, AnyArray] | None,
-    minibatch_size: int,
-) -> str:
-    """The article's line about an epoch."""
-    logs = {"loss": float(loss), "accuracy": _accuracy_of(nnet, *train, minibatch_size)}
-    if test is not None:
-        logs["val_accuracy"] = _accuracy_of(nnet, *test, minibatch_size)
-    return format_logs(logs)
-
-
-def _accuracy_of(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
-    # As many samples at a time as in training: that much memory is there.
+def _evaluate(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
+    """Return the accuracy; predict one minibatch at a time, which needs no more memory than training."""
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
     return accuracy(y, np.concatenate(predicted))
 
 
-# --- layers, samples and checks -----------------------------------------------------------------
+# --- Samples, layers and checks ------------------------------------------------------------------
 
 
-def _minibatches(
-    X: AnyArray, y: AnyArray, minibatch_size: int
-) -> Iterator[tuple[AnyArray, AnyArray]]:
-    """Minibatches in an order drawn when the first is asked for, each copied when it is due."""
-    order = np.random.permutation(len(X))  # noqa: NPY002 (np.random.seed is the caller's handle)
+def _minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> Iterator[tuple[AnyArray, AnyArray]]:
+    """Yield copies of the minibatches, one at a time."""
+    order = np.random.permutation(len(X))  # noqa: NPY002 (users control it with np.random.seed)
     for start in range(0, len(X), minibatch_size):
-        chosen = order[start : start + minibatch_size]
-        yield X[chosen], y[chosen]
+        indices = order[start : start + minibatch_size]
+        yield X[indices], y[indices]
 
 
-def _columns(params: Layers, grads: Layers, **states: Layers) -> list[tuple[AnyArray, ...]]:
-    """For each parameter: its array, its gradient, and its array in each of `states`.
+def _zip_arrays(params: Layers, grads: Layers, **states: Layers) -> list[tuple[AnyArray, ...]]:
+    """Return a tuple per parameter: its array, its gradient, and its array in each of `states`.
 
-    Everything is checked here, before anything is changed.
+    All arrays are checked before the first one is changed.
     """
-    columns = [flatten(params)[1], _flat(_in_order(params, grads, "grads", backwards=True))]
-    for name, state in states.items():
-        columns.append(flatten(_in_order(params, state, name), name)[1])
-    return list(zip(*columns, strict=True))
+    ordered = _in_order(params, grads, "grads", is_reversed=True)
+    arrays = [flatten(params)[1], [grad for layer in ordered for grad in layer]]
+    arrays += [flatten(_in_order(params, state, name), name)[1] for name, state in states.items()]
+    return list(zip(*arrays, strict=True))
 
 
-def _flat(layers: Layers) -> list[AnyArray]:
-    return [array for layer in layers for array in layer]
+def _in_order(params: Layers, layers: Layers, name: str, is_reversed: bool = False) -> Layers:
+    """Return `layers` in the order of `params`, or raise if nesting, shapes or dtypes differ.
 
-
-def _in_order(params: Layers, layers: Layers, name: str, backwards: bool = False) -> Layers:
-    """`layers` in the order of `params`, refused unless they are nested and shaped like them.
-
-    The messages count as the caller does, from the last layer if `backwards`.
+    Messages use the index in `layers` as it was passed.
     """
     _check_list(layers, name, len(params), "layers", "params")
-    for layer, wanted in enumerate(params):
-        place = len(params) - 1 - layer if backwards else layer
-        where = f"{name}[{place}]"
-        _check_list(layers[place], where, len(wanted), "arrays", f"params[{layer}]")
-        for index, (array, like) in enumerate(zip(layers[place], wanted, strict=True)):
+    for i, param_layer in enumerate(params):
+        index = len(params) - 1 - i if is_reversed else i
+        _check_list(layers[index], f"{name}[{index}]", len(param_layer), "arrays", f"params[{i}]")
+        for k, (array, param) in enumerate(zip(layers[index], param_layer, strict=True)):
+            where = f"{name}[{index}][{k}]"
             if not isinstance(array, np.ndarray):
-                raise TypeError(f"{where}[{index}]: expected an array, got {type(array).__name__}")
-            if array.shape != like.shape or array.dtype != like.dtype:
+                raise TypeError(f"{where}: expected an array, got {type(array).__name__}")
+            if array.shape != param.shape or array.dtype != param.dtype:
                 raise ValueError(
-                    f"{where}[{index}]: expected {like.dtype} of shape {like.shape}, as in "
-                    f"params[{layer}][{index}], got {array.dtype} of shape {array.shape}"
+                    f"{where}: expected {param.dtype} of shape {param.shape}, as in params[{i}][{k}], "
+                    f"got {array.dtype} of shape {array.shape}"
                 )
-    return list(reversed(layers)) if backwards else layers
+    return list(reversed(layers)) if is_reversed else layers
 
 
 def _check_list(value: Any, where: str, length: int, items: str, like: str) -> None:
@@ -594,12 +489,10 @@ def _check_list(value: Any, where: str, length: int, items: str, like: str) -> N
         raise ValueError(f"{where}: expected {length} {items}, as in {like}, got {len(value)}")
 
 
-def _optional_samples(
-    X_name: str, X: Any, y_name: str, y: Any
-) -> tuple[AnyArray, AnyArray] | None:
+def _check_test_data(X: Any, y: Any) -> tuple[AnyArray, AnyArray] | None:
     if X is None and y is None:
         return None
-    for name, values, other in ((X_name, X, y_name), (y_name, y, X_name)):
+    for name, values, other in (("X_test", X, "y_test"), ("y_test", y, "X_test")):
         if values is None:
-            raise ValueError(f"{name}: expected an array, as {other} came, got None")
-    return check_X_y(X_name, X, y_name, y)
+            raise ValueError(f"{name}: expected an array, as {other} is given, got None")
+    return check_X_y("X_test", X, "y_test", y)
