@@ -1,11 +1,12 @@
-"""Training curves, confusion matrices, range tests and paths, drawn with matplotlib (extra ``plot``).
+"""Plots of training curves, confusion matrices, range tests and paths. Needs matplotlib (extra ``plot``).
 
-Figures are made without pyplot: nothing needs a display, no global state is touched, and a figure
-is freed as soon as nobody holds it. A notebook shows what a function returns.
+Figures are created without pyplot, so they need no display, change no global state, and are freed when they
+are no longer referenced. A notebook shows the returned figure.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,32 +30,32 @@ __all__ = [
     "check_path", "plot_comparison", "plot_confusion_matrix", "plot_history", "plot_lr_find", "plot_paths",
 ]
 
-# Okabe and Ito, "Color universal design", 2008: told apart by color-blind readers too. Their
-# yellow and black are left out: one is too faint on white, the other is the text's.
+# The colors of Okabe and Ito, "Color universal design", 2008, which color-blind readers can distinguish,
+# without yellow, which is too faint on white, and without black, which is the color of the text.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# A second mark for readers of gray prints. There is one dash more than colors, so that a pair of
-# both comes back after 42 curves.
+# Dashes distinguish curves in grayscale. There are six colors and seven dashes, so the combination repeats
+# only after 42 curves.
 _DASHES = (
     "-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)),
     (0, (10, 2)),
 )
 _DPI = 150
-_MOST_COUNTS = 24   # classes beyond which counts in the cells cannot be read
-_MOST_LABELS = 60   # and labels beside them
-# Of an animation: frames at most, milliseconds of one and of the last.
-_FRAMES, _FRAME_TIME, _REST_TIME = 100, 50, 2000
+_MAX_COUNTS = 24    # with more classes, counts in the cells are too small to read
+_MAX_LABELS = 60    # with more classes, only every n-th label is shown
+# Animations: number of frames, and milliseconds per frame and for the last one.
+_MAX_FRAMES, _FRAME_TIME, _LAST_FRAME_TIME = 100, 50, 2000
 _ANIMATION_DPI = 100
 
 
 def plot_history(history: History, path: str | PathLike[str] | None = None) -> Figure:
-    """Draw a training's loss and, where it has one, its accuracy against epochs.
+    """Plot the loss and, for a classification, the accuracy of a training run against epochs.
 
     Parameters
     ----------
     history : fastopt.History
-        At least one epoch.
+        History of at least one epoch.
     path : str or path-like, optional
-        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+        File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
 
     Returns
     -------
@@ -63,20 +64,20 @@ def plot_history(history: History, path: str | PathLike[str] | None = None) -> F
     Raises
     ------
     ValueError
-        If `history` holds no epochs, or matplotlib does not know the suffix of `path`.
+        If `history` has no epochs, or matplotlib does not support the suffix of `path`.
     ImportError
         If matplotlib is not installed.
     """
     _check_histories({"history": history})
-    quantities = [("loss", "Loss (mean per row)", 1.0), ("accuracy", "Accuracy (%)", 100.0)]
+    quantities = [("loss", "Loss (mean per sample)", 1.0), ("accuracy", "Accuracy (%)", 100.0)]
     shown = [q for q in quantities if {q[0], "val_" + q[0]} & history.history.keys()]
     figure, panels = _figure(len(shown), path)
     epochs = _epochs(history)
     for panel, (name, label, unit) in zip(panels, shown, strict=True):
-        for place, (key, who) in enumerate([(name, "training"), ("val_" + name, "test")]):
+        for index, (key, part) in enumerate([(name, "training"), ("val_" + name, "test")]):
             if key in history.history:
                 values = unit * np.asarray(history.history[key])
-                _draw(panel, epochs, values, place, who)
+                _draw(panel, epochs, values, index, part)
         _label(panel, "Epoch", label)
         _count_epochs(panel)
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
@@ -85,15 +86,14 @@ def plot_history(history: History, path: str | PathLike[str] | None = None) -> F
 
 
 def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] | None = None) -> Figure:
-    """Draw the training losses of several trainings against epochs and against seconds.
+    """Plot the training losses of several training runs against epochs and against seconds.
 
     Parameters
     ----------
     histories : dict of fastopt.History
-        By name; each at least one epoch. Seconds are those of the training steps: evaluation is
-        not counted.
+        Histories of at least one epoch each, by name. Their seconds exclude the time of evaluation.
     path : str or path-like, optional
-        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+        File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
 
     Returns
     -------
@@ -102,18 +102,17 @@ def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] 
     Raises
     ------
     ValueError
-        If there are no histories, one holds no epochs, or matplotlib does not know the suffix of
-        `path`.
+        If there are no histories, one has no epochs, or matplotlib does not support the suffix of `path`.
     ImportError
         If matplotlib is not installed.
     """
     _check_histories(histories)
     figure, (by_epoch, by_time) = _figure(2, path, sharey=True)
-    for place, (name, history) in enumerate(histories.items()):
+    for index, (name, history) in enumerate(histories.items()):
         loss = np.asarray(history.history["loss"])
-        _draw(by_epoch, _epochs(history), loss, place, name)
-        _draw(by_time, np.cumsum(history.history["seconds"]), loss, place, name)
-    _label(by_epoch, "Epoch", "Training loss (mean per row)")
+        _draw(by_epoch, _epochs(history), loss, index, name)
+        _draw(by_time, np.cumsum(history.history["seconds"]), loss, index, name)
+    _label(by_epoch, "Epoch", "Training loss (mean per sample)")
     _count_epochs(by_epoch)
     _label(by_time, "Time of the training steps (s)")
     by_time.set_xlim(left=0.0)
@@ -126,19 +125,20 @@ def plot_confusion_matrix(
     matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None,
     path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draw how often each class was taken for each.
+    """Plot a confusion matrix.
 
-    Shade is the share of the true class, so that rare classes are as visible as common ones; the
-    numbers are counts.
+    The text in the cells is the number of samples. The shade is the fraction of the true class, so that rare
+    classes are as visible as common ones.
 
     Parameters
     ----------
     matrix : array_like of int, shape (n, n)
-        Row: the true class; column: the predicted one, as `fastopt.nn.metrics.confusion_matrix` returns.
+        Counts with one row per true class and one column per predicted class, as returned by
+        `fastopt.nn.metrics.confusion_matrix`.
     classes : sequence of length n, optional
         Labels; by default 0 to n - 1.
     path : str or path-like, optional
-        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+        File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
 
     Returns
     -------
@@ -147,8 +147,8 @@ def plot_confusion_matrix(
     Raises
     ------
     ValueError
-        If `matrix` is not square, holds anything but counts, or is not as long as `classes`; or
-        matplotlib does not know the suffix of `path`.
+        If `matrix` is not a square matrix of counts, its length differs from that of `classes`, or
+        matplotlib does not support the suffix of `path`.
     ImportError
         If matplotlib is not installed.
     """
@@ -160,27 +160,27 @@ def plot_confusion_matrix(
     figure, (panel,) = _figure(1, path)
     side = min(max(4.8, 0.5 * n + 1.6), 12.0)
     figure.set_size_inches(side + 0.8, side)
-    shares = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = panel.imshow(shares, cmap="Blues", vmin=0.0, vmax=100.0)
+    percent = 100.0 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = panel.imshow(percent, cmap="Blues", vmin=0.0, vmax=100.0)
     figure.colorbar(image, ax=panel, shrink=0.8, label="Share of the true class (%)")
     panel.set(xlabel="Predicted class", ylabel="True class")
     _label_classes(panel, labels)
-    if n <= _MOST_COUNTS:
+    if n <= _MAX_COUNTS:
         for row, column in np.argwhere(counts):
-            color = "white" if shares[row, column] > 55.0 else "0.15"
+            color = "white" if percent[row, column] > 55.0 else "0.15"
             panel.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
     return _finish(figure, path)
 
 
 def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -> Figure:
-    """Draw the losses of a learning-rate range test against the learning rates.
+    """Plot the losses of a learning-rate range test against the learning rates.
 
     Parameters
     ----------
     found : fastopt.nn.lr_find.LRFind
-        What `fastopt.lr_find` has returned.
+        Result of `fastopt.lr_find`.
     path : str or path-like, optional
-        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...
+        File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
 
     Returns
     -------
@@ -189,7 +189,7 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
     Raises
     ------
     ValueError
-        If matplotlib does not know the suffix of `path`.
+        If matplotlib does not support the suffix of `path`.
     ImportError
         If matplotlib is not installed.
     """
@@ -197,16 +197,16 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
     panel.plot(found.lr, found.loss, color="0.75", linewidth=1.0, label="each batch")
     _draw(panel, found.lr, found.smoothed, 0, "smoothed")
     if found.suggestion is not None:
-        at = np.interp(found.suggestion, found.lr, found.smoothed)
+        loss = np.interp(found.suggestion, found.lr, found.smoothed)
         panel.plot(
-            [found.suggestion], [at], "o", color=_COLORS[1], label=f"suggestion {found.suggestion:.2g}"
+            [found.suggestion], [loss], "o", color=_COLORS[1], label=f"suggestion {found.suggestion:.2g}"
         )
     panel.set_xscale("log")
-    # A batch that has already diverged would press the curve flat.
+    # The losses of the last batches, which have diverged, must not determine the scale.
     low, high = found.smoothed.min(), found.smoothed.max()
     margin = 0.05 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)
-    _label(panel, "Learning rate", "Loss (mean per row)")
+    _label(panel, "Learning rate", "Loss (mean per sample)")
     panel.legend(frameon=False)
     return _finish(figure, path)
 
@@ -214,19 +214,19 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
 def plot_paths(
     surface: Surface, paths: Mapping[str, ArrayLike], path: str | PathLike[str] | None = None,
 ) -> Figure:
-    """Draw the paths of optimizers over the contours of a function of two variables.
+    """Plot the paths of optimizers over the contours of a function of two variables.
 
-    Contours are spaced evenly in the logarithm of the height above the minimum.
+    Contours are spaced evenly in the logarithm of the value above the minimum.
 
     Parameters
     ----------
     surface : fastopt.surfaces.Surface
     paths : dict of array_like, shape (steps + 1, 2)
-        Points by the optimizer's name, the start first, as `fastopt.surfaces.descend` returns them; all
-        finite.
+        Finite points by optimizer name, beginning with the starting point, as returned by
+        `fastopt.surfaces.descend`.
     path : str or path-like, optional
-        Write the figure there, in the format of the suffix: ``.png``, ``.pdf``, ``.svg``, ...; with
-        ``.gif``, an animation of the steps.
+        File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...; ``.gif`` is an
+        animation of the steps.
 
     Returns
     -------
@@ -235,7 +235,8 @@ def plot_paths(
     Raises
     ------
     ValueError
-        If there are no paths, one is no list of points, or matplotlib does not know the suffix of `path`.
+        If there are no paths, one is not a list of points, or matplotlib does not support the suffix of
+        `path`.
     ImportError
         If matplotlib is not installed.
     """
@@ -243,7 +244,7 @@ def plot_paths(
     figure, (panel,) = _figure(1, path, moving=True)
     figure.set_size_inches(7.2, max(5.0, 0.21 * len(arrays) + 1.0))     # the legend grows
     _draw_contours(figure, panel, surface)
-    artists = [_draw_path(panel, *item, place, len(arrays)) for place, item in enumerate(arrays.items())]
+    artists = [_draw_path(panel, *item, index, len(arrays)) for index, item in enumerate(arrays.items())]
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     if path is not None and Path(path).suffix.lower() == ".gif":
         _animate(figure, panel, artists, list(arrays.values()), path)
@@ -252,29 +253,30 @@ def plot_paths(
 
 
 def check_path(path: str | PathLike[str], argument: str = "path", moving: bool = False) -> None:
-    """Raise if a figure could not be written to `path` for want of matplotlib or a known suffix.
+    """Raise if matplotlib is not installed, or does not support the suffix of a path.
 
     Parameters
     ----------
     path : str or path-like
     argument : str, default "path"
-        What the error calls it.
+        Name of the argument in error messages.
     moving : bool, default False
-        Whether the figure may be an animation, ``.gif``.
+        Whether ``.gif`` is supported, for animations.
 
     Raises
     ------
     ValueError, ImportError
     """
     suffix = Path(path).suffix.lower().removeprefix(".")
-    known = {*_matplotlib_figure().canvas.get_supported_filetypes(), *(["gif"] if moving else [])}
+    known = {*make_figure().canvas.get_supported_filetypes(), *(["gif"] if moving else [])}
     if suffix not in known:
         raise ValueError(
             f"{argument}: expected a name that ends in .{', .'.join(sorted(known))}; got {path}"
         )
 
 
-def _matplotlib_figure(**options: Any) -> Figure:
+def make_figure(**options: Any) -> Figure:
+    """Return an empty figure, or raise ImportError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -293,19 +295,21 @@ def _check_histories(histories: Mapping[str, History]) -> None:
 def _check_confusion_matrix(matrix: ArrayLike) -> NDArray[np.integer[Any]]:
     counts = np.asarray(matrix)
     if counts.ndim != 2 or len(counts) == 0 or counts.shape[0] != counts.shape[1]:
-        raise ValueError(f"matrix: expected a square one, got the shape {counts.shape}")
-    if counts.dtype.kind not in "iu" or counts.min() < 0:
-        raise ValueError(f"matrix: expected counts, whole numbers from 0 on, got {counts.dtype}")
+        raise ValueError(f"matrix: expected a square matrix, got shape {counts.shape}")
+    if counts.dtype.kind not in "iu":
+        raise ValueError(f"matrix: expected counts as integers, got {counts.dtype}")
+    if counts.min() < 0:
+        raise ValueError(f"matrix: expected non-negative counts, got {counts.min()}")
     return counts
 
 
 def _label_classes(panel: Axes, labels: list[str]) -> None:
-    """Write the labels at both sides; long ones stand upright below, and of very many only some are there."""
-    places = range(0, len(labels), -(-len(labels) // _MOST_LABELS))
-    shown = [labels[place] for place in places]
+    """Label both axes; rotate long labels of the x axis, and omit some if there are many classes."""
+    ticks = range(0, len(labels), -(-len(labels) // _MAX_LABELS))
+    shown = [labels[tick] for tick in ticks]
     is_long = max(map(len, shown)) * len(shown) > 48
-    panel.set_xticks(places, shown, rotation=90 if is_long else 0)
-    panel.set_yticks(places, shown)
+    panel.set_xticks(ticks, shown, rotation=90 if is_long else 0)
+    panel.set_yticks(ticks, shown)
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
 
@@ -315,20 +319,20 @@ def _figure(
 ) -> tuple[Figure, list[Axes]]:
     if path is not None:
         check_path(path, moving=moving)
-    figure = _matplotlib_figure(figsize=(4.8 * columns, 3.8))
+    figure = make_figure(figsize=(4.8 * columns, 3.8))
     return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 
 def _epochs(history: History) -> NDArray[np.int_]:
-    """Return the numbers of the epochs as people count them, from 1."""
+    """Return the epoch numbers, starting at 1."""
     return np.asarray(history.epoch) + 1
 
 
-def _draw(panel: Axes, x: AnyArray, y: AnyArray, place: int, name: str) -> None:
-    """Draw the curve which is at `place` among those of the panel."""
-    color = _COLORS[place % len(_COLORS)]
-    dashes = _DASHES[place % len(_DASHES)]
-    marker = "o" if len(x) == 1 else None  # a single point has no line
+def _draw(panel: Axes, x: AnyArray, y: AnyArray, index: int, name: str) -> None:
+    """Draw a curve; its index selects color and dashes."""
+    color = _COLORS[index % len(_COLORS)]
+    dashes = _DASHES[index % len(_DASHES)]
+    marker = "o" if len(x) == 1 else None  # a line through a single point is invisible
     panel.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
 
 
@@ -342,14 +346,14 @@ def _label(panel: Axes, x: str, y: str | None = None) -> None:
 
 
 def _count_epochs(panel: Axes) -> None:
-    """Put ticks at whole epochs alone."""
+    """Place ticks at integers only."""
     from matplotlib.ticker import MaxNLocator
 
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
 def _scale_losses(panel: Axes) -> None:
-    """Losses that are all positive span decades: a logarithmic scale shows the small ones too."""
+    """Use a logarithmic scale if all losses are positive, so that small losses are visible."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     values = np.concatenate([line.get_ydata() for line in panel.get_lines()])
@@ -372,7 +376,7 @@ def _check_paths(paths: Mapping[str, ArrayLike]) -> dict[str, Array]:
 
 
 def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
-    """Shade the window by height, light enough for colored paths, and mark the minima."""
+    """Draw contours in light grays, on which colored paths are visible, and mark the minima."""
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
     left, right, bottom, top = surface.window
@@ -389,56 +393,60 @@ def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
     panel.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", title=surface.name.capitalize())
 
 
-def _draw_path(panel: Axes, name: str, points: Array, place: int, count: int) -> tuple[Line2D, Line2D]:
-    """Draw one of `count` paths and, as the ball that has rolled down it, its last point; return both."""
-    color, dashes = _COLORS[place % len(_COLORS)], _DASHES[place % len(_DASHES)]
-    width = 1.4 + 2.0 * (1.0 - (place + 1) / count)     # those below show beside those above
+def _draw_path(panel: Axes, name: str, points: Array, index: int, count: int) -> tuple[Line2D, Line2D]:
+    """Draw one of `count` paths, and a marker at its last point; return both artists."""
+    color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
+    width = 1.4 + 2.0 * (1.0 - (index + 1) / count)     # lines below are wider, and thus visible
     (line,) = panel.plot(*points.T, color=color, linestyle=dashes, linewidth=width, label=name, zorder=3)
-    (ball,) = panel.plot(*points[-1:].T, "o", color=color, markeredgecolor="white", markersize=7, zorder=5)
-    return line, ball
+    (marker,) = panel.plot(*points[-1:].T, "o", color=color, markeredgecolor="white", markersize=7, zorder=5)
+    return line, marker
 
 
 def _animate(
     figure: Figure, panel: Axes, artists: list[tuple[Line2D, Line2D]], paths: list[Array],
     path: str | PathLike[str],
 ) -> None:
-    """Write the drawn paths step by step: what stands still is drawn once, and shown below every frame."""
+    """Write an animation that extends the drawn paths step by step.
+
+    The contours are drawn once, and all frames share one palette. matplotlib's PillowWriter would draw the
+    figure twice per frame and select a palette per frame: six times slower, with other colors.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
     figure.set_dpi(_ANIMATION_DPI)
     canvas = FigureCanvasAgg(figure)
-    for artist in (artist for pair in artists for artist in pair):
+    for artist in chain(*artists):
         artist.set_animated(True)
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)
-    longest = max(map(len, paths))
-    frames = []
-    for count in np.unique(np.linspace(1, longest, min(longest, _FRAMES)).round().astype(int)):
-        canvas.restore_region(background)
-        for (line, ball), points in zip(artists, paths, strict=True):
-            line.set_data(*points[:count].T)
-            ball.set_data(*points[:count][-1:].T)
-            panel.draw_artist(line)
-            panel.draw_artist(ball)
-        frames.append(Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB"))
     palette = Image.new("P", (1, 1))
     palette.putpalette(_palette())
-    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [_FRAME_TIME] * len(others) + [_REST_TIME]
-    first.save(path, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    longest = max(map(len, paths))
+    frames = []
+    for count in np.unique(np.linspace(1, longest, min(longest, _MAX_FRAMES)).round().astype(int)):
+        canvas.restore_region(background)
+        for (line, marker), points in zip(artists, paths, strict=True):
+            line.set_data(*points[:count].T)
+            marker.set_data(*points[:count][-1:].T)
+            panel.draw_artist(line)
+            panel.draw_artist(marker)
+        frame = Image.fromarray(np.array(canvas.buffer_rgba())).convert("RGB")
+        frames.append(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    durations = [_FRAME_TIME] * (len(frames) - 1) + [_LAST_FRAME_TIME]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def _palette() -> bytes:
-    """Grays, and the colors of the paths with their edges on them: a GIF has 256 colors."""
+    """Return a palette with the grays, and with the colors of the paths and of their antialiased edges."""
     from matplotlib.colors import to_rgb
 
-    # Pillow looks colors up with five or six bits: next to white there is nothing it could be taken for.
+    # Pillow compares colors with five or six bits. There is no gray near white that it could confuse with it.
     grays = np.append(np.linspace(0.0, 0.96, 127), 1.0)[:, None] * np.ones(3)
-    shares = np.linspace(1.0, 0.0, 7, endpoint=False)[:, None]
+    weights = np.linspace(1.0, 0.0, 7, endpoint=False)[:, None]
     edges = [
-        shares * np.array(to_rgb(color)) + (1.0 - shares) * ground
-        for color in _COLORS for ground in (0.5, 0.75, 1.0)
+        weights * np.array(to_rgb(color)) + (1.0 - weights) * background
+        for color in _COLORS for background in (0.5, 0.75, 1.0)
     ]
     return (255.0 * np.concatenate([grays, *edges])).round().astype(np.uint8).tobytes()
 

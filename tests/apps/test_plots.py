@@ -41,7 +41,7 @@ def test_history_draws_loss_and_accuracy():
     loss, accuracy = plot_history(given).axes
     assert curves(loss) == {"training": [[1, 2], [2, 1]], "test": [[1, 2], [2.5, 1.5]]}
     assert curves(accuracy) == {"training": [[1, 2], [50, 75]], "test": [[1, 2], [25, 50]]}
-    assert (loss.get_xlabel(), loss.get_ylabel()) == ("Epoch", "Loss (mean per row)")
+    assert (loss.get_xlabel(), loss.get_ylabel()) == ("Epoch", "Loss (mean per sample)")
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("Epoch", "Accuracy (%)")
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "test"]
 
@@ -67,7 +67,7 @@ def test_comparison_by_epoch_and_by_time():
     by_epoch, by_time = plot_comparison({"a": history([2.0, 1.0]), "b": history([4.0])}).axes
     assert curves(by_epoch) == {"a": [[1, 2], [2, 1]], "b": [[1], [4]]}
     assert curves(by_time) == {"a": [[0.5, 1.0], [2, 1]], "b": [[0.5], [4]]}
-    assert by_epoch.get_ylabel() == "Training loss (mean per row)"
+    assert by_epoch.get_ylabel() == "Training loss (mean per sample)"
     assert by_time.get_xlabel() == "Time of the training steps (s)"
     assert [text.get_text() for text in by_time.get_legend().get_texts()] == ["a", "b"]
 
@@ -243,10 +243,10 @@ def test_file_is_of_the_format_of_its_suffix(tmp_path, suffix, begin):
         (plot_saddle, {}, "paths: expected at least one, got none"),
         (plot_saddle, {"a": [1.0, 2.0]}, r"a: expected finite points, shape \(steps \+ 1, 2\), got \(2,\)"),
         (plot_saddle, {"a": [[1.0, np.nan]]}, r"a: expected finite points"),
-        (plot_confusion_matrix, [], r"matrix: expected a square one, got the shape \(0,\)"),
-        (plot_confusion_matrix, [[1, 2]], r"matrix: expected a square one, got the shape \(1, 2\)"),
-        (plot_confusion_matrix, [[0.5]], "matrix: expected counts, whole numbers from 0 on, got float64"),
-        (plot_confusion_matrix, [[-1]], "matrix: expected counts, whole numbers from 0 on"),
+        (plot_confusion_matrix, [], r"matrix: expected a square matrix, got shape \(0,\)"),
+        (plot_confusion_matrix, [[1, 2]], r"matrix: expected a square matrix, got shape \(1, 2\)"),
+        (plot_confusion_matrix, [[0.5]], "matrix: expected counts as integers, got float64"),
+        (plot_confusion_matrix, [[-1]], "matrix: expected non-negative counts, got -1"),
     ],
 )
 def test_nothing_to_draw(tmp_path, plot, given, message):
