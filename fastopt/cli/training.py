@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
     from fastopt.nn import History, Trainer
     from fastopt.nn.data import Dataset
+    from fastopt.nn.typing import Task
 
 __all__ = [
     "count_parameters", "describe", "fit", "format_float", "format_score", "label_column", "load",
@@ -50,9 +51,9 @@ def label_column(args: argparse.Namespace) -> int | str:
     return -1 if args.label is None else args.label
 
 
-def _task(args: argparse.Namespace) -> data.Task:
+def _task(args: argparse.Namespace) -> Task:
     """Return the task of ``--task``, else that of ``--loss``."""
-    selected: data.Task = args.task
+    selected: Task = args.task
     if selected == "auto":
         for task, losses in registry.LOSSES.items():
             if args.loss.name in losses:

@@ -145,7 +145,7 @@ def lr_find(
         check_float("divergence", divergence, 1.0),
     )
     if not getattr(opt, "groups", None):
-        raise TypeError(f"opt must have 'groups', but a {type(opt).__name__} has not")
+        raise TypeError(f"opt: expected an object with 'groups', got {type(opt).__name__}")
     net, opt = copy.deepcopy((net, opt))
     trainer = Trainer(net, opt, [sweep], max_norm=max_norm, clip_value=clip_value)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

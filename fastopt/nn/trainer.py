@@ -74,9 +74,9 @@ class Trainer:
     ) -> None:
         for name in ("params", "train_step", "predict"):
             if not hasattr(net, name):
-                raise TypeError(f"net must have {name!r}, but a {type(net).__name__} has not")
+                raise TypeError(f"net: expected an object with {name!r}, got {type(net).__name__}")
         if not hasattr(opt, "step"):
-            raise TypeError(f"opt must have 'step', but a {type(opt).__name__} has not")
+            raise TypeError(f"opt: expected an object with 'step', got {type(opt).__name__}")
         # Callbacks may use attributes beyond the protocols.
         self.net: Any = net
         self.opt: Any = opt
@@ -236,7 +236,7 @@ class Trainer:
             If the optimizer has no ``state_dict``.
         """
         if not hasattr(self.opt, "state_dict"):
-            raise TypeError(f"opt must have 'state_dict', but a {type(self.opt).__name__} has not")
+            raise TypeError(f"opt: expected an object with 'state_dict', got {type(self.opt).__name__}")
         return {
             "net": get_weights(self.net),
             "opt": self.opt.state_dict(),
@@ -410,6 +410,6 @@ def _check_accepts_weights(net: Net, weights: AnyArray | None, validation: Evalu
             signature.bind(None, None, None)
         except TypeError:
             raise TypeError(
-                f"{argument}: the net's {method} must take (X, y, sample_weight), "
-                f"but that of a {type(net).__name__} takes {signature}"
+                f"{argument}: expected a model with {method}(X, y, sample_weight), "
+                f"got {type(net).__name__}.{method}{signature}"
             ) from None

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from fastopt._core.typing import Array, SequenceNotStr
 
 __all__ = [
-    "Activation", "ClassWeight", "FloatType", "Initializer", "LRFindResult", "Layers", "Logs", "Loss",
-    "LossName", "Mode", "Net", "Norm", "Samples", "SparseMatrix", "Stepper", "Validation",
+    "Activation", "ClassWeight", "FloatType", "Header", "Initializer", "LRFindResult", "Layers", "Logs",
+    "Loss", "LossName", "Mode", "Net", "Norm", "Samples", "SparseMatrix", "Stepper", "Task", "Validation",
 ]
 
 
@@ -96,6 +96,10 @@ FloatType: TypeAlias = (
 )
 # Whether a smaller or a larger value of a metric is better.
 Mode: TypeAlias = Literal["auto", "min", "max"]
+
+# The arguments `header` and `task` of the readers of data sets.
+Header: TypeAlias = bool | Literal["auto"]
+Task: TypeAlias = Literal["auto", "classification", "regression"]
 
 Layers: TypeAlias = list[list[Array]]
 Samples: TypeAlias = ArrayLike | SparseMatrix

@@ -789,7 +789,7 @@ def test_predict_refuses_another_number_of_features(refused, model):
     message = "wide.csv: expected 2 features per sample, as the model has, got 3"
     assert message in refused("predict", model, "wide.csv")
     assert "is not a finite number" in refused("predict", model, "names.csv")
-    assert "X must have at least two dimensions" in refused("predict", model, "flat.npz")
+    assert "expected at least two dimensions of X" in refused("predict", model, "flat.npz")
 
 
 def test_predict_with_a_column_of_labels_elsewhere(run, model):

@@ -271,7 +271,7 @@ def test_the_optimizer_must_have_groups():
         def step(self, grads):
             pass
 
-    with pytest.raises(TypeError, match="opt must have 'groups', but a Descent has not"):
+    with pytest.raises(TypeError, match="opt: expected an object with 'groups', got Descent"):
         lr_find(FedNet([]), Descent(), X4, Y4)
 
 

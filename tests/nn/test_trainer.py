@@ -813,7 +813,7 @@ X3, Y3 = rows(3)
         ({"sample_weight": [1, math.nan, 1]}, ValueError, "sample_weight: expected finite numbers"),
         ({"sample_weight": [0, 0, 0]}, ValueError, "sample_weight: expected at least one positive"),
         ({"sample_weight": list("abc")}, TypeError, "sample_weight: expected real numbers, got <U1"),
-        ({"sample_weight": [1, 1, 1]}, TypeError, "train_step must take .X, y, sample_weight., but"),
+        ({"sample_weight": [1, 1, 1]}, TypeError, "a model with train_step.X, y, sample_weight., got"),
         ({"class_weight": "even"}, TypeError, "class_weight: expected a dict or 'balanced', got 'even'"),
         ({"class_weight": [1, 2, 3]}, TypeError, "class_weight: expected a dict or 'balanced'"),
         ({"class_weight": {0: -1}}, ValueError, "class_weight: expected finite numbers of at least 0"),
@@ -836,8 +836,8 @@ def test_fit_refuses_before_anything_is_trained(arguments, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"net": object()}, "net must have 'params', but a object has not"),
-        ({"opt": object()}, "opt must have 'step'"),
+        ({"net": object()}, "net: expected an object with 'params', got object"),
+        ({"opt": object()}, "opt: expected an object with 'step', got object"),
         ({"callbacks": [print]}, "callbacks: expected Callback objects"),
         ({"max_norm": "1"}, "max_norm: expected a number, got str"),
         ({"clip_value": True}, "clip_value: expected a number, got bool"),
@@ -862,6 +862,7 @@ def test_weights_of_the_validation_data_want_a_net_that_takes_them():
             return 0.0
 
     net = Net()
-    with pytest.raises(TypeError, match=r"validation_data\[2\]: the net's evaluate must take"):
+    message = r"validation_data\[2\]: expected a model with evaluate\(X, y, sample_weight\)"
+    with pytest.raises(TypeError, match=message):
         Trainer(net, fastopt.SGD(net.params)).fit(X3, Y3, validation_data=(X3, Y3, [1, 1, 1]))
     assert not net.batches

@@ -109,7 +109,7 @@ class ModelCheckpoint(MonitorCallback):
         net = self.trainer.net
         if not (self.save_weights_only or hasattr(net, "save")):
             raise TypeError(
-                f"ModelCheckpoint: net must have 'save', but a {type(net).__name__} has not; "
+                f"net: ModelCheckpoint expected an object with 'save', got {type(net).__name__}; "
                 "save_weights_only=True saves its arrays"
             )
 

@@ -160,7 +160,7 @@ def _groups_with_settable_lr(callback: Callback) -> Sequence[MutableMapping[str,
     name, opt = type(callback).__name__, callback.trainer.opt
     groups: Sequence[MutableMapping[str, Any]] | None = getattr(opt, "groups", None)
     if not groups:
-        raise TypeError(f"{name}: opt must have 'groups', but a {type(opt).__name__} has not")
+        raise TypeError(f"opt: {name} expected an object with 'groups', got {type(opt).__name__}")
     for i, group in enumerate(groups):
         if is_schedule(group["lr"]):
             raise ValueError(

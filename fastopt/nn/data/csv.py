@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastopt._core.typing import AnyArray
+    from fastopt.nn.typing import Header
 
-__all__ = ["Header", "read_csv"]
-
-Header: TypeAlias = bool | Literal["auto"]
+__all__ = ["read_csv"]
 
 
 def read_csv(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastopt._core.typing import AnyArray
-    from fastopt.nn.data.csv import Header
+    from fastopt.nn.typing import Header, Task
 
-    Task: TypeAlias = Literal["auto", "classification", "regression"]
     Part: TypeAlias = tuple[AnyArray, AnyArray | None]
 
 __all__ = ["Dataset", "load", "read"]

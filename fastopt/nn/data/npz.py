@@ -50,7 +50,7 @@ def read_npz(path: StrPath) -> dict[str, AnyArray]:
 def check_part(path: StrPath, X_name: str, X: AnyArray, y_name: str, y: AnyArray | None) -> None:
     """Raise if `X` is not a nonempty array of samples, or `y` differs from it in length."""
     if X.ndim < 2:
-        raise ValueError(f"{path}: {X_name} must have at least two dimensions, got {X.shape}")
+        raise ValueError(f"{path}: expected at least two dimensions of {X_name}, got the shape {X.shape}")
     if X.size == 0:
         raise ValueError(f"{path}: {X_name} is empty, its shape is {X.shape}")
     if y is not None:
