@@ -550,7 +550,7 @@ def nadam_(
 ) -> None:
     """Take one step of NAdam: Adam with Nesterov momentum.
 
-    As Adam's, but the numerator combines the gradient and the average with the momentum of this and of the
+    Like Adam, but the numerator combines the gradient and the average with the momentum of this and of the
     next step, which warms up from ``beta1 / 2`` to ``beta1``.
 
     Parameters
@@ -600,8 +600,8 @@ def radam_(
 ) -> None:
     """Take one step of RAdam: Adam with a rectified learning rate.
 
-    As Adam's, multiplied by a factor that corrects for the variance of `exp_avg_sq` in early steps. While
-    that variance is undefined, the step is ``p -= lr * exp_avg / (1 - beta1**step)``.
+    Like Adam, with the step multiplied by a factor that corrects for the variance of `exp_avg_sq` in early
+    steps. While that variance is undefined, the step is ``p -= lr * exp_avg / (1 - beta1**step)``.
 
     Parameters
     ----------
@@ -651,7 +651,7 @@ def adabelief_(
 ) -> None:
     """Take one step of AdaBelief.
 
-    As Adam's, but the denominator is the root of the average squared deviation ``(g - exp_avg) ** 2``.
+    Like Adam, but the denominator is the root of the average squared deviation ``(g - exp_avg) ** 2``.
 
     Parameters
     ----------
@@ -688,7 +688,7 @@ def yogi_(
 ) -> None:
     """Take one step of Yogi.
 
-    As Adam's, but the second moment changes additively:
+    Like Adam, but the second moment changes additively:
     ``exp_avg_sq -= (1 - beta2) * sign(exp_avg_sq - g*g) * g*g``.
 
     Parameters
@@ -819,7 +819,7 @@ def adan_(
 ) -> None:
     """Take one step of Adan: adaptive Nesterov momentum.
 
-    As Adam's, with an average of gradient differences added to the numerator:
+    Like Adam, with an average of gradient differences added to the numerator:
     ``p -= lr * (exp_avg + beta2 * exp_avg_diff) / (sqrt(exp_avg_sq) + eps)``, all averages bias-corrected.
 
     Parameters
@@ -1055,7 +1055,7 @@ def adamw_schedule_free_(
 ) -> None:
     """Take one step of schedule-free AdamW.
 
-    As `sgd_schedule_free_`, with the gradient divided by the bias-corrected root of `exp_avg_sq`.
+    Like `sgd_schedule_free_`, with the gradient divided by the bias-corrected root of `exp_avg_sq`.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""The rows of the one table of rules, as other libraries have them.
+"""Counterparts of the table of rules in other libraries.
 
-Torch's counterpart is named in the row itself. A row that is left out has none: keras and optax have nothing
-that is cautious, proximal or dampened. Not the same rules, in spite of their names, are Adafactor and Muon of
-keras; and of optax Adafactor, Muon, Adan (which weighs differences by ``1 - b2``) and Rprop (whose steps come
-one later).
+A row of `rules.RULES` names torch's counterpart itself. Rows that are missing here have none: keras and optax
+have no cautious, proximal or dampened variants. In spite of their names, these use another formula: Adafactor
+and Muon in keras; in optax Adafactor, Muon, Adan (which weights differences by ``1 - b2``) and Rprop (whose
+steps come one later).
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from fastopt import interop
 
 SHAPES = [(4, 3), (3,), ()]
 
-# Class and options, the learning rate being that of the row.
+# Class and options; the learning rate is the row's.
 KERAS = {
     "sgd of keras": ("SGD", {"weight_decay": 0.1, "nesterov": True}),
     "momentum, lr inside": ("SGD", {"momentum": 0.9}),
@@ -41,7 +41,7 @@ KERAS = {
     "lamb of keras": ("Lamb", {"weight_decay": 0.1}),
 }
 
-# Of `optax` and `optax.contrib`.
+# Functions of `optax` and `optax.contrib`.
 OPTAX = {
     "sgd": lambda o, _: o.sgd(0.01),
     "sgd decay": lambda o, _: decayed(o, o.sgd(0.01)),
@@ -96,7 +96,7 @@ OPTAX = {
     ),
 }
 
-# Class and options, as those of keras.
+# Class and options.
 SKLEARN = {
     "sgd of sklearn": ("SGDOptimizer", {"momentum": 0.0}),
     "momentum of sklearn": ("SGDOptimizer", {"momentum": 0.5, "nesterov": False}),
@@ -110,12 +110,12 @@ def decayed(optax, transformation):
 
 
 class Torch:
-    """A run of torch's optimizer: parameters, and steps with given gradients."""
+    """Parameters and their torch optimizer, which takes steps with given gradients."""
 
     rows = [rule for rule in RULES if rule.torch]
     matrix_rows = MATRIX_RULES
-    dialect = "torch"
-    ascends = True      # knows `maximize`
+    convention = "torch"
+    has_maximize = True
 
     def __init__(self, torch, rule, params):
         self.torch, self.rule = torch, rule
@@ -130,17 +130,17 @@ class Torch:
     def values(self):
         return [p.detach().numpy().copy() for p in self.params]
 
-    def leave(self, opt):
+    def load_into(self, opt):
         opt.load_state_dict(interop.from_torch(self.optimizer.state_dict()))
 
-    def enter(self, opt):
+    def load_from(self, opt):
         self.optimizer.load_state_dict(interop.to_torch(opt))
 
 
 class Keras:
     rows = [rule for rule in RULES if rule.name in KERAS]
-    dialect = "keras"
-    ascends = False
+    convention = "keras"
+    has_maximize = False
 
     def __init__(self, keras, rule, params):
         self.keras = keras
@@ -155,17 +155,17 @@ class Keras:
     def values(self):
         return [np.array(self.keras.ops.convert_to_numpy(v)) for v in self.params]
 
-    def leave(self, opt):
+    def load_into(self, opt):
         opt.load_state_dict(interop.from_keras(self.optimizer))
 
-    def enter(self, opt):
+    def load_from(self, opt):
         self.optimizer = interop.to_keras(opt, self.params)
 
 
 class Optax:
     rows = [rule for rule in RULES if rule.name in OPTAX]
-    dialect = "optax"
-    ascends = False
+    convention = "optax"
+    has_maximize = False
 
     def __init__(self, optax, rule, params):
         import jax
@@ -184,17 +184,17 @@ class Optax:
     def values(self):
         return [np.array(p) for p in self.params]
 
-    def leave(self, opt):
+    def load_into(self, opt):
         opt.load_state_dict(interop.from_optax(self.state, opt))
 
-    def enter(self, opt):
+    def load_from(self, opt):
         self.state = interop.to_optax(opt, self.state)
 
 
 class Sklearn:
     rows = [rule for rule in RULES if rule.name in SKLEARN]
-    dialect = "sklearn"
-    ascends = False
+    convention = "sklearn"
+    has_maximize = False
 
     def __init__(self, module, rule, params):
         self.params = [p.copy() for p in params]
@@ -207,35 +207,35 @@ class Sklearn:
     def values(self):
         return [p.copy() for p in self.params]
 
-    def leave(self, opt):
+    def load_into(self, opt):
         opt.load_state_dict(interop.from_sklearn(self.optimizer))
 
-    def enter(self, opt):
+    def load_from(self, opt):
         self.optimizer = interop.to_sklearn(opt, self.params)
 
 
 LIBRARIES = {"torch": Torch, "keras": Keras, "optax": Optax, "sklearn": Sklearn}
 
 
-def ours(rule, dialect, params, **more):
-    """The row's optimizer, in the library's dialect where its rule has several."""
-    speaks = len(rule.optimizer.CONVENTIONS) > 1
-    return rule.make(params, **({"convention": dialect} if speaks else {}), **more)
+def make_optimizer(rule, convention, params, **more):
+    """The row's optimizer, with the library's convention if it supports several."""
+    has_conventions = len(rule.optimizer.CONVENTIONS) > 1
+    return rule.make(params, **({"convention": convention} if has_conventions else {}), **more)
 
 
-def gradients(values, noise, rule, theirs=None):
-    """Gradients that the parameters bear on, so that no error is forgotten; turned for who cannot ascend."""
-    turned = theirs is not None and not theirs.ascends and rule.options.get("maximize", False)
-    return [np.array((-1 if turned else 1) * (v + n), v.dtype) for v, n in zip(values, noise, strict=True)]
+def gradients(values, noise, rule, library=None):
+    """Gradients that depend on the parameters, so errors persist; negated to emulate `maximize`."""
+    negated = library is not None and not library.has_maximize and rule.options.get("maximize", False)
+    return [np.array((-1 if negated else 1) * (v + n), v.dtype) for v, n in zip(values, noise, strict=True)]
 
 
 def start(shapes, steps, dtype=np.float64, seed=0):
-    """Parameters, and for every step the noise in their gradients."""
+    """Parameters, and the noise in their gradients for each step."""
     rng = np.random.default_rng(seed)
     params = [np.array(rng.standard_normal(s), dtype) for s in shapes]
     return params, [[np.array(rng.standard_normal(s), dtype) for s in shapes] for _ in range(steps)]
 
 
-def assert_same(ours, theirs, rtol=1e-10, atol=1e-13):
-    for p, q in zip(ours, theirs, strict=True):
+def assert_same(actual, expected, rtol=1e-10, atol=1e-13):
+    for p, q in zip(actual, expected, strict=True):
         np.testing.assert_allclose(p, q, rtol=rtol, atol=atol)

@@ -1,4 +1,4 @@
-"""The one table of rules: every test of rules runs over it."""
+"""Table of update rules with options: the tests of optimizers run over it."""
 
 from dataclasses import dataclass, field
 from inspect import signature
@@ -11,47 +11,46 @@ from fastopt import reference
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule with its options, in its three forms."""
+    """An update rule with options, as optimizer, compiled function and reference."""
 
     name: str
     optimizer: type
     function: str  # in fastopt.functional and fastopt.reference
-    state: tuple  # names of the function's state arguments, in the optimizer's order of state
+    state: tuple  # names of the function's state arrays
     options: dict = field(default_factory=dict)
-    torch: str | None = None  # class in torch.optim that has the same rule and option names
-    bounded: bool = False  # an infinite gradient may make a finite step
-    spreads: bool = False  # one number's gradient bears on all numbers of its array
-    joins: bool = False  # and of all arrays
+    torch: str | None = None  # class in torch.optim with the same formula and option names
+    saturates: bool = False  # an infinite gradient can give a finite step
+    couples_elements: bool = False  # an element's gradient affects all elements of its array
+    couples_arrays: bool = False  # and of all arrays
 
     def __str__(self):
         return self.name
 
     def arguments(self, step):
-        """The options as the function takes them: what the arrays say already is left out."""
-        given = self.make(np.zeros((1, 1))).groups[0].hyperparameters()
-        given["step"] = step
-        return {name: value for name, value in given.items() if name in self.takes}
+        """Options that the function accepts; the arrays given imply the others, such as `amsgrad`."""
+        options = self.make(np.zeros((1, 1))).groups[0].hyperparameters() | {"step": step}
+        return {name: value for name, value in options.items() if name in self.parameters}
 
     @property
-    def takes(self):
-        """Names of the function's arguments."""
+    def parameters(self):
+        """Names of the function's parameters."""
         return signature(getattr(reference, self.function)).parameters
 
-    def with_numbers(self, state):
-        """The function's state: its arrays and, where it has them, what it carries beside."""
-        return {**state, "numbers": {}} if "numbers" in self.takes else state
+    def with_scalar_state(self, state):
+        """State arrays by name, and an empty scalar state if the function has one."""
+        return {**state, "numbers": {}} if "numbers" in self.parameters else state
 
-    def start(self, name):
-        """What a state array holds before the first step."""
+    def init_value(self, name):
+        """Value of a state array before the first step."""
         group = self.make(np.zeros((1, 1))).groups[0]
-        started = self.optimizer is fastopt.Yogi or name in ("acc", "accumulator")
-        return group["initial_accumulator_value"] if started else 0.0
+        has_option = self.optimizer is fastopt.Yogi or name in ("acc", "accumulator")
+        return group["initial_accumulator_value"] if has_option else 0.0
 
     def make(self, params, **more):
         return self.optimizer(params, **{"lr": 1e-2, **self.options, **more})
 
-    def refer(self, p, g, state, step, **more):
-        """One step of the reference."""
+    def reference_step(self, p, g, state, step, **more):
+        """Take one step with the reference."""
         getattr(reference, self.function)(p, g, **state, **{**self.arguments(step), **more})
 
 
@@ -195,11 +194,11 @@ RULES = [
     ),
     Rule(
         "adam cautious", fastopt.Adam, "adam_", MOMENTS, {"cautious": True, "weight_decay": 0.1},
-        spreads=True,
+        couples_elements=True,
     ),
     Rule(
         "adamw cautious, eps-hat", fastopt.AdamW, "adamw_", MOMENTS,
-        {"cautious": True, "convention": "keras", "eps": 1e-3, "maximize": True}, spreads=True,
+        {"cautious": True, "convention": "keras", "eps": 1e-3, "maximize": True}, couples_elements=True,
     ),
     Rule("adamax", fastopt.Adamax, "adamax_", ("exp_avg", "exp_inf"), torch="Adamax"),
     Rule(
@@ -236,18 +235,20 @@ RULES = [
         "asgd averaging", fastopt.ASGD, "asgd_", ("ax",),
         {"lambd": 0.1, "alpha": 0.5, "t0": 3.0, "weight_decay": 0.1, "maximize": True}, torch="ASGD",
     ),
-    Rule("rprop", fastopt.Rprop, "rprop_", ("prev", "step_size"), torch="Rprop", bounded=True),
+    Rule("rprop", fastopt.Rprop, "rprop_", ("prev", "step_size"), torch="Rprop", saturates=True),
     Rule(
         "rprop narrow", fastopt.Rprop, "rprop_", ("prev", "step_size"),
-        {"etas": (0.4, 1.5), "step_sizes": (1e-3, 1.5e-2), "maximize": True}, torch="Rprop", bounded=True,
+        {"etas": (0.4, 1.5), "step_sizes": (1e-3, 1.5e-2), "maximize": True}, torch="Rprop", saturates=True,
     ),
-    Rule("sign_sgd", fastopt.SignSGD, "sign_sgd_", (), {"weight_decay": 0.1}, bounded=True),
-    Rule("signum", fastopt.SignSGD, "sign_sgd_", ("buf",), {"momentum": 0.9, "maximize": True}, bounded=True),
-    Rule("lion", fastopt.Lion, "lion_", ("exp_avg",), {"weight_decay": 0.1}, bounded=True),
+    Rule("sign_sgd", fastopt.SignSGD, "sign_sgd_", (), {"weight_decay": 0.1}, saturates=True),
+    Rule(
+        "signum", fastopt.SignSGD, "sign_sgd_", ("buf",), {"momentum": 0.9, "maximize": True}, saturates=True,
+    ),
+    Rule("lion", fastopt.Lion, "lion_", ("exp_avg",), {"weight_decay": 0.1}, saturates=True),
     Rule(
         "lion cautious", fastopt.Lion, "lion_", ("exp_avg",),
         {"cautious": True, "betas": (0.8, 0.9), "weight_decay": 0.1, "maximize": True},
-        bounded=True, spreads=True,
+        saturates=True, couples_elements=True,
     ),
     Rule("ftrl", fastopt.FTRL, "ftrl_", ("accumulator", "linear")),
     Rule(
@@ -271,15 +272,15 @@ RULES = [
         "yogi decay", fastopt.Yogi, "yogi_", MOMENTS,
         {"betas": (0.8, 0.9), "initial_accumulator_value": 0.1, "weight_decay": 0.1, "maximize": True},
     ),
-    Rule("adopt", fastopt.ADOPT, "adopt_", MOMENTS, bounded=True),
+    Rule("adopt", fastopt.ADOPT, "adopt_", MOMENTS, saturates=True),
     Rule(
         "adopt unclipped", fastopt.ADOPT, "adopt_", MOMENTS,
-        {"clip_exp": None, "betas": (0.8, 0.9), "weight_decay": 0.1, "eps": 1e-2}, bounded=True,
+        {"clip_exp": None, "betas": (0.8, 0.9), "weight_decay": 0.1, "eps": 1e-2}, saturates=True,
     ),
     Rule(
         "adopt decoupled", fastopt.ADOPT, "adopt_", MOMENTS,
         {"weight_decay": 0.1, "decoupled_weight_decay": True, "clip_exp": 0.5, "maximize": True},
-        bounded=True,
+        saturates=True,
     ),
     Rule("ademamix", fastopt.AdEMAMix, "ademamix_", ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")),
     Rule(
@@ -309,24 +310,24 @@ RULES = [
             "maximize": True,
         },
     ),
-    Rule("lars", fastopt.LARS, "lars_", ("buf",), {"weight_decay": 0.1}, spreads=True),
+    Rule("lars", fastopt.LARS, "lars_", ("buf",), {"weight_decay": 0.1}, couples_elements=True),
     Rule(
         "lars not adapted", fastopt.LARS, "lars_", ("buf",),
         {"adapt": False, "weight_decay": 0.1, "maximize": True},
     ),
-    Rule("lars of optax", fastopt.LARS, "lars_", ("buf",), {"eps": 0.0}, spreads=True),
-    Rule("lamb", fastopt.LAMB, "lamb_", MOMENTS, spreads=True),
+    Rule("lars of optax", fastopt.LARS, "lars_", ("buf",), {"eps": 0.0}, couples_elements=True),
+    Rule("lamb", fastopt.LAMB, "lamb_", MOMENTS, couples_elements=True),
     Rule(
         "lamb decay", fastopt.LAMB, "lamb_", MOMENTS,
-        {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}, spreads=True,
+        {"betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}, couples_elements=True,
     ),
     Rule(
         "lamb of keras", fastopt.LAMB, "lamb_", MOMENTS, {"weight_decay": 0.1, "convention": "keras"},
-        spreads=True,
+        couples_elements=True,
     ),
     Rule(
         "prodigy", fastopt.Prodigy, "prodigy_", (*MOMENTS, "s", "p0"), {"lr": 1.0},
-        spreads=True, joins=True,
+        couples_elements=True, couples_arrays=True,
     ),
     Rule(
         "prodigy, slow", fastopt.Prodigy, "prodigy_", (*MOMENTS, "s", "p0"),
@@ -334,7 +335,7 @@ RULES = [
             "lr": 0.5, "d0": 1e-3, "d_coef": 0.8, "growth_rate": 1.1, "weight_decay": 0.1,
             "use_bias_correction": True, "safeguard_warmup": True, "maximize": True,
         },
-        spreads=True, joins=True,
+        couples_elements=True, couples_arrays=True,
     ),
     Rule(
         "prodigy of optax", fastopt.Prodigy, "prodigy_", (*MOMENTS, "s", "p0"),
@@ -342,28 +343,28 @@ RULES = [
             "lr": 1.0, "d0": 1e-4, "d_coef": 0.5, "weight_decay": 0.1, "use_bias_correction": True,
             "safeguard_warmup": True,
         },
-        spreads=True, joins=True,
+        couples_elements=True, couples_arrays=True,
     ),
 ]
 
-# Rules that see matrices as such, which test_matrix.py is about.
+# Optimizers whose update depends on the shape of a matrix; test_matrix.py tests them.
 MATRIX_RULES = [
     Rule(
         "adafactor", fastopt.Adafactor, "adafactor_", (), {"weight_decay": 0.1}, torch="Adafactor",
-        spreads=True,
+        couples_elements=True,
     ),
-    Rule("muon", fastopt.Muon, "muon_", (), {"nesterov": False}, torch="Muon", spreads=True),
+    Rule("muon", fastopt.Muon, "muon_", (), {"nesterov": False}, torch="Muon", couples_elements=True),
 ]
 
 OPTIMIZERS = [getattr(fastopt.optimizers, name) for name in fastopt.optimizers.__all__ if name != "Optimizer"]
 
 
 def arrays(rng, dtype, length, count, offset=0):
-    """Random arrays that start `offset` elements behind where the allocator put them."""
+    """Random arrays that start `offset` elements after the start of their memory block."""
     return [rng.standard_normal(length + offset).astype(dtype)[offset:] for _ in range(count)]
 
 
 def same_bits(a, b):
-    """Equal to the last bit, the sign of zero and NaNs included."""
-    kind = {4: np.uint32, 8: np.uint64}[a.itemsize]
-    return a.dtype == b.dtype and a.shape == b.shape and bool((a.view(kind) == b.view(kind)).all())
+    """Whether two arrays are equal bit for bit, including the sign of zeros and the bits of NaNs."""
+    uint = {4: np.uint32, 8: np.uint64}[a.itemsize]
+    return a.dtype == b.dtype and a.shape == b.shape and bool((a.view(uint) == b.view(uint)).all())

@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from libraries import LIBRARIES, SHAPES, Torch, assert_same, gradients, ours, start
+from libraries import LIBRARIES, SHAPES, Torch, assert_same, gradients, make_optimizer, start
 
 import fastopt
 from fastopt import interop
@@ -46,7 +46,7 @@ def there_then_here(kind, module, rule, shapes, dtype=np.float64):
     run(whole, rule, noise)
     run(theirs, rule, noise[:HALF])
     opt = another(kind, rule, params)
-    theirs.leave(opt)
+    theirs.load_into(opt)
     for p, value in zip(params, theirs.values(), strict=True):
         p[...] = value
     run_ours(opt, params, rule, noise[HALF:])
@@ -57,12 +57,12 @@ def here_then_there(kind, module, rule, shapes, dtype=np.float64):
     """Where 10 steps here and 10 there get, parameters and states, and 20 here."""
     params, noise = start(shapes, STEPS, dtype)
     whole = [p.copy() for p in params]
-    opt = ours(rule, kind.dialect, params)
+    opt = make_optimizer(rule, kind.convention, params)
     run_ours(opt, params, rule, noise[:HALF])
     theirs = kind(module, rule, params)
-    theirs.enter(opt)
+    theirs.load_from(opt)
     run(theirs, rule, noise[HALF:])
-    entire = ours(rule, kind.dialect, whole)
+    entire = make_optimizer(rule, kind.convention, whole)
     run_ours(entire, whole, rule, noise)
     return [*theirs.values(), *arrays_of(left(theirs, rule, params))], [*whole, *arrays_of(entire)]
 
@@ -70,7 +70,7 @@ def here_then_there(kind, module, rule, shapes, dtype=np.float64):
 def left(theirs, rule, params):
     """An optimizer here with the state of theirs."""
     opt = another(theirs, rule, [p.copy() for p in params])
-    theirs.leave(opt)
+    theirs.load_into(opt)
     return opt
 
 
@@ -80,10 +80,10 @@ def arrays_of(opt):
 
 def another(kind, rule, params):
     """An optimizer of the same rule that stands elsewhere, with other numbers where these cross over, too."""
-    more = {} if kind.dialect == "optax" else {"lr": 0.5}
-    opt = ours(rule, kind.dialect, [p.copy() for p in params], **more)
+    more = {} if kind.convention == "optax" else {"lr": 0.5}
+    opt = make_optimizer(rule, kind.convention, [p.copy() for p in params], **more)
     opt.step([np.ones_like(p) for p in params])
-    moved = ours(rule, kind.dialect, params, **more)
+    moved = make_optimizer(rule, kind.convention, params, **more)
     moved.load_state_dict(opt.state_dict())
     return moved
 
@@ -148,15 +148,15 @@ def test_a_fresh_optimizer(rule, torch):
     """Before the first step torch has no state, mostly: ours begins anew, whatever it has done before."""
     params, noise = start(SHAPES, 3)
     theirs, opt = Torch(torch, rule, params), another(Torch, rule, params)
-    theirs.leave(opt)
+    theirs.load_into(opt)
     assert opt.steps == 0
     run(theirs, rule, noise)
     run_ours(opt, params, rule, noise)
     assert_same(params, theirs.values())
     begun = Torch(torch, rule, params)
-    begun.enter(ours(rule, "torch", params))
+    begun.load_from(make_optimizer(rule, "torch", params))
     run(begun, rule, noise)
-    run_ours(ours(rule, "torch", params), params, rule, noise)
+    run_ours(make_optimizer(rule, "torch", params), params, rule, noise)
     assert_same(params, begun.values())
 
 

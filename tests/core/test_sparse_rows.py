@@ -14,7 +14,7 @@ from fastopt import Rows, functional, reference, schedules
 from fastopt.optimizers.sparse import steps_to_rest
 
 ROWS, WIDTH = 30, 5
-SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.spreads]
+SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.couples_elements]
 # All but those for which a row may rest at once, or soon, and then fade by a factor that is rounded only
 # once: without a first moment or with a short one, and with a decay that goes on without one.
 SAME_BITS = [
@@ -282,7 +282,7 @@ def test_lazy_is_the_rule_on_the_rows(rule, dtype, isa):
     p = table(rng, dtype)
     q = p.copy()
     opt = rule.make(p)
-    state = {name: np.full_like(p, rule.start(name)) for name in rule.state}
+    state = {name: np.full_like(p, rule.init_value(name)) for name in rule.state}
     assert opt.sparse == "lazy"
     for step in range(1, 20):
         ids, g = batch(rng, dtype)
@@ -290,7 +290,7 @@ def test_lazy_is_the_rule_on_the_rows(rule, dtype, isa):
         touched = np.unique(ids)
         inner = {name: a[touched] for name, a in state.items()}
         part = q[touched]
-        rule.refer(part, as_dense(q, ids, g)[touched], inner, step)
+        rule.reference_step(part, as_dense(q, ids, g)[touched], inner, step)
         q[touched] = part
         for name, a in inner.items():
             state[name][touched] = a

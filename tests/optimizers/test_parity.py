@@ -7,7 +7,7 @@ gradients drawn from a continuous distribution, of which the parameters are a pa
 
 import numpy as np
 import pytest
-from libraries import KERAS, LIBRARIES, OPTAX, SHAPES, SKLEARN, assert_same, gradients, ours, start
+from libraries import KERAS, LIBRARIES, OPTAX, SHAPES, SKLEARN, assert_same, gradients, make_optimizer, start
 from rules import RULES
 
 import fastopt
@@ -31,7 +31,7 @@ def test_parity(library, rule, request):
     kind = LIBRARIES[library]
     module = request.getfixturevalue(library)
     params, noise = start(SHAPES, STEPS)
-    theirs, opt = kind(module, rule, params), ours(rule, kind.dialect, params)
+    theirs, opt = kind(module, rule, params), make_optimizer(rule, kind.convention, params)
     walk(theirs, opt, rule, params, noise)
     assert_same(params, theirs.values())
 
@@ -50,7 +50,7 @@ def test_every_dialect_is_walked(library):
     speakers = {
         cls
         for name in fastopt.optimizers.__all__
-        if len((cls := getattr(fastopt, name)).CONVENTIONS) > 1 and kind.dialect in cls.CONVENTIONS
+        if len((cls := getattr(fastopt, name)).CONVENTIONS) > 1 and kind.convention in cls.CONVENTIONS
     }
     assert speakers - set(paper_only) <= {rule.optimizer for rule in kind.rows}
 
