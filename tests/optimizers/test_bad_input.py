@@ -395,6 +395,9 @@ def test_state_dict(saved, message):
         (lambda p, g, s: functional.momentum_(p, g, s[:2], lr=0.1), ValueError, r"buf: expected .*\(3,\)"),
         (lambda p, g, s: functional.momentum_(p, g, p, lr=0.1), ValueError, "same array"),
         (lambda p, g, s: functional.rmsprop_(p, g, s, lr=0.1, momentum=0.9), ValueError, "buf: "),
+        (lambda p, g, s: functional.sign_sgd_(p, g, lr=0.1, momentum=0.9), ValueError, "buf: "),
+        (lambda p, g, s: functional.adam_(p, g, None, s, lr=0.1, step=1), ValueError, "got exp_avg_sq"),
+        (lambda p, g, s: functional.adam_(p, g, s, s.copy(), lr=0.1), TypeError, r"adam_\(\): .*'step'"),
         (lambda p, g, s: functional.adam_(p, g, s, s.copy(), lr=0.1, step=0), ValueError, "step: "),
         (lambda p, g, s: functional.adam_(p, g, s, s.copy(), lr=0.1, step=1.5), ValueError, "step: "),
         (
