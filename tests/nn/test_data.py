@@ -1,4 +1,4 @@
-"""fastopt.nn.data and fastopt.nn.metrics: files read right, damaged ones refused."""
+"""fastopt.nn.data: valid files are read correctly, damaged files raise errors."""
 
 import gzip
 import io
@@ -12,9 +12,10 @@ from files import IDX_CODES, idx_bytes, write, write_idx_folder
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastopt.nn import data, metrics
+from fastopt.nn import data
 
-# --- Files made for the tests ----------------------------------------------------------------
+# --- Test files ------------------------------------------------------------------------------
+
 
 def images_and_labels(n, seed=0):
     rng = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ def test_digits_by_name():
     assert d.classes.tolist() == list(range(10))
 
 
-# --- Splitting -------------------------------------------------------------------------------
+# --- train_test_split ------------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None)
@@ -73,7 +74,7 @@ def test_split_is_a_stratified_partition(counts, test_size, seed):
         assert math.floor(share) <= (y_test == label).sum() <= math.ceil(share)
 
 
-def test_split_is_fixed_by_its_seed():
+def test_split_is_reproducible():
     X, y = data.load_digits()
     first, again, other = (data.train_test_split(X, y, seed=seed)[0] for seed in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
@@ -89,12 +90,12 @@ def test_split_of_values_is_random():
 
 
 @pytest.mark.parametrize("test_size", [0, 1, -0.1, 1.5, float("nan")])
-def test_split_refuses_sizes(test_size):
+def test_split_refuses_invalid_sizes(test_size):
     with pytest.raises(ValueError, match="test_size"):
         data.train_test_split(np.zeros((9, 1)), np.zeros(9), test_size)
 
 
-def test_split_refuses_lengths():
+def test_split_refuses_different_lengths():
     with pytest.raises(ValueError, match="y: expected 9 labels"):
         data.train_test_split(np.zeros((9, 1)), np.zeros(8))
 
@@ -109,9 +110,9 @@ def test_read_idx(tmp_path, dtype, compressed):
     content = idx_bytes(array)
     path = tmp_path / "file"
     path.write_bytes(gzip.compress(content) if compressed else content)
-    found = data.read_idx(path)
-    assert found.dtype == np.dtype(dtype) and found.flags.writeable
-    np.testing.assert_array_equal(found, array)
+    result = data.read_idx(path)
+    assert result.dtype == np.dtype(dtype) and result.flags.writeable
+    np.testing.assert_array_equal(result, array)
 
 
 IDX = idx_bytes(np.arange(24, dtype="i4").reshape(4, 6))
@@ -143,7 +144,7 @@ def test_read_idx_refuses_damaged_files(tmp_path, content, message):
 
 @settings(max_examples=150, deadline=None)
 @given(content=st.binary(max_size=64), as_idx=st.booleans())
-def test_read_idx_never_fails_otherwise(tmp_path_factory, content, as_idx):
+def test_read_idx_raises_only_value_errors(tmp_path_factory, content, as_idx):
     path = tmp_path_factory.mktemp("idx") / "f"
     path.write_bytes(b"\0\0\x08" * as_idx + content)
     try:
@@ -154,7 +155,7 @@ def test_read_idx_never_fails_otherwise(tmp_path_factory, content, as_idx):
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 @pytest.mark.parametrize("dot", ["-", "."])
-def test_folder_as_mnist_is_published(tmp_path, suffix, dot):
+def test_mnist_folder(tmp_path, suffix, dot):
     parts = write_mnist(tmp_path, suffix, dot)
     arrays = data.read_idx_folder(tmp_path)
     for part, prefix in (("train", "train"), ("test", "t10k")):
@@ -169,14 +170,14 @@ def test_folder_as_mnist_is_published(tmp_path, suffix, dot):
     assert d.y_train.dtype == np.int64 and d.classes.tolist() == [0, 1, 2]
 
 
-def test_folder_with_a_missing_file(tmp_path):
+def test_mnist_folder_with_a_missing_file(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte .* is missing"):
         data.load(tmp_path)
 
 
-def test_images_with_labels_beside_them(tmp_path):
+def test_images_with_matching_labels(tmp_path):
     (X, y), _ = write_mnist(tmp_path).values()
     d = data.load(tmp_path / "train-images-idx3-ubyte.gz", test_size=0.5)
     assert len(d.X_train) == len(d.X_test) == 15
@@ -204,7 +205,7 @@ def test_images_without_labels(tmp_path):
         (np.zeros(3, "u1"), np.zeros(3, "u1"), "dimensions"),
     ],
 )
-def test_images_and_labels_that_do_not_fit(tmp_path, X, y, message):
+def test_images_and_labels_that_do_not_match(tmp_path, X, y, message):
     paths = [write(tmp_path / name, idx_bytes(a)) for name, a in zip(NAMES, (X, y), strict=True)]
     with pytest.raises(ValueError, match=message) as error:
         data.read_idx_pair(*paths)
@@ -214,7 +215,7 @@ def test_images_and_labels_that_do_not_fit(tmp_path, X, y, message):
 # --- NPZ -------------------------------------------------------------------------------------
 
 
-def test_npz_in_one_piece(tmp_path):
+def test_npz_without_split(tmp_path):
     X, y = np.random.default_rng(0).standard_normal((20, 3)), np.repeat([7, 9], 10)
     np.savez(tmp_path / "d.npz", X=X, y=y, extra=np.zeros(3))
     assert set(data.read_npz(tmp_path / "d.npz")) == {"X", "y"}
@@ -226,7 +227,7 @@ def test_npz_in_one_piece(tmp_path):
     }
 
 
-def test_npz_in_two_parts(tmp_path):
+def test_npz_with_split(tmp_path):
     (X, y), (X_test, y_test) = images_and_labels(30), images_and_labels(12, 1)
     path = tmp_path / "mnist.npz"
     np.savez_compressed(path, x_train=X, y_train=y, x_test=X_test, y_test=y_test)
@@ -322,7 +323,7 @@ def test_npy_is_not_npz(tmp_path):
 @settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, len(GOOD_NPZ) - 1), flip=st.integers(1, 255))
 @example(place=GOOD_NPZ.index(b"PK\1\2") + 31, flip=1)  # the first entry swallows the second
-def test_npz_with_a_damaged_byte_is_read_right_or_refused(tmp_path_factory, place, flip):
+def test_npz_with_a_damaged_byte_is_read_correctly_or_refused(tmp_path_factory, place, flip):
     content = bytearray(GOOD_NPZ)
     content[place] ^= flip
     path = tmp_path_factory.mktemp("npz") / "d.npz"
@@ -337,6 +338,7 @@ def test_npz_with_a_damaged_byte_is_read_right_or_refused(tmp_path_factory, plac
 
 
 # --- CSV -------------------------------------------------------------------------------------
+
 
 ROWS = "".join(f"{i},{i / 4},{'ab'[i % 2]}\n" for i in range(10))
 
@@ -360,7 +362,7 @@ def test_csv(csv, head, name):
 
 
 @pytest.mark.parametrize("label", ["kind", 1, -2])
-def test_csv_label_by_name_or_place(csv, label):
+def test_csv_label_by_name_or_index(csv, label):
     X, y = data.read_csv(csv("x1,kind,x2\n1,5,2\n3,6,4\n"), label=label)
     assert X.tolist() == [[1, 2], [3, 4]]
     assert y.tolist() == [5, 6] and y.dtype == np.int64
@@ -384,12 +386,12 @@ def test_csv_of_more_columns_than_features_has_labels(csv):
 @pytest.mark.parametrize(
     ("header", "rows"), [("auto", 2), (True, 1), (False, 2)], ids=["auto", "yes", "no"]
 )
-def test_csv_of_numbers_alone(csv, header, rows):
+def test_csv_header_of_numeric_tables(csv, header, rows):
     X, y = data.read_csv(csv("1,2\n3,4.5\n"), header=header)
     assert X.shape == (rows, 1) and y.dtype == np.float64
 
 
-def test_csv_is_scaled_on_request_only(csv):
+def test_csv_is_scaled_only_on_request(csv):
     path = csv("0,255,1\n51,0,2\n255,102,1\n1,2,2\n")
     assert data.load(path, test_size=0.5).X_train.max() > 1
     d = data.load(path, test_size=0.5, scale=255)
@@ -436,7 +438,7 @@ def test_csv_refused(csv, text, options, message):
     assert str(path) in str(error.value) or "header" in options
 
 
-def test_csv_refuses_a_label_that_is_no_place(csv):
+def test_csv_refuses_a_label_that_is_not_an_index(csv):
     with pytest.raises(TypeError, match=r"label: expected a column name, an index or None, got 1\.5"):
         data.read_csv(csv(ROWS), label=1.5)
 
@@ -455,10 +457,10 @@ def test_csv_without_pandas(csv, monkeypatch):
         data.read_csv(path)
 
 
-# --- The front door --------------------------------------------------------------------------
+# --- load and read ---------------------------------------------------------------------------
 
 
-def test_read_gives_the_parts_as_they_are(tmp_path, csv):
+def test_read_returns_the_parts_in_file_order(tmp_path, csv):
     written = write_mnist(tmp_path)
     for (X, y), (pixels, labels) in zip(data.read(tmp_path), written.values(), strict=True):
         np.testing.assert_array_equal(X, pixels.reshape(len(pixels), 6) / np.float32(255))
@@ -507,71 +509,3 @@ def test_unknown_format(tmp_path):
 def test_load_refuses_options(options, message):
     with pytest.raises(ValueError, match=message):
         data.load("digits", **options)
-
-
-# --- Metrics ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("y_true", "y_pred", "expected"),
-    [
-        ([0, 1, 2, 2], [0, 1, 1, 2], 0.75),
-        (["a", "b"], ["b", "b"], 0.5),
-        ([[0, 1], [1, 1]], [[0, 1], [1, 0]], 0.5),
-        ([[1], [0]], [[1], [0]], 1.0),
-    ],
-)
-def test_accuracy(y_true, y_pred, expected):
-    found = metrics.accuracy(y_true, y_pred)
-    assert type(found) is float and found == expected
-
-
-@pytest.mark.parametrize(
-    ("y_true", "y_pred", "expected"),
-    [
-        ([1.0, 2, 3], [1.0, 2, 3], 1.0),
-        ([1.0, 2, 3], [2.0, 2, 2], 0.0),
-        ([1.0, 2, 3], [3.0, 2, 1], -3.0),
-        ([2.0, 2], [2.0, 2], 1.0),
-        ([2.0, 2], [2.0, 3], 0.0),
-        ([[1.0, 1], [2, 2], [3, 3]], [[1.0, 2], [2, 2], [3, 2]], 0.5),
-    ],
-)
-def test_r2_score(y_true, y_pred, expected):
-    assert metrics.r2_score(y_true, y_pred) == pytest.approx(expected)
-
-
-def test_confusion_matrix():
-    found = metrics.confusion_matrix([0, 0, 1, 2, 2], [0, 1, 1, 2, 0])
-    assert found.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 1]]
-    assert metrics.confusion_matrix([0], [1], n_classes=4).shape == (4, 4)
-    small = metrics.confusion_matrix(np.array([250], np.uint8), np.array([3], np.uint8))
-    assert small[250, 3] == 1 and small.sum() == 1
-
-
-@pytest.mark.parametrize(
-    ("y_true", "y_pred", "options", "message"),
-    [
-        ([0, 5], [0, 1], {"n_classes": 3}, "labels from 0 to 2"),
-        ([0, -1], [0, 1], {}, "labels from 0"),
-        ([0.0], [1.0], {}, "y_true: expected a vector of integers"),
-        ([0], [1.0], {}, "y_pred: expected a vector of integers"),
-    ],
-)
-def test_confusion_matrix_refuses(y_true, y_pred, options, message):
-    with pytest.raises(ValueError, match=message):
-        metrics.confusion_matrix(y_true, y_pred, **options)
-
-
-@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.r2_score, metrics.confusion_matrix])
-@pytest.mark.parametrize(
-    ("y_true", "y_pred", "message"),
-    [
-        ([0, 1], [0], "y_pred: expected the shape of y_true"),
-        ([0, 1], [[0], [1]], "y_pred: expected the shape of y_true"),
-        ([], [], "y_true: expected at least one sample"),
-    ],
-)
-def test_metrics_refuse_shapes(metric, y_true, y_pred, message):
-    with pytest.raises(ValueError, match=message):
-        metric(y_true, y_pred)

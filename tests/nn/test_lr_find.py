@@ -1,4 +1,4 @@
-"""fastopt.lr_find: the sweep, the average, the suggestion, and that nothing is touched."""
+"""fastopt.lr_find: the sweep, the average, the suggestion, and the unchanged originals."""
 
 import copy
 import math
@@ -16,8 +16,8 @@ from fastopt.nn.lr_find import LRFind, _steepest
 X4, Y4 = np.zeros((4, 1)), np.zeros(4)
 
 
-class FedNet:
-    """Has the losses that it is given, whatever the weights; deep copies share what they record."""
+class ScriptedNet:
+    """A model with given losses for any weights; deep copies share the record of calls."""
 
     def __init__(self, losses):
         self.params = [[np.zeros(1)], []]
@@ -25,7 +25,7 @@ class FedNet:
         self.seen = []
 
     def __deepcopy__(self, memo):
-        twin = FedNet(self.losses)
+        twin = ScriptedNet(self.losses)
         twin.seen = self.seen
         memo[id(self.params)] = twin.params
         memo[id(self.params[0][0])] = twin.params[0][0]
@@ -41,7 +41,7 @@ class FedNet:
 
 
 def find(losses, X=X4, y=Y4, batch_size=4, **options):
-    net = FedNet(losses)
+    net = ScriptedNet(losses)
     return lr_find(net, fastopt.SGD(net.params), X, y, batch_size, **options), net
 
 
@@ -54,14 +54,14 @@ def digits():
 # --- The sweep ---------------------------------------------------------------------------------
 
 
-def test_the_rates_rise_evenly_on_a_logarithmic_scale_and_are_used():
-    found, net = find([1.0] * 11, start_lr=1e-4, end_lr=10.0, steps=11)
-    np.testing.assert_allclose(found.lr, np.logspace(-4, 1, 11), rtol=1e-12)
+def test_rates_are_evenly_spaced_on_a_logarithmic_scale_and_used():
+    result, net = find([1.0] * 11, start_lr=1e-4, end_lr=10.0, steps=11)
+    np.testing.assert_allclose(result.lr, np.logspace(-4, 1, 11), rtol=1e-12)
     # The gradient is -1: before each step the weight is the sum of the rates so far.
-    np.testing.assert_allclose([w for w, *_ in net.seen], np.cumsum([0, *found.lr[:-1]]), rtol=1e-12)
+    np.testing.assert_allclose([w for w, *_ in net.seen], np.cumsum([0, *result.lr[:-1]]), rtol=1e-12)
 
 
-def test_every_group_gets_the_rate_schedules_or_not(digits):
+def test_every_group_gets_the_rate_even_with_schedules(digits):
     X, y = digits
     rates = []
 
@@ -72,11 +72,11 @@ def test_every_group_gets_the_rate_schedules_or_not(digits):
 
     net = MLP([64, 8, 10], seed=0)
     opt = Adam([{"params": net.params[0], "lr": schedules.Cosine(0.1, 9)}, {"params": net.params[1]}])
-    found = lr_find(net, opt, X, y, steps=10)
-    assert rates == [[lr, lr] for lr in found.lr]
+    result = lr_find(net, opt, X, y, steps=10)
+    assert rates == [[lr, lr] for lr in result.lr]
 
 
-def test_it_goes_through_as_many_epochs_as_it_takes():
+def test_as_many_epochs_as_needed():
     y = np.arange(10)
     _, net = find([1.0] * 12, np.zeros((10, 1)), y, 4, steps=12, seed=0)
     batches = [labels for _, labels, _ in net.seen]
@@ -85,7 +85,7 @@ def test_it_goes_through_as_many_epochs_as_it_takes():
         assert sorted(np.concatenate(batches[first : first + 3])) == list(range(10))
 
 
-def test_weights_are_handed_on():
+def test_weights_are_passed_on():
     _, net = find([1.0] * 20, y=np.arange(4), steps=10, seed=0, batch_size=2,
                   sample_weight=[0, 0, 1, 1], class_weight={3: 5.0})  # fmt: skip
     for _, labels, weight in net.seen:
@@ -96,22 +96,22 @@ def test_weights_are_handed_on():
 
 @pytest.mark.parametrize("options", [{"max_norm": 1e-3}, {"clip_value": 1e-3}])
 def test_gradients_are_clipped(options):
-    found, net = find([1.0] * 10, steps=10, **options)
-    np.testing.assert_allclose(net.seen[-1][0], 1e-3 * found.lr[:-1].sum(), rtol=1e-6)
+    result, net = find([1.0] * 10, steps=10, **options)
+    np.testing.assert_allclose(net.seen[-1][0], 1e-3 * result.lr[:-1].sum(), rtol=1e-6)
 
 
-# --- The average, and the end ------------------------------------------------------------------
+# --- The average, and early stops ------------------------------------------------------------------
 
 
-def test_the_average_has_no_bias():
+def test_the_average_is_bias_corrected():
     losses = [4.0, 2.0, 3.0, 1.0] + [1.0] * 6
-    found, _ = find(losses, smoothing=0.5, steps=10)
-    np.testing.assert_array_equal(found.loss, losses)
+    result, _ = find(losses, smoothing=0.5, steps=10)
+    np.testing.assert_array_equal(result.loss, losses)
     # Weights of the losses, the newest last: 1; 1/2, 1; 1/4, 1/2, 1; ... over their sum.
     expected = [4.0, (2.0 + 2.0) / 1.5, (1.0 + 1.0 + 3.0) / 1.75, (0.5 + 0.5 + 1.5 + 1.0) / 1.875]
-    np.testing.assert_allclose(found.smoothed[:4], expected, rtol=1e-15)
-    found, _ = find(losses, smoothing=0.0, steps=10)
-    np.testing.assert_array_equal(found.smoothed, losses)
+    np.testing.assert_allclose(result.smoothed[:4], expected, rtol=1e-15)
+    result, _ = find(losses, smoothing=0.0, steps=10)
+    np.testing.assert_array_equal(result.smoothed, losses)
 
 
 @pytest.mark.parametrize(
@@ -122,16 +122,16 @@ def test_the_average_has_no_bias():
         ([2.0, 1.0, math.nan, 1.0], 4.0, 2),
         ([2.0, 1.0, 3.0, math.inf], 4.0, 3),
         ([2.0, 1.0, 3.0, -math.inf], 4.0, 3),
-        ([1.0, -1.0] + [9.0] * 8, 4.0, 10),  # no multiple of a negative number
+        ([1.0, -1.0] + [9.0] * 8, 4.0, 10),  # a negative minimum has no multiple
     ],
 )
-def test_it_ends_where_the_loss_diverges(losses, divergence, n):
-    found, net = find(losses, smoothing=0.0, divergence=divergence, steps=10)
-    assert len(found.lr) == len(found.loss) == len(found.smoothed) == n
-    np.testing.assert_array_equal(found.loss, losses[:n])
+def test_the_test_stops_when_the_loss_diverges(losses, divergence, n):
+    result, net = find(losses, smoothing=0.0, divergence=divergence, steps=10)
+    assert len(result.lr) == len(result.loss) == len(result.smoothed) == n
+    np.testing.assert_array_equal(result.loss, losses[:n])
 
 
-def test_no_loss_at_all():
+def test_the_first_loss_must_be_finite():
     with pytest.raises(ValueError, match="net: expected a finite loss of the first batch, got nan"):
         find([math.nan])
 
@@ -143,10 +143,10 @@ def test_no_loss_at_all():
     ("smoothed", "first", "suggestion"),
     [
         ([5, 4, 1, 1, 2], 0, 10.0),  # slopes -1, -2, -1.5, 0.5, 1
-        ([9, 5, 4.9, 4.5, 1], 0, 1.0),  # the fastest fall is the first
-        ([9, 5, 4.9, 4.5, 1], 1, 1e4),  # but that one is noise
+        ([9, 5, 4.9, 4.5, 1], 0, 1.0),  # the steepest descent is the first
+        ([9, 5, 4.9, 4.5, 1], 1, 1e4),  # which is before `first`
         ([5, 4, 3, 9, 0.5], 2, 1e4),
-        ([5, 4, 3.5, 3.5, 9, 8, 4], 0, 1.0),  # after the least, nothing counts
+        ([5, 4, 3.5, 3.5, 9, 8, 4], 0, 1.0),  # losses after the minimum are ignored
         ([1, 2, 3, 4], 0, None),
         ([1, 2, 1.5, 4], 2, None),
         ([1, 1, 1], 0, None),
@@ -155,8 +155,8 @@ def test_no_loss_at_all():
 )
 def test_the_steepest_descent(smoothed, first, suggestion):
     lr = 10.0 ** np.arange(len(smoothed))
-    found = _steepest(lr, np.array(smoothed, float), first)
-    assert found is None if suggestion is None else found == suggestion
+    result = _steepest(lr, np.array(smoothed, float), first)
+    assert result is None if suggestion is None else result == suggestion
 
 
 @pytest.mark.parametrize(
@@ -173,48 +173,48 @@ def test_the_suggestion_trains(digits, make, low, high):
     X, y = digits
     net = MLP([64, 32, 10], seed=0)
     opt = make(net.params)
-    found = lr_find(net, opt, X, y, seed=0)
-    assert low < found.suggestion < high
-    assert found.suggestion in found.lr
+    result = lr_find(net, opt, X, y, seed=0)
+    assert low < result.suggestion < high
+    assert result.suggestion in result.lr
     losses = {}
     for factor in (0.01, 1.0):
         net = MLP([64, 32, 10], seed=0)
         opt = make(net.params)
-        opt.groups[0]["lr"] = factor * found.suggestion
+        opt.groups[0]["lr"] = factor * result.suggestion
         history = Trainer(net, opt).fit(X, y, epochs=3, verbose=0, seed=0)
         losses[factor] = history.history["loss"][-1]
     assert losses[1.0] < 0.5 * losses[0.01]
 
 
-# --- Nothing is touched ------------------------------------------------------------------------
+# --- The originals are unchanged ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net_options", [{}, {"norm": "batch", "dropout": 0.2}], ids=["plain", "all"])
-def test_net_and_optimizer_stay_as_they_are(digits, net_options):
+def test_model_and_optimizer_are_unchanged(digits, net_options):
     X, y = digits
 
-    def made():
+    def make():
         net = MLP([64, 16, 10], seed=0, **net_options)
         opt = fastopt.Adam(net.params, lr=schedules.Exponential(0.01, 0.99), ema=0.9)
         trainer = Trainer(net, opt, max_norm=1.0)
         trainer.fit(X, y, epochs=1, verbose=0, seed=0)
         return trainer
 
-    touched, left = made(), made()
+    touched, untouched = make(), make()
     before = pickle.dumps((touched.net, touched.opt))
     schedule = touched.opt.groups[0]["lr"]
-    found = lr_find(touched.net, touched.opt, X, y, steps=20, max_norm=0.5, seed=0)
-    assert len(found.lr) > 10
+    result = lr_find(touched.net, touched.opt, X, y, steps=20, max_norm=0.5, seed=0)
+    assert len(result.lr) > 10
     assert pickle.dumps((touched.net, touched.opt)) == before
-    assert touched.opt.groups[0]["lr"] is schedule and touched.opt.grad_norm == left.opt.grad_norm
-    for trainer in (touched, left):
+    assert touched.opt.groups[0]["lr"] is schedule and touched.opt.grad_norm == untouched.opt.grad_norm
+    for trainer in (touched, untouched):
         trainer.fit(X, y, epochs=1, verbose=0, seed=0)
-    for p, q in zip(touched.net.params[0], left.net.params[0], strict=True):
+    for p, q in zip(touched.net.params[0], untouched.net.params[0], strict=True):
         np.testing.assert_array_equal(p, q)
 
 
-def test_interrupting_is_passed_on_and_leaves_the_net():
-    class Net(FedNet):
+def test_interruption_is_raised():
+    class Net(ScriptedNet):
         def __deepcopy__(self, memo):
             return self
 
@@ -226,20 +226,20 @@ def test_interrupting_is_passed_on_and_leaves_the_net():
         lr_find(net, fastopt.SGD(net.params), X4, Y4)
 
 
-# --- The result, and what is refused -----------------------------------------------------------
+# --- The result, and invalid arguments -----------------------------------------------------------
 
 
-def test_the_result_says_what_it_is():
-    found = LRFind(np.array([1e-3, 1e-2]), np.ones(2), np.ones(2), 0.005)
-    assert repr(found) == "LRFind(2 steps from 0.001 to 0.01: suggestion 0.005)"
-    found = LRFind(np.array([1e-3, 1e-2]), np.ones(2), np.ones(2), None)
-    assert repr(found) == "LRFind(2 steps from 0.001 to 0.01: no suggestion)"
+def test_repr_of_the_result():
+    result = LRFind(np.array([1e-3, 1e-2]), np.ones(2), np.ones(2), 0.005)
+    assert repr(result) == "LRFind(2 steps from 0.001 to 0.01: suggestion 0.005)"
+    result = LRFind(np.array([1e-3, 1e-2]), np.ones(2), np.ones(2), None)
+    assert repr(result) == "LRFind(2 steps from 0.001 to 0.01: no suggestion)"
 
 
-def test_the_result_is_drawn(tmp_path):
+def test_plot_of_the_result(tmp_path):
     pytest.importorskip("matplotlib")
-    found, _ = find([1.0] * 10, steps=10)
-    assert len(found.plot(tmp_path / "lr.png").axes) == 1
+    result, _ = find([1.0] * 10, steps=10)
+    assert len(result.plot(tmp_path / "lr.png").axes) == 1
     assert (tmp_path / "lr.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -259,8 +259,8 @@ def test_the_result_is_drawn(tmp_path):
         ({"max_norm": -1.0}, ValueError, "max_norm: expected a finite number"),
     ],
 )
-def test_lr_find_refuses(options, error, message):
-    net = FedNet([])
+def test_lr_find_refuses_invalid_arguments(options, error, message):
+    net = ScriptedNet([])
     with pytest.raises(error, match=message):
         lr_find(**{"net": net, "opt": fastopt.SGD(net.params), "X": X4, "y": Y4, **options})
     assert not net.seen
@@ -272,11 +272,11 @@ def test_the_optimizer_must_have_groups():
             pass
 
     with pytest.raises(TypeError, match="opt: expected an object with 'groups', got Descent"):
-        lr_find(FedNet([]), Descent(), X4, Y4)
+        lr_find(ScriptedNet([]), Descent(), X4, Y4)
 
 
-def test_copies_are_what_is_trained():
-    net = FedNet([1.0] * 10)
+def test_copies_are_trained():
+    net = ScriptedNet([1.0] * 10)
     opt = fastopt.SGD(net.params)
     twin = copy.deepcopy((net, opt))
     assert twin[1].params[0][0] is twin[0].params[0][0]

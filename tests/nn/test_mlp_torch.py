@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_mlp import FEATURES, OUTPUTS, batch, flat
+from mlp_helpers import FEATURES, OUTPUTS, batch, flat
 
 from fastopt.nn.layers import ACTIVATIONS
 from fastopt.nn.losses import LOSSES
@@ -25,7 +25,7 @@ TORCH_ACTIVATIONS = {
 
 
 def torch_losses(net):
-    """Loss of each row and output (cross-entropy: of each row)."""
+    """Return functions for the loss of each sample and output (cross-entropy: of each sample)."""
     smooth = net.label_smoothing
     return {
         "cross_entropy": lambda z, y: F.cross_entropy(z, y, reduction="none", label_smoothing=smooth),
@@ -41,7 +41,7 @@ def torch_losses(net):
 
 
 def torch_step(net, X, y, weight):
-    """Loss, gradients and, of batch normalization, running averages."""
+    """Return the loss, the gradients and the running averages of batch normalization."""
     params = [[torch.tensor(a, requires_grad=True) for a in layer] for layer in net.params]
     running = [[torch.tensor(a) for a in pair] for pair in net.running]
     out = torch.tensor(X)
@@ -81,7 +81,7 @@ CASES += [
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("options", CASES, ids=str)
-def test_gradients_are_those_of_autograd(options, weighted):
+def test_gradients_match_autograd(options, weighted):
     net = MLP(
         [FEATURES, 7, 6, OUTPUTS],
         **{"loss": "cross_entropy", "activation": "tanh", "dtype": "float64", "seed": 1, **options},
@@ -93,5 +93,5 @@ def test_gradients_are_those_of_autograd(options, weighted):
     assert loss == pytest.approx(expected, rel=1e-12)
     for g, e in zip(flat(grads), expected_grads, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-12 * np.abs(e).max())
-    for found, e in zip(flat(net.running), running, strict=True):
-        np.testing.assert_allclose(found, e, rtol=1e-12, atol=1e-14)
+    for actual, e in zip(flat(net.running), running, strict=True):
+        np.testing.assert_allclose(actual, e, rtol=1e-12, atol=1e-14)
