@@ -80,16 +80,16 @@ cdef inline int reserve_step(DeferredRows* x, Py_ssize_t n_rows) except -1:
     return 0
 
 
-cdef inline void log_step(DeferredRows* x, const UpdateArgs* job, const IdleDecay* idle,
+cdef inline void log_step(DeferredRows* x, const UpdateArgs* args, const IdleDecay* idle,
                           const Span* param) noexcept nogil:
     """Append a step. `reserve_step` has made room for it."""
     cdef LogDecay* log_decay = x.log_decay + x.n_logged * DECAYED_ARRAYS
     cdef Py_ssize_t steps = idle.replay_steps[1 if param.is_f64 else 0]
     cdef double factor
     cdef int j
-    x.replay_log[x.n_logged] = job[0]
+    x.replay_log[x.n_logged] = args[0]
     # Options that move the parameter or read it at each step have no constant factor.
-    if job.l2_decay != 0.0 or job.decay_factor != 1.0 or param.w != NULL or param.e != NULL:
+    if args.l2_decay != 0.0 or args.decay_factor != 1.0 or param.w != NULL or param.e != NULL:
         steps = -1
     for j in range(DECAYED_ARRAYS):
         factor = idle.factors[j] if param.is_f64 else <double> <float> idle.factors[j]

@@ -1,13 +1,13 @@
 """Row updates of one parameter, for the span table."""
 from fastopt._core.deferred_rows cimport DeferredRows, IdleDecay
-from fastopt._core.span cimport UpdateArgs, Kernels, Span
+from fastopt._core.span cimport Kernels, Span, UpdateArgs
 
 
 cdef struct RowContext:
     # A parameter and the active rows of one call, shared by all threads.
     Kernels kernels
     Span span                   # the whole parameter
-    const UpdateArgs* job
+    const UpdateArgs* args
     char* row_sums              # row-wise optimizers: the accumulated value of each row, else NULL
     Py_ssize_t n_rows           # of the parameter
     Py_ssize_t width            # elements per row
@@ -53,7 +53,7 @@ cdef class RowUpdater:
     cdef void release(self) noexcept
     cdef double sum_squares(self) noexcept
     cdef bint all_finite(self, double scale) noexcept
-    cdef void update(self, const UpdateArgs* job, const IdleDecay* idle) noexcept
+    cdef void update(self, const UpdateArgs* args, const IdleDecay* idle) noexcept
     cdef int enable_deferred(self) except -1
     cdef void drop_deferred(self) noexcept
     cdef void catch_up(self) noexcept

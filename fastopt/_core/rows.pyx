@@ -141,22 +141,22 @@ cdef double add_to_row_sum(const RowContext* x, Py_ssize_t r, double value) noex
     return <double> (<float*> x.row_sums)[r]
 
 
-cdef void step_row(const RowContext* x, const UpdateArgs* job, const Span* row, Py_ssize_t r) noexcept nogil:
+cdef void step_row(const RowContext* x, const UpdateArgs* args, const Span* row, Py_ssize_t r) noexcept nogil:
     """Update row r. A row-wise optimizer first accumulates the mean of the squared gradient."""
-    cdef UpdateArgs row_job
+    cdef UpdateArgs row_args
     cdef double sums[2]
     cdef double total = 0.0
     cdef Py_ssize_t lo = 0
     if x.row_sums == NULL:
-        x.kernels.update(job, row, 0, x.width)
+        x.kernels.update(args, row, 0, x.width)
         return
-    row_job = job[0]
+    row_args = args[0]
     while lo < x.width:
-        x.kernels.reduce_pass(job, row, lo, min(lo + SUM_BLOCK, x.width), sums)
+        x.kernels.reduce_pass(args, row, lo, min(lo + SUM_BLOCK, x.width), sums)
         total += sums[0]
         lo += SUM_BLOCK
-    row_job.scalars[0] = add_to_row_sum(x, r, total / <double> x.width)
-    x.kernels.update(&row_job, row, 0, x.width)
+    row_args.scalars[0] = add_to_row_sum(x, r, total / <double> x.width)
+    x.kernels.update(&row_args, row, 0, x.width)
 
 
 cdef void replay(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
@@ -193,7 +193,7 @@ cdef void update_part(void* context, int part, int parts) noexcept nogil:
             replay(x, &row, r)
             x.deferred.n_applied[r] = x.deferred.n_logged + 1     # includes this step, which is logged next
         row.g = grad_ptr(x, i)
-        step_row(x, x.job, &row, r)
+        step_row(x, x.args, &row, r)
     fo_flush_end(mode)
 
 
@@ -442,19 +442,19 @@ cdef class RowUpdater:
 
     # --- Updates --------------------------------------------------------------------------------------
 
-    cdef void update(self, const UpdateArgs* job, const IdleDecay* idle) noexcept:
+    cdef void update(self, const UpdateArgs* args, const IdleDecay* idle) noexcept:
         """Update the active rows. If deferred updates are enabled, log the step for the others."""
         cdef RowContext* x = &self.context
         if x.deferred.n_logged == MAX_LOGGED:
             self.catch_up_all()
             clear_log(&x.deferred, x.n_rows)
-        x.job = job
+        x.args = args
         if x.width:
             parallel_for(update_part, x, estimate_ns(x))
         if x.all_rows:
             self.drop_deferred()    # the update has replayed the skipped steps of every row
         elif x.deferred.n_applied != NULL:
-            log_step(&x.deferred, job, idle, &x.span)
+            log_step(&x.deferred, args, idle, &x.span)
 
     cdef int enable_deferred(self) except -1:
         """From the next step on, rows without a gradient defer it. Call before every such step."""

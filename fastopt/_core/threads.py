@@ -130,7 +130,8 @@ class _ThreadpoolctlFinder:
         if name != "threadpoolctl":
             return None
         for finder in sys.meta_path:
-            spec = None if finder is cls else finder.find_spec(name, path, target)
+            find_spec = None if finder is cls else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
             if spec is not None:
                 if spec.loader is not None:
                     spec.loader = cast("Loader", _RegisteringLoader(spec.loader))

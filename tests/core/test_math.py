@@ -1,4 +1,4 @@
-"""Powers and logarithms of scalars: right, and the same as exact arithmetic says on every machine."""
+"""Accuracy of powers and logarithms of scalars, compared with exact arithmetic."""
 
 import math
 from fractions import Fraction
@@ -14,12 +14,12 @@ power, log = scalar_math.power, scalar_math.log
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 100))
-def test_whole_powers_are_correctly_rounded(x, n):
+def test_integer_powers_are_correctly_rounded(x, n):
     assert power(x, n) == float(Fraction(x) ** n)
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.9, 0.95, 0.99, 0.999, 0.9999])
-def test_powers_of_bias_corrections_are_correctly_rounded(beta):
+def test_powers_of_beta_are_correctly_rounded(beta):
     exact = Fraction(1)
     for t in range(1, 500):
         exact *= Fraction(beta)
@@ -27,7 +27,7 @@ def test_powers_of_bias_corrections_are_correctly_rounded(beta):
 
 
 @given(st.floats(1e-6, 1e6), st.floats(-5, 5))
-def test_other_powers(x, y):
+def test_fractional_powers(x, y):
     assert power(x, y) == pytest.approx(x**y, rel=1e-13)
 
 
@@ -45,10 +45,10 @@ def test_logarithm(x):
         (1e-310, 0.5, 0.0), (0.5, INF, 0.0), (4.0, 0.5, 2.0),
     ],
 )  # fmt: skip
-def test_extremes(x, y, expected):
+def test_special_values(x, y, expected):
     assert power(x, y) == expected
 
 
 @pytest.mark.parametrize(("x", "y"), [(math.nan, 2.0), (math.nan, 0.5), (0.5, math.nan)])
-def test_what_is_no_number_stays_so(x, y):
+def test_nan_propagates(x, y):
     assert math.isnan(power(x, y))

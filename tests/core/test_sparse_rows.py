@@ -1,4 +1,4 @@
-"""Gradients of some rows: the same as dense ones, or lazy as documented, whatever comes in whatever order."""
+"""Sparse gradients: equal to dense ones for sparse="dense" and "exact"; documented results for "lazy"."""
 
 import copy
 import pickle
@@ -15,15 +15,16 @@ from fastopt.optimizers.sparse import steps_to_rest
 
 ROWS, WIDTH = 30, 5
 SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.couples_elements]
-# All but those for which a row may rest at once, or soon, and then fade by a factor that is rounded only
-# once: without a first moment or with a short one, and with a decay that goes on without one.
+# Optimizers whose rows are always replayed step by step in these tests. The others (without momentum, with a
+# short momentum, or with decoupled weight decay) multiply an idle row by one product of factors, which is
+# rounded once.
 SAME_BITS = [
     rule for rule in SPARSE
     if rule.optimizer is not fastopt.AdamW and rule.options.get("betas", (0.9, 0.999))[0] > 0.0
     and rule.options.get("momentum", 0.9) >= 0.9
 ]
 HALF_ULP = {np.float32: 2.0**-24, np.float64: 2.0**-53}
-LONGEST = 1 << 16  # steps that a row may be behind
+MAX_DEFERRED_STEPS = 1 << 16
 
 
 def table(rng, dtype, rows=ROWS, width=WIDTH):
@@ -31,7 +32,7 @@ def table(rng, dtype, rows=ROWS, width=WIDTH):
 
 
 def batch(rng, dtype, rows=ROWS, width=WIDTH, k=8):
-    """Rows, half of which come again and again, with duplicates; and their gradients."""
+    """Random rows, mostly from the first quarter of the table and with duplicates, and their gradients."""
     ids = rng.integers(0, rows if rng.random() < 0.1 else max(rows // 4, 1), k)
     return ids, rng.standard_normal((k, width)).astype(dtype)
 
@@ -55,59 +56,59 @@ def all_same(a, b):
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_dense_is_a_dense_step(rule, dtype):
-    """Every rule, those that look at whole arrays included; and with all that a step can do beside."""
+def test_sparse_dense_equals_dense_gradients(rule, dtype):
+    """For every optimizer, also with clipping and scaling."""
     rng = np.random.default_rng(0)
     p = table(rng, dtype)
     q = p.copy()
-    ours, theirs = rule.make(p, sparse="dense"), rule.make(q)
+    sparse_opt, dense_opt = rule.make(p, sparse="dense"), rule.make(q)
     for step in range(6):
         ids, g = batch(rng, dtype)
         options = {"max_norm": 0.5, "clip_value": 0.2, "grad_scale": 2.0} if step % 2 else {}
-        ours.step_rows(p, ids, g, **options)
-        theirs.step(as_dense(q, ids, g), **options)
-        assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q])), step
-        assert ours.grad_norm == theirs.grad_norm
+        sparse_opt.step_rows(p, ids, g, **options)
+        dense_opt.step(as_dense(q, ids, g), **options)
+        assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q])), step
+        assert sparse_opt.grad_norm == dense_opt.grad_norm
 
 
 @pytest.mark.parametrize(
     "options",
     [{"accumulate": 3}, {"centralize": True, "unit_clip": 0.1}, {"lookahead": (2, 0.5), "ema": 0.9}],
 )
-def test_dense_goes_with_what_is_around_a_rule(options):
+def test_sparse_dense_supports_the_common_options(options):
     rng = np.random.default_rng(13)
     p = table(rng, np.float32)
     q = p.copy()
-    ours, theirs = fastopt.Adam(p, sparse="dense", **options), fastopt.Adam(q, **options)
+    sparse_opt, dense_opt = fastopt.Adam(p, sparse="dense", **options), fastopt.Adam(q, **options)
     for _ in range(9):
         ids, g = batch(rng, np.float32)
-        ours.step_rows(p, ids, g)
-        theirs.step(as_dense(q, ids, g))
-    assert ours.steps == theirs.steps == 9 // options.get("accumulate", 1)
-    assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+        sparse_opt.step_rows(p, ids, g)
+        dense_opt.step(as_dense(q, ids, g))
+    assert sparse_opt.steps == dense_opt.steps == 9 // options.get("accumulate", 1)
+    assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
 
 
 @pytest.mark.parametrize("rule", SAME_BITS, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_exact_is_dense_to_the_last_bit(rule, dtype, isa):
-    """200 steps; no row is left out of more than the 219 steps that would all be taken."""
+def test_exact_has_the_same_bits_as_dense(rule, dtype, isa):
+    """In 200 steps no row skips more than the 219 steps that are all replayed."""
     rng = np.random.default_rng(1)
     p = table(rng, dtype)
     q = p.copy()
-    ours, theirs = rule.make(p, sparse="exact"), rule.make(q)
+    sparse_opt, dense_opt = rule.make(p, sparse="exact"), rule.make(q)
     for step in range(200):
         ids, g = batch(rng, dtype)
         if step % 3 == 0:
-            ours.catch_up(p, ids)
+            sparse_opt.catch_up(p, ids)
             assert same_bits(p[ids], q[ids])
-        ours.step_rows(p, ids, g, clip_value=1.5)
-        theirs.step(as_dense(q, ids, g), clip_value=1.5)
+        sparse_opt.step_rows(p, ids, g, clip_value=1.5)
+        dense_opt.step(as_dense(q, ids, g), clip_value=1.5)
         assert same_bits(p[ids], q[ids])
-    ours.catch_up()
-    assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+    sparse_opt.catch_up()
+    assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
 
 
-LONG = [
+LONG_GAP_OPTIMIZERS = [
     (fastopt.Adam, {}),
     (fastopt.Adam, {"amsgrad": True, "betas": (0.8, 0.99)}),
     (fastopt.Adam, {"betas": (0.0, 0.9)}),
@@ -118,33 +119,33 @@ LONG = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "options"), LONG)
+@pytest.mark.parametrize(("optimizer", "options"), LONG_GAP_OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_exact_is_dense_to_rounding_after_long_gaps(optimizer, options, dtype):
-    """2000 steps, of which most rows are left out of a thousand at a time: the bound of the docs."""
+def test_exact_equals_dense_within_rounding_after_long_gaps(optimizer, options, dtype):
+    """Most rows skip a thousand of the 2000 steps at a time. The bound is that of the documentation."""
     rng = np.random.default_rng(2)
     p = table(rng, dtype)
     q = p.copy()
     lr = 1e-2
-    ours, theirs = optimizer(p, lr=lr, sparse="exact", **options), optimizer(q, lr=lr, **options)
+    sparse_opt, dense_opt = optimizer(p, lr=lr, sparse="exact", **options), optimizer(q, lr=lr, **options)
     steps = 2000
     for step in range(steps):
         ids, g = (np.arange(ROWS), table(rng, dtype)) if step in (0, 5, 1000) else batch(rng, dtype, 7)
-        ours.step_rows(p, ids, g)
-        theirs.step(as_dense(q, ids, g))
-    ours.catch_up()
+        sparse_opt.step_rows(p, ids, g)
+        dense_opt.step(as_dense(q, ids, g))
+    sparse_opt.catch_up()
     bound = steps * HALF_ULP[dtype]
-    for mine, dense in zip(ours.state[0].values(), theirs.state[0].values(), strict=True):
-        large = abs(dense) > 1e-30      # the others are on their way to zero, which rounding may bring on
-        assert (abs(mine - dense)[large] <= bound * abs(dense)[large]).all()
-        assert (abs(mine)[~large] <= 2e-30).all()
+    for actual, expected in zip(sparse_opt.state[0].values(), dense_opt.state[0].values(), strict=True):
+        large = abs(expected) > 1e-30   # smaller values decay to zero, earlier or later depending on rounding
+        assert (abs(actual - expected)[large] <= bound * abs(expected)[large]).all()
+        assert (abs(actual)[~large] <= 2e-30).all()
     assert (abs(p - q) <= bound * (abs(q) + lr)).all()
-    assert not same_bits(p[7:], table(np.random.default_rng(2), dtype)[7:])     # they have moved
+    assert not same_bits(p[7:], table(np.random.default_rng(2), dtype)[7:])     # the rows have moved
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.5, 0.9 / 0.999**0.5, 0.99])
-def test_what_a_resting_row_would_still_do_does_not_count(ratio, dtype):
+def test_dropped_steps_of_idle_rows_are_negligible(ratio, dtype):
     n = steps_to_rest(ratio, dtype)
     j = np.arange(n, n + 10_000)
     dropped = (np.sqrt(1.0 + j) * ratio ** j.astype(float)).sum() if ratio else 0.0
@@ -155,73 +156,73 @@ def test_what_a_resting_row_would_still_do_does_not_count(ratio, dtype):
 
 @pytest.mark.parametrize("betas", [(0.0, 0.99), (0.5, 0.99)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_amsgrad_may_begin_in_the_midst_of_a_run(betas, dtype):
-    """What is kept as the largest second moment begins at 0, and rises even in rows at rest."""
+def test_amsgrad_enabled_during_a_run(betas, dtype):
+    """The running maximum of the second moment starts at 0 and increases even in idle rows."""
     rng = np.random.default_rng(3)
     p = table(rng, dtype)
     q = p.copy()
-    ours, theirs = (fastopt.Adam(x, betas=betas, sparse=s) for x, s in ((p, "exact"), (q, "dense")))
+    sparse_opt, dense_opt = (fastopt.Adam(x, betas=betas, sparse=s) for x, s in ((p, "exact"), (q, "dense")))
     for step in range(2000):
         ids, g = batch(rng, dtype, k=ROWS if step in (0, 1998) else 1)
         if step == 1000:
-            ours.groups[0]["amsgrad"] = theirs.groups[0]["amsgrad"] = True
-        ours.step_rows(0, ids, g), theirs.step_rows(0, ids, g)
-    ours.catch_up()
-    for a, b in zip(arrays_of(ours, [p]), arrays_of(theirs, [q]), strict=True):
+            sparse_opt.groups[0]["amsgrad"] = dense_opt.groups[0]["amsgrad"] = True
+        sparse_opt.step_rows(0, ids, g), dense_opt.step_rows(0, ids, g)
+    sparse_opt.catch_up()
+    for a, b in zip(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]), strict=True):
         np.testing.assert_allclose(a, b, rtol=2000 * HALF_ULP[dtype], atol=2000 * HALF_ULP[dtype])
 
 
-def test_rows_that_never_rest():
+def test_rows_that_never_become_idle():
     assert steps_to_rest(1.0, "float32") == -1
-    # momentum that does not fade, and a second moment that fades faster than the first
+    # Momentum that does not decay, and a second moment that decays faster than the first.
     for make in (
         lambda p, **o: fastopt.SGD(p, lr=1e-4, momentum=1.0, **o),
         lambda p, **o: fastopt.Adam(p, betas=(0.9, 0.5), **o),
     ):
         p = np.ones((3, 2), np.float32)
         q = p.copy()
-        ours, theirs = make(p, sparse="exact"), make(q)
+        sparse_opt, dense_opt = make(p, sparse="exact"), make(q)
         for step in range(400):
             g = np.full((1, 2), 0.1 + step % 2, np.float32)
-            ours.step_rows(p, [0 if step else 1], g)
-            theirs.step(as_dense(q, [0 if step else 1], g))
-        ours.catch_up()
-        assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+            sparse_opt.step_rows(p, [0 if step else 1], g)
+            dense_opt.step(as_dense(q, [0 if step else 1], g))
+        sparse_opt.catch_up()
+        assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
 
 
-def test_no_row_is_behind_for_more_than_what_is_kept():
-    """Beyond 65536 steps the whole table is brought up to date."""
+def test_full_log_updates_the_whole_table():
+    """After 65536 logged steps every row is brought up to date."""
     p = np.ones((3, 2))
     q = p.copy()
-    ours, theirs = fastopt.AdamW(p, sparse="exact"), fastopt.AdamW(q)
+    sparse_opt, dense_opt = fastopt.AdamW(p, sparse="exact"), fastopt.AdamW(q)
     g = np.array([[1.0, -2.0]])
     full = as_dense(p, [0], g)
-    ours.step_rows(p, [1], g)
-    theirs.step(as_dense(p, [1], g))
-    for _ in range(LONGEST + 100):
-        ours.step_rows(p, [0], g)
-        theirs.step(full)
-    ours.step_rows(p, [1], g)
-    theirs.step(as_dense(p, [1], g))
-    ours.catch_up()
-    np.testing.assert_allclose(p, q, rtol=LONGEST * 2.0**-53)
+    sparse_opt.step_rows(p, [1], g)
+    dense_opt.step(as_dense(p, [1], g))
+    for _ in range(MAX_DEFERRED_STEPS + 100):
+        sparse_opt.step_rows(p, [0], g)
+        dense_opt.step(full)
+    sparse_opt.step_rows(p, [1], g)
+    dense_opt.step(as_dense(p, [1], g))
+    sparse_opt.catch_up()
+    np.testing.assert_allclose(p, q, rtol=MAX_DEFERRED_STEPS * 2.0**-53)
 
 
 @pytest.mark.parametrize(
-    "around", [{"ema": 0.9}, {"lookahead": (7, 0.5)}, {"independent_weight_decay": 1e-3, "maximize": True}]
+    "common", [{"ema": 0.9}, {"lookahead": (7, 0.5)}, {"independent_weight_decay": 1e-3, "maximize": True}]
 )
-def test_exact_with_what_changes_from_step_to_step(around):
-    """Schedules, settings, what is around a rule, a rule that becomes another one, another group."""
+def test_exact_with_options_that_change_during_a_run(common):
+    """Schedules, changed hyperparameters, common options, a change of kernel, an added group."""
     rng = np.random.default_rng(3)
     p = table(rng, np.float32)
     q, extra = p.copy(), [np.ones((4, 2)), np.ones((4, 2))]
     options = {
         "lr": schedules.Cosine(1e-2, steps=150), "betas": (lambda t: 0.5 + t / 1000, 0.99),
-        "weight_decay": 0.1, **around,
+        "weight_decay": 0.1, **common,
     }
-    ours, theirs = fastopt.AdamW(p, sparse="exact", **options), fastopt.AdamW(q, **options)
+    sparse_opt, dense_opt = fastopt.AdamW(p, sparse="exact", **options), fastopt.AdamW(q, **options)
     for step in range(150):
-        for opt, extra_param in zip((ours, theirs), extra, strict=True):
+        for opt, extra_param in zip((sparse_opt, dense_opt), extra, strict=True):
             if step == 40:
                 opt.groups[0]["weight_decay"] = 0.3
             if step == 60:
@@ -233,16 +234,16 @@ def test_exact_with_what_changes_from_step_to_step(around):
         ids, g = batch(rng, np.float32)
         sparse, dense = Rows(ids, g), as_dense(q, ids, g)
         if step < 120:
-            ours.step(sparse)
-            theirs.step(dense)
+            sparse_opt.step(sparse)
+            dense_opt.step(dense)
         else:
-            ours.step([sparse, Rows([step % 4], np.ones((1, 2)))])
-            theirs.step([dense, as_dense(extra[1], [step % 4], np.ones((1, 2)))])
-    if "ema" in around:
-        with ours.swapped_ema(), theirs.swapped_ema():
-            assert same_bits(p, q) and all_same(ours.ema, theirs.ema)
-    ours.catch_up()
-    assert all_same(arrays_of(ours, [p, extra[0]]), arrays_of(theirs, [q, extra[1]]))
+            sparse_opt.step([sparse, Rows([step % 4], np.ones((1, 2)))])
+            dense_opt.step([dense, as_dense(extra[1], [step % 4], np.ones((1, 2)))])
+    if "ema" in common:
+        with sparse_opt.swapped_ema(), dense_opt.swapped_ema():
+            assert same_bits(p, q) and all_same(sparse_opt.ema, dense_opt.ema)
+    sparse_opt.catch_up()
+    assert all_same(arrays_of(sparse_opt, [p, extra[0]]), arrays_of(dense_opt, [q, extra[1]]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -254,21 +255,21 @@ def test_exact_with_what_changes_from_step_to_step(around):
     seed=st.integers(0, 2**32 - 1),
     data=st.data(),
 )
-def test_any_rows_are_as_dense(rule, dtype, sparse, shape, seed, data):
+def test_random_rows_equal_dense_gradients(rule, dtype, sparse, shape, seed, data):
     rng = np.random.default_rng(seed)
     p = rng.standard_normal(shape).astype(dtype)
     q = p.copy()
-    ours, theirs = rule.make(p, sparse=sparse), rule.make(q)
+    sparse_opt, dense_opt = rule.make(p, sparse=sparse), rule.make(q)
     for _ in range(data.draw(st.integers(1, 12))):
         ids = data.draw(st.lists(st.integers(0, shape[0] - 1), max_size=9))
         g = rng.standard_normal((len(ids), *shape[1:])).astype(dtype)
-        how = data.draw(st.sampled_from(["rows", "rows", "rows", "dense", "catch up"]))
-        if how == "catch up":
-            ours.catch_up(p, ids)
-        ours.step(as_dense(q, ids, g) if how == "dense" else Rows(ids, g))
-        theirs.step(as_dense(q, ids, g))
-    ours.catch_up()
-    assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+        kind = data.draw(st.sampled_from(["rows", "rows", "rows", "dense", "catch up"]))
+        if kind == "catch up":
+            sparse_opt.catch_up(p, ids)
+        sparse_opt.step(as_dense(q, ids, g) if kind == "dense" else Rows(ids, g))
+        dense_opt.step(as_dense(q, ids, g))
+    sparse_opt.catch_up()
+    assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
 
 
 # --- Lazy ------------------------------------------------------------------------------------------
@@ -276,24 +277,24 @@ def test_any_rows_are_as_dense(rule, dtype, sparse, shape, seed, data):
 
 @pytest.mark.parametrize("rule", SPARSE, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_lazy_is_the_rule_on_the_rows(rule, dtype, isa):
-    """Rows with a gradient take the step of the optimizer's own count; the others stay as they are."""
+def test_lazy_updates_only_rows_with_a_gradient(rule, dtype, isa):
+    """These rows use the step count of the optimizer. The other rows and their state do not change."""
     rng = np.random.default_rng(4)
     p = table(rng, dtype)
     q = p.copy()
     opt = rule.make(p)
-    state = {name: np.full_like(p, rule.init_value(name)) for name in rule.state}
+    state = {name: np.full_like(p, rule.start(name)) for name in rule.state}
     assert opt.sparse == "lazy"
     for step in range(1, 20):
         ids, g = batch(rng, dtype)
         opt.step_rows(p, ids, g)
-        touched = np.unique(ids)
-        inner = {name: a[touched] for name, a in state.items()}
-        part = q[touched]
-        rule.reference_step(part, as_dense(q, ids, g)[touched], inner, step)
-        q[touched] = part
-        for name, a in inner.items():
-            state[name][touched] = a
+        active = np.unique(ids)
+        row_state = {name: a[active] for name, a in state.items()}
+        part = q[active]
+        rule.reference_step(part, as_dense(q, ids, g)[active], row_state, step)
+        q[active] = part
+        for name, a in row_state.items():
+            state[name][active] = a
         assert same_bits(p, q)
     assert sorted(a.tobytes() for a in opt.state[0].values()) == sorted(a.tobytes() for a in state.values())
     opt.catch_up()
@@ -321,14 +322,14 @@ def test_lazy_parity_with_torch_on_sparse_gradients(name, optimizer, options, to
     rng = np.random.default_rng(5)
     p = table(rng, np.float64)
     q = torch.nn.Parameter(torch.from_numpy(p.copy()))
-    ours = optimizer(p, lr=1e-2, **options)
-    theirs = getattr(torch.optim, name)([q], lr=1e-2, **torch_options)
+    opt = optimizer(p, lr=1e-2, **options)
+    torch_opt = getattr(torch.optim, name)([q], lr=1e-2, **torch_options)
     for _ in range(200):
         ids, g = batch(rng, np.float64)
-        ours.step_rows(p, ids, g)
+        opt.step_rows(p, ids, g)
         with torch.sparse.check_sparse_tensor_invariants():
             q.grad = torch.sparse_coo_tensor(torch.from_numpy(ids)[None], torch.from_numpy(g), p.shape)
-            theirs.step()
+            torch_opt.step()
     np.testing.assert_allclose(p, q.detach().numpy(), rtol=1e-10)
 
 
@@ -361,8 +362,8 @@ def test_rowwise_adagrad_equals_the_reference(options, dtype, shape, isa):
         assert np.isfinite(p).all()
 
 
-def test_rowwise_adagrad_is_the_formula():
-    """One accumulator a row, of means of squares; a row without a gradient stays."""
+def test_rowwise_adagrad_by_hand():
+    """One accumulator per row sums means of squared gradients. A row without a gradient does not change."""
     p = np.ones((3, 2))
     opt = fastopt.Adagrad(p, lr=0.5, eps=0.25, rowwise=True)
     opt.step_rows(p, [2, 0, 2], np.array([[1.0, 2.0], [0.0, 4.0], [2.0, 2.0]]))
@@ -376,63 +377,64 @@ def test_rowwise_adagrad_is_the_formula():
 
 @pytest.mark.parametrize("options", ROWWISE)
 @pytest.mark.parametrize("sparse", ["dense", "exact"])
-def test_rowwise_adagrad_on_rows_is_as_dense(options, sparse):
+def test_rowwise_adagrad_on_rows_equals_dense_gradients(options, sparse):
     rng = np.random.default_rng(7)
     p = table(rng, np.float32)
     q = p.copy()
-    ours = fastopt.Adagrad(p, rowwise=True, sparse=sparse, **options)
-    theirs = fastopt.Adagrad(q, rowwise=True, **options)
+    sparse_opt = fastopt.Adagrad(p, rowwise=True, sparse=sparse, **options)
+    dense_opt = fastopt.Adagrad(q, rowwise=True, **options)
     for _ in range(30):
         ids, g = batch(rng, np.float32)
-        ours.step_rows(0, ids, g, max_norm=100.0, grad_scale=0.5)
-        theirs.step(as_dense(q, ids, g), max_norm=100.0, grad_scale=0.5)
-        np.testing.assert_allclose(ours.grad_norm, theirs.grad_norm, rtol=1e-12)
-    ours.catch_up()
-    assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+        sparse_opt.step_rows(0, ids, g, max_norm=100.0, grad_scale=0.5)
+        dense_opt.step(as_dense(q, ids, g), max_norm=100.0, grad_scale=0.5)
+        np.testing.assert_allclose(sparse_opt.grad_norm, dense_opt.grad_norm, rtol=1e-12)
+    sparse_opt.catch_up()
+    assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
 
 
-def test_rowwise_adagrad_takes_rows_and_arrays_in_turns():
-    """Arrays leave no row behind, so that nothing is kept of their steps, however many they are."""
+def test_rowwise_adagrad_alternates_between_rows_and_arrays():
+    """Dense steps update every row, so they are not logged."""
     rng = np.random.default_rng(8)
     p = table(rng, np.float64)
     q = p.copy()
-    ours, theirs = (fastopt.Adagrad(x, rowwise=True, weight_decay=0.1, sparse=s)
+    sparse_opt, dense_opt = (fastopt.Adagrad(x, rowwise=True, weight_decay=0.1, sparse=s)
                     for x, s in ((p, "exact"), (q, "dense")))
     for step in range(200):
         ids, g = batch(rng, np.float64)
         if step % 50:
-            whole = as_dense(q, ids, g)
-            ours.step(whole), theirs.step(whole)
-            assert all_same(arrays_of(ours, [p]), arrays_of(theirs, [q]))
+            dense = as_dense(q, ids, g)
+            sparse_opt.step(dense), dense_opt.step(dense)
+            assert all_same(arrays_of(sparse_opt, [p]), arrays_of(dense_opt, [q]))
         else:
-            ours.step_rows(0, ids, g), theirs.step_rows(0, ids, g)
+            sparse_opt.step_rows(0, ids, g), dense_opt.step_rows(0, ids, g)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (3, 2, 4), (7,)])
 @pytest.mark.parametrize(
-    "around",
+    "common",
     [{"centralize": True, "unit_clip": 0.1}, {"independent_weight_decay": 0.1, "lookahead": (2, 0.5)}],
 )
-def test_rowwise_adagrad_with_what_is_around_a_rule(shape, around):
-    """On rows of one number it is the rule by numbers; else the mean is over what a gradient has become."""
+def test_rowwise_adagrad_with_common_options(shape, common):
+    """Rows of one element equal elementwise AdaGrad; otherwise the mean is over the transformed gradient."""
     rng = np.random.default_rng(14)
     p = rng.standard_normal(shape)
     start = p.copy()
-    opt = fastopt.Adagrad(p, rowwise=True, **around)
-    numbers = fastopt.Adagrad(q := p.copy(), **around)
+    opt = fastopt.Adagrad(p, rowwise=True, **common)
+    elementwise = fastopt.Adagrad(q := p.copy(), **common)
     opt.step(g := rng.standard_normal(shape))
-    numbers.step(g)
-    inner = tuple(range(1, len(shape)))
-    np.testing.assert_allclose(opt.state[0]["sum"], numbers.state[0]["sum"].mean(axis=inner), rtol=1e-14)
+    elementwise.step(g)
+    axes = tuple(range(1, len(shape)))
+    np.testing.assert_allclose(opt.state[0]["sum"], elementwise.state[0]["sum"].mean(axis=axes), rtol=1e-14)
     if len(shape) == 1:
         np.testing.assert_allclose(p, q, rtol=1e-14)
-    kept = start * (1.0 - around.get("independent_weight_decay", 0.0))
-    rates = (kept - p).reshape(shape[0], -1) * np.sqrt(opt.state[0]["sum"])[:, None]
-    expected = ((kept - q) * np.sqrt(numbers.state[0]["sum"])).reshape(shape[0], -1)    # lr times gradient
-    np.testing.assert_allclose(rates, expected, rtol=1e-7, atol=1e-12)
+    decayed = start * (1.0 - common.get("independent_weight_decay", 0.0))
+    # Both are the learning rate times the gradient.
+    actual = (decayed - p).reshape(shape[0], -1) * np.sqrt(opt.state[0]["sum"])[:, None]
+    expected = ((decayed - q) * np.sqrt(elementwise.state[0]["sum"])).reshape(shape[0], -1)
+    np.testing.assert_allclose(actual, expected, rtol=1e-7, atol=1e-12)
 
 
-def test_what_adagrad_accumulates_begins_anew_where_it_gets_another_shape():
+def test_changing_rowwise_resets_the_accumulator():
     p, q = np.ones((4, 3)), np.ones((4, 3))
     opt = fastopt.Adagrad(p, initial_accumulator_value=0.5)
     for rowwise in (True, False):
@@ -444,22 +446,22 @@ def test_what_adagrad_accumulates_begins_anew_where_it_gets_another_shape():
         assert same_bits(p, q) and opt.state[0]["sum"].shape == ((4,) if rowwise else (4, 3))
 
 
-def test_rowwise_adagrad_zeroes_and_copies_gradients_like_any_other():
+def test_rowwise_adagrad_zeroes_and_copies_gradients():
     p, q = [np.ones((4, 3)), np.ones(4)], [np.ones((4, 3)), np.ones(4)]
-    ours, theirs = fastopt.Adagrad(p, rowwise=True), fastopt.Adagrad(q, rowwise=True)
+    opt, expected_opt = fastopt.Adagrad(p, rowwise=True), fastopt.Adagrad(q, rowwise=True)
     g = [np.asfortranarray(np.arange(12.0).reshape(4, 3)), np.arange(4.0)]
-    theirs.step([np.ascontiguousarray(a) for a in g])
-    ours.step(g, zero_grad=True)
+    expected_opt.step([np.ascontiguousarray(a) for a in g])
+    opt.step(g, zero_grad=True)
     assert all_same(p, q) and not any(a.any() for a in g)
     g = [np.arange(12.0).reshape(4, 3), np.arange(4.0)]
-    theirs.step([a.copy() for a in g])
-    ours.step(g, zero_grad=True)
+    expected_opt.step([a.copy() for a in g])
+    opt.step(g, zero_grad=True)
     assert all_same(p, q) and not any(a.any() for a in g)
     with pytest.raises(ValueError, match="share memory"):
-        ours.step([g[0], g[0].ravel()[:4]], zero_grad=True)
+        opt.step([g[0], g[0].ravel()[:4]], zero_grad=True)
 
 
-# --- The same bits, whoever does it ------------------------------------------------------------------
+# --- Threads ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sparse", ["lazy", "exact"])
@@ -467,7 +469,7 @@ def test_rowwise_adagrad_zeroes_and_copies_gradients_like_any_other():
     ("optimizer", "options"),
     [(fastopt.AdamW, {}), (fastopt.Adagrad, {"rowwise": True}), (fastopt.SGD, {"momentum": 0.9})],
 )
-def test_threads_do_not_change_a_bit(optimizer, options, sparse, threads):
+def test_results_do_not_depend_on_threads(optimizer, options, sparse, threads):
     def run(n):
         threads(n)
         rng = np.random.default_rng(8)
@@ -486,20 +488,20 @@ def test_threads_do_not_change_a_bit(optimizer, options, sparse, threads):
         assert all_same(expected, run(n))
 
 
-# --- Together with other gradients -------------------------------------------------------------------
+# --- Several parameters ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sparse", ["lazy", "exact", "dense"])
-def test_rows_beside_arrays_are_one_step(sparse):
+def test_one_step_with_rows_and_arrays(sparse):
     rng = np.random.default_rng(9)
 
     def make():
-        own = np.random.default_rng(10)
-        tables = [table(own, np.float32), table(own, np.float32, 12, 3)]
-        return {"E": tables, "W": table(own, np.float32, 4, 4)}
+        init = np.random.default_rng(10)
+        tables = [table(init, np.float32), table(init, np.float32, 12, 3)]
+        return {"E": tables, "W": table(init, np.float32, 4, 4)}
 
     p, q = make(), make()
-    ours, theirs = fastopt.Adam(p, sparse=sparse), fastopt.Adam(q)
+    sparse_opt, dense_opt = fastopt.Adam(p, sparse=sparse), fastopt.Adam(q)
     for step in range(20):
         w = table(rng, np.float32, 4, 4)
         ids, g = batch(rng, np.float32)
@@ -508,37 +510,37 @@ def test_rows_beside_arrays_are_one_step(sparse):
         more = rng.permutation(12) if sparse == "lazy" else rng.integers(0, 12, 3)
         h = table(rng, np.float32, len(more), 3)
         dense = {"E": [as_dense(q["E"][0], ids, g), as_dense(q["E"][1], more, h)], "W": w}
-        given = {"E": [Rows(ids, g), Rows(more, h)], "W": w}
+        grads = {"E": [Rows(ids, g), Rows(more, h)], "W": w}
         if step % 5 == 4:
-            given["E"][0] = dense["E"][0]
-        ours.step(given)
-        theirs.step(dense)
-    ours.catch_up()
-    assert ours.steps == 20
-    assert all_same(arrays_of(ours, [*p["E"], p["W"]]), arrays_of(theirs, [*q["E"], q["W"]]))
+            grads["E"][0] = dense["E"][0]
+        sparse_opt.step(grads)
+        dense_opt.step(dense)
+    sparse_opt.catch_up()
+    assert sparse_opt.steps == 20
+    assert all_same(arrays_of(sparse_opt, [*p["E"], p["W"]]), arrays_of(dense_opt, [*q["E"], q["W"]]))
 
 
 @pytest.mark.parametrize("sparse", ["lazy", "exact", "dense"])
-def test_step_rows_leaves_the_others_without_a_gradient(sparse):
+def test_step_rows_gives_other_parameters_no_gradient(sparse):
     p = [np.ones((4, 2)), np.ones(()), np.ones(3)]
     q = [a.copy() for a in p]
-    ours, theirs = fastopt.Adam(p, lr=0.1, sparse=sparse), fastopt.Adam(q, lr=0.1)
+    sparse_opt, dense_opt = fastopt.Adam(p, lr=0.1, sparse=sparse), fastopt.Adam(q, lr=0.1)
     ones = [np.ones_like(a) for a in p]
-    ours.step(ones)
-    theirs.step(ones)
+    sparse_opt.step(ones)
+    dense_opt.step(ones)
     after_one = [a.copy() for a in p]
     for _ in range(5):
-        ours.step_rows(p[0], [1], np.ones((1, 2)))
-        theirs.step([as_dense(q[0], [1], np.ones((1, 2))), np.zeros(()), np.zeros(3)])
-    ours.catch_up()
-    assert ours.steps == 6
+        sparse_opt.step_rows(p[0], [1], np.ones((1, 2)))
+        dense_opt.step([as_dense(q[0], [1], np.ones((1, 2))), np.zeros(()), np.zeros(3)])
+    sparse_opt.catch_up()
+    assert sparse_opt.steps == 6
     if sparse == "lazy":
         assert same_bits(p[0][1], q[0][1]) and all_same(p[1:], after_one[1:])
     else:
-        assert all_same(arrays_of(ours, p), arrays_of(theirs, q))
+        assert all_same(arrays_of(sparse_opt, p), arrays_of(dense_opt, q))
 
 
-def test_no_rows_at_all_are_a_step_too():
+def test_step_with_no_rows():
     p = np.ones((4, 2))
     opt = fastopt.Adam(p)
     opt.step_rows(p, [], np.empty((0, 2)), max_norm=1.0)
@@ -556,7 +558,7 @@ def test_no_rows_at_all_are_a_step_too():
 @pytest.mark.parametrize(
     "layout", [np.asfortranarray, lambda g: np.repeat(g, 2, axis=0)[::2], lambda g: g[::-1].copy()[::-1]]
 )
-def test_rows_and_gradients_in_any_layout(rows, layout):
+def test_rows_and_gradients_of_any_layout(rows, layout):
     rows = [3, 0, 3] if len(rows) == 3 and list(rows) != [3, 0, 3] else rows
     p, q = np.ones((4, 2)), np.ones((4, 2))
     g = layout(np.arange(6.0).reshape(3, 2))
@@ -565,7 +567,7 @@ def test_rows_and_gradients_in_any_layout(rows, layout):
     assert same_bits(p, q)
 
 
-def test_gradients_that_are_also_written_are_copied():
+def test_gradients_in_parameters_or_state_are_copied():
     p = np.arange(12.0).reshape(4, 3)
     q = p.copy()
     opt, twin = fastopt.SGD(p, lr=1.0, momentum=0.5), fastopt.SGD(q, lr=1.0, momentum=0.5)
@@ -578,7 +580,7 @@ def test_gradients_that_are_also_written_are_copied():
     assert same_bits(p, q)
 
 
-def test_nonfinite_rows_are_skipped():
+def test_nonfinite_rows_skip_the_step():
     for bad in ([0, 1], [1, 1]):
         p = np.ones((4, 2), np.float32)
         opt = fastopt.Adam(p, sparse="exact", skip_nonfinite=True)
@@ -593,7 +595,7 @@ def test_nonfinite_rows_are_skipped():
         assert all_same(arrays_of(opt, [p]), before)
 
 
-def test_a_norm_takes_in_rows_and_arrays():
+def test_norm_includes_rows_and_arrays():
     rng = np.random.default_rng(11)
     p = [table(rng, np.float32), table(rng, np.float64, 3, 3)]
     ids, g = batch(rng, np.float32)
@@ -604,14 +606,14 @@ def test_a_norm_takes_in_rows_and_arrays():
     np.testing.assert_allclose(opt.grad_norm, 2.0 * np.sqrt((dense**2).sum() + (h**2).sum()), rtol=1e-12)
 
 
-# --- Saving ----------------------------------------------------------------------------------------
+# --- Checkpointing -----------------------------------------------------------------------------------
 
 
 def saved_and_loaded(opt, p):
     saved = opt.state_dict()
     q = p.copy()
     twin = fastopt.Adam(q, sparse="exact")
-    twin.step_rows(q, [0], np.ones((1, WIDTH), p.dtype))    # what it is behind with must be forgotten
+    twin.step_rows(q, [0], np.ones((1, WIDTH), p.dtype))    # a deferred step, which loading drops
     q[...] = p
     twin.load_state_dict(saved)
     return twin, q
@@ -627,29 +629,29 @@ def pickled(opt, p):
     return twin, twin.params
 
 
-@pytest.mark.parametrize("again", [saved_and_loaded, copied, pickled])
+@pytest.mark.parametrize("duplicate", [saved_and_loaded, copied, pickled])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_run_goes_on_where_it_stopped(again, dtype):
+def test_resumed_run_equals_uninterrupted_run(duplicate, dtype):
     rng = np.random.default_rng(12)
     p = table(rng, dtype)
     r = p.copy()
-    opt, whole = fastopt.Adam(p, sparse="exact"), fastopt.Adam(r)
+    opt, dense_opt = fastopt.Adam(p, sparse="exact"), fastopt.Adam(r)
 
-    def steps(ours, array, n):
+    def take_steps(sparse_opt, array, n):
         for _ in range(n):
             ids, g = batch(rng, dtype)
-            ours.step_rows(array, ids, g)
-            whole.step(as_dense(r, ids, g))
+            sparse_opt.step_rows(array, ids, g)
+            dense_opt.step(as_dense(r, ids, g))
 
-    steps(opt, p, 30)
-    twin, q = again(opt, p)
+    take_steps(opt, p, 30)
+    twin, q = duplicate(opt, p)
     assert twin.sparse == "exact" and same_bits(q, r)
-    steps(twin, q, 30)
+    take_steps(twin, q, 30)
     twin.catch_up()
-    assert all_same(arrays_of(twin, [q]), arrays_of(whole, [r]))
+    assert all_same(arrays_of(twin, [q]), arrays_of(dense_opt, [r]))
 
 
-def test_a_row_wise_state_is_saved_and_loaded():
+def test_rowwise_state_is_saved_and_loaded():
     p = np.ones((4, 3), np.float32)
     opt = fastopt.Adagrad(p, rowwise=True)
     opt.step_rows(p, [1, 2], np.ones((2, 3), np.float32))
@@ -659,13 +661,13 @@ def test_a_row_wise_state_is_saved_and_loaded():
     for one, array in ((opt, p), (twin, q)):
         one.step_rows(array, [2, 3], np.ones((2, 3), np.float32))
     assert all_same(arrays_of(opt, [p]), arrays_of(twin, [q]))
-    by_numbers = fastopt.Adagrad(q)
-    mixed = {**opt.state_dict(), "groups": by_numbers.state_dict()["groups"]}
+    elementwise = fastopt.Adagrad(q)
+    mixed = {**opt.state_dict(), "groups": elementwise.state_dict()["groups"]}
     with pytest.raises(ValueError, match=r"\['sum'\]: expected float32 of shape \(4, 3\), got .*\(4,\)"):
-        by_numbers.load_state_dict(mixed)
+        elementwise.load_state_dict(mixed)
 
 
-# --- What is refused -------------------------------------------------------------------------------
+# --- Errors ------------------------------------------------------------------------------------------
 
 G = np.ones((2, 3))
 
@@ -709,7 +711,7 @@ G = np.ones((2, 3))
     ],
 )
 @pytest.mark.parametrize("sparse", ["lazy", "exact", "dense"])
-def test_bad_rows_change_nothing(call, error, message, sparse):
+def test_invalid_rows_change_nothing(call, error, message, sparse):
     p = np.ones((4, 3))
     opt = fastopt.Adam(p, sparse=sparse)
     opt.step_rows(p, [0, 3], G)
@@ -728,31 +730,31 @@ def test_bad_rows_change_nothing(call, error, message, sparse):
     assert all_same(arrays_of(opt, [p]), arrays_of(twin, [q]))
 
 
-def test_a_bad_gradient_beside_good_rows_changes_nothing():
+def test_invalid_gradient_next_to_valid_rows_changes_nothing():
     p = {"E": np.ones((4, 3)), "w": np.ones(2)}
     opt = fastopt.Adam(p, sparse="exact")
-    good = {"E": Rows([0, 1], G), "w": np.ones(2)}
-    opt.step(good)
+    valid = {"E": Rows([0, 1], G), "w": np.ones(2)}
+    opt.step(valid)
     before = [a.copy() for a in arrays_of(opt, p.values())]
-    for bad, error, message in (
+    for invalid, error, message in (
         ({"E": Rows([1], G[:1]), "w": np.ones(3)}, ValueError, r'grads\["w"\]: expected shape'),
         ({"E": Rows([9], G[:1]), "w": np.ones(2)}, ValueError, r'grads\["E"\]\.rows\[0\]'),
-        ({"E": good["E"], "w": Rows([0], np.ones((1, 1)))}, ValueError, r'grads\["w"\]\.grads: expected'),
+        ({"E": valid["E"], "w": Rows([0], np.ones((1, 1)))}, ValueError, r'grads\["w"\]\.grads: expected'),
     ):
         with pytest.raises(error, match=message):
-            opt.step(bad)
+            opt.step(invalid)
         assert all_same(arrays_of(opt, p.values()), before)
-    opt.step(good)
+    opt.step(valid)
     assert opt.steps == 2
 
 
-def test_a_parameter_without_rows():
+def test_scalar_parameter_has_no_rows():
     p = np.ones(())
     with pytest.raises(ValueError, match="grads: expected an array because the parameter has no rows"):
         fastopt.SGD(p).step(Rows([0], np.ones(1)))
 
 
-def test_rules_that_look_at_whole_arrays():
+def test_options_that_need_whole_arrays():
     p = np.ones((4, 3))
     for options in (
         {"cautious": True}, {"cautious": True, "sparse": "exact"}, {"centralize": True}, {"unit_clip": 0.1},
@@ -768,5 +770,5 @@ def test_rules_that_look_at_whole_arrays():
             kind(p, sparse=sparse)
 
 
-def test_rows_say_what_they_are():
+def test_repr_of_rows():
     assert repr(Rows([1], np.ones((1, 1)))) == "Rows(rows=array([1]), grads=array([[1.]]))"
