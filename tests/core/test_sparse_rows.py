@@ -283,7 +283,7 @@ def test_lazy_updates_only_rows_with_a_gradient(rule, dtype, isa):
     p = table(rng, dtype)
     q = p.copy()
     opt = rule.make(p)
-    state = {name: np.full_like(p, rule.start(name)) for name in rule.state}
+    state = {name: np.full_like(p, rule.init_value(name)) for name in rule.state}
     assert opt.sparse == "lazy"
     for step in range(1, 20):
         ids, g = batch(rng, dtype)
