@@ -1,7 +1,7 @@
-"""The article's six rules train its network on the packaged digits, from the same first weights.
+"""Train the article's network on the packaged digits with the article's six optimizers.
 
-The network is written along with the article: two layers in NumPy, gradients listed from the last
-layer to the first. fastopt.solver trains it as it is. See docs/article.md.
+The network is that of the article: two layers in NumPy, whose gradients are listed from the last layer to the
+first. fastopt.solver trains it unchanged. All runs start from the same initial weights. See docs/article.md.
 """
 
 import time
@@ -11,7 +11,7 @@ import numpy as np
 from fastopt import solver
 from fastopt.nn.data import load_digits, train_test_split
 
-RULES = {
+OPTIMIZERS = {
     "SGD": (solver.sgd, 0.1, {}),
     "Momentum": (solver.sgd_momentum, 0.02, {"mu": 0.9}),
     "Nesterov": (solver.sgd_momentum, 0.02, {"mu": 0.9, "nesterov": True}),
@@ -49,9 +49,9 @@ class Network:
 
 if __name__ == "__main__":
     X_train, X_test, y_train, y_test = train_test_split(*load_digits())
-    print("Rule       Rate   Training loss   Test accuracy   Time (s)")
-    for name, (train, rate, options) in RULES.items():
-        np.random.seed(0)  # noqa: NPY002 (what draws the order of the article's minibatches)
+    print("Optimizer  Rate   Training loss   Test accuracy   Time (s)")
+    for name, (train, rate, options) in OPTIMIZERS.items():
+        np.random.seed(0)  # noqa: NPY002 (the article's minibatches use the global random state)
         net, start = Network(64, 64, 10, np.random.default_rng(0)), time.perf_counter()
         train(net, X_train, y_train, 32, 15, rate, verbose=False, **options)
         seconds, loss = time.perf_counter() - start, net.train_step(X_train, y_train)[0]

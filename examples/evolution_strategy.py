@@ -1,35 +1,36 @@
-"""An evolution strategy learns to balance a pole on a cart, without a derivative anywhere.
+"""Learn to balance a pole on a cart with an evolution strategy, without derivatives.
 
-Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", 2017:
-try the policy with random changes and their opposites, and weight each change by the rank of its
-success. That estimates the gradient of the success, which Adam climbs. The task is the cart-pole of
-Barto, Sutton and Anderson, 1983; all policies of a generation run side by side.
+Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", 2017: evaluate
+the policy with pairs of opposite random perturbations, and weight each perturbation by the rank of its
+reward. The weighted sum estimates the gradient of the reward, which Adam maximizes. The task is the cart-pole
+of Barto, Sutton and Anderson, 1983. All policies of a generation are simulated as one batch.
 """
 
 import numpy as np
 
 import fastopt
 
-PAIRS, SPREAD, GENERATIONS = 32, 0.1, 30
-STEPS = 500  # of 0.02 s, after which the pole counts as balanced
+PAIRS, SIGMA, GENERATIONS = 32, 0.1, 30
+STEPS = 500  # of 0.02 s; a pole that stays up for all of them is balanced
 
 
 def steps_upright(policies, rng):
-    """How long each policy, a row of four weights, keeps the pole up, from 0 to STEPS."""
-    x, speed, angle, spin = np.repeat(rng.uniform(-0.05, 0.05, (4, 1)), len(policies), axis=1)
-    up, steps = np.ones(len(policies), bool), np.zeros(len(policies), int)
+    """Return for each policy, a row of four weights, the number of steps before the pole falls."""
+    x, velocity, angle, angular_velocity = np.repeat(rng.uniform(-0.05, 0.05, (4, 1)), len(policies), axis=1)
+    is_up, steps = np.ones(len(policies), bool), np.zeros(len(policies), int)
     for _ in range(STEPS):
-        score = (policies * np.stack([x, speed, angle, spin], axis=1)).sum(axis=1)
-        push = np.where(score > 0, 10.0, -10.0)
+        score = (policies * np.stack([x, velocity, angle, angular_velocity], axis=1)).sum(axis=1)
+        force = np.where(score > 0, 10.0, -10.0)
         sine, cosine = np.sin(angle), np.cos(angle)
-        thrust = (push + 0.05 * spin**2 * sine) / 1.1
-        turn = (9.8 * sine - cosine * thrust) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
-        drive = thrust - 0.05 * turn * cosine / 1.1
-        x, speed = x + 0.02 * speed, speed + 0.02 * drive
-        angle, spin = angle + 0.02 * spin, spin + 0.02 * turn
-        up &= (np.abs(x) < 2.4) & (np.abs(angle) < 0.21)
-        steps += up
-        if not up.any():
+        total = (force + 0.05 * angular_velocity**2 * sine) / 1.1
+        angular_acceleration = (9.8 * sine - cosine * total) / (0.5 * (4 / 3 - 0.1 * cosine**2 / 1.1))
+        acceleration = total - 0.05 * angular_acceleration * cosine / 1.1
+        x, velocity = x + 0.02 * velocity, velocity + 0.02 * acceleration
+        angle = angle + 0.02 * angular_velocity
+        angular_velocity = angular_velocity + 0.02 * angular_acceleration
+        is_up &= (np.abs(x) < 2.4) & (np.abs(angle) < 0.21)
+        steps += is_up
+        if not is_up.any():
             break
     return steps
 
@@ -41,11 +42,11 @@ def main():
     for generation in range(1, GENERATIONS + 1):
         noise = rng.standard_normal((PAIRS, policy.size))
         noise = np.concatenate([noise, -noise])
-        success = steps_upright(policy + SPREAD * noise, rng)
-        ranks = success.argsort().argsort() / (len(noise) - 1) - 0.5
-        opt.step(ranks @ noise / (len(noise) * SPREAD))
+        reward = steps_upright(policy + SIGMA * noise, rng)
+        ranks = reward.argsort().argsort() / (len(noise) - 1) - 0.5
+        opt.step(ranks @ noise / (len(noise) * SIGMA))
         if generation % 10 == 1:
-            print(f"Generation {generation}: up for {success.mean():.0f} of {STEPS} steps")
+            print(f"Generation {generation}: up for {reward.mean():.0f} of {STEPS} steps")
     trials = [steps_upright(policy[None], rng)[0] for _ in range(20)]
     print(f"The policy balances the pole in {trials.count(STEPS)} of {len(trials)} trials")
 

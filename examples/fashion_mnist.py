@@ -1,11 +1,11 @@
-"""A recipe that brings a multilayer perceptron on Fashion-MNIST to about 91 % of its test images.
+"""Train a multilayer perceptron on Fashion-MNIST to a test accuracy of about 91 %.
 
-Batch normalization and dropout on two hidden layers, smoothed labels, AdamW with decoupled decay, and a
-learning rate that rises once and falls once. Every ingredient is one argument.
+The recipe uses two hidden layers with batch normalization and dropout, label smoothing, AdamW with decoupled
+weight decay, and a one-cycle learning rate schedule. Each of them is one argument.
 
     python examples/fashion_mnist.py fashion-mnist
 
-Without a folder of data it trains a smaller net on the digits that come with fastopt, in a second.
+Without a data folder it trains a smaller network on the packaged digits, in a second.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def read(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", help="a folder of IDX files, an .npz or a CSV")
+    parser.add_argument("data", nargs="?", help="folder of IDX files, .npz file or CSV file")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -55,8 +55,8 @@ def main():
         training_accuracy=False,
         seed=args.seed,
     )
-    right = (net.predict(X_test) == y_test).mean()
-    print(f"\nTest accuracy {right:.4f} after {time.perf_counter() - start:.1f} seconds")
+    accuracy = (net.predict(X_test) == y_test).mean()
+    print(f"\nTest accuracy {accuracy:.4f} after {time.perf_counter() - start:.1f} seconds")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Federated learning: clients train on digits of their own, and the server steps with Adam.
+"""Federated learning: clients train on their own digits, and the server takes steps of Adam.
 
-FedAdam of Reddi et al., "Adaptive Federated Optimization", 2021. Each round a few clients copy the
-server's weights and train them on data that never leave them. The mean of the ways they have gone,
-turned around, serves as a gradient on the server. Clients hold only some of the digits, so that they
-disagree. Beside it runs FedAvg, which is the same with gradient descent of rate 1 on the server.
-(fastopt's Adam corrects its moments for their start at zero; the paper's does not.)
+This is FedAdam of Reddi et al., "Adaptive Federated Optimization", 2021. In each round a few clients copy the
+server's weights and train them on local data. The negative mean of their weight changes is the gradient on
+the server. The distribution of the digits differs between clients, so their changes disagree. For comparison,
+FedAvg is the same with gradient descent and a learning rate of 1 on the server. (Unlike in the paper, Adam is
+bias-corrected.)
 """
 
 import numpy as np
@@ -15,15 +15,15 @@ from fastopt.nn.data import load_digits, train_test_split
 CLIENTS, CHOSEN, ROUNDS, BATCH, RATE = 20, 4, 40, 20, 0.1
 
 
-def share_out(y, rng):
-    """Rows of each client, of whom everyone gets a few of the digits."""
-    shares = rng.dirichlet(np.full(CLIENTS, 0.2), size=10)
-    owner = np.array([rng.choice(CLIENTS, p=shares[digit]) for digit in y])
+def split_among_clients(y, rng):
+    """Return the indices of each client's samples; most of them are of a few digits."""
+    fractions = rng.dirichlet(np.full(CLIENTS, 0.2), size=10)
+    owner = np.array([rng.choice(CLIENTS, p=fractions[digit]) for digit in y])
     return [rows for client in range(CLIENTS) if len(rows := np.flatnonzero(owner == client))]
 
 
-def client_way(W, X, y, rng):
-    """How far an epoch of softmax regression on a client's data leads from the server's weights."""
+def client_update(W, X, y, rng):
+    """Return the weight change after an epoch of softmax regression on a client's data."""
     local = W.copy()
     for rows in np.array_split(rng.permutation(len(y)), -(-len(y) // BATCH)):
         p = np.exp(X[rows] @ local)
@@ -34,16 +34,16 @@ def client_way(W, X, y, rng):
 
 
 def train(make_server):
-    """Test accuracy after each round."""
+    """Return the test accuracy after each round."""
     X_train, X_test, y_train, y_test = train_test_split(*load_digits())
     rng = np.random.default_rng(0)
-    clients = share_out(y_train, rng)
+    clients = split_among_clients(y_train, rng)
     W = np.zeros((64, 10), np.float32)
     server, accuracies = make_server(W), []
     for _ in range(ROUNDS):
         chosen = [clients[i] for i in rng.choice(len(clients), CHOSEN, replace=False)]
-        ways = [client_way(W, X_train[rows], y_train[rows], rng) for rows in chosen]
-        server.step(-np.average(ways, axis=0, weights=[len(rows) for rows in chosen]).astype("f4"))
+        updates = [client_update(W, X_train[rows], y_train[rows], rng) for rows in chosen]
+        server.step(-np.average(updates, axis=0, weights=[len(rows) for rows in chosen]).astype("f4"))
         accuracies.append(((X_test @ W).argmax(axis=1) == y_test).mean())
     return np.array(accuracies)
 

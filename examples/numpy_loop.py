@@ -1,8 +1,8 @@
-"""A training loop in plain NumPy, softmax regression on the packaged digits, with fastopt's step.
+"""A training loop in plain NumPy with an optimizer of fastopt: softmax regression on the packaged digits.
 
-The gradient is four lines by hand. Everything else that a loop usually writes around its rule is
-given to the optimizer: warmup and cosine decay of the learning rate, clipping by the global norm,
-and an average of the weights, which is what is evaluated at the end.
+The gradient is computed in four lines. Everything else is an option of the optimizer: warmup and cosine
+annealing of the learning rate, clipping by the global norm, and an exponential moving average of the weights,
+which is evaluated at the end.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ EPOCHS, BATCH = 30, 32
 
 
 def gradients(W, b, X, y):
-    """Loss of a batch, and its gradients with respect to W and b."""
+    """Return the loss of a minibatch, and its gradients with respect to W and b."""
     rows = np.arange(len(y))
     logits = X @ W + b
     p = np.exp(logits - logits.max(axis=1, keepdims=True))

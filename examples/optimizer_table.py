@@ -1,12 +1,13 @@
-"""How much four optimizers care about their learning rate: the table of Zeiler's ADADELTA paper.
+"""Sensitivity of four optimizers to the learning rate: the table of the ADADELTA paper.
 
-A net of 500 and 300 tanh units is trained for six epochs in minibatches of 100, from the same first
-weights, by SGD, momentum, AdaGrad and ADADELTA, for the learning rates 1 to 0.0001; the table has the
-error on the test data in percent. M. D. Zeiler, "ADADELTA: an adaptive learning rate method", 2012.
+A network with hidden layers of 500 and 300 tanh units is trained for six epochs in minibatches of 100 with
+SGD, momentum, AdaGrad and ADADELTA, for learning rates from 1 to 0.0001 and always from the same initial
+weights. The table shows the test error in percent. M. D. Zeiler, "ADADELTA: an adaptive learning rate
+method", 2012.
 
     python examples/optimizer_table.py fashion-mnist --plot table.png
 
-Without a folder of data the digits that come with fastopt are taken. The picture needs matplotlib.
+Without a data folder it uses the packaged digits. The plot needs matplotlib.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def read(folder):
 
 
 def error(optimizer, lr, data, epochs):
-    """Test error in percent; NaN where the training diverged."""
+    """Return the test error in percent, or NaN if training diverged."""
     X_train, X_test, y_train, y_test = data
     net = fastopt.MLP(
         [X_train.shape[1], 500, 300, y_train.max() + 1], activation="tanh", loss="cross_entropy", seed=0
@@ -64,7 +65,7 @@ def draw(table, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", help="a folder of IDX files, an .npz or a CSV")
+    parser.add_argument("data", nargs="?", help="folder of IDX files, .npz file or CSV file")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--plot", metavar="PNG")
     args = parser.parse_args()
@@ -76,7 +77,7 @@ def main():
     for lr in RATES:
         table.append([error(optimizer, lr, data, args.epochs) for optimizer in OPTIMIZERS.values()])
         print(f"{lr:<14g}" + "".join(f"{value:>10.2f}%" for value in table[-1]), flush=True)
-    print(f"{len(RATES) * len(OPTIMIZERS)} trainings in {time.perf_counter() - start:.0f} seconds")
+    print(f"{len(RATES) * len(OPTIMIZERS)} training runs in {time.perf_counter() - start:.0f} seconds")
     if args.plot:
         draw(np.array(table), args.plot)
 

@@ -1,11 +1,11 @@
-"""Functions of two variables that are known to be hard to descend, to look at optimizers with.
+"""Test functions of two variables that are difficult to minimize, for visualizing optimizers.
 
-They take coordinates as numbers or as arrays of any shape, so that the same function makes a step and a map.
-`SURFACES` has them by name::
+`SURFACES` contains them by name. They accept coordinates as numbers or as arrays of any shape::
 
     path = surfaces.descend(surfaces.SURFACES["beale"], lambda p: fastopt.Adam(p, lr=0.1), steps=200)
 
-`fastopt.plots.plot_paths` draws such paths, and ``fastopt compare --surface`` does so on the command line.
+`fastopt.plots.plot_paths` plots such paths, and ``fastopt compare --surface`` computes and plots them on the
+command line.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["RATES", "SURFACES", "Surface", "descend", "find_rate"]
 
 RATES = tuple(float(f"{digit}e{power}") for power in range(-5, 2) for digit in (1, 2, 5))
-_LONGEST_STEP = 0.1     # over the width of the window: what is longer is a jump, not a path
-_LOWEST = 1e-6          # of the height at the start: what is lower counts as this
+_MAX_STEP_LENGTH = 0.1  # as a fraction of the width of the window
+_MIN_HEIGHT = 1e-6      # as a fraction of the height at the start; bounds the logarithm of the height
 
 
 @dataclass(frozen=True)
 class Surface:
-    """A function of the plane.
+    """A function of two variables.
 
     Attributes
     ----------
@@ -41,17 +41,17 @@ class Surface:
     value : callable
         ``value(x, y)``, elementwise.
     gradient : callable
-        ``gradient(x, y)``, the pair of its derivatives, elementwise.
+        ``gradient(x, y)``, the pair of partial derivatives, elementwise.
     minima : tuple of pairs
-        Where it is least.
+        Points of the global minimum.
     least : float
-        Its value there.
+        Value at the minima.
     start : pair
-        Where paths usually begin.
+        Default starting point.
     steps : int
-        In how many most rules arrive, or nearly.
+        Default number of steps, in which most optimizers come close to a minimum.
     window : tuple
-        ``(left, right, bottom, top)``, the part of the plane to show.
+        ``(left, right, bottom, top)``, the region to plot.
     """
 
     name: str
@@ -64,13 +64,13 @@ class Surface:
     window: tuple[float, float, float, float]
 
     def holds(self, points: ArrayLike) -> bool:
-        """Whether points, shape (..., 2), are in the window."""
+        """Return whether all points, shape (..., 2), are in the window."""
         left, right, bottom, top = self.window
         points = np.asarray(points)
         return bool(((points >= (left, bottom)) & (points <= (right, top))).all())
 
     def distance(self, points: ArrayLike) -> Any:
-        """Distances to the nearest minimum.
+        """Return the distances to the nearest minimum.
 
         Parameters
         ----------
@@ -80,30 +80,31 @@ class Surface:
         -------
         ndarray, shape (...)
         """
-        away = np.asarray(points)[..., None, :] - np.array(self.minima)
-        return np.hypot(away[..., 0], away[..., 1]).min(axis=-1)
+        offsets = np.asarray(points)[..., None, :] - np.array(self.minima)
+        return np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=-1)
 
 
 def descend(
     surface: Surface, make: Callable[[Array], Optimizer], steps: int | None = None,
     start: tuple[float, float] | None = None,
 ) -> Array:
-    """Follow an optimizer down a surface.
+    """Minimize a surface with an optimizer and return its path.
 
     Parameters
     ----------
     surface : Surface
     make : callable
-        Called with the point, a float64 array of shape (2,), returns the optimizer that moves it.
+        ``make(point)`` returns the optimizer; ``point`` is a float64 array of shape (2,).
     steps : int, optional
-        Steps to take, from 0 on; fewer are taken if the path leaves the numbers. By default, as `start`,
-        those of the surface.
+        Number of steps, at least 0. By default that of the surface. The path ends early if a coordinate or
+        the value is no longer finite.
     start : pair of float, optional
+        Starting point. By default that of the surface.
 
     Returns
     -------
     ndarray, shape (steps + 1, 2)
-        The points, the start first; they and their values are finite.
+        Points, beginning with the starting point. All points and their values are finite.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def descend(
     if point.shape != (2,):
         raise ValueError(f"start: expected two numbers, got {start!r}")
     opt, path = make(point), [point.copy()]
-    with np.errstate(over="ignore", invalid="ignore"):      # where it diverges, it ends
+    with np.errstate(over="ignore", invalid="ignore"):      # a diverging path ends below
         for _ in range(steps):
             opt.step(np.array(surface.gradient(*point)))
             if not np.isfinite([*point, surface.value(*point)]).all():
@@ -128,11 +129,10 @@ def find_rate(
     surface: Surface, make: Callable[[Array, float], Optimizer], steps: int | None = None,
     start: tuple[float, float] | None = None,
 ) -> float:
-    """Find the learning rate with which a rule descends best, for a picture of its path.
+    """Find the learning rate among `RATES` that gives an optimizer its best path.
 
-    Of `RATES`, that with the least height above the minimum, by the mean of its logarithm along the path.
-    Rates whose path leaves the window, or jumps by more than a tenth of its width, are passed over where
-    there are others.
+    The best path has the smallest mean of the logarithm of the height above the minimum. Paths that diverge,
+    leave the window, or have a step longer than a tenth of its width are used only if there are no others.
 
     Parameters
     ----------
@@ -154,13 +154,13 @@ def find_rate(
 
 
 def _height(surface: Surface, path: Array, steps: int | None) -> tuple[bool, float]:
-    """What `find_rate` compares: whether a path is none to show, and how high it is."""
+    """Return the sort key of `find_rate`: whether the path is unsuitable, and its mean logarithmic height."""
     heights = surface.value(*path.T) - surface.least
     longest = np.hypot(*np.diff(path, axis=0).T).max(initial=0.0)
     left, right, _, _ = surface.window
-    is_whole = len(path) > (surface.steps if steps is None else steps)
-    is_shown = is_whole and surface.holds(path) and longest <= _LONGEST_STEP * (right - left)
-    return not is_shown, np.log(np.maximum(heights, _LOWEST * max(heights[0], _LOWEST))).mean()
+    is_complete = len(path) > (surface.steps if steps is None else steps)
+    is_suitable = is_complete and surface.holds(path) and longest <= _MAX_STEP_LENGTH * (right - left)
+    return not is_suitable, np.log(np.maximum(heights, _MIN_HEIGHT * max(heights[0], _MIN_HEIGHT))).mean()
 
 
 def _rosenbrock(x: Any, y: Any) -> Any:
@@ -168,8 +168,8 @@ def _rosenbrock(x: Any, y: Any) -> Any:
 
 
 def _rosenbrock_gradient(x: Any, y: Any) -> tuple[Any, Any]:
-    across = 200.0 * (y - x**2)
-    return -2.0 * (1.0 - x) - 2.0 * x * across, across
+    dy = 200.0 * (y - x**2)
+    return -2.0 * (1.0 - x) - 2.0 * x * dy, dy
 
 
 def _beale(x: Any, y: Any) -> Any:
@@ -177,10 +177,10 @@ def _beale(x: Any, y: Any) -> Any:
 
 
 def _beale_gradient(x: Any, y: Any) -> tuple[Any, Any]:
-    parts = [(a - x + x * y**k, k) for k, a in ((1, 1.5), (2, 2.25), (3, 2.625))]
+    terms = [(a - x + x * y**k, k) for k, a in ((1, 1.5), (2, 2.25), (3, 2.625))]
     return (
-        sum(2.0 * part * (y**k - 1.0) for part, k in parts),
-        sum(2.0 * part * k * x * y ** (k - 1) for part, k in parts),
+        sum(2.0 * term * (y**k - 1.0) for term, k in terms),
+        sum(2.0 * term * k * x * y ** (k - 1) for term, k in terms),
     )
 
 
@@ -204,22 +204,22 @@ def _himmelblau_gradient(x: Any, y: Any) -> tuple[Any, Any]:
 SURFACES = {
     surface.name: surface
     for surface in (
-        # A curved valley: falling into it is easy, following it is not. Rosenbrock, 1960.
+        # A curved valley, which is easy to find and difficult to follow. Rosenbrock, 1960.
         Surface(
             "rosenbrock", _rosenbrock, _rosenbrock_gradient, minima=((1.0, 1.0),), least=0.0,
             start=(-1.2, 1.0), steps=500, window=(-2.0, 2.0, -1.0, 3.0),
         ),
-        # Plains between steep walls. Beale, 1958.
+        # Flat regions between steep walls. Beale, 1958.
         Surface(
             "beale", _beale, _beale_gradient, minima=((3.0, 0.5),), least=0.0,
             start=(1.0, 1.6), steps=200, window=(-0.5, 4.5, -2.0, 2.0),
         ),
-        # A pass, beside whose ridge the path begins, between two valleys.
+        # A saddle point between two minima; the path begins close to the ridge.
         Surface(
             "saddle", _saddle, _saddle_gradient, minima=((0.0, 1.0), (0.0, -1.0)), least=-0.5,
             start=(-1.3, 0.001), steps=100, window=(-1.6, 1.6, -1.5, 1.5),
         ),
-        # Four minima of the same depth around a hill. Himmelblau, 1972.
+        # Four equal minima around a local maximum. Himmelblau, 1972.
         Surface(
             "himmelblau", _himmelblau, _himmelblau_gradient,
             minima=(

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Runs the tests of the kernels and layers on what is compiled for AVX-512: as it is where the processor
-# has that, elsewhere under Intel's Software Development Emulator, which is downloaded.
+# Test the kernels and layers that are compiled for AVX-512: directly if the processor supports it, otherwise
+# in Intel's Software Development Emulator, which is downloaded.
 #
-# Usage: tools/avx512.sh [option of pytest ...]        with fastopt, pytest and hypothesis installed
-# PYTHON (python) comes from the environment; EMULATE=1 takes the emulator in any case.
+# Usage: tools/avx512.sh [pytest option ...]
+# Needs fastopt, pytest and hypothesis. Environment: PYTHON (default: python); EMULATE=1 forces the emulator.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -14,12 +14,12 @@ python=${PYTHON:-python}
 emulator=
 if [ "${EMULATE:-}" ] ||
     ! "$python" -P -c "from fastopt._core import dispatch; exit('v4' not in dispatch.runnable())"; then
-    there=$(mktemp -d)
-    trap 'rm -rf "$there"' EXIT
-    curl --fail --location --silent --show-error --retry 3 --output "$there/sde.tar.xz" "$url"
-    echo "$sum  $there/sde.tar.xz" | sha256sum --check
-    tar -xJf "$there/sde.tar.xz" -C "$there" --strip-components 1
-    emulator="$there/sde64 -skx --" # the first server processor that has x86-64-v4
+    sde=$(mktemp -d)
+    trap 'rm -rf "$sde"' EXIT
+    curl --fail --location --silent --show-error --retry 3 --output "$sde/sde.tar.xz" "$url"
+    echo "$sum  $sde/sde.tar.xz" | sha256sum --check
+    tar -xJf "$sde/sde.tar.xz" -C "$sde" --strip-components 1
+    emulator="$sde/sde64 -skx --" # the first server processor with x86-64-v4
 fi
 
 FASTOPT_ISA=v4 $emulator "$python" -P -m pytest -k v4 "$@" tests/core/test_rules.py tests/nn/test_layers.py

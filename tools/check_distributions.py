@@ -1,11 +1,13 @@
-"""Check what wheels and source archives hold, and print the sizes.
+"""Check the contents of wheels and source archives, and print their sizes.
 
-A wheel holds Python, compiled modules without symbols, and data, but no source of the compiled part
-and nobody else's library. It has the modules of every instruction set of its platform, and serves either
-all Pythons or a free-threaded one. The source archive holds all that it takes to build, test and measure,
-but nothing that is generated.
+A wheel contains Python modules, compiled modules without symbols, and data, but no C or Cython source and no
+third-party library. It has the modules of all instruction sets of its platform, and supports either all
+Python versions or one free-threaded version. The source archive contains everything that is needed to build,
+test and benchmark, but no generated files.
 
-Usage: python tools/check_distributions.py PATH...      a file, or a folder with a wheel and a source archive
+Usage: python tools/check_distributions.py PATH...
+
+A path is a file, or a folder with one wheel and one source archive.
 """
 
 import re
@@ -14,21 +16,20 @@ import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-LARGEST_WHEEL = 1_500_000
+MAX_WHEEL_BYTES = 1_500_000
 SOURCES = {".pyx", ".pxd", ".c", ".h"}
 COMPILED = {".so", ".pyd", ".dylib", ".dll"}
 STUBBED = (
     "_core/rows", "_core/runtime", "_core/scalar_math", "_core/step_table", "nn/_core/gemm",
     "nn/_core/net",
-)  # the others exist once per instruction set
+)  # other modules exist once per instruction set and need no stub
 IN_WHEEL = {
     "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",
     *(f"fastopt/{name}.pyi" for name in STUBBED),
 }
 IN_SOURCE = {"csrc", "tests", "tests/core", "docs", "examples", "benchmarks", "tools"}
 
-
-# What a wheel may call itself: one for all Pythons from 3.11 or 3.12 on, or for one free-threaded Python.
+# Python and ABI tags: the stable ABI from Python 3.11 or 3.12, or one free-threaded version.
 TAGS = re.compile(r"cp31[12]-abi3|(cp3\d+)-\1t")
 MODULE = {
     "abi3": re.compile(r"fastopt/(nn/)?_core/\w+(\.abi3\.so|\.pyd)"),
@@ -37,9 +38,9 @@ MODULE = {
 
 
 def main(paths):
-    faults = [fault for path in paths for file in files(path) for fault in check(file)]
-    print("\n".join(faults or ["all hold what they should"]))
-    return 1 if faults else 0
+    errors = [error for path in paths for file in files(path) for error in check(file)]
+    print("\n".join(errors or ["all distributions are complete"]))
+    return 1 if errors else 0
 
 
 def files(path):
@@ -50,10 +51,10 @@ def files(path):
 
 
 def check(file):
-    return wheel_faults(file) if file.suffix == ".whl" else source_faults(file)
+    return wheel_errors(file) if file.suffix == ".whl" else source_errors(file)
 
 
-def wheel_faults(wheel):
+def wheel_errors(wheel):
     size = wheel.stat().st_size
     print(f"{wheel.name}: {size} bytes")
     with zipfile.ZipFile(wheel) as archive:
@@ -62,40 +63,40 @@ def wheel_faults(wheel):
     for name, content in contents.items():
         print(f"  {name}: {len(content)} bytes, {members[name].compress_size} in the wheel")
         if b".debug_info" in content or b".symtab" in content:
-            yield f"{name} has symbols or debugging information"
-    yield from module_faults(wheel.stem, contents)
-    if size > LARGEST_WHEEL:
-        yield f"{wheel.name} is larger than {LARGEST_WHEEL} bytes"
+            yield f"{name} contains symbols or debugging information"
+    yield from module_errors(wheel.stem, contents)
+    if size > MAX_WHEEL_BYTES:
+        yield f"{wheel.name} is larger than {MAX_WHEEL_BYTES} bytes"
     yield from (f"{wheel.name} lacks {name}" for name in sorted(IN_WHEEL - members.keys()))
     yield from (f"{wheel.name} has {name}" for name in members if PurePosixPath(name).suffix in SOURCES)
-    ours = re.compile(r"fastopt(-[\w.]+\.dist-info)?/")  # repairing puts others' libraries beside these
-    yield from (f"{wheel.name} has {name}" for name in members if not ours.match(name))
+    own = re.compile(r"fastopt(-[\w.]+\.dist-info)?/")  # repaired wheels add libraries elsewhere
+    yield from (f"{wheel.name} has {name}" for name in members if not own.match(name))
 
 
-def module_faults(wheel, names):
-    """What is wrong with a wheel's compiled files; `wheel` is its name without the suffix."""
+def module_errors(wheel, names):
+    """Yield errors in the compiled files of a wheel; `wheel` is its name without the suffix."""
     *_, python, abi, platform = wheel.split("-")
     if not TAGS.fullmatch(f"{python}-{abi}"):
-        yield f"{wheel} is neither for all Pythons nor for a free-threaded one"
+        yield f"{wheel} supports neither all Python versions nor one free-threaded version"
     module = MODULE["abi3" if abi == "abi3" else "free-threaded"]
     yield from (
-        f"{wheel} has {name}, which is no module of its kind" for name in names if not module.fullmatch(name)
+        f"{wheel} has {name}, which does not match its tags" for name in names if not module.fullmatch(name)
     )
     expected = {f"{name}_{isa}" for name in ("kernels", "layers") for isa in instruction_sets(platform)}
-    found = {PurePosixPath(name).name.partition(".")[0] for name in names}
-    found = {name for name in found if name.startswith(("kernels_", "layers_"))}
-    yield from (f"{wheel} lacks {name}" for name in sorted(expected - found))
-    yield from (f"{wheel} has {name}" for name in sorted(found - expected))
+    actual = {PurePosixPath(name).name.partition(".")[0] for name in names}
+    actual = {name for name in actual if name.startswith(("kernels_", "layers_"))}
+    yield from (f"{wheel} lacks {name}" for name in sorted(expected - actual))
+    yield from (f"{wheel} has {name}" for name in sorted(actual - expected))
 
 
 def instruction_sets(platform):
-    """Those that a wheel for a platform is built for."""
+    """Return the instruction sets that a wheel for a platform contains."""
     if not platform.endswith(("x86_64", "amd64")):
         return ("base",)
     return ("base", "v3") if platform.startswith("macosx") else ("base", "v3", "v4")
 
 
-def source_faults(source):
+def source_errors(source):
     print(f"{source.name}: {source.stat().st_size} bytes")
     with tarfile.open(source) as archive:
         names = [PurePosixPath(*PurePosixPath(name).parts[1:]) for name in archive.getnames()]

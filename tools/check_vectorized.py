@@ -1,13 +1,12 @@
-"""Check that the compiler has vectorized every loop over arrays, and with the widest registers.
+"""Check that the compiler has vectorized every loop over arrays with the widest registers.
 
-Each module that setup.py builds for several instruction sets is translated and compiled as it does
-it, with its very flags, and the compiler says which loops it has vectorized. Sums in lanes it unrolls,
-and then says nothing: there the additions and multiplications in the assembly are looked at. For every
-function that reads or writes elements, specialized for every rule, activation, loss and type, the table
-shows the width in bits; `-` is a loop that takes one element at a time. Any such loop, or one narrower
-than the registers of its instruction set, fails the check.
+Each module that setup.py builds for several instruction sets is translated and compiled with the same
+flags, and the compiler reports the loops that it has vectorized. It does not report unrolled sums in lanes;
+for these the additions and multiplications in the assembly are inspected. The table shows the width in bits
+for every function that reads or writes elements and for each of its specializations; `-` is a loop over
+single elements. The check fails if a loop is not vectorized, or narrower than the registers of its instruction set.
 
-Usage: python tools/check_vectorized.py [isa ...]       none named: all that setup.py builds
+Usage: python tools/check_vectorized.py [isa ...]       default: all instruction sets that setup.py builds
 
 Needs x86-64, Cython, setuptools and gcc or clang; CC from the environment picks one.
 """
@@ -29,7 +28,7 @@ import setup  # noqa: E402
 
 WIDTH = {"base": 128, "v3": 256, "v4": 512}  # bits of a register
 BITS = {"float": 32, "double": 64, "uint32_t": 32}
-# The functions to look at in each module, and those where it is the loop over lanes that counts.
+# Functions with loops over elements, and functions with sums in lanes, in each module.
 LOOPS = {
     "kernels": ("sweep", "measure", "shape", "unitwise", "shrink", "average", "add_row"),
     "layers": (
@@ -41,10 +40,10 @@ LOOPS = {
 }  # fmt: skip
 LANES = {"kernels": ("sum_squares",), "layers": ("row_sum", "row_product", "row_max")}
 
-# Where, in the generated C, the compilers say that they have vectorized a loop, and how wide.
+# Reports of vectorized loops: line in the generated C, and width.
 GCC = re.compile(r":(?P<line>\d+):\d+: optimized: +loop vectorized using (?P<bytes>\d+) byte vectors")
 CLANG = re.compile(r":(?P<line>\d+):\d+: remark: vectorized loop \(vectorization width: (?P<elements>\d+)")
-ASK = {GCC: ["-fopt-info-vec-optimized"], CLANG: ["-Rpass=loop-vectorize"]}
+REPORT_FLAGS = {GCC: ["-fopt-info-vec-optimized"], CLANG: ["-Rpass=loop-vectorize"]}
 
 LOCATION = re.compile(r"\t\.loc\s+\d+ (\d+)")
 OPERATION = re.compile(r"\tv?(?:add|mul)(?P<kind>[ps])d\t.*%(?P<register>[xyz])mm\d+$")
@@ -61,7 +60,7 @@ def main(isas):
 
 
 def check(module, isa):
-    """Print the table of a module; return what is wrong with it, as a list of str."""
+    """Print the table of a module; return a list of failures."""
     table = measure(module, isa)
     print(f"\n{f'{module} {isa}, bits':30}" + "".join(f"{dtype:>9}" for dtype in BITS))
     for name, row in table.items():
@@ -78,7 +77,7 @@ def check(module, isa):
 
 
 def measure(module, isa):
-    """Narrowest loop, in bits, of every function and variant, for each dtype: a dict of dict of int."""
+    """Return the width in bits of the narrowest loop, by function and variant, then by dtype."""
     with tempfile.TemporaryDirectory() as folder:
         source, assembly = Path(folder) / "module.c", Path(folder) / "module.s"
         path = setup.COMPILED[module]
@@ -104,7 +103,7 @@ def measure(module, isa):
 
 
 def vectorized(source, assembly, isa):
-    """Compile; return what the compiler says of the loops that it has vectorized, as a list of match."""
+    """Compile to assembly; return the matches of the compiler's reports of vectorized loops."""
     cc = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC"))
     version = subprocess.run([*cc, "--version"], check=True, capture_output=True, text=True).stdout
     pattern = CLANG if "clang" in version else GCC
@@ -116,7 +115,7 @@ def vectorized(source, assembly, isa):
         "-Icsrc",
         f"-I{sysconfig.get_path('include')}",
         *setup.compile_args("unix", isa),
-        *ASK[pattern],
+        *REPORT_FLAGS[pattern],
         "-g1",
         "-S",
         str(source),
@@ -130,7 +129,7 @@ def vectorized(source, assembly, isa):
 
 
 def arithmetic(assembly):
-    """Line in the C and width in bits, 0 for one element, of additions and products of doubles."""
+    """Yield line in the C source and width in bits, or 0 if scalar, of additions and products of doubles."""
     line = 0
     for text in assembly.read_text().splitlines():
         if location := LOCATION.match(text):
@@ -140,17 +139,17 @@ def arithmetic(assembly):
 
 
 def loop_width(lines, start, end, element, loops):
-    """Width of the narrowest loop in a function; a loop may have narrower ones for what remains."""
+    """Return the width of the narrowest loop in a function, ignoring narrower remainder loops."""
     widths = []
     for first, last in blocks(lines, "for (", start, end):
-        found = [m.groupdict() for m in loops if first <= int(m["line"]) <= last]
-        bits = (int(m["bytes"]) * 8 if "bytes" in m else int(m["elements"]) * element for m in found)
+        reports = [m.groupdict() for m in loops if first <= int(m["line"]) <= last]
+        bits = (int(m["bytes"]) * 8 if "bytes" in m else int(m["elements"]) * element for m in reports)
         widths.append(max(bits, default=0))
     return min(widths, default=0)
 
 
 def lanes_width(lines, start, end, element, loops, operations):
-    """Width of the loop over lanes, the one inside of another: as vectorized, or unrolled and then so."""
+    """Return the width of the inner loop over lanes, which is either vectorized or unrolled."""
     ((first, last),) = (
         inner
         for outer in blocks(lines, "for (", start, end)
@@ -161,7 +160,7 @@ def lanes_width(lines, start, end, element, loops, operations):
 
 
 def blocks(lines, opening, start, end):
-    """First and last line, from 1 on, of each outermost block in [start, end] that opens with these words."""
+    """Yield first and last line, counted from 1, of the outermost blocks in [start, end] with this opening."""
     line = start
     while line <= end:
         text = lines[line - 1]

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Runs what the workflows run, as far as a Linux machine can: the sessions of noxfile.py.
+# Run the nox sessions of the workflows, as far as a Linux machine can.
 #
-# Usage: tools/ci_local.sh [session ...]      none named: all those with a star in `nox -l`
-# PYTHON (python3) comes from the environment.
+# Usage: tools/ci_local.sh [session ...]      default: the sessions with a star in `nox -l`
+# Environment: PYTHON (default: python3).
 set -eu
 cd "$(dirname "$0")/.."
 

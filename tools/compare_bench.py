@@ -1,10 +1,12 @@
 """Compare the speed of two installations of fastopt, and print a table of ratios in Markdown.
 
-`fastopt bench` runs in both, in turns, who begins changing, so that what slows the machine for a while
-slows both. A time is the median over the runs; a ratio below 1 says that the second is faster. Beside it
-stands the range of the ratios of neighboring runs: what it does not leave is no more than noise.
+`fastopt bench` runs alternately in both, in alternating order, so that a temporary slowdown of the machine
+affects both. A time is the median over the runs. A ratio below 1 means that the second installation is
+faster. The last column is the range of the ratios of neighboring runs; a ratio within it may be noise.
 
-Usage: python tools/compare_bench.py PYTHON PYTHON [FILE]      interpreters that have fastopt; also into FILE
+Usage: python tools/compare_bench.py PYTHON PYTHON [FILE]
+
+The first two arguments are interpreters that have fastopt installed. The table is also written to FILE.
 """
 
 import json
@@ -14,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-# Works of a step, and of a training, that are as quick to measure as they are telling.
+# Representative workloads of steps and of training runs that are quick to measure.
 SUITES = (
     ["--works", "1e3,1e5,1e6,mlp,100x1024,clip-mlp", "--rounds", "5"],
     ["--trainer", "--works", "fashion-128,digits-32", "--rounds", "3", "--threads", "1"],
@@ -25,10 +27,10 @@ RUNS = 5
 def main(pythons, *paths):
     times = {}
     for run in range(RUNS):
-        for which in (0, 1) if run % 2 == 0 else (1, 0):
+        for index in (0, 1) if run % 2 == 0 else (1, 0):
             for suite in SUITES:
-                for work, seconds in measure(pythons[which], suite).items():
-                    times.setdefault(work, ([], []))[which].append(seconds)
+                for workload, seconds in measure(pythons[index], suite).items():
+                    times.setdefault(workload, ([], []))[index].append(seconds)
     text = "\n".join(table(times))
     print(text)
     for path in paths:
@@ -36,7 +38,7 @@ def main(pythons, *paths):
 
 
 def measure(python, options):
-    """Seconds of a step by the title of its work and the number of threads, a dict of float."""
+    """Return seconds per step by workload and number of threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
         subprocess.run(
@@ -52,14 +54,14 @@ def measure(python, options):
 
 
 def table(times):
-    """Lines of Markdown; works that one of the two does not have are left out."""
-    yield "| work | before, µs | after, µs | ratio | range |"
+    """Yield lines of Markdown; workloads that only one installation has are omitted."""
+    yield "| workload | before, µs | after, µs | ratio | range |"
     yield "|---|---:|---:|---:|---:|"
-    for work, (before, after) in times.items():
+    for workload, (before, after) in times.items():
         if before and after:
             ratios = [b / a for a, b in zip(before, after, strict=True)]
             yield (
-                f"| {work} | {median(before) * 1e6:.1f} | {median(after) * 1e6:.1f} "
+                f"| {workload} | {median(before) * 1e6:.1f} | {median(after) * 1e6:.1f} "
                 f"| **{median(ratios):.2f}** | {min(ratios):.2f} to {max(ratios):.2f} |"
             )
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/story.md by the code of the page. Needs matplotlib.
+"""Draw the figures of docs/story.md with the code of the page. Needs matplotlib.
 
 Usage: python tools/draw_story.py
 """

@@ -1,13 +1,14 @@
 #!/bin/sh
-# Builds what is compiled for another processor and runs its tests there, under qemu's emulation of a user's
-# program: an x86-64 without AVX (Nehalem), where the base build must be chosen and nothing else imported; or
-# aarch64, with a Python of Debian's, cross-compiled. Results have to have the bits that tests/hashes.json says.
+# Build the compiled modules for another processor and test them in qemu's user-mode emulation. Targets are
+# x86-64 without AVX (Nehalem), where only the base build may be imported; and aarch64, cross-compiled for
+# Debian's Python. Results must match tests/hashes.json bit for bit.
 #
-# Usage: tools/emulate.sh x86_64-v2 | aarch64 [pytest's arguments]     none given: the tests of what is compiled
-# PYTHON (python3) comes from the environment and needs setuptools and cython; for x86_64-v2, on x86-64, also
-# numpy, pytest and hypothesis, for aarch64 pip. Needs of Debian's or Ubuntu's packages qemu-user-static (or
-# qemu-user), for aarch64 gcc-aarch64-linux-gnu, debootstrap and the rights of root. ROOT names a folder where
-# Debian's files are kept, and taken from if they are there; else they are removed at the end.
+# Usage: tools/emulate.sh x86_64-v2 | aarch64 [pytest argument ...]      default: tests of the compiled modules
+# Environment: PYTHON (default: python3), with setuptools and cython; for x86_64-v2, which needs an x86-64
+# machine, also numpy, pytest and hypothesis; for aarch64 also pip. ROOT: a folder that keeps Debian's files for
+# the next call (default: a temporary one).
+# Needs qemu-user-static or qemu-user of Debian or Ubuntu; for aarch64 also gcc-aarch64-linux-gnu, debootstrap
+# and root privileges.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -19,20 +20,20 @@ trap 'rm -rf "$build"' EXIT
 python=${PYTHON:-python3}
 suite=bookworm
 root=${ROOT:-$build/root}
-tests="tests/core/test_hashes.py tests/core/test_math.py tests/core/test_engine.py tests/core/test_rules.py tests/nn/test_layers.py
-    tests/test_package.py tests/core/test_threads.py"
+tests="tests/core/test_engine.py tests/core/test_hashes.py tests/core/test_math.py tests/core/test_rules.py
+    tests/core/test_threads.py tests/nn/test_layers.py tests/test_package.py"
 
-# compile WORD=VALUE...: all modules, into $build/lib.
+# compile NAME=VALUE...: compile all modules into $build/lib, with these environment variables.
 compile() {
     printf '== compiled modules for %s\n' "$target"
     env "$@" "$python" setup.py --quiet build --build-base "$build/temp" --build-lib "$build/lib"
 }
 
-# A file name of qemu for a processor, with or without -static.
+# qemu PROCESSOR: print the path of its emulator.
 qemu() { command -v "qemu-$1-static" || command -v "qemu-$1"; }
 
-# wrap HOME COMMAND: an environment whose Python is a script, so that the interpreters that tests start are
-# emulated, too: the system would run them as they are, or not at all.
+# wrap HOME COMMAND: create a virtual environment whose Python is a script, so that interpreters started by tests
+# are emulated, too.
 wrap() {
     mkdir -p "$build/env/bin"
     echo "home = $1" >"$build/env/pyvenv.cfg"

@@ -1,11 +1,10 @@
 #!/bin/sh
-# Runs the C tests of the thread pool, and the Python tests of all that is compiled, under
-# ThreadSanitizer, then under AddressSanitizer and UndefinedBehaviorSanitizer. Fails on the first
-# report or failed check.
+# Run the C tests of the thread pool and the Python tests of the compiled modules under ThreadSanitizer, then
+# under AddressSanitizer and UndefinedBehaviorSanitizer. Stop at the first report or failed test.
 #
-# Usage: tools/sanitize.sh [thread] [address]     the sanitizers to use; none named: both
-# CC (gcc), CFLAGS (added last) and PYTHON (python3) come from the environment. Needs gcc on Linux and
-# Python with setuptools, cython, numpy, pytest and hypothesis; an installed fastopt is not looked at.
+# Usage: tools/sanitize.sh [thread] [address]     default: both
+# Environment: CC (default: gcc), CFLAGS (added last), PYTHON (default: python3). Needs gcc on Linux, and Python
+# with setuptools, cython, numpy, pytest and hypothesis. An installed fastopt is not used.
 set -eu
 
 cd "$(dirname "$0")/.."
@@ -16,25 +15,25 @@ CC=${CC:-gcc}
 python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
-tests="tests/core/test_rules.py tests/core/test_engine.py tests/core/test_threads.py tests/optimizers/test_bad_input.py
-    tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py tests/optimizers/test_matrix.py tests/nn/test_mlp.py tests/nn/test_layers.py
-    tests/core/test_sparse_rows.py"
+tests="tests/core/test_engine.py tests/core/test_rules.py tests/core/test_sparse_rows.py
+    tests/core/test_threads.py tests/nn/test_layers.py tests/nn/test_mlp.py tests/optimizers/test_bad_input.py
+    tests/optimizers/test_matrix.py tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"
-# The pool alone must free what it takes. Python's interpreter does not, by design.
+# Only the pool is checked for leaks. The Python interpreter does not free everything, by design.
 leaks="detect_leaks=1 ${ASAN_OPTIONS:-}"
 no_leaks="detect_leaks=0 ${ASAN_OPTIONS:-}"
 
-# The sanitizers want their shadow at fixed addresses, where random ones may be in the way. A container
-# may forbid to switch these off; then all depends on how random they are.
+# The sanitizers map their shadow memory at fixed addresses, which address space randomization may occupy. A
+# container may forbid to disable it; the sanitizers then usually work, but not always.
 fixed="setarch $(uname -m) -R"
 $fixed true 2>/dev/null || fixed=
 
-# flags SANITIZERS. Python's own flags define what happens at an overflow, which would then go unseen.
+# flags SANITIZERS: print compiler flags. Python's -fwrapv defines integer overflow, which would hide it.
 flags() { echo "-g -fno-omit-frame-pointer -fsanitize=$1 -fno-sanitize-recover=all -fno-wrapv"; }
 
-# check_pool SANITIZERS: once ending with the pool stopped, once leaving it alive.
+# check_pool SANITIZERS: test the pool twice, stopping it before exit and leaving it alive.
 check_pool() {
     printf '== pool under -fsanitize=%s\n' "$1"
     # shellcheck disable=SC2046,SC2086
@@ -45,8 +44,8 @@ check_pool() {
     $fixed "$build/test_pool" leave >"$build/log" || { cat "$build/log"; return 1; }
 }
 
-# check_modules SANITIZERS RUNTIME LEFT_OUT: build what setup.py builds, with its flags and these, and
-# test it. The interpreter is not instrumented, so it has to load the sanitizer's runtime first.
+# check_modules SANITIZERS RUNTIME DESELECTED: build the modules with sanitizers, and test them. The interpreter
+# is not instrumented, so it has to load the runtime of the sanitizers first.
 check_modules() {
     printf '== compiled modules under -fsanitize=%s\n' "$1"
     CC=$CC CFLAGS="$(flags "$1") ${CFLAGS:-}" LDFLAGS="-fsanitize=$1 ${LDFLAGS:-}" \
@@ -55,8 +54,8 @@ check_modules() {
         echo "not instrumented" >&2
         return 1
     fi
-    # Reports go past pytest to the terminal. Memory comes from malloc, where each block has its own
-    # bounds, and not from Python's arenas. Faults are the sanitizer's to report.
+    # Reports bypass pytest's capturing. Memory comes from malloc, which has bounds for every block, instead of
+    # from Python's arenas. The sanitizer reports faults, not Python's fault handler.
     # shellcheck disable=SC2086
     LD_PRELOAD=$("$CC" -print-file-name="$2.so") ASAN_OPTIONS=$no_leaks PYTHONMALLOC=malloc \
         PYTHONPATH=$build/$2/lib PYTHONSAFEPATH=1 FASTOPT_NUM_THREADS=3 OPENBLAS_NUM_THREADS=1 \
@@ -64,21 +63,21 @@ check_modules() {
         $tests -k "not ($3)"
 }
 
-# Left out: torch, whose runtimes of threads are none of ours; and a test of how much memory stays in
-# use, as a sanitizer holds back what was freed. Under ThreadSanitizer also forks, after which it lets
-# no thread start; and all instruction sets and dtypes but one: they share their source, and time matters.
-left_out="with_torch or restarting_the_pool"
+# Deselected: torch, which has thread pools of its own; and a test of memory usage, as sanitizers delay freeing.
+# For ThreadSanitizer also forks, after which it starts no threads; and all instruction sets and dtypes except
+# one, which share their source code, to save time.
+deselected="with_torch or restarting_the_pool"
 
 [ $# -gt 0 ] || set -- thread address
 for name in "$@"; do
     case $name in
     thread)
         check_pool thread
-        check_modules thread libtsan "$left_out or child or v3 or v4 or float64"
+        check_modules thread libtsan "$deselected or child or v3 or v4 or float64"
         ;;
     address)
         check_pool address,undefined
-        check_modules address,undefined libasan "$left_out"
+        check_modules address,undefined libasan "$deselected"
         ;;
     *) echo "unknown sanitizer: $name (thread, address)" >&2; exit 2 ;;
     esac
