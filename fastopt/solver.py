@@ -31,8 +31,8 @@ import numpy as np
 from fastopt import functional
 from fastopt._core.pytree import flatten
 from fastopt._core.validation import check_int, check_X_y
-from fastopt.nn.metrics import accuracy
 from fastopt.nn.history import format_logs
+from fastopt.nn.metrics import accuracy
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
 
 if TYPE_CHECKING:

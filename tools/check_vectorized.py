@@ -4,7 +4,7 @@ Each module that setup.py builds for several instruction sets is translated and 
 flags, and the compiler reports the loops that it has vectorized. It does not report unrolled sums in lanes;
 for these the additions and multiplications in the assembly are inspected. The table shows the width in bits
 for every function that reads or writes elements and for each of its specializations; `-` is a loop over
-single elements. The check fails if a loop is not vectorized, or narrower than the registers of its instruction set.
+single elements. The check fails if a loop is not vectorized, or is narrower than the registers.
 
 Usage: python tools/check_vectorized.py [isa ...]       default: all instruction sets that setup.py builds
 
@@ -160,7 +160,7 @@ def lanes_width(lines, start, end, element, loops, operations):
 
 
 def blocks(lines, opening, start, end):
-    """Yield first and last line, counted from 1, of the outermost blocks in [start, end] with this opening."""
+    """Yield first and last line, counted from 1, of outermost blocks in [start, end] with this opening."""
     line = start
     while line <= end:
         text = lines[line - 1]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastopt.nn import MLP, data
+from fastopt.nn.mlp_files import is_safetensors
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
@@ -39,7 +39,7 @@ class Model(MLP):
         super().save(path)
         if self.classes is None:
             return
-        if _is_safetensors(path):
+        if is_safetensors(path):
             from safetensors.numpy import load_file, save_file
 
             save_file(load_file(path), path, metadata={"classes": json.dumps(self.classes.tolist())})
@@ -59,14 +59,10 @@ def load_model(path: StrPath) -> tuple[MLP, AnyArray | None]:
 
 
 def _read_classes(path: StrPath) -> AnyArray | None:
-    if not _is_safetensors(path):
+    if not is_safetensors(path):
         return data.read_arrays(path).get("classes")
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
         classes = (file.metadata() or {}).get("classes")
     return None if classes is None else np.array(json.loads(classes))
-
-
-def _is_safetensors(path: StrPath) -> bool:
-    return os.fspath(path).endswith(".safetensors")

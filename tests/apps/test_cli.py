@@ -1,4 +1,4 @@
-"""The command line: what it prints, writes, refuses, and with which exit status."""
+"""The command line: output, files, errors and exit statuses."""
 
 import contextlib
 import csv
@@ -31,20 +31,20 @@ QUICK = ["--hidden", "8", "--epochs", "2"]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Every test works in a folder of its own, where relative paths lead."""
+    """Run every test in a temporary folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def no_matplotlib(request, monkeypatch):
-    """Drawing takes longer than training: it is done where a test asks for `pictures`."""
-    if "pictures" not in request.fixturenames:
+    """Hide matplotlib from tests without the fixture `plots`, as drawing takes longer than training."""
+    if "plots" not in request.fixturenames:
         monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 @pytest.fixture
-def pictures():
+def plots():
     pytest.importorskip("matplotlib")
 
 
@@ -58,10 +58,10 @@ def run(capsys):
 
 
 @pytest.fixture
-def refused(run, folder):
-    """Run what must be refused: status 2, one line on standard error, no file, no output."""
+def check_error(run, folder):
+    """Run an invalid command: status 2, one line on standard error, no output, no changed file."""
 
-    def refused(*args):
+    def check_error(*args):
         before = files(folder)
         status, out, err = run(*args)
         assert (status, out) == (2, "")
@@ -69,22 +69,22 @@ def refused(run, folder):
         assert files(folder) == before
         return err
 
-    return refused
+    return check_error
 
 
 def files(folder):
-    """Return the content of all files below a folder, None of the folders, by their paths."""
+    """Return the contents of all files in a folder by path; None for subfolders."""
     return {
         path.relative_to(folder): path.read_bytes() if path.is_file() else None
         for path in sorted(Path(folder).rglob("*"))
     }
 
 
-# --- Data made for the tests -----------------------------------------------------------------
+# --- Test data -------------------------------------------------------------------------------
 
 
 def blobs(n=90, seed=0):
-    """Return three clouds of points, far apart, and the number of each point's cloud."""
+    """Return the points of three separate clusters, and the cluster of each point."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 3
     centers = np.array([[0.0, 4.0], [4.0, 0.0], [-4.0, -4.0]])
@@ -105,7 +105,7 @@ def write_csv(path, X, y=None, names=None, first=False):
 
 
 def write_images(folder):
-    """Write dark and bright images by turns, 60 for training and 30 for test."""
+    """Write alternating dark and bright images, 60 for training and 30 for test."""
     rng = np.random.default_rng(0)
     parts = {}
     for prefix, n in (("train", 60), ("t10k", 30)):
@@ -119,7 +119,7 @@ def write_images(folder):
 # --- train -----------------------------------------------------------------------------------
 
 
-def test_train_prints_the_lines_and_saves(run, folder):
+def test_train_prints_each_epoch_and_saves_the_run(run, folder):
     status, out, err = run("train")
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -139,26 +139,26 @@ def test_train_prints_the_lines_and_saves(run, folder):
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_train_learns_the_digits_whatever_the_seed(run, seed):
+def test_train_learns_the_digits_with_every_seed(run, seed):
     status, out, _ = run("train", "--seed", seed)
     assert status == 0
     assert float(re.search(r"^Test Accuracy = (.*)$", out, re.M)[1]) >= 0.95
 
 
-def test_saved_model_is_the_trained_net(run):
+def test_saved_model_is_the_trained_network(run):
     _, out, _ = run("train", *QUICK, "--out", "deep/run", "--activation", "tanh")
     net = MLP.load("deep/run/model.npz")
     assert (net.sizes, net.activation, net.loss) == ((64, 8, 10), ("tanh",), "cross_entropy")
     digits = data.load("digits")
-    right = (net.predict(digits.X_test) == digits.y_test).mean()
-    assert f"\nTest Accuracy = {right:.4f}\n" in out
+    accuracy = (net.predict(digits.X_test) == digits.y_test).mean()
+    assert f"\nTest Accuracy = {accuracy:.4f}\n" in out
 
 
 def without_times(out):
     return re.sub(r"(Time: .*|\d+\.\d\d$)", "", out, flags=re.M)
 
 
-def test_seed_fixes_everything(run):
+def test_seed_determines_the_result(run):
     first, again, other = (
         run("train", *QUICK, "--seed", seed, "--overwrite")[1] for seed in (3, 3, 4)
     )
@@ -166,8 +166,8 @@ def test_seed_fixes_everything(run):
 
 
 @pytest.mark.parametrize("name", registry.OPTIMIZERS)
-def test_every_optimizer_is_the_one_of_its_name(run, name):
-    """The same net trained by hand ends at the same bits, those of the average for schedule-free rules."""
+def test_every_optimizer_has_its_name(run, name):
+    """Training in Python gives the same bits; schedule-free optimizers are evaluated at their averages."""
     named = {
         "momentum": lambda p: fastopt.SGD(p, lr=0.01, momentum=0.9),
         "nesterov": lambda p: fastopt.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
@@ -189,7 +189,7 @@ def test_every_optimizer_is_the_one_of_its_name(run, name):
         assert same_net(MLP.load("fastopt-run/model.npz"), net)
 
 
-def test_a_rule_without_weight_decay_is_given_none(run):
+def test_optimizer_without_weight_decay(run):
     status, _, err = run("train", *QUICK, "--optimizer", "rprop", "--weight-decay", 0.1)
     assert status == 2 and "--weight-decay: rprop does not support weight decay" in err
     assert run("train", *QUICK, "--optimizer", "rprop", "--weight-decay", 0)[0] == 0
@@ -198,8 +198,8 @@ def test_a_rule_without_weight_decay_is_given_none(run):
 def same_net(net, other):
     return all(
         np.array_equal(p, q)
-        for ours, theirs in zip(net.params, other.params, strict=True)
-        for p, q in zip(ours, theirs, strict=True)
+        for layer, other_layer in zip(net.params, other.params, strict=True)
+        for p, q in zip(layer, other_layer, strict=True)
     )
 
 
@@ -211,7 +211,7 @@ def test_default_rates_learn(run):
         assert float(re.search(r"^Test Accuracy = (.*)$", out, re.M)[1]) >= 0.9, name
 
 
-def test_train_on_idx_folder(run, folder):
+def test_train_on_an_idx_folder(run, folder):
     write_images(folder)
     status, out, _ = run("train", "--data", ".", "--hidden", "8,4", "--epochs", 60, "--lr", 0.01)
     assert status == 0
@@ -257,7 +257,7 @@ def test_diverged_training_stops_and_saves_no_model(run, folder):
 
 
 class InterruptIn(Callback):
-    """Presses Ctrl-C in an epoch, or rather does what that does."""
+    """Raises KeyboardInterrupt in an epoch, as Ctrl-C does."""
 
     def __init__(self, epoch):
         self._epoch = epoch
@@ -277,7 +277,7 @@ def interrupt_in(monkeypatch, epoch):
 
 
 @pytest.mark.parametrize("done", [0, 3])
-def test_interrupted_training_is_saved(run, folder, monkeypatch, pictures, done):
+def test_interrupted_run_is_saved(run, folder, monkeypatch, plots, done):
     interrupt_in(monkeypatch, done)
     status, out, err = run("train")
     assert (status, err) == (130, "")
@@ -287,10 +287,10 @@ def test_interrupted_training_is_saved(run, folder, monkeypatch, pictures, done)
     assert json.loads(Path("fastopt-run/summary.json").read_text())["epochs"] == done
 
 
-# --- The run's folder ------------------------------------------------------------------------
+# --- The folder of a run ---------------------------------------------------------------------
 
 TABLES = ["config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"]
-PICTURES = ["confusion_matrix.png", "curves.png"]
+PLOTS = ["confusion_matrix.png", "curves.png"]
 
 
 def names_in(folder):
@@ -298,17 +298,17 @@ def names_in(folder):
 
 
 def read_history(folder):
-    """Return the numbers of history.csv by column, without the seconds."""
+    """Return the columns of history.csv except the seconds."""
     with open(Path(folder, "history.csv"), newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: [row[name] for row in rows] for name in rows[0] if name != "seconds"}
 
 
-def test_folder_with_pictures(run, pictures):
+def test_folder_with_plots(run, plots):
     status, out, err = run("train", *QUICK)
     assert (status, err) == (0, "") and out.endswith("\nSaved the run in fastopt-run\n")
-    assert names_in("fastopt-run") == sorted(TABLES + PICTURES)
-    for name in PICTURES:
+    assert names_in("fastopt-run") == sorted(TABLES + PLOTS)
+    for name in PLOTS:
         assert Path("fastopt-run", name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -318,7 +318,7 @@ def test_folder_without_matplotlib(run):
     assert names_in("fastopt-run") == TABLES
 
 
-def test_folder_of_a_regression(run, pictures):
+def test_folder_of_a_regression(run, plots):
     X, _ = blobs(60)
     write_csv("line.csv", X, X[:, 0])
     run("train", "--data", "line.csv", *QUICK)
@@ -327,7 +327,7 @@ def test_folder_of_a_regression(run, pictures):
     assert json.loads(Path("fastopt-run/summary.json").read_text())["test"].keys() == {"loss", "r2"}
 
 
-def test_what_the_tables_hold(run):
+def test_contents_of_the_tables(run):
     X, y = blobs()
     np.savez("blobs.npz", X=X, y=NAMES[y])
     _, out, _ = run("train", "--data", "blobs.npz", *QUICK)
@@ -361,7 +361,7 @@ def test_what_the_tables_hold(run):
 
 
 def test_runs_are_numbered(run, folder):
-    Path("fastopt-run-2").touch()  # whatever it is, it is left alone
+    Path("fastopt-run-2").touch()  # an unrelated file, which must be kept
     for _ in range(3):
         status, out, _ = run("train", *QUICK)
         assert status == 0
@@ -370,17 +370,17 @@ def test_runs_are_numbered(run, folder):
     assert [names_in(f"fastopt-run{n}") for n in ("", "-3", "-4")] == [TABLES] * 3
 
 
-def test_a_named_folder_is_not_mixed(run, refused):
+def test_out_must_be_empty(run, check_error):
     Path("empty").mkdir()
     assert run("train", *QUICK, "--out", "empty")[0] == 0
     message = "--out: empty is not empty; choose another folder, or add --overwrite"
-    assert message in refused("train", "--out", "empty")
+    assert message in check_error("train", "--out", "empty")
     Path("file").touch()
-    assert "--out: cannot write file: File exists" in refused("train", "--out", "file")
-    assert "--out: cannot write file" in refused("train", "--out", "file/run")
+    assert "--out: cannot write file: File exists" in check_error("train", "--out", "file")
+    assert "--out: cannot write file" in check_error("train", "--out", "file/run")
 
 
-def test_overwrite_replaces_the_run_and_nothing_else(run, refused, pictures):
+def test_overwrite_removes_only_a_run(run, check_error, plots):
     assert run("train", *QUICK, "--out", "run", "--seed", 1)[0] == 0
     X, _ = blobs(60)
     np.savez("line.npz", X=X, y=X[:, 0])
@@ -388,24 +388,24 @@ def test_overwrite_replaces_the_run_and_nothing_else(run, refused, pictures):
     assert names_in("run") == ["config.toml", "curves.png", "history.csv", "model.npz", "summary.json"]
     assert MLP.load("run/model.npz").sizes == (2, 8, 1)
     Path("run/notes.txt").touch()
-    assert "--overwrite: run contains notes.txt, which no run writes" in refused(
+    assert "--overwrite: run contains notes.txt, which no run writes" in check_error(
         "train", "--out", "run", "--overwrite"
     )
 
 
-def test_overwrite_means_the_default_folder(run):
+def test_overwrite_of_the_default_folder(run):
     for _ in range(2):
         assert run("train", *QUICK, "--overwrite")[0] == 0
     assert names_in(".") == ["fastopt-run"]
 
 
-def test_data_in_the_folder_are_safe(refused):
+def test_overwrite_keeps_the_data(check_error):
     X, y = blobs()
     Path("run").mkdir()
     np.savez("run/model.npz", X=X, y=y)
     args = ["train", "--data", "run/model.npz", "--out", "run"]
-    assert "--out: run is not empty" in refused(*args)
-    assert "--overwrite: run/model.npz is the data set of this run" in refused(*args, "--overwrite")
+    assert "--out: run is not empty" in check_error(*args)
+    assert "--overwrite: run/model.npz is the data set of this run" in check_error(*args, "--overwrite")
 
 
 def test_model_formats(run):
@@ -417,7 +417,7 @@ def test_model_formats(run):
     assert run("predict", "npz", "digits") == run("predict", "safetensors", "digits")
 
 
-# --- Files of options ------------------------------------------------------------------------
+# --- Config files ----------------------------------------------------------------------------
 
 EVERYTHING = """\
 data = "blobs.npz"
@@ -450,12 +450,12 @@ def options_in(folder):
 
 
 @pytest.mark.parametrize("given", ["", EVERYTHING], ids=["defaults", "everything"])
-def test_a_run_is_repeated_to_the_last_bit(run, given):
+def test_config_repeats_the_run_bit_for_bit(run, given):
     X, y = blobs()
     np.savez("blobs.npz", X=X, y=NAMES[y])
     Path("run.toml").write_text(given)
-    words = [] if given else QUICK
-    assert run("train", "--config", "run.toml", *words)[0] == 0
+    argv = [] if given else QUICK
+    assert run("train", "--config", "run.toml", *argv)[0] == 0
     assert run("train", "--config", "fastopt-run/config.toml")[0] == 0
     first, again = read_history("fastopt-run"), read_history("fastopt-run-2")
     assert first == again and len(first["loss"]) == (3 if given else 2)
@@ -463,7 +463,7 @@ def test_a_run_is_repeated_to_the_last_bit(run, given):
     assert Path("fastopt-run/config.toml").read_bytes() == Path("fastopt-run-2/config.toml").read_bytes()
 
 
-def test_the_runs_file_is_complete(run):
+def test_config_is_complete(run):
     X, y = blobs()
     np.savez("blobs.npz", X=X, y=NAMES[y])
     Path("run.toml").write_text(EVERYTHING)
@@ -474,13 +474,13 @@ def test_the_runs_file_is_complete(run):
         assert any(word in comment for comment in comments), word
 
 
-def test_what_the_optimizer_decides_is_in_the_file(run):
+def test_config_has_the_defaults_of_the_optimizer(run):
     run("train", *QUICK, "--optimizer", "adamw")
     options = options_in("fastopt-run")
     assert (options["lr"], options["weight-decay"]) == (0.001, 0.01)
 
 
-def test_the_command_line_wins(run):
+def test_command_line_takes_precedence_over_config(run):
     Path("run.toml").write_text("epochs = 2\nhidden = 8\nseed = 5\n")
     _, out, _ = run("train", "--seed", 6, "--config", "run.toml", "--epochs", 1)
     assert "Network: 64-8-10" in out and "Epoch 1\n" in out and "Epoch 2\n" not in out
@@ -488,7 +488,7 @@ def test_the_command_line_wins(run):
     assert (options["epochs"], options["hidden"], options["seed"]) == (1, 8, 6)
 
 
-def test_flags_and_folders_in_a_file(run):
+def test_flags_and_folders_in_a_config(run):
     Path("run.toml").write_text('epochs = 1\nhidden = 8\nout = "here"\noverwrite = true\n')
     for _ in range(2):
         assert run("train", "--config", "run.toml")[0] == 0
@@ -498,18 +498,18 @@ def test_flags_and_folders_in_a_file(run):
 
 
 @given(st.text(st.characters(codec="utf-8")))
-def test_any_text_comes_back_from_the_file(text):
+def test_config_round_trips_any_text(text):
     assert tomllib.loads(f"data = {config._toml(text)}") == {"data": text}
 
 
-@pytest.mark.skipif(os.name == "nt", reason="names are not bytes there")
-def test_a_name_that_no_text_can_hold(refused):
+@pytest.mark.skipif(os.name == "nt", reason="file names are text on Windows")
+def test_file_name_that_is_not_text(check_error):
     X, y = blobs()
     np.savez("\udcff.npz", X=X, y=y)
-    assert "surrogates not allowed" in refused("train", "--data", "\udcff.npz")
+    assert "surrogates not allowed" in check_error("train", "--data", "\udcff.npz")
 
 
-def test_names_that_toml_must_quote(run, folder):
+def test_file_name_that_toml_must_quote(run, folder):
     X, y = blobs()
     name = 'a "b"\\ü.npz' if os.name != "nt" else "a ü.npz"
     np.savez(name, X=X, y=y)
@@ -536,44 +536,44 @@ def test_names_that_toml_must_quote(run, folder):
         ("lr == 2", "run.toml: not a TOML file: Invalid value (at line 1, column 5)"),
     ],
 )
-def test_wrong_files_of_options(refused, text, message):
+def test_invalid_config(check_error, text, message):
     Path("run.toml").write_text(text)
-    assert message in refused("train", "--config", "run.toml")
+    assert message in check_error("train", "--config", "run.toml")
 
 
-def test_files_of_options_that_cannot_be_read(refused):
+def test_unreadable_config(check_error):
     Path("run.toml").write_bytes(b"\xff\xfe")
-    assert "run.toml: not a TOML file" in refused("train", "--config", "run.toml")
-    assert "none.toml: No such file" in refused("train", "--config", "none.toml")
+    assert "run.toml: not a TOML file" in check_error("train", "--config", "run.toml")
+    assert "none.toml: No such file" in check_error("train", "--config", "none.toml")
 
 
-def test_compare_takes_what_it_has_of_a_file(run, refused):
+def test_compare_skips_config_options_it_does_not_have(run, check_error):
     Path("run.toml").write_text('epochs = 1\nhidden = 8\nlr = 0.1\ncallbacks = "early_stopping"\n')
     status, out, _ = run("compare", "--config", "run.toml")
     assert status == 0 and "Network: 64-8-10" in out and "Training: 1 epoch," in out
     Path("run.toml").write_text("epoch = 1")
-    assert "unknown key 'epoch'" in refused("compare", "--config", "run.toml")
+    assert "unknown key 'epoch'" in check_error("compare", "--config", "run.toml")
 
 
-# --- What the options reach ------------------------------------------------------------------
+# --- Effects of the options -------------------------------------------------------------------
 
-STEPS = 10  # of 72 rows in batches of 16, twice
+STEPS = 10  # two epochs of 72 samples in minibatches of 16
 
 
 def adam(lr=0.001, **options):
     return lambda params: fastopt.Adam(params, lr, **options)
 
 
-def net_options(words, **options):
-    return pytest.param(words, options, adam(), {}, {}, id=words)
+def net_options(argv, **options):
+    return pytest.param(argv, options, adam(), {}, {}, id=argv)
 
 
-def schedule(words, lr):
-    return pytest.param(f"--lr 0.01 --lr-schedule {words}", {}, adam(lr), {}, {}, id=words)
+def schedule(argv, lr):
+    return pytest.param(f"--lr 0.01 --lr-schedule {argv}", {}, adam(lr), {}, {}, id=argv)
 
 
 @pytest.mark.parametrize(
-    ("words", "net_options", "make_optimizer", "trainer_options", "fit_options"),
+    ("argv", "net_options", "make_optimizer", "trainer_options", "fit_options"),
     [
         net_options("--activation tanh,gelu", activation=["tanh", "gelu"]),
         net_options("--activation gelu_tanh", activation="gelu_tanh"),
@@ -622,12 +622,12 @@ def schedule(words, lr):
         ),
     ],
 )
-def test_options_reach_what_they_name(run, words, net_options, make_optimizer, trainer_options, fit_options):
-    """The same training by hand ends at the same bits."""
+def test_options_equal_python_arguments(run, argv, net_options, make_optimizer, trainer_options, fit_options):
+    """Training in Python with these arguments gives the same bits."""
     X, y = blobs()
-    np.savez("blobs.npz", X=X[6:], y=np.append(y[6:80], [2] * 10))  # classes of several sizes
+    np.savez("blobs.npz", X=X[6:], y=np.append(y[6:80], [2] * 10))  # imbalanced classes
     base = ["train", "--data", "blobs.npz", "--hidden", "8,6", "--epochs", 2, "--batch-size", 16, "--seed", 5]
-    assert run(*base, *words.split())[0] == 0
+    assert run(*base, *argv.split())[0] == 0
     dataset = data.load("blobs.npz")
 
     def train(net_options, make_optimizer, trainer_options, fit_options):
@@ -639,12 +639,12 @@ def test_options_reach_what_they_name(run, words, net_options, make_optimizer, t
 
     net = train(net_options, make_optimizer, trainer_options, fit_options)
     assert same_net(MLP.load("fastopt-run/model.npz"), net)
-    plain = train({}, adam(0.01 if "--lr" in words else 0.001), {}, {})
-    assert not np.array_equal(net.predict_proba(X), plain.predict_proba(X))  # and it makes a difference
+    plain = train({}, adam(0.01 if "--lr" in argv else 0.001), {}, {})
+    assert not np.array_equal(net.predict_proba(X), plain.predict_proba(X))  # the option has an effect
 
 
 @pytest.mark.parametrize(
-    ("words", "options"),
+    ("argv", "options"),
     [
         ("auto", {"loss": "mse"}),
         ("mse", {"loss": "mse"}),
@@ -655,11 +655,11 @@ def test_options_reach_what_they_name(run, words, net_options, make_optimizer, t
         ("poisson", {"loss": "poisson"}),
     ],
 )
-def test_losses_of_values(run, words, options):
+def test_regression_losses(run, argv, options):
     X, _ = blobs()
     y = np.abs(X[:, 0])
     np.savez("line.npz", X=X, y=y)
-    assert run("train", "--data", "line.npz", *QUICK, "--loss", words)[0] == 0
+    assert run("train", "--data", "line.npz", *QUICK, "--loss", argv)[0] == 0
     dataset = data.load("line.npz")
     net = MLP([2, 8, 1], seed=0, **options)
     fastopt.Trainer(net, fastopt.Adam(net.params)).fit(
@@ -668,7 +668,7 @@ def test_losses_of_values(run, words, options):
     assert same_net(MLP.load("fastopt-run/model.npz"), net)
 
 
-def test_a_loss_of_values_makes_a_regression(run):
+def test_regression_loss_selects_regression(run):
     X, y = blobs()
     np.savez("counts.npz", X=X, y=y)
     assert "3 classes\n" in run("train", "--data", "counts.npz", *QUICK)[1]
@@ -678,8 +678,8 @@ def test_a_loss_of_values_makes_a_regression(run):
 def test_binary_cross_entropy_has_one_output(run):
     X, y = blobs(200)
     np.savez("two.npz", X=X[y < 2], y=NAMES[y[y < 2]])
-    words = ["--loss", "binary_cross_entropy", "--epochs", 60]
-    _, out, _ = run("train", "--data", "two.npz", *words)
+    argv = ["--loss", "binary_cross_entropy", "--epochs", 60]
+    _, out, _ = run("train", "--data", "two.npz", *argv)
     assert "Network: 2-128-1, relu" in out and "2 classes\n" in out
     status, out, err = run("predict", "fastopt-run", "two.npz")
     assert status == 0 and set(out.split()) == {"ash", "birch"}
@@ -687,8 +687,8 @@ def test_binary_cross_entropy_has_one_output(run):
 
 
 def test_callbacks_stop_and_restore(run):
-    words = ["--optimizer", "momentum", "--lr", 0.5, "--hidden", "8", "--epochs", 100]
-    _, out, _ = run("train", *words, "--callbacks", "early_stopping(patience=2, restore_best_weights=True)")
+    argv = ["--optimizer", "momentum", "--lr", 0.5, "--hidden", "8", "--epochs", 100]
+    _, out, _ = run("train", *argv, "--callbacks", "early_stopping(patience=2, restore_best_weights=True)")
     losses = [float(loss) for loss in read_history("fastopt-run")["val_loss"]]
     assert len(losses) < 100 and min(losses) == losses[-3]
     assert json.loads(Path("fastopt-run/summary.json").read_text())["stopped_by"] == "EarlyStopping"
@@ -698,16 +698,16 @@ def test_callbacks_stop_and_restore(run):
     assert f"\nTest Accuracy = {metrics.accuracy(digits.y_test, net.predict(digits.X_test)):.4f}\n" in out
 
 
-def test_callbacks_watch_the_averages(run):
-    words = ["--ema", 0.9, "--hidden", "8", "--epochs", 3]
-    words += ["--callbacks", "model_checkpoint(filepath='best.npz', save_best_only=True)"]
-    run("train", *words)
+def test_callbacks_monitor_the_averages(run):
+    argv = ["--ema", 0.9, "--hidden", "8", "--epochs", 3]
+    argv += ["--callbacks", "model_checkpoint(filepath='best.npz', save_best_only=True)"]
+    run("train", *argv)
     losses = [float(loss) for loss in read_history("fastopt-run")["val_loss"]]
     digits = data.load("digits")
     assert MLP.load("fastopt-run/best.npz").evaluate(digits.X_test, digits.y_test) == min(losses)
 
 
-def test_callbacks_write_into_the_runs_folder(run, folder):
+def test_callbacks_write_into_the_folder_of_the_run(run, folder):
     outside = str(folder / "outside.csv")
     text = (
         f"csv_logger(filename='more.csv', separator=';'), csv_logger(filename={outside!r}), "
@@ -719,7 +719,7 @@ def test_callbacks_write_into_the_runs_folder(run, folder):
     assert names_in("a{run}") == sorted([*TABLES, "1.npz", "2.npz", "more.csv"])
     assert names_in(".") == ["a{run}", "blobs.npz", "outside.csv"]
     assert Path("a{run}/more.csv").read_text().replace(";", ",") == Path("outside.csv").read_text()
-    labels = run("predict", "a{run}/1.npz", "blobs.npz")[1].split()  # a checkpoint knows them too
+    labels = run("predict", "a{run}/1.npz", "blobs.npz")[1].split()  # checkpoints contain the classes
     assert set(labels) <= set(NAMES)
 
 
@@ -734,8 +734,8 @@ def test_checkpoints_by_batch_and_by_name(run):
 
 
 def test_callbacks_lower_the_learning_rate(run):
-    words = "reduce_lr_on_plateau(monitor='accuracy', patience=1, factor=0.5, min_delta=1.0)"
-    run("train", *QUICK, "--epochs", 3, "--callbacks", words)
+    argv = "reduce_lr_on_plateau(monitor='accuracy', patience=1, factor=0.5, min_delta=1.0)"
+    run("train", *QUICK, "--epochs", 3, "--callbacks", argv)
     rates = [float(rate) for rate in read_history("fastopt-run")["lr"]]
     assert rates == [0.001, 0.001, 0.0005]
 
@@ -751,14 +751,14 @@ def test_max_time(run):
 
 @pytest.fixture
 def model(run):
-    """A model of the three clouds, whose labels are names."""
+    """A model of the three clusters, with names as labels."""
     X, y = blobs()
     write_csv("train.csv", X, NAMES[y])
     assert run("train", "--data", "train.csv", "--epochs", 60, "--out", "trees")[0] == 0
     return "trees"
 
 
-def test_predict_names_in_the_order_of_the_rows(run, model):
+def test_predict_prints_labels_in_order(run, model):
     X, y = blobs(50, seed=1)
     write_csv("new.csv", X, NAMES[y])
     status, out, err = run("predict", model, "new.csv")
@@ -781,18 +781,18 @@ def test_predict_without_labels(run, model, name):
     assert "Accuracy" in labeled[2]
 
 
-def test_predict_refuses_another_number_of_features(refused, model):
+def test_predict_checks_the_number_of_features(check_error, model):
     X, y = blobs(5)
     write_csv("wide.csv", np.column_stack([X, X]))
     write_csv("names.csv", X[:, :1], NAMES[y])
     np.savez("flat.npz", X=X[:, 0])
     message = "wide.csv: expected 2 features per sample, as the model has, got 3"
-    assert message in refused("predict", model, "wide.csv")
-    assert "is not a finite number" in refused("predict", model, "names.csv")
-    assert "expected at least two dimensions of X" in refused("predict", model, "flat.npz")
+    assert message in check_error("predict", model, "wide.csv")
+    assert "is not a finite number" in check_error("predict", model, "names.csv")
+    assert "expected at least two dimensions of X" in check_error("predict", model, "flat.npz")
 
 
-def test_predict_with_a_column_of_labels_elsewhere(run, model):
+def test_predict_with_another_label_column(run, model):
     X, y = blobs(50, seed=1)
     write_csv("first.csv", X, NAMES[y], names=["tree", "a", "b"], first=True)
     assert run("predict", model, "first.csv", "--label", "tree")[1:] == run(
@@ -809,14 +809,14 @@ def test_predict_to_a_file(run, model, folder):
     assert (folder / "labels.txt").read_text() == printed[1]
 
 
-def test_predict_takes_the_test_part(run, folder):
+def test_predict_uses_the_test_part(run, folder):
     write_images(folder)
     run("train", "--data", ".", "--epochs", 60, "--lr", 0.01, "--out", "run")
     status, out, err = run("predict", "run", ".")
     assert (status, out, err) == (0, "0\n1\n" * 15, "Accuracy = 1.0000 (30 samples)\n")
 
 
-def test_predict_with_a_net_saved_from_python(run):
+def test_predict_with_a_network_saved_in_python(run):
     net = MLP([64, 10], loss="cross_entropy", seed=0)
     net.save("net.npz")
     X, y = data.load_digits()
@@ -829,7 +829,7 @@ def test_predict_with_a_net_saved_from_python(run):
 # --- compare ---------------------------------------------------------------------------------
 
 
-def test_compare_prints_a_table(run, folder, pictures):
+def test_compare_prints_a_table(run, folder, plots):
     status, out, err = run("compare", "--epochs", 3, "--plot", "curves.png")
     assert (status, err) == (0, "")
     lines = out.splitlines()
@@ -847,7 +847,7 @@ def test_compare_prints_a_table(run, folder, pictures):
 
 
 def test_compare_and_train_agree(run):
-    """All six start from the weights that `train` starts from, and go the same way."""
+    """The results of each optimizer equal those of `train` with the same seed."""
     _, table, _ = run("compare", *QUICK, "--seed", 7)
     for name in compare.COMPARED:
         _, out, _ = run("train", *QUICK, "--seed", 7, "--optimizer", name)
@@ -863,27 +863,27 @@ def test_compare_regressions(run):
     assert status == 0 and "Test accuracy" not in out
     table = out.splitlines()[5:12]
     assert {len(line) for line in table} == {len(table[0])}
-    assert "nan" in table[1]  # plain gradient descent diverges on such numbers
+    assert "nan" in table[1]  # gradient descent diverges on unscaled data
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         "--dropout 0.5", "--norm batch", "--activation tanh", "--l2 1", "--label-smoothing 0.5",
         "--class-weight balanced", "--max-norm 1e-3", "--loss cross_entropy --seed 1", "--batch-size 8",
     ],
 )
-def test_options_reach_compare(run, words):
+def test_options_of_compare(run, argv):
     X, y = blobs()
     np.savez("blobs.npz", X=X[6:], y=np.append(y[6:80], [2] * 10))
     options = ["compare", "--data", "blobs.npz", *QUICK]
-    plain, other = run(*options)[1], run(*options, *words.split())[1]
+    plain, other = run(*options)[1], run(*options, *argv.split())[1]
     losses = [re.findall(r"^\w+ +\S+ +(\S+)", out.partition("Optimizer")[2], re.M) for out in (plain, other)]
     assert len(losses[0]) == len(losses[1]) == 6
     assert all(loss != changed for loss, changed in zip(*losses, strict=True))
 
 
-def test_interrupted_compare_keeps_the_rows(run, monkeypatch):
+def test_interrupted_compare_prints_finished_rows(run, monkeypatch):
     interrupt_in(monkeypatch, 1)
     status, out, err = run("compare", "--epochs", 3)
     assert (status, err) == (130, "")
@@ -894,7 +894,7 @@ def test_interrupted_compare_keeps_the_rows(run, monkeypatch):
 
 
 def path_rows(out):
-    """Return the table's rows, split, by the optimizers' labels."""
+    """Return the cells of the table by the label of the optimizer."""
     lines = out.splitlines()
     head = next(k for k, line in enumerate(lines) if line.startswith("Optimizer"))
     rows = [line.rsplit(maxsplit=7) for line in lines[head + 1 : lines.index("", head)]]
@@ -905,7 +905,7 @@ def path_rows(out):
 
 
 @pytest.mark.parametrize("name", surfaces.SURFACES)
-def test_paths_over_a_surface(run, name):
+def test_paths_on_a_surface(run, name):
     surface = surfaces.SURFACES[name]
     status, out, err = run("compare", "--surface", name)
     assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= 80
@@ -926,9 +926,9 @@ def test_paths_over_a_surface(run, name):
 
 
 @pytest.mark.parametrize(("suffix", "begin"), [("png", b"\x89PNG"), ("gif", b"GIF89a")])
-def test_paths_are_drawn(run, folder, pictures, suffix, begin):
-    words = ["--surface", "beale", "--steps", 20, "--optimizers", "sgd, adam", "--plot", f"paths.{suffix}"]
-    status, out, _ = run("compare", *words)
+def test_paths_are_drawn(run, folder, plots, suffix, begin):
+    argv = ["--surface", "beale", "--steps", 20, "--optimizers", "sgd, adam", "--plot", f"paths.{suffix}"]
+    status, out, _ = run("compare", *argv)
     assert status == 0 and out.endswith(f"\nSaved the plot in paths.{suffix}\n")
     assert (folder / f"paths.{suffix}").read_bytes().startswith(begin)
 
@@ -946,10 +946,10 @@ def test_options_of_paths(run):
     )
     first, second, third, _ = rows.values()
     assert first[:4] == ["0.25", "7", f"{path[-1][0]:.4f}", f"{path[-1][1]:.4f}"] and second[0] == "0.125"
-    assert third[0] == "1000" and int(third[1]) < 7 and third[6] == "-"  # has diverged
+    assert third[0] == "1000" and int(third[1]) < 7 and third[6] == "-"  # diverged
 
 
-def test_every_optimizer_goes_over_a_surface(run):
+def test_every_optimizer_on_a_surface(run):
     names = list(registry.OPTIMIZERS)
     assert set(BY_NAME) < set(names)
     status, out, _ = run("compare", "--surface", "saddle", "--steps", 5, "--optimizers", ",".join(names))
@@ -981,9 +981,9 @@ def test_every_optimizer_goes_over_a_surface(run):
         ("--surface beale --plot c.doc", "--plot: expected a name that ends in"),
     ],
 )
-def test_wrong_paths(refused, pictures, args, message):
+def test_wrong_paths(check_error, plots, args, message):
     Path("run.toml").write_text("epochs = 1")
-    assert message in refused("compare", *args.split())
+    assert message in check_error("compare", *args.split())
 
 
 # --- lr-find ---------------------------------------------------------------------------------
@@ -991,7 +991,7 @@ def test_wrong_paths(refused, pictures, args, message):
 LR_FIND = ["--hidden", "8", "--steps", "60", "--seed", 3]
 
 
-def test_lr_find_prints_a_table_and_a_suggestion(run, folder, pictures):
+def test_lr_find_prints_a_table_and_a_suggestion(run, folder, plots):
     status, out, err = run("lr-find", *LR_FIND, "--batch-size", 16, "--start-lr", 1e-4, "--plot", "lr.png")
     assert (status, err) == (0, "")
     digits = data.load("digits")
@@ -1010,7 +1010,7 @@ def test_lr_find_prints_a_table_and_a_suggestion(run, folder, pictures):
     assert (folder / "lr.png").read_bytes().startswith(b"\x89PNG") and names_in(".") == ["lr.png"]
 
 
-def test_lr_find_suggests_what_learns(run):
+def test_suggested_learning_rate_learns(run):
     _, out, _ = run("lr-find", "--optimizer", "momentum")
     rate = re.search(r"^Suggestion: --lr (\S+),", out, re.M)[1]
     _, out, _ = run("train", "--optimizer", "momentum", "--lr", rate)
@@ -1018,19 +1018,19 @@ def test_lr_find_suggests_what_learns(run):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "argv",
     [
         "--dropout 0.5", "--norm batch", "--activation tanh", "--l2 1", "--label-smoothing 0.5",
         "--optimizer sgd", "--optimizer adam(betas=(0,0.9))", "--weight-decay 1", "--max-norm 1e-3",
         "--end-lr 1", "--batch-size 8",
     ],
 )
-def test_options_reach_lr_find(run, words):
-    plain, other = run("lr-find", *LR_FIND)[1], run("lr-find", *LR_FIND, *words.split())[1]
+def test_options_of_lr_find(run, argv):
+    plain, other = run("lr-find", *LR_FIND)[1], run("lr-find", *LR_FIND, *argv.split())[1]
     assert plain.partition("Loss")[2] != other.partition("Loss")[2]
 
 
-def test_lr_find_takes_a_file_of_options(run):
+def test_lr_find_with_a_config(run):
     Path("run.toml").write_text('hidden = 8\nseed = 3\nlr = 7\nout = "nowhere"\noptimizer = "sgd"\n')
     from_file = run("lr-find", "--config", "run.toml", "--steps", 60)
     assert from_file == run("lr-find", *LR_FIND, "--optimizer", "sgd") and names_in(".") == ["run.toml"]
@@ -1060,7 +1060,7 @@ def test_help_and_version(capsys, option):
     assert "fastopt" in capsys.readouterr().out
 
 
-def test_the_list_of_commands_imports_none_of_them():
+def test_help_imports_no_command():
     code = (
         "import contextlib, sys; from fastopt import cli\n"
         "with contextlib.suppress(SystemExit): cli.main(['--help'])\n"
@@ -1071,7 +1071,7 @@ def test_the_list_of_commands_imports_none_of_them():
     assert result.stdout.endswith("\n[]\n")
 
 
-# --- What is refused -------------------------------------------------------------------------
+# --- Invalid arguments -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1140,8 +1140,8 @@ def test_the_list_of_commands_imports_none_of_them():
         ("predict . digits", "fastopt: .: found no model.npz or model.safetensors in this folder"),
     ],
 )
-def test_wrong_arguments(refused, pictures, args, message):
-    assert message in refused(*args.split())
+def test_wrong_arguments(check_error, plots, args, message):
+    assert message in check_error(*args.split())
 
 
 @pytest.mark.parametrize(
@@ -1217,53 +1217,57 @@ def test_wrong_arguments(refused, pictures, args, message):
         ),
     ],
 )
-def test_wrong_values(refused, option, value, message):
-    assert message in refused("train", option, value)
+def test_wrong_values(check_error, option, value, message):
+    assert message in check_error("train", option, value)
 
 
-def test_damaged_files(refused, folder):
+def test_damaged_files(check_error, folder):
     pytest.importorskip("pandas")
     X, y = blobs()
     np.savez("data.npz", X=X, y=y)
     whole = (folder / "data.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "cut.csv.gz").write_bytes(gzip.compress(b"1,2,0\n3,4,1\n" * 50)[:30])
-    (folder / "words.csv").write_text("1,2,a\n3,four,b\n")
-    assert "cut.npz: damaged, or not an .npz file" in refused("train", "--data", "cut.npz")
-    assert "cut.csv.gz: not a valid CSV file" in refused("train", "--data", "cut.csv.gz")
-    assert "row 2 of column 1 is not a finite number" in refused("train", "--data", "words.csv")
-    assert "cut.npz: damaged, or not an .npz file" in refused("predict", "cut.npz", "digits")
-    assert "data.npz: not a saved fastopt.MLP" in refused("predict", "data.npz", "digits")
+    (folder / "argv.csv").write_text("1,2,a\n3,four,b\n")
+    assert "cut.npz: damaged, or not an .npz file" in check_error("train", "--data", "cut.npz")
+    assert "cut.csv.gz: not a valid CSV file" in check_error("train", "--data", "cut.csv.gz")
+    assert "row 2 of column 1 is not a finite number" in check_error("train", "--data", "argv.csv")
+    assert "cut.npz: damaged, or not an .npz file" in check_error("predict", "cut.npz", "digits")
+    assert "data.npz: not a saved fastopt.MLP" in check_error("predict", "data.npz", "digits")
 
 
-def test_labels_that_do_not_fit(refused, model):
+def test_invalid_labels(check_error, model):
     X, y = blobs()
     np.savez("short.npz", X=X, y=y[:-1])
     write_csv("one.csv", X, ["ash"] * len(X))
     write_csv("strange.csv", X, np.array(["ash", "birch", "oak"])[y])
     np.savez("numbers.npz", X=X, y=y)
-    assert "X has 90 rows, y has 89" in refused("train", "--data", "short.npz")
-    assert "one.csv: expected at least two classes, got one" in refused("train", "--data", "one.csv")
-    assert "no column 'tree'" in refused("train", "--data", "one.csv", "--label", "tree")
-    assert "label=3 is not one of the 3 columns" in refused(
+    assert "X has 90 rows, y has 89" in check_error("train", "--data", "short.npz")
+    assert "one.csv: expected at least two classes, got one" in check_error("train", "--data", "one.csv")
+    assert "no column 'tree'" in check_error("train", "--data", "one.csv", "--label", "tree")
+    assert "label=3 is not one of the 3 columns" in check_error(
         "train", "--data", "one.csv", "--label", "3"
     )
-    assert "expected labels among the classes of the model, got 'oak'" in refused(
+    assert "expected labels among the classes of the model, got 'oak'" in check_error(
         "predict", model, "strange.csv"
     )
-    assert "expected labels among the classes of the model, got 0" in refused("predict", model, "numbers.npz")
-    assert "expected 2 features per sample, as the model has, got 64" in refused("predict", model, "digits")
+    assert "expected labels among the classes of the model, got 0" in check_error(
+        "predict", model, "numbers.npz"
+    )
+    assert "expected 2 features per sample, as the model has, got 64" in check_error(
+        "predict", model, "digits"
+    )
 
 
-def test_a_negative_count(refused):
+def test_poisson_with_negative_labels(check_error):
     X, _ = blobs()
     np.savez("line.npz", X=X, y=X[:, 0])
-    assert "--loss: poisson needs non-negative labels, and line.npz has negative ones" in refused(
+    assert "--loss: poisson needs non-negative labels, and line.npz has negative ones" in check_error(
         "train", "--data", "line.npz", "--loss", "poisson"
     )
 
 
-def test_files_in_use_are_not_overwritten(refused, model, pictures):
+def test_inputs_are_not_overwritten(check_error, model, plots):
     os.link("train.csv", "link.png")
     for args in (
         ["compare", "--data", "train.csv", "--plot", "link.png"],
@@ -1271,17 +1275,17 @@ def test_files_in_use_are_not_overwritten(refused, model, pictures):
         ["predict", model, "train.csv", "--output", "train.csv"],
         ["predict", model, "train.csv", "--output", f"{model}/model.npz"],
     ):
-        assert "would overwrite another file of this command" in refused(*args)
+        assert "would overwrite another file of this command" in check_error(*args)
 
 
-def test_plot_without_matplotlib(refused):
+def test_plot_without_matplotlib(check_error):
     for command in ("compare", "lr-find"):
-        assert "pip install 'fastopt[plot]'" in refused(command, "--plot", "curves.png")
+        assert "pip install 'fastopt[plot]'" in check_error(command, "--plot", "curves.png")
 
 
-def test_a_format_whose_package_is_missing(refused, monkeypatch):
+def test_model_format_without_its_package(check_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    assert "pip install 'fastopt[safetensors]'" in refused("train", "--model-format", "safetensors")
+    assert "pip install 'fastopt[safetensors]'" in check_error("train", "--model-format", "safetensors")
 
 
 # --- As a process ----------------------------------------------------------------------------
@@ -1296,7 +1300,7 @@ def start(*args):
     )
 
 
-def test_module_is_the_command():
+def test_python_m_fastopt():
     process = start("train", *QUICK)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
@@ -1308,7 +1312,7 @@ def test_module_is_the_command():
     assert err == "fastopt train: argument --lr: expected a positive number, got 'fast'\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a signal to one process of a Windows console")
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot send Ctrl-C to one process")
 def test_real_interrupt(folder, ctrl_c):
     process = start("train", "--epochs", "1000000")
     for line in process.stdout:
@@ -1321,8 +1325,8 @@ def test_real_interrupt(folder, ctrl_c):
     assert (folder / "fastopt-run" / "model.npz").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a broken pipe is another error on Windows")
-def test_reader_that_leaves(run):
+@pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
+def test_closed_pipe(run):
     run("train", *QUICK)
     X, _ = data.load_digits()
     np.savez("many.npz", X=np.tile(X, (30, 1)))

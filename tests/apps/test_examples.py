@@ -1,4 +1,4 @@
-"""The examples run with NumPy alone, in seconds, and do what their first lines say."""
+"""The examples run with NumPy only, in seconds, and reach their documented results."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-# Modules that an example must do without: they are hidden from it.
+# Optional modules, which are hidden from the examples.
 HIDDEN = ("matplotlib", "pandas", "scipy", "sklearn", "torch", "tqdm")
 START = f"""
 import runpy, sys
@@ -19,7 +19,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def output(name, folder):
-    """Run an example in an empty folder, where it must leave nothing."""
+    """Run an example in an empty folder, in which it must write no files."""
     command = [sys.executable, "-W", "error", "-c", START, str(EXAMPLES / name)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
@@ -28,9 +28,9 @@ def output(name, folder):
 
 
 def numbers(pattern, text):
-    """What the groups of the pattern find in each line that it matches."""
-    found = re.findall(pattern, text, re.M)
-    return [tuple(map(float, one if isinstance(one, tuple) else (one,))) for one in found]
+    """Return the groups of each match as floats."""
+    matches = re.findall(pattern, text, re.M)
+    return [tuple(map(float, m if isinstance(m, tuple) else (m,))) for m in matches]
 
 
 def check_numpy_loop(out):
@@ -83,7 +83,7 @@ CHECKS = {
 }
 
 
-def test_every_example_is_checked():
+def test_every_example_has_a_check():
     assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(CHECKS)
 
 

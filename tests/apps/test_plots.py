@@ -1,4 +1,4 @@
-"""Training curves, confusion matrices, range tests and paths: what is drawn, and what is refused."""
+"""Plots of training curves, confusion matrices, range tests and paths, and their errors."""
 
 import subprocess
 import sys
@@ -53,7 +53,7 @@ def test_history_without_accuracy_has_one_panel():
     assert all(tick == round(tick) for tick in panel.get_xticks())
 
 
-def test_a_negative_loss_stays_in_sight():
+def test_negative_losses_are_visible():
     (panel,) = plot_history(history([1.0, -2.0])).axes
     assert panel.get_ylim()[0] < -2.0
 
@@ -79,13 +79,13 @@ def test_scale_of_the_compared_losses(losses, scale):
     assert plot_comparison({"a": history(losses)}).axes[0].get_yscale() == scale
 
 
-def test_a_diverged_training_is_drawn(tmp_path):
+def test_diverged_run_is_drawn(tmp_path):
     given = {"fine": history([1.0, 0.5]), "diverged": history([1e30, np.inf])}
     plot_comparison(given, tmp_path / "curves.png")
     plot_comparison({"nothing finite": history([np.nan])}, tmp_path / "curves.png")
 
 
-def test_curves_look_different():
+def test_curves_are_distinguishable():
     figure = plot_comparison({str(i): history([1.0, 0.5]) for i in range(40)})
     looks = {(line.get_color(), str(line._dash_pattern)) for line in figure.axes[0].get_lines()}
     assert len(looks) == 40
@@ -102,19 +102,19 @@ def counts(panel):
 def test_confusion_matrix_has_true_classes_in_rows():
     panel, bar = plot_confusion_matrix([[3, 1], [0, 8]], ["ash", "oak"]).axes
     np.testing.assert_array_equal(panel.get_images()[0].get_array(), [[75.0, 25.0], [0.0, 100.0]])
-    assert counts(panel) == {(0, 0): "3", (0, 1): "1", (1, 1): "8"}  # nothing where nothing is
+    assert counts(panel) == {(0, 0): "3", (0, 1): "1", (1, 1): "8"}  # no text in empty cells
     assert (panel.get_xlabel(), panel.get_ylabel()) == ("Predicted class", "True class")
     assert ticks(panel.xaxis) == ticks(panel.yaxis) == ["ash", "oak"]
     assert bar.get_ylabel() == "Share of the true class (%)"
 
 
-def test_counts_can_be_read_on_their_shade():
+def test_counts_are_legible():
     panel = plot_confusion_matrix([[9, 1], [4, 6]]).axes[0]
     colors = {text.get_text(): text.get_color() for text in panel.texts}
     assert colors == {"9": "white", "1": "0.15", "4": "0.15", "6": "white"}
 
 
-def test_a_class_without_rows_is_drawn():
+def test_class_without_samples():
     panel = plot_confusion_matrix([[5, 0], [0, 0]]).axes[0]
     np.testing.assert_array_equal(panel.get_images()[0].get_array(), [[100.0, 0.0], [0.0, 0.0]])
 
@@ -125,13 +125,13 @@ def test_many_classes_have_fewer_labels_and_no_counts():
     assert ticks(panel.yaxis) == [str(n) for n in range(0, 200, 4)]
 
 
-def found(loss, smoothed, suggestion):
+def lr_find_result(loss, smoothed, suggestion):
     lr = 10.0 ** np.arange(-len(loss), 0)
     return LRFind(lr, np.array(loss), np.array(smoothed), suggestion)
 
 
 def test_range_test_draws_losses_and_suggestion():
-    (panel,) = plot_lr_find(found([3.0, 1.0, 90.0], [3.0, 2.0, 4.0], 0.01)).axes
+    (panel,) = plot_lr_find(lr_find_result([3.0, 1.0, 90.0], [3.0, 2.0, 4.0], 0.01)).axes
     rates = [0.001, 0.01, 0.1]
     assert curves(panel) == {
         "each batch": [rates, [3, 1, 90]],
@@ -144,7 +144,7 @@ def test_range_test_draws_losses_and_suggestion():
 
 
 def test_range_test_without_suggestion():
-    (panel,) = plot_lr_find(found([1.0, 1.0], [1.0, 1.0], None)).axes
+    (panel,) = plot_lr_find(lr_find_result([1.0, 1.0], [1.0, 1.0], None)).axes
     assert list(curves(panel)) == ["each batch", "smoothed"]
     low, high = panel.get_ylim()
     assert low < 1.0 < high
@@ -166,30 +166,30 @@ def test_paths_are_drawn_over_contours():
     assert drawn["minimum"] == [[0, 0], [1, -1]]
     np.testing.assert_array_equal(drawn["long"], TWO_PATHS["long"].T)
     np.testing.assert_array_equal(drawn["short"], np.transpose(TWO_PATHS["short"]))
-    balls = [line for line in panel.get_lines() if line.get_marker() == "o"]
-    assert [ball.get_xydata()[0].tolist() for ball in balls] == [[0.0, 1.0], [-0.5, -0.9]]
+    markers = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    assert [marker.get_xydata()[0].tolist() for marker in markers] == [[0.0, 1.0], [-0.5, -0.9]]
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["minimum", "long", "short"]
     assert (*panel.get_xlim(), *panel.get_ylim()) == SURFACES["saddle"].window
     assert panel.get_title() == "Saddle"
 
 
 @pytest.mark.parametrize("surface", SURFACES.values(), ids=SURFACES)
-def test_contours_are_even_in_the_logarithm_of_the_height(surface):
+def test_contours_are_evenly_spaced_in_the_logarithm(surface):
     (panel,) = plot_paths(surface, {"a": [surface.start]}).axes
     shades, lines = panel.collections
     ratios = np.diff(np.log(lines.levels))
     np.testing.assert_allclose(ratios, ratios[0])
     assert lines.levels[0] > 0 and len(shades.levels) == len(lines.levels) == 15
     high, low = (np.mean(shades.to_rgba(shades.levels[k])) for k in (-1, 0))
-    assert high < low  # the deeper, the lighter
+    assert high < low  # lower is lighter
 
 
-def test_paths_on_top_of_each_other_are_both_seen():
+def test_overlapping_paths_are_visible():
     figure = plot_saddle({str(i): TWO_PATHS["short"] for i in range(30)})
     lines = [line for line in figure.axes[0].get_lines() if line.get_label().isdigit()]
     widths = [line.get_linewidth() for line in lines]
     assert len(widths) == 30 and widths == sorted(set(widths), reverse=True)
-    assert figure.get_size_inches()[1] > 6.0  # room for the names
+    assert figure.get_size_inches()[1] > 6.0  # room for the legend
 
 
 def test_animation(tmp_path):
@@ -203,13 +203,13 @@ def test_animation(tmp_path):
         assert animation.info["loop"] == 0
     assert len(frames) == 30 and {time for time, _ in frames[:-1]} == {50} and frames[-1][0] == 2000
     grown = [(abs(after - before).sum(axis=2) > 30).sum() for (_, before), (_, after) in pairwise(frames)]
-    assert min(grown) > 10                      # something moves in every frame,
-    assert max(grown) < 0.02 * frames[0][1][..., 0].size   # and no more than the balls and the lines
+    assert min(grown) > 10                      # every frame changes,
+    assert max(grown) < 0.02 * frames[0][1][..., 0].size   # by no more than markers and lines
     colors = {tuple(color) for color in frames[-1][1].reshape(-1, 3).tolist()}
-    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (255, 255, 255)} <= colors  # unchanged by the format
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00), (255, 255, 255)} <= colors  # exact colors
 
 
-def test_long_animations_leave_steps_out(tmp_path):
+def test_long_animations_skip_steps(tmp_path):
     image = pytest.importorskip("PIL.Image")
     steps = np.linspace(0.0, 1.0, 1001)
     plot_saddle({"a": np.column_stack([steps, steps])}, tmp_path / "paths.gif")
@@ -220,12 +220,12 @@ def test_long_animations_leave_steps_out(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "begin"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
 )
-def test_file_is_of_the_format_of_its_suffix(tmp_path, suffix, begin):
+def test_suffix_selects_the_format(tmp_path, suffix, begin):
     for plot, given in (
         (plot_history, history([1.0])),
         (plot_comparison, {"a": history([1.0])}),
         (plot_confusion_matrix, [[1]]),
-        (plot_lr_find, found([1.0, 0.5], [1.0, 0.75], 0.1)),
+        (plot_lr_find, lr_find_result([1.0, 0.5], [1.0, 0.75], 0.1)),
         (plot_saddle, TWO_PATHS),
     ):
         path = tmp_path / f"curves{suffix}"
@@ -249,13 +249,13 @@ def test_file_is_of_the_format_of_its_suffix(tmp_path, suffix, begin):
         (plot_confusion_matrix, [[-1]], "matrix: expected non-negative counts, got -1"),
     ],
 )
-def test_nothing_to_draw(tmp_path, plot, given, message):
+def test_invalid_data(tmp_path, plot, given, message):
     with pytest.raises(ValueError, match=message):
         plot(given, path=tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
 
-def test_as_many_labels_as_classes():
+def test_wrong_number_of_classes():
     with pytest.raises(ValueError, match="classes: expected 2, as many as matrix has rows, got 1"):
         plot_confusion_matrix(np.eye(2, dtype=int), ["ash"])
 
@@ -279,7 +279,7 @@ def test_without_matplotlib(monkeypatch):
             call()
 
 
-def test_pyplot_is_left_alone(tmp_path):
+def test_pyplot_is_not_imported(tmp_path):
     code = (
         "import sys, fastopt.plots as p\n"
         "from fastopt.nn import History\n"

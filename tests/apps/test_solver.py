@@ -15,7 +15,7 @@ from fastopt import solver
 from fastopt.nn import MLP
 from fastopt.nn.data import load_digits, train_test_split
 
-# --- nets ---------------------------------------------------------------------------------------
+# --- networks ---------------------------------------------------------------------------------------
 
 
 class TwoLayers:
@@ -47,7 +47,7 @@ class TwoLayers:
 
 
 class Scripted:
-    """A net whose gradients are written down beforehand, and which records what it sees."""
+    """A network with predefined gradients that records its inputs."""
 
     SHAPES = (((3, 2), (2,)), (), ((2, 1, 4, 2),), ((), (0, 3)))
 
@@ -85,8 +85,8 @@ def twelve_samples():
     return np.arange(24.0).reshape(12, 2), np.arange(12) % 2
 
 
-# --- the rules in plain NumPy --------------------------------------------------------------------
-# Each makes (start, update): `start` the state of one parameter, `update` its change in a step.
+# --- optimizers in plain NumPy -------------------------------------------------------------------
+# Each returns (start, update): the initial state of one parameter, and the function of a step.
 
 
 def plain_sgd(lr):
@@ -191,7 +191,7 @@ def test_digits_are_learned(name, digits):
     assert solver.accuracy(y_test, net.predict(X_test)) >= 0.93
 
 
-def test_digits_are_learned_by_the_package_s_own_net(digits):
+def test_digits_are_learned_by_mlp(digits):
     X_train, X_test, y_train, y_test = digits
     np.random.seed(0)
     net = MLP([64, 32, 10], seed=0)
@@ -221,7 +221,7 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize(("train", "options", "rule"), OPTIONS, ids=["mu", "decay_rate", "betas"])
-def test_options_reach_the_rule(train, options, rule):
+def test_options_reach_the_optimizer(train, options, rule):
     X, y = twelve_samples()
     got = train(Scripted(6), X, y, 4, 2, 0.1, verbose=False, **options)
     expected = plain_training(Scripted(6), X, y, 4, 2, rule)
@@ -229,7 +229,7 @@ def test_options_reach_the_rule(train, options, rule):
 
 
 def update_cases():
-    """Name, (state, params, grads, step) -> None, and the plain rule."""
+    """Yield update functions and the same optimizers in plain NumPy."""
     yield "vanilla", lambda s, p, g, t: solver.vanilla_update(p, g, 0.1), plain_sgd(0.1)
     yield "vanilla-default", lambda s, p, g, t: solver.vanilla_update(p, g), plain_sgd(0.01)
     yield (
@@ -292,7 +292,7 @@ def test_updates_agree_with_plain_numpy(update, rule):
     assert [id(p) for layer in net.params for p in layer] == arrays
 
 
-def test_gradients_in_the_order_of_the_parameters_are_taken_as_they_come():
+def test_gradients_in_the_order_of_the_parameters():
     class Forwards(Scripted):
         grads_reversed = False
 
@@ -331,26 +331,26 @@ def test_the_learning_rate_is_inside_the_velocity():
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
-def test_state_lives_through_all_epochs(name):
+def test_state_is_kept_through_all_epochs(name):
     train, rule = RULES[name]
     X, y = twelve_samples()
     paths = {}
     for epoch in (1, 3):
-        ours = train(Scripted(9), X, y, 4, epoch, 0.1, verbose=False)
+        actual = train(Scripted(9), X, y, 4, epoch, 0.1, verbose=False)
         right = plain_training(Scripted(9), X, y, 4, epoch, rule(0.1))
         printed = plain_training(Scripted(9), X, y, 4, epoch, rule(0.1), restart=True)
-        paths[epoch] = flat(ours.params), flat(right.params), flat(printed.params)
-    ours, right, printed = paths[1]
-    np.testing.assert_allclose(ours, right, rtol=1e-12, atol=1e-15)
-    np.testing.assert_array_equal(printed, right)  # One epoch hides the fault.
-    ours, right, printed = paths[3]
-    np.testing.assert_allclose(ours, right, rtol=1e-12, atol=1e-15)
+        paths[epoch] = flat(actual.params), flat(right.params), flat(printed.params)
+    actual, right, printed = paths[1]
+    np.testing.assert_allclose(actual, right, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(printed, right)  # One epoch does not reveal the error.
+    actual, right, printed = paths[3]
+    np.testing.assert_allclose(actual, right, rtol=1e-12, atol=1e-15)
     assert np.abs(printed - right).max() > 0.01
 
 
 def test_a_restarted_adam_takes_its_first_step_again_in_every_epoch():
-    # The first step of Adam has the length of the learning rate whatever the gradient is: after a
-    # hundred gradients of 1, one of 0.01 should move next to nothing further than they do.
+    # The first step of Adam equals the learning rate for any gradient. After a hundred gradients of 1, a
+    # gradient of 0.01 should hardly change the step.
     class Settled(Scripted):
         SHAPES = (((1,),),)
 
@@ -365,41 +365,41 @@ def test_a_restarted_adam_takes_its_first_step_again_in_every_epoch():
 
     # Epochs of one step each, so that the printed code restarts before the last one.
     printed = plain_training(Settled(), X, y, 101, 101, plain_adam(0.1), restart=True)
-    ours = solver.adam(Settled(), X, y, 101, 101, 0.1, verbose=False)
-    assert last_step(printed) == pytest.approx(0.1, rel=0.02)  # Up: the history is forgotten.
-    assert last_step(ours) == pytest.approx(-0.09, rel=0.02)  # Down, as the first moment says.
+    actual = solver.adam(Settled(), X, y, 101, 101, 0.1, verbose=False)
+    assert last_step(printed) == pytest.approx(0.1, rel=0.02)  # the state was discarded
+    assert last_step(actual) == pytest.approx(-0.09, rel=0.02)  # the first moment is kept
 
 
-def test_minibatches_are_drawn_anew_in_every_epoch():
+def test_minibatches_are_shuffled_in_every_epoch():
     X, y = twelve_samples()
 
     def epochs(net):
-        """For each epoch, the samples of each of its three minibatches."""
+        """Return the samples of the three minibatches of each epoch."""
         seen = [tuple(batch[:, 0].astype(int)) for batch, _ in net.batches]
         return [seen[i : i + 3] for i in range(0, len(seen), 3)]
 
     np.random.seed(0)
-    ours = epochs(solver.sgd(Scripted(12), X, y, 4, 4, 0.1, verbose=False))
+    actual = epochs(solver.sgd(Scripted(12), X, y, 4, 4, 0.1, verbose=False))
     printed = epochs(plain_training(Scripted(12), X, y, 4, 4, plain_sgd(0.1), redraw=False))
-    for epoch in ours + printed:
+    for epoch in actual + printed:
         assert sorted(sum(epoch, ())) == list(range(0, 24, 2))
-    grouped = [{frozenset(batch) for batch in epoch} for epoch in ours]
+    grouped = [{frozenset(batch) for batch in epoch} for epoch in actual]
     assert all(one != other for i, one in enumerate(grouped) for other in grouped[:i])
     assert printed[1:] == printed[:-1]
 
 
 def printed_adagrad_update(cache, params, grads, learning_rate):
-    """With the printed index: the list of layers where the layer's own list was meant."""
+    """AdaGrad with the printed index, which selects the list of layers instead of the layer."""
     for _, layer, layer_grads in zip(cache, params, grads[::-1], strict=True):
         for i in range(len(layer)):
             cache[i] += layer_grads[i] ** 2
             layer[i] -= learning_rate * layer_grads[i] / (np.sqrt(cache[i]) + 1e-8)
 
 
-def test_adagrad_keeps_a_cache_for_each_array():
+def test_adagrad_has_one_cache_per_array():
     W, b = np.ones((3, 2)), np.ones(2)
     grads = [[np.full((3, 2), 2.0), np.full(2, 4.0)]]
-    # A weight and a bias: the layer's whole list is taken for an array.
+    # With a weight and a bias, the list of the layer is used as an array.
     with pytest.raises(ValueError, match="inhomogeneous"):
         printed_adagrad_update(zeros([[W, b]]), [[W.copy(), b.copy()]], grads, 0.1)
     cache, params = zeros([[W, b]]), [[W, b]]
@@ -407,7 +407,7 @@ def test_adagrad_keeps_a_cache_for_each_array():
     assert np.all(cache[0][0] == 4.0) and np.all(cache[0][1] == 16.0)
     np.testing.assert_allclose(flat(params), 0.9, rtol=1e-7)
 
-    # Bare arrays one a layer happen to fit, and then all layers add to one cache.
+    # With one array per layer the shapes match, and all layers share one cache.
     layers = [[np.ones(2)], [np.ones(2)]]
     grads = [[np.full(2, 2.0)], [np.full(2, 1.0)]]
     printed_layers = copied(layers)
@@ -420,7 +420,7 @@ def test_adagrad_keeps_a_cache_for_each_array():
 
 
 def printed_adam_step(shared, params, grads, learning_rate, t):
-    """With one list of zeros behind both names, as printed: the second moment is the first."""
+    """Adam with one list for both moments, as printed."""
     for c, v, layer, layer_grads in zip(shared, shared, params, grads[::-1], strict=True):
         for i in range(len(layer)):
             c[i] = 0.9 * c[i] + 0.1 * layer_grads[i]
@@ -429,26 +429,26 @@ def printed_adam_step(shared, params, grads, learning_rate, t):
             layer[i] -= learning_rate * mt / (np.sqrt(vt) + 1e-4)
 
 
-def test_adam_keeps_two_moments(digits):
+def test_adam_has_two_moments(digits):
     X_train, _, y_train, _ = digits
-    printed, ours = TwoLayers(64, 32, 10), TwoLayers(64, 32, 10)
+    printed, actual = TwoLayers(64, 32, 10), TwoLayers(64, 32, 10)
     _, grads = printed.train_step(X_train, y_train)
     with np.errstate(invalid="ignore"):
         printed_adam_step(zeros(printed.params), printed.params, grads, 0.005, 1)
-    # The root of an average of gradients: not a number wherever the gradient was negative.
+    # The square root of an average of gradients is NaN if the gradient is negative.
     negative = flat(grads[::-1]) < 0.0
     assert np.array_equal(np.isnan(flat(printed.params)), negative) and negative.sum() > 500
 
-    velocity, cache = zeros(ours.params), zeros(ours.params)
-    start = flat(ours.params)
-    solver.adam_update(velocity, cache, ours.params, grads, 0.005, t=1)
+    velocity, cache = zeros(actual.params), zeros(actual.params)
+    start = flat(actual.params)
+    solver.adam_update(velocity, cache, actual.params, grads, 0.005, t=1)
     g = flat(grads[::-1])
     np.testing.assert_allclose(flat(velocity), 0.1 * g, rtol=1e-12)
     np.testing.assert_allclose(flat(cache), 0.001 * g**2, rtol=1e-12)
-    np.testing.assert_allclose(flat(ours.params), start - 0.005 * g / (np.abs(g) + 1e-4), rtol=1e-9)
+    np.testing.assert_allclose(flat(actual.params), start - 0.005 * g / (np.abs(g) + 1e-4), rtol=1e-9)
 
 
-def test_adam_refuses_one_list_for_both_moments():
+def test_adam_rejects_one_list_for_both_moments():
     net = Scripted(1)
     shared, before = zeros(net.params), flat(net.params)
     with pytest.raises(ValueError, match=r"^cache: expected arrays of its own"):
@@ -457,7 +457,7 @@ def test_adam_refuses_one_list_for_both_moments():
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_nothing_but_the_article_s_lines_is_printed(name, capsys):
+def test_only_the_lines_of_the_article_are_printed(name, capsys):
     train, learning_rate, options = LEARNERS[name]
     X, y = twelve_samples()
     train(Scripted(6), X, y, 4, 2, learning_rate, X_test=X[:8], y_test=y[:8] * 0, **options)
@@ -471,7 +471,7 @@ def test_nothing_but_the_article_s_lines_is_printed(name, capsys):
     assert captured.out == captured.err == ""
 
 
-def test_the_printed_loss_is_the_last_minibatch_s(capsys):
+def test_the_printed_loss_is_that_of_the_last_minibatch(capsys):
     class Counting(Scripted):
         def train_step(self, X, y):
             _, grads = super().train_step(X, y)
@@ -484,7 +484,7 @@ def test_the_printed_loss_is_the_last_minibatch_s(capsys):
 
 
 def printed_nesterov(net, X, y, minibatch_size, epoch, learning_rate, mu=0.9):
-    """With the printed nudge: along +mu * v where v is subtracted, and never taken back."""
+    """Nesterov momentum with the printed look-ahead: with the wrong sign, and not undone."""
     velocity = zeros(net.params)
     for _ in range(epoch):
         for X_batch, y_batch in solver.get_minibatches(X, y, minibatch_size):
@@ -500,15 +500,15 @@ def printed_nesterov(net, X, y, minibatch_size, epoch, learning_rate, mu=0.9):
 
 
 def test_nesterov_keeps_its_momentum():
-    # Scripted gradients do not depend on the parameters, so looking ahead must change nothing.
+    # Scripted gradients do not depend on the parameters, so the look-ahead must have no effect.
     X, y = twelve_samples()
     printed = flat(printed_nesterov(Scripted(9), X, y, 4, 3, 0.1).params)
     vanilla = flat(solver.sgd(Scripted(9), X, y, 4, 3, 0.1, verbose=False).params)
     momentum = flat(solver.sgd_momentum(Scripted(9), X, y, 4, 3, 0.1, verbose=False).params)
-    ours = solver.sgd_momentum(Scripted(9), X, y, 4, 3, 0.1, verbose=False, nesterov=True)
-    np.testing.assert_allclose(printed, vanilla, rtol=1e-10, atol=1e-13)  # Momentum has canceled.
+    actual = solver.sgd_momentum(Scripted(9), X, y, 4, 3, 0.1, verbose=False, nesterov=True)
+    np.testing.assert_allclose(printed, vanilla, rtol=1e-10, atol=1e-13)  # the momentum was canceled
     assert np.abs(momentum - vanilla).max() > 0.1
-    assert np.array_equal(flat(ours.params), momentum)  # To the last bit: parameters are put back.
+    assert np.array_equal(flat(actual.params), momentum)  # parameters are restored bit for bit
 
 
 def test_nesterov_looks_ahead_along_the_velocity():
@@ -524,7 +524,7 @@ def test_nesterov_looks_ahead_along_the_velocity():
 
 
 class Recording(TwoLayers):
-    """Records where it was asked for gradients."""
+    """Records the parameters at which gradients are computed."""
 
     def __init__(self, *sizes):
         super().__init__(*sizes)
@@ -535,25 +535,25 @@ class Recording(TwoLayers):
         return super().train_step(X, y)
 
 
-def test_nesterov_walks_the_path_of_the_reformulation(digits):
-    # With theta = p - mu * v, the look-ahead points are what fastopt.SGD(nesterov=True) visits.
+def test_nesterov_equals_the_reformulation(digits):
+    # With theta = p - mu * v, the look-ahead points are the parameters of fastopt.SGD(nesterov=True).
     X, _, y, _ = digits
     X, y = X[:100], y[:100]
     np.random.seed(1)
-    ours = Recording(64, 8, 10)
-    solver.sgd_momentum(ours, X, y, 16, 3, 0.05, verbose=False, nesterov=True)
+    actual = Recording(64, 8, 10)
+    solver.sgd_momentum(actual, X, y, 16, 3, 0.05, verbose=False, nesterov=True)
     np.random.seed(1)
-    theirs = Recording(64, 8, 10)
-    optimizer = fastopt.SGD(theirs.params, lr=0.05, momentum=0.9, nesterov=True)
+    reformulated = Recording(64, 8, 10)
+    optimizer = fastopt.SGD(reformulated.params, lr=0.05, momentum=0.9, nesterov=True)
     for _ in range(3):
         for X_batch, y_batch in solver.get_minibatches(X, y, 16):
-            _, grads = theirs.train_step(X_batch, y_batch)
+            _, grads = reformulated.train_step(X_batch, y_batch)
             optimizer.step(grads[::-1])
-    assert len(ours.seen_params) == len(theirs.seen_params) == 21
-    np.testing.assert_allclose(ours.seen_params, theirs.seen_params, rtol=1e-9, atol=1e-11)
+    assert len(actual.seen_params) == len(reformulated.seen_params) == 21
+    np.testing.assert_allclose(actual.seen_params, reformulated.seen_params, rtol=1e-9, atol=1e-11)
 
 
-def test_nesterov_is_faster_than_what_was_printed(digits):
+def test_nesterov_is_faster_than_the_printed_code(digits):
     X, _, y, _ = digits
 
     def loss(train, **options):
@@ -563,12 +563,12 @@ def test_nesterov_is_faster_than_what_was_printed(digits):
 
     vanilla = loss(solver.sgd, verbose=False)
     printed = loss(printed_nesterov)
-    ours = loss(solver.sgd_momentum, verbose=False, nesterov=True)
+    actual = loss(solver.sgd_momentum, verbose=False, nesterov=True)
     assert printed > 0.9 * vanilla
-    assert ours < 0.5 * printed
+    assert actual < 0.5 * printed
 
 
-def test_nesterov_puts_the_parameters_back_when_the_net_fails():
+def test_nesterov_restores_the_parameters_after_an_error():
     class Failing(Scripted):
         def train_step(self, X, y):
             if len(self.batches) == 2:
@@ -584,11 +584,11 @@ def test_nesterov_puts_the_parameters_back_when_the_net_fails():
 
 
 @pytest.mark.parametrize("mu", [0.0, lambda step: 0.5 + 0.1 * step], ids=["zero", "schedule"])
-def test_nesterov_takes_any_momentum(mu):
+def test_nesterov_accepts_any_momentum(mu):
     X, y = twelve_samples()
-    ours = solver.sgd_momentum(Scripted(3), X, y, 4, 1, 0.1, mu, False, nesterov=True)
+    actual = solver.sgd_momentum(Scripted(3), X, y, 4, 1, 0.1, mu, False, nesterov=True)
     momentum = solver.sgd_momentum(Scripted(3), X, y, 4, 1, 0.1, mu, False)
-    assert np.array_equal(flat(ours.params), flat(momentum.params))
+    assert np.array_equal(flat(actual.params), flat(momentum.params))
 
 
 # --- minibatches and accuracy --------------------------------------------------------------------
@@ -598,7 +598,7 @@ def test_nesterov_takes_any_momentum(mu):
 @pytest.mark.parametrize(
     ("size", "lengths"), [(1, [1] * 10), (4, [4, 4, 2]), (5, [5, 5]), (10, [10]), (99, [10])]
 )
-def test_minibatches_hold_every_sample_once(shape, size, lengths):
+def test_minibatches_contain_every_sample_once(shape, size, lengths):
     X = np.arange(np.prod(shape)).reshape(shape)
     y = np.arange(10)
     batches = solver.get_minibatches(X, y, size)
@@ -630,7 +630,7 @@ def test_accuracy():
         solver.accuracy([], [])
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- invalid arguments -----------------------------------------------------------------------------------
 
 X4, Y4 = np.zeros((4, 2)), np.zeros(4)
 BAD_TRAINING = [
@@ -651,7 +651,7 @@ BAD_TRAINING = [
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(("change", "error", "message"), BAD_TRAINING, ids=lambda v: str(v)[:40])
-def test_bad_arguments_are_refused_by_name(name, change, error, message, capsys):
+def test_invalid_arguments_are_rejected_by_name(name, change, error, message, capsys):
     arguments = {
         "X_train": X4,
         "y_train": Y4,
@@ -667,7 +667,7 @@ def test_bad_arguments_are_refused_by_name(name, change, error, message, capsys)
     assert capsys.readouterr().out == ""
 
 
-def test_no_epoch_is_no_training():
+def test_zero_epochs():
     net = Scripted(0)
     before = flat(net.params)
     assert solver.adam(net, X4, Y4, 2, 0, 0.1) is net
@@ -701,7 +701,7 @@ BAD_GRADS = [
 @pytest.mark.parametrize(
     ("spoil", "error", "message"), BAD_GRADS, ids=[message for *_, message in BAD_GRADS]
 )
-def test_gradients_of_another_nesting_are_refused_by_place(spoil, error, message):
+def test_gradients_with_another_nesting_are_rejected(spoil, error, message):
     net = Scripted(1)
     net.script[0] = spoil(net.script[0])
     before = flat(net.params)
@@ -732,7 +732,7 @@ UPDATES = {
     ],
     ids=["layers", "shape", "number", "strided"],
 )
-def test_bad_states_are_refused_by_place(name, spoil, error, place):
+def test_invalid_states_are_rejected(name, spoil, error, place):
     net = Scripted(1)
     before = flat(net.params)
     state = "velocity" if name in ("momentum", "adam-velocity") else "cache"
@@ -742,30 +742,30 @@ def test_bad_states_are_refused_by_place(name, spoil, error, place):
 
 
 @pytest.mark.parametrize(("t", "error"), [(0, ValueError), (1.0, TypeError)])
-def test_adam_refuses_a_bad_step_number(t, error):
+def test_adam_rejects_an_invalid_step_number(t, error):
     net = Scripted(1)
     with pytest.raises(error, match=r"^t: expected"):
         solver.adam_update(zeros(net.params), zeros(net.params), net.params, net.script[0], t=t)
 
 
-def test_adam_refuses_a_missing_step_number():
+def test_adam_rejects_a_missing_step_number():
     net = Scripted(1)
     with pytest.raises(TypeError, match="'t'"):
         solver.adam_update(zeros(net.params), zeros(net.params), net.params, net.script[0])
 
 
 @pytest.mark.parametrize("bad", [{"minibatch_size": 0}, {"y": np.zeros(3)}], ids=str)
-def test_get_minibatches_refuses_by_name(bad):
+def test_get_minibatches_checks_its_arguments(bad):
     with pytest.raises(ValueError, match=f"^{next(iter(bad))}: expected"):
         solver.get_minibatches(**{"X": X4, "y": Y4, "minibatch_size": 2} | bad)
 
 
-# --- the page -----------------------------------------------------------------------------------
+# --- documentation -----------------------------------------------------------------------------------
 
 PAGE = Path(__file__).parents[2] / "docs" / "article.md"
 
 
-def test_the_tests_named_on_the_page_exist():
+def test_tests_named_in_the_documentation_exist():
     named = re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8"))
     assert len(named) >= 6
     assert [name for name in named if name not in globals()] == []

@@ -1,4 +1,4 @@
-"""Surfaces: their gradients and minima, the paths down them, and the rates for those."""
+"""Surfaces: gradients, minima, paths and learning rates."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def grid(surface, count=9):
 
 @every_surface
 def test_gradients(surface):
-    """The functions are polynomials: an imaginary step gives their derivatives without cancellation."""
+    """Compare with complex-step derivatives, which have no cancellation."""
     x, y = grid(surface)
     step = 1e-20
     along_x, along_y = surface.gradient(x, y)
@@ -55,7 +55,7 @@ def test_distance_is_to_the_nearest_minimum():
 
 
 @every_surface
-def test_path_is_the_optimizers(surface):
+def test_path_consists_of_optimizer_steps(surface):
     path = descend(surface, lambda p: fastopt.Adam(p, lr=0.01), 20)
     point = np.array(surface.start)
     opt = fastopt.Adam(point, lr=0.01)
@@ -75,7 +75,7 @@ def test_steps_and_start():
     assert descend(surface, make, 0, (0.5, 0.25)).tolist() == [[0.5, 0.25]]
 
 
-def test_a_path_ends_where_it_diverges():
+def test_diverging_path_ends_early():
     path = descend(SURFACES["rosenbrock"], lambda p: fastopt.SGD(p, lr=1.0), 50)
     assert 1 < len(path) < 20
     with np.errstate(over="raise"):
@@ -102,7 +102,7 @@ def test_rates():
 
 @every_surface
 @pytest.mark.parametrize("rule", [fastopt.SGD, fastopt.RMSprop, fastopt.Adam])
-def test_the_rate_that_is_found(surface, rule):
+def test_find_rate(surface, rule):
     rate = find_rate(surface, rule)
     assert rate in RATES
     path = descend(surface, lambda p: rule(p, rate))
@@ -114,13 +114,13 @@ def test_the_rate_that_is_found(surface, rule):
     assert np.log(height + 1e-9).mean() < np.log(surface.value(*slower.T) - surface.least + 1e-9).mean()
 
 
-def test_a_rate_where_all_jump():
-    """Of nothing but jumps, the lowest."""
+def test_find_rate_with_jumps_only():
+    """If all paths have long steps, the lowest path is selected."""
     assert find_rate(SURFACES["beale"], lambda p, lr: fastopt.SGD(p, lr=1e3 * lr), 5) == RATES[0]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_every_rule_descends(name):
+def test_every_optimizer_descends(name):
     surface = SURFACES["beale"]
     rate = find_rate(surface, BY_NAME[name], 60)
     path = descend(surface, lambda p: BY_NAME[name](p, lr=rate), 60)

@@ -1,4 +1,4 @@
-"""fastopt.schedules: values against torch.optim.lr_scheduler and by hand, refusals, pickling."""
+"""fastopt.schedules: values compared with torch.optim.lr_scheduler and by hand, errors, pickling."""
 
 import copy
 import math
@@ -50,10 +50,10 @@ def torch_optimizer(lr):
 
 
 def torch_values(make, lr, steps):
-    """The learning rate of each of `steps` steps, as a torch training loop would use it."""
+    """Return the learning rate of each step in a training loop of torch."""
     optimizer = torch_optimizer(lr)
     with warnings.catch_warnings():
-        # SequentialLR warns of its own use of the scheduler's epoch argument.
+        # SequentialLR warns about its own use of a deprecated argument.
         warnings.simplefilter("ignore")
         scheduler = make(optimizer)
         values = [optimizer.param_groups[0]["lr"]]
@@ -182,13 +182,13 @@ PLATEAU = [
 def test_reduce_on_plateau_agrees_with_torch(options, metrics):
     schedule = s.ReduceOnPlateau(0.5, **options)
     optimizer = torch_optimizer(0.5)
-    theirs = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+    scheduler = lr_scheduler.ReduceLROnPlateau(optimizer, **options)
     for step, metric in enumerate(metrics):
         schedule.report(metric)
-        theirs.step(metric)
+        scheduler.step(metric)
         assert schedule(step) == optimizer.param_groups[0]["lr"]
-        assert schedule.num_bad_reports == theirs.num_bad_epochs
-        assert schedule.best == theirs.best
+        assert schedule.num_bad_reports == scheduler.num_bad_epochs
+        assert schedule.best == scheduler.best
 
 
 # --- by hand ------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ VALUES = [
     (s.LinearWarmup(4, 0.8, 0.0), {0: 0.0, 1: 0.2, 3: 0.6, 4: 0.8, 9: 0.8}),
     (s.LinearWarmup(4, s.Step(0.8, 2, 0.5), 0.5), {0: 0.4, 2: 0.6, 4: 0.8, 5: 0.8, 6: 0.4}),
     (s.LinearWarmup(2, lambda step: 1.0 + step, 0.0), {0: 0.0, 1: 0.5, 2: 1.0, 3: 2.0}),
-    # Up over 0..2 (0.3 * 10 - 1), down over 2..9, and held.
+    # Rises over steps 0 to 2 (0.3 * 10 - 1), falls over steps 2 to 9, then stays constant.
     (s.OneCycle(0.8, 10, 0.3, "linear", 8.0, 10.0), {0: 0.1, 1: 0.45, 2: 0.8, 9: 0.01, 99: 0.01}),
-    (s.OneCycle(0.8, 4, 0.25), {0: 0.8}),  # A rise without any length is over at once.
+    (s.OneCycle(0.8, 4, 0.25), {0: 0.8}),  # the rising phase has length 0
 ]
 
 
@@ -222,10 +222,10 @@ def test_values(schedule, expected):
 
 
 @given(step=st.integers(0, 10**15), steps=st.integers(1, 10**6), mult=st.integers(1, 5))
-def test_restart_positions_are_whole(step, steps, mult):
+def test_restart_positions_are_exact(step, steps, mult):
     current, cycle = s.CosineRestarts(1.0, steps, mult)._position(step)
     assert 0 <= current < cycle
-    # The cycles before this one and the position in it add up to the step.
+    # The previous cycles and the position in this cycle add up to the step.
     if mult == 1:
         assert cycle == steps and (step - current) % steps == 0
     else:
@@ -264,7 +264,7 @@ def test_every_public_name_is_in_the_tables():
 
 
 @pytest.mark.parametrize("schedule", ALL[:-1], ids=name_of)
-def test_stateless_schedules_cannot_be_changed(schedule):
+def test_stateless_schedules_are_immutable(schedule):
     with pytest.raises(AttributeError):
         schedule.lr = 1.0
 
@@ -277,7 +277,7 @@ def plateau_after(metrics, **options):
 
 
 @pytest.mark.parametrize("cut", range(9))
-def test_plateau_goes_on_from_its_state(cut):
+def test_plateau_resumes_from_its_state(cut):
     metrics = [1.0, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4]
     whole = plateau_after(metrics)
     again = plateau_after([])
@@ -287,7 +287,7 @@ def test_plateau_goes_on_from_its_state(cut):
     assert again == whole and again(0) < 0.5
 
 
-def test_warmup_keeps_the_state_of_what_follows():
+def test_warmup_has_the_state_of_the_next_schedule():
     schedule = s.LinearWarmup(2, plateau_after([1.0, 1.0, 1.0]), 0.0)
     assert [schedule(step) for step in (1, 2)] == [0.025, 0.05]
     fresh = s.LinearWarmup(2, plateau_after([]), 0.0)
@@ -311,7 +311,7 @@ def test_warmup_keeps_the_state_of_what_follows():
     ],
     ids=str,
 )
-def test_plateau_refuses_a_bad_state_and_keeps_its_own(change, error):
+def test_plateau_rejects_an_invalid_state(change, error):
     schedule = plateau_after([1.0, 0.5])
     before = copy.deepcopy(schedule)
     with pytest.raises(error, match=f"{next(iter(change))}|state"):
@@ -321,7 +321,7 @@ def test_plateau_refuses_a_bad_state_and_keeps_its_own(change, error):
         schedule.load_state_dict({})
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- invalid arguments -----------------------------------------------------------------------------------
 
 BAD = [
     (s.Constant, {"lr": -0.1}, ValueError, "lr"),
@@ -373,13 +373,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("kind", "options", "error", "name"), BAD, ids=str)
-def test_bad_arguments_are_refused_by_name(kind, options, error, name):
+def test_invalid_arguments_are_rejected_by_name(kind, options, error, name):
     with pytest.raises(error, match=f"^{re.escape(name)}: expected"):
         kind(**options)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=name_of)
-def test_bad_steps_are_refused(schedule):
+def test_invalid_steps_are_rejected(schedule):
     with pytest.raises(ValueError, match="step: expected"):
         schedule(-1)
     with pytest.raises(TypeError, match="step: expected"):
@@ -387,7 +387,7 @@ def test_bad_steps_are_refused(schedule):
 
 
 @pytest.mark.parametrize("metric", [None, "low", [1.0, 2.0]], ids=str)
-def test_bad_metrics_are_refused(metric):
+def test_invalid_metrics_are_rejected(metric):
     schedule = plateau_after([1.0])
     before = copy.deepcopy(schedule)
     with pytest.raises(TypeError, match="metric: expected"):
@@ -430,11 +430,11 @@ def test_an_optimizer_saves_the_state_of_a_schedule():
     assert fresh.params[0].tolist() == [-0.05] * 3
 
 
-# --- the page -----------------------------------------------------------------------------------
+# --- documentation -----------------------------------------------------------------------------------
 
 PAGE = Path(__file__).parents[2] / "docs" / "schedules.md"
 
 
-def test_the_page_names_every_schedule():
+def test_documentation_names_every_schedule():
     page = PAGE.read_text(encoding="utf-8")
     assert [name for name in s.__all__ if f"`{name}" not in page] == []
