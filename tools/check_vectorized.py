@@ -32,10 +32,10 @@ BITS = {"float": 32, "double": 64, "uint32_t": 32}
 LOOPS = {
     "kernels": ("sweep", "measure", "shape", "unitwise", "shrink", "average", "add_row"),
     "layers": (
-        "activate", "chain", "judge", "exponentials", "logarithms", "multiply_add", "subtract_max",
-        "normalize_row_backward", "shift_columns", "scale_columns", "affine_columns", "center_columns",
-        "center_columns_backward", "add_rows", "add_products", "add_squares", "column_moments",
-        "random_words", "drop", "convert_numbers", "add_multiple", "all_finite",
+        "activate", "multiply_derivative", "loss_elements", "exponentials", "logarithms", "multiply_add",
+        "subtract_max", "normalize_row_backward", "add_bias", "scale_columns", "affine", "normalize_columns",
+        "normalize_columns_backward", "column_sums", "sum_products", "sum_deviations", "column_moments",
+        "random_words", "drop", "convert_elements", "add_scaled", "all_finite",
     ),
 }  # fmt: skip
 LANES = {"kernels": ("sum_squares",), "layers": ("row_sum", "row_product", "row_max")}
@@ -88,18 +88,24 @@ def measure(module, isa):
     table = {}
     for start, end in blocks(lines, "static ", 1, len(lines)):
         head = lines[start - 1]
-        function = re.search(rf"{module}_{isa}_({'|'.join((*LOOPS[module], *LANES[module]))})\(", head)
-        if not function:
+        function = source_name(head)
+        if function not in LOOPS[module] and function not in LANES[module]:
             continue
-        variant = re.search(r"([A-Za-z]+)(?: const)? \*__pyx_v_(?:scalars|kind)\b", head)
+        variant = re.search(r"([A-Za-z]+)(?: const)? \*__pyx_v_(?:scalars|kind|tag)\b", head)
         dtype = re.findall(rf"\b({'|'.join(BITS)})(?: const)? \*", head)[-1]
-        if function[1] in LANES[module]:
+        if function in LANES[module]:
             bits = lanes_width(lines, start, end, BITS[dtype], loops, operations)
         else:
             bits = loop_width(lines, start, end, BITS[dtype], loops)
-        row = table.setdefault(f"{function[1]} {variant[1]}" if variant else function[1], {})
+        row = table.setdefault(f"{function} {variant[1]}" if variant else function, {})
         row[dtype] = min(bits, row.get(dtype, bits))
     return table
+
+
+def source_name(head):
+    """Name of a function in the Cython source; in C, length and name of its module or .pxd precede it."""
+    match = re.search(r"_core_(\d+)(\w+)\(", head)
+    return match[2][int(match[1]) + 1 :] if match else None
 
 
 def vectorized(source, assembly, isa):

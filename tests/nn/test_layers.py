@@ -1,16 +1,16 @@
-"""The trainer's elementwise kernels against formulas in higher precision, and against each other."""
+"""The layer kernels against formulas in higher precision, and against each other."""
 
 import math
 
 import numpy as np
 import pytest
-from layers import SMOOTHING, THRESHOLD, Criterion, Layers, Mask, block, everything
+from layers import SMOOTHING, THRESHOLD, Criterion, Dropout, Layers, block, everything
 
 from fastopt._core.dispatch import load, runnable
 from fastopt.nn._core import dispatch
 
 DTYPES = [np.float32, np.float64]
-# Rows shorter than any register, of odd length, longer than a tile; and few or many of them.
+# Rows that are shorter than a register, of odd length, or longer than a tile; few and many of them.
 SHAPES = [(1, 1), (7, 1), (3, 2), (128, 10), (5, 17), (33, 40), (2, 1030), (150, 7)]
 EXTENDED = np.finfo(np.longdouble).nmant > 52
 
@@ -27,20 +27,20 @@ def random(*shape, dtype=np.float64, seed=0):
     return np.random.default_rng((seed, *shape)).normal(0.0, 2.0, shape).astype(dtype)
 
 
-def close(found, expected, dtype, ulps=16):
-    """Whether an error is a few units in the last place, of the largest number where numbers cancel."""
+def assert_close(actual, expected, dtype, ulps=16):
+    """Compare up to a few ULP of each element and of the largest one, because terms may cancel."""
     np.testing.assert_allclose(
-        found,
+        actual,
         expected,
         rtol=ulps * np.finfo(dtype).eps,
         atol=ulps * np.finfo(dtype).eps * np.abs(expected).max(initial=0.0),
     )
 
 
-def ulps(found, expected):
-    """Largest error in units in the last place of `expected`, which is of a wider type."""
-    spacing = np.spacing(np.abs(expected).astype(found.dtype)).astype(expected.dtype)
-    return float(np.max(np.abs(found.astype(expected.dtype) - expected) / spacing))
+def max_ulps(actual, expected):
+    """Return the largest error in ULP; `expected` has a wider dtype."""
+    spacing = np.spacing(np.abs(expected).astype(actual.dtype)).astype(expected.dtype)
+    return float(np.max(np.abs(actual.astype(expected.dtype) - expected) / spacing))
 
 
 # --- Activations -----------------------------------------------------------------------------------
@@ -50,11 +50,11 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def normal(z):
+def normal_cdf(z):
     return erfc(-z / math.sqrt(2)) / 2
 
 
-def argument(z):
+def gelu_argument(z):
     return math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)
 
 
@@ -63,8 +63,8 @@ FORWARD = {
     "relu": lambda z: np.maximum(z, 0),
     "leaky_relu": lambda z: np.where(z > 0, z, 0.01 * z),
     "elu": lambda z: np.where(z > 0, z, np.expm1(np.minimum(z, 0))),
-    "gelu": lambda z: z * normal(z),
-    "gelu_tanh": lambda z: z * (1 + np.tanh(argument(z))) / 2,
+    "gelu": lambda z: z * normal_cdf(z),
+    "gelu_tanh": lambda z: z * (1 + np.tanh(gelu_argument(z))) / 2,
     "silu": lambda z: z * sigmoid(z),
     "tanh": np.tanh,
     "sigmoid": sigmoid,
@@ -74,10 +74,10 @@ BACKWARD = {
     "relu": lambda z: (z > 0).astype(z.dtype),
     "leaky_relu": lambda z: np.where(z > 0, 1.0, 0.01),
     "elu": lambda z: np.where(z > 0, 1.0, np.exp(np.minimum(z, 0))),
-    "gelu": lambda z: normal(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi),
+    "gelu": lambda z: normal_cdf(z) + z * np.exp(-z * z / 2) / math.sqrt(2 * math.pi),
     "gelu_tanh": lambda z: (
-        (1 + np.tanh(argument(z))) / 2
-        + z / 2 / np.cosh(argument(z)) ** 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
+        (1 + np.tanh(gelu_argument(z))) / 2
+        + z / 2 / np.cosh(gelu_argument(z)) ** 2 * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * z**2)
     ),
     "silu": lambda z: sigmoid(z) * (1 + z * (1 - sigmoid(z))),
     "tanh": lambda z: 1 - np.tanh(z) ** 2,
@@ -86,17 +86,19 @@ BACKWARD = {
 
 
 def forward(layers, name, z, b=None, in_place=False):
-    """The activation of a copy of z, and what is left of that copy."""
+    """Return a copy of z after the call, with the bias added, and the activation."""
     z = z.copy()
     a = z if in_place else np.empty_like(z)
-    layers.forward(layers.activations[name], block(z), b, z, a)
+    layers.activation_forward(layers.activations[name], block(z), b, z, a)
     return z, a
 
 
 def backward(layers, name, z, a, delta):
-    """The gradient by z, from z where it is needed, else from a alone."""
+    """Return the gradient with respect to z; kernels that do not need z get None."""
     delta = delta.copy()
-    layers.backward(layers.activations[name], block(a), z if name in layers.needs_z else None, a, delta)
+    layers.activation_backward(
+        layers.activations[name], block(a), z if name in layers.needs_z else None, a, delta
+    )
     return delta
 
 
@@ -113,13 +115,13 @@ def test_activation(layers, name, dtype):
         shifted, a = forward(layers, name, z, b)
         assert np.array_equal(shifted, z + b)
         expected = (z + b).astype(np.float64)
-        close(a, FORWARD[name](expected), dtype)
-        close(backward(layers, name, shifted, a, delta), delta * BACKWARD[name](expected), dtype)
+        assert_close(a, FORWARD[name](expected), dtype)
+        assert_close(backward(layers, name, shifted, a, delta), delta * BACKWARD[name](expected), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FORWARD)
-def test_activation_in_place_has_the_same_bits(layers, name, dtype):
+def test_activation_in_place_is_bit_identical(layers, name, dtype):
     for shape in SHAPES:
         z, b = random(*shape, dtype=dtype), random(shape[1], dtype=dtype)
         for bias in (None, b):
@@ -127,18 +129,18 @@ def test_activation_in_place_has_the_same_bits(layers, name, dtype):
 
 
 @pytest.mark.parametrize("name", FORWARD)
-def test_derivative_is_that_of_the_activation(layers, name):
+def test_derivative_matches_finite_differences(layers, name):
     z = random(9, 13)
     step = 1e-6
-    assert np.abs(z).min() > step  # away from where a derivative jumps
-    slope = (forward(layers, name, z + step)[1] - forward(layers, name, z - step)[1]) / (2 * step)
-    found = backward(layers, name, *forward(layers, name, z), np.ones_like(z))
-    np.testing.assert_allclose(found, slope, rtol=1e-7, atol=1e-8)
+    assert np.abs(z).min() > step  # no element near a jump of a derivative
+    derivative = (forward(layers, name, z + step)[1] - forward(layers, name, z - step)[1]) / (2 * step)
+    actual = backward(layers, name, *forward(layers, name, z), np.ones_like(z))
+    np.testing.assert_allclose(actual, derivative, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FORWARD)
-def test_activation_of_extremes(layers, name, dtype):
+def test_activation_of_extreme_values(layers, name, dtype):
     large = np.finfo(dtype).max
     z = np.array([[np.nan, -large, large, -1e4, 1e4, 0.0, np.inf]], dtype)
     a = forward(layers, name, z)[1][0]
@@ -153,16 +155,15 @@ def test_activation_of_extremes(layers, name, dtype):
     assert a[6] == (1.0 if name in ("tanh", "sigmoid") else np.inf)
 
 
-# The largest error, in units in the last place. Those of gelu and silu double, where the product with z
-# passes a power of two.
-BOUNDS = {"exp": 1.5, "elu": 1.5, "tanh": 3.0, "sigmoid": 2.5, "silu": 4.0, "gelu": 12.0}
+# Largest error in ULP. The errors of gelu and silu double where the product with z crosses a power of two.
+MAX_ULPS = {"exp": 1.5, "elu": 1.5, "tanh": 3.0, "sigmoid": 2.5, "silu": 4.0, "gelu": 12.0}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", BOUNDS)
-def test_error_in_units_in_the_last_place(layers, name, dtype):
+@pytest.mark.parametrize("name", MAX_ULPS)
+def test_error_in_ulps(layers, name, dtype):
     if dtype == np.float64 and not EXTENDED:
-        pytest.skip("needs a type that is wider than float64")
+        pytest.skip("needs a dtype wider than float64")
     wide = np.float64 if dtype == np.float32 else np.longdouble
     rng = np.random.default_rng(5)
     limit = -math.log(np.finfo(dtype).tiny) - 3
@@ -170,16 +171,16 @@ def test_error_in_units_in_the_last_place(layers, name, dtype):
         [rng.uniform(-limit, limit, 40000), rng.normal(0, 1, 40000), 10 ** rng.uniform(-6, 0, 20000)]
     )
     z = z[(z < 0) | (name != "elu")].astype(dtype)[None]
-    if name == "gelu":  # in double, the oracle itself is no better further down
+    if name == "gelu":  # below, the reference is not more accurate in float64
         z = np.maximum(z, dtype(-1.0 if dtype == np.float64 else -12.0))
     if name == "exp":
-        found = np.empty_like(z)
+        actual = np.empty_like(z)
         criterion = Criterion(layers.losses["poisson"], 1.0)
-        layers.loss(criterion, block(z), z, np.zeros_like(z), None, found)
+        layers.loss(criterion, block(z), z, np.zeros_like(z), None, actual)
         expected = np.exp(z.astype(wide))
     else:
-        found, expected = forward(layers, name, z)[1], FORWARD[name](z.astype(wide))
-    assert ulps(found, expected) < BOUNDS[name]
+        actual, expected = forward(layers, name, z)[1], FORWARD[name](z.astype(wide))
+    assert max_ulps(actual, expected) < MAX_ULPS[name]
 
 
 # --- Losses ----------------------------------------------------------------------------------------
@@ -191,8 +192,8 @@ def huber(z, y):
 
 
 def cross_entropy(z, y):
-    top = z.max(axis=1, keepdims=True)
-    log_p = z - top - np.log(np.exp(z - top).sum(axis=1, keepdims=True))
+    row_max = z.max(axis=1, keepdims=True)
+    log_p = z - row_max - np.log(np.exp(z - row_max).sum(axis=1, keepdims=True))
     target = (1 - SMOOTHING) * (y[:, None] == np.arange(z.shape[1])) + SMOOTHING / z.shape[1]
     return -target * log_p
 
@@ -233,29 +234,29 @@ def test_loss(layers, name, dtype):
             targets(name, shape, dtype),
             random(shape[0], dtype=dtype) ** 2,
         )
-        kept = z.copy()
+        saved = z.copy()
         expected = LOSSES[name](z.astype(np.float64), y.astype(np.float64))
         value, delta = loss(layers, name, z, y, scale=0.25)
-        close(value, expected.sum(), dtype)
+        assert_close(value, expected.sum(), dtype)
         weighted, scaled = loss(layers, name, z, y, weight, scale=0.25)
-        close(weighted, (expected * weight[:, None].astype(float)).sum(), dtype)
-        close(scaled, delta * weight[:, None].astype(float), dtype)
-        assert np.array_equal(z, kept)
+        assert_close(weighted, (expected * weight[:, None].astype(float)).sum(), dtype)
+        assert_close(scaled, delta * weight[:, None].astype(float), dtype)
+        assert np.array_equal(z, saved)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_gradient_is_that_of_the_loss(layers, name):
+def test_loss_gradient_matches_finite_differences(layers, name):
     shape, step = (6, 11), 1e-6
     z, y, weight = random(*shape), targets(name, shape, np.float64), np.arange(6.0)
-    found = loss(layers, name, z, y, weight, scale=0.5)[1]
-    for place in np.ndindex(shape):
+    actual = loss(layers, name, z, y, weight, scale=0.5)[1]
+    for index in np.ndindex(shape):
         shift = np.zeros(shape)
-        shift[place] = step
-        slope = loss(layers, name, z + shift, y, weight)[0] - loss(layers, name, z - shift, y, weight)[0]
-        assert found[place] == pytest.approx(0.5 * slope / (2 * step), rel=1e-7, abs=1e-7), place
+        shift[index] = step
+        derivative = loss(layers, name, z + shift, y, weight)[0] - loss(layers, name, z - shift, y, weight)[0]
+        assert actual[index] == pytest.approx(0.5 * derivative / (2 * step), rel=1e-7, abs=1e-7), index
 
 
-def test_pinball_loss_is_flat_where_it_is_met(layers):
+def test_pinball_loss_has_zero_gradient_at_the_target(layers):
     z = np.array([[1.0, 2.0, 3.0]])
     value, delta = loss(layers, "quantile", z, np.full_like(z, 2.0))
     assert delta.tolist() == [[-THRESHOLD, 0.0, 1 - THRESHOLD]]
@@ -265,11 +266,11 @@ def test_pinball_loss_is_flat_where_it_is_met(layers):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", LOSSES)
-def test_loss_of_what_is_not_finite(layers, name, bad, dtype):
+def test_loss_of_nonfinite_logits_is_nonfinite(layers, name, bad, dtype):
     for shape in [(3, 4), (2, 50)]:
-        for place in (0, shape[1] - 1):
+        for column in (0, shape[1] - 1):
             z, y = random(*shape, dtype=dtype), targets(name, shape, dtype)
-            z[1, place] = bad
+            z[1, column] = bad
             assert not math.isfinite(loss(layers, name, z, y)[0])
 
 
@@ -279,16 +280,16 @@ def test_losses_do_not_overflow(layers, dtype):
     value, delta = loss(layers, "binary_cross_entropy", z, np.array([[0.0, 1.0, 0.0]], dtype))
     assert value == pytest.approx(2e4 + math.log(2)) and delta.tolist() == [[1.0, -1.0, 0.5]]
     value, delta = loss(layers, "cross_entropy", z, np.array([1]))
-    even = SMOOTHING / 3
-    assert value == pytest.approx((1 - SMOOTHING + even) * 2e4 + even * 1e4)
-    assert delta[0] == pytest.approx([1 - even, SMOOTHING - 1 - even, -even])
+    uniform = SMOOTHING / 3
+    assert value == pytest.approx((1 - SMOOTHING + uniform) * 2e4 + uniform * 1e4)
+    assert delta[0] == pytest.approx([1 - uniform, SMOOTHING - 1 - uniform, -uniform])
 
 
 # --- Dropout ---------------------------------------------------------------------------------------
 
 
 def threefry(key, counter, rounds):
-    """Threefry-2x32 (Salmon et al. 2011) on arrays of uint32, as its definition says it."""
+    """Threefry-2x32 (Salmon et al. 2011) on arrays of uint32, transcribed from its definition."""
     keys = [np.uint32(key[0]), np.uint32(key[1])]
     keys.append(np.uint32(0x1BD11BDA) ^ keys[0] ^ keys[1])
     a, b = (np.atleast_1d(np.asarray(x, np.uint32)).copy() for x in counter)
@@ -315,14 +316,14 @@ def threefry(key, counter, rounds):
         (20, (0x243F6A88, 0x85A308D3), (0x13198A2E, 0x03707344), (0xC4923A9C, 0x483DF7A0)),
     ],
 )
-def test_known_answers_of_threefry(rounds, counter, key, expected):
-    """The vectors that the generator's authors published."""
+def test_threefry_known_answers(rounds, counter, key, expected):
+    """Test vectors published by the authors of the generator."""
     with np.errstate(over="ignore"):
         assert tuple(int(x[0]) for x in threefry(key, counter, rounds)) == expected
 
 
-def words(mask, first, count):
-    """Random words `first`, `first` + 1, ... of a mask: 64 from 32 counters, first words first."""
+def random_words(mask, first, count):
+    """Random words ``first, first + 1, ...`` of a mask; 32 counters give 64 words, first words first."""
     halves = [(mask.key & 0xFFFFFFFF, mask.key >> 32), (mask.step & 0xFFFFFFFF, mask.step >> 32)]
     i = np.arange(first, first + count, dtype=np.uint64)
     counter = i // np.uint64(64) * np.uint64(32) + i % np.uint64(32)
@@ -339,21 +340,21 @@ def drop(layers, mask, a, first=0, in_place=False):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dropout_keeps_what_the_generator_says(layers, dtype):
+def test_dropout_mask(layers, dtype):
     for rows, n, first, rate in [(5, 7, 0, 0.5), (3, 100, 11, 0.1), (40, 10, 2**40, 0.25), (2, 64, 1, 0.9)]:
-        mask = Mask(0x0123456789ABCDEF, 2**33 + 5, rate)
+        mask = Dropout(0x0123456789ABCDEF, 2**33 + 5, rate)
         a = random(rows, n, dtype=dtype)
-        kept = words(mask, first * n, rows * n).reshape(a.shape) >= rate * 2**32
+        kept = random_words(mask, first * n, rows * n).reshape(a.shape) >= rate * 2**32
         expected = np.where(kept, a * dtype(1 / (1 - rate)), 0)
         assert np.array_equal(drop(layers, mask, a, first), expected)
         assert np.array_equal(drop(layers, mask, a, first, in_place=True), expected)
 
 
-def test_rate_and_independence_of_dropout(layers):
-    """Each share within five standard deviations of what it should be."""
+def test_dropout_rate_and_independence(layers):
+    """Frequencies are within five standard deviations of their expectation."""
     ones = np.ones((1000, 100), np.float32)
     for rate in (0.0, 0.1, 0.5, 0.999):
-        kept = [drop(layers, Mask(*seed, rate), ones) > 0 for seed in [(1, 1), (1, 2), (2, 1)]]
+        kept = [drop(layers, Dropout(*seed, rate), ones) > 0 for seed in [(1, 1), (1, 2), (2, 1)]]
         pairs = [
             (kept[0], kept[1]),
             (kept[0], kept[2]),
@@ -373,29 +374,29 @@ def test_rate_and_independence_of_dropout(layers):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_normalization_of_rows(layers, shape, dtype):
+def test_layer_normalization(layers, shape, dtype):
     z, delta = random(*shape, dtype=dtype) + dtype(3), random(*shape, dtype=dtype, seed=1)
     wide = z.astype(np.longdouble)
     rstd = np.empty(shape[0], dtype)
     layers.normalize_rows(block(z), 1e-3, z, rstd)
     expected = 1 / np.sqrt(wide.var(axis=1) + 1e-3)
-    close(rstd, expected, dtype)
-    close(z, (wide - wide.mean(axis=1, keepdims=True)) * expected[:, None], dtype, 64)
-    found = delta.copy()
-    layers.normalize_rows_backward(block(z), z, rstd, found)
+    assert_close(rstd, expected, dtype)
+    assert_close(z, (wide - wide.mean(axis=1, keepdims=True)) * expected[:, None], dtype, 64)
+    actual = delta.copy()
+    layers.normalize_rows_backward(block(z), z, rstd, actual)
     wide, products = (
         delta.astype(np.longdouble),
         (delta * z.astype(np.longdouble)).mean(axis=1, keepdims=True),
     )
     expected = rstd[:, None] * (wide - wide.mean(axis=1, keepdims=True) - z * products)
     np.testing.assert_allclose(
-        found, expected, rtol=0, atol=64 * np.finfo(dtype).eps * abs(delta).max() * rstd.max()
+        actual, expected, rtol=0, atol=64 * np.finfo(dtype).eps * abs(delta).max() * rstd.max()
     )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_what_goes_column_by_column(layers, shape, dtype):
+def test_column_operations(layers, shape, dtype):
     rows, n = shape
     z, delta, vectors = (
         random(*shape, dtype=dtype),
@@ -411,7 +412,7 @@ def test_what_goes_column_by_column(layers, shape, dtype):
     layers.normalize_columns(x, a, b, out)
     assert np.array_equal(out, (z - a) * b)
     out = delta.copy()
-    layers.rescale(x, a, out)
+    layers.scale_columns(x, a, out)
     assert np.array_equal(out, a * delta)
     layers.normalize_columns_backward(x, z, b, c, d, 300.0, out := delta.copy())
     share = dtype(1 / 300)
@@ -420,7 +421,7 @@ def test_what_goes_column_by_column(layers, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sums_down_the_columns_go_row_by_row(layers, shape, dtype):
+def test_column_sums_are_taken_in_row_order(layers, shape, dtype):
     z, delta = random(*shape, dtype=dtype), random(*shape, dtype=dtype, seed=1)
     x = block(z)
     total, product, mean, squares = (np.empty(shape[1], dtype) for _ in range(4))
@@ -430,7 +431,7 @@ def test_sums_down_the_columns_go_row_by_row(layers, shape, dtype):
     layers.column_products(x, z, delta, total, product)
     assert np.array_equal(total, expected)
     assert np.array_equal(product, np.add.accumulate(delta * z, axis=0)[-1])
-    layers.moments(x, z, mean, squares)
+    layers.column_moments(x, z, mean, squares)
     assert np.array_equal(mean, np.add.accumulate(z, axis=0)[-1] / dtype(shape[0]))
     assert np.array_equal(squares, np.add.accumulate((z - mean) ** 2, axis=0)[-1])
 
@@ -441,55 +442,115 @@ def test_sums_down_the_columns_go_row_by_row(layers, shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 100, 1027])
 def test_vectors(layers, n, dtype):
-    wide = dtype == np.float64
     x, y = random(n, dtype=dtype), random(n, dtype=dtype, seed=1)
-    assert layers.squares(n, wide, x) == pytest.approx(math.fsum(x.astype(float) ** 2), rel=1e-14)
-    assert layers.finite(n, wide, x)
+    assert layers.sum_squares(n, x) == pytest.approx(math.fsum(x.astype(float) ** 2), rel=1e-14)
+    assert layers.all_finite(n, x)
     for i in {0, n // 2, n - 1} if n else ():
         for bad in (np.nan, np.inf, -np.inf):
-            spoiled = x.copy()
-            spoiled[i] = bad
-            assert not layers.finite(n, wide, spoiled)
+            damaged = x.copy()
+            damaged[i] = bad
+            assert not layers.all_finite(n, damaged)
     expected = y + dtype(0.3) * x
-    layers.add(n, wide, 0.3, x, y)
+    layers.add_scaled(n, 0.3, x, y)
     assert np.array_equal(y, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind, source", [(0, np.float32), (1, np.float64), (2, np.uint8)])
-def test_conversion(layers, kind, source, dtype):
+@pytest.mark.parametrize("code, source", [(0, np.float32), (1, np.float64), (2, np.uint8)])
+def test_conversion(layers, code, source, dtype):
     x = (np.arange(259) * 0.7).astype(source)
     y = np.empty(259, dtype)
-    layers.convert(x.size, kind, x, dtype == np.float64, y)
+    layers.convert(x.size, code, x, y)
     assert np.array_equal(y, x.astype(dtype))
 
 
-# --- The same bits ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows, size", [(1, 4), (8, 4), (13, 5)])
+def test_merged_moments_are_those_of_the_batch(layers, rows, size, dtype):
+    n, eps = 7, 1e-3
+    z = random(rows, n, dtype=dtype) + dtype(3)
+    blocks = [z[i : i + size] for i in range(0, rows, size)]
+    means, squares = np.empty((2, len(blocks), n), dtype)
+    for one, mean, square in zip(blocks, means, squares, strict=True):
+        layers.column_moments(block(one), one, mean, square)
+    mean, rstd = np.empty((2, n), dtype)
+    running_mean, running_variance = random(2, n, dtype=dtype)
+    before = running_mean.copy(), running_variance.copy()
+    layers.merge_moments(block(z), size, eps, 0.1, means, squares, mean, rstd, running_mean, running_variance)
+    wide = z.astype(np.longdouble)
+    variance = wide.var(axis=0)
+    assert_close(mean, wide.mean(axis=0), dtype)
+    assert_close(rstd, 1 / np.sqrt(variance + eps), dtype, 64)
+    assert_close(running_mean, 0.9 * before[0] + 0.1 * mean, dtype)
+    assert_close(running_variance, 0.9 * before[1] + 0.1 * variance * rows / max(rows - 1, 1), dtype, 64)
+    layers.reciprocal_std(n, eps, variance.astype(dtype), rstd)
+    assert_close(rstd, 1 / np.sqrt(variance.astype(dtype) + eps), dtype)
 
 
-def matrices(dtype):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_first_column_finite(layers, dtype):
+    for column, expected in [(0, False), (1, True)]:
+        for bad in (np.nan, np.inf, -np.inf):
+            z = random(5, 3, dtype=dtype)
+            assert layers.first_column_finite(block(z), z)
+            z[4, column] = bad
+            assert bool(layers.first_column_finite(block(z), z)) is expected
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sum_at(layers, dtype):
+    x = random(9, dtype=dtype)
+    index = np.array([8, 0, 3, 3])
+    assert layers.sum_at(9, None, x) == pytest.approx(x.astype(float).sum(), rel=1e-14)
+    assert layers.sum_at(4, index, x) == pytest.approx(x[index].astype(float).sum(), rel=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_expanded_row(layers, dtype):
+    columns, values = np.array([5, 1, 5, 7]), np.array([1, 2, 3, 4], dtype)
+    out = np.full(9, 8, dtype)
+    layers.expand_row(4, columns, values, 1, 7, out)
+    assert out.tolist() == [8, 2, 0, 0, 0, 4, 0, 8, 8]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (40, 37), (33, 5)])
+def test_transpose(layers, shape, dtype):
+    W = random(*shape, dtype=dtype)
+    out = np.empty(shape[::-1], dtype)
+    for begin in range(0, shape[0], 20):
+        layers.transpose(W, out, *shape, begin, min(begin + 20, shape[0]))
+    assert np.array_equal(out, W.T)
+
+
+# --- Bit-for-bit reproducibility ---------------------------------------------------------------------------
+
+
+def random_matrix(dtype):
     return lambda shape, seed: random(*shape, dtype=dtype, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500)])
-def test_instruction_sets_do_not_change_a_bit(shape, dtype):
+def test_results_are_equal_across_instruction_sets(shape, dtype):
     builds = [Layers(load("fastopt.nn._core.layers", isa)) for isa in runnable()]
-    expected, *others = (everything(layers, matrices(dtype), shape, [0, shape[0]]) for layers in builds)
-    for found in others:
-        assert all(map(np.array_equal, found, expected))
+    expected, *others = (everything(layers, random_matrix(dtype), shape, [0, shape[0]]) for layers in builds)
+    for actual in others:
+        assert all(map(np.array_equal, actual, expected))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(64, 10), (13, 1), (9, 37), (3, 1500), (150, 3)])
-def test_blocks_do_not_change_a_bit(layers, shape, dtype):
-    expected = everything(layers, matrices(dtype), shape, [0, shape[0]])
+def test_results_do_not_depend_on_blocks(layers, shape, dtype):
+    expected = everything(layers, random_matrix(dtype), shape, [0, shape[0]])
     for cuts in ([0, 1, shape[0]], [0, shape[0] // 3, shape[0] // 2, shape[0]], list(range(shape[0] + 1))):
-        for found, whole in zip(everything(layers, matrices(dtype), shape, cuts), expected, strict=True):
-            if whole.shape == (1,):  # losses are added up by the caller, block by block
-                assert found.sum() == pytest.approx(whole.sum(), rel=1e-6)
+        for actual, whole in zip(
+            everything(layers, random_matrix(dtype), shape, cuts), expected, strict=True
+        ):
+            if whole.shape == (1,):  # the caller adds the losses of the blocks
+                assert actual.sum() == pytest.approx(whole.sum(), rel=1e-6)
             else:
-                assert np.array_equal(found, whole)
+                assert np.array_equal(actual, whole)
 
 
 # --- Parity ------------------------------------------------------------------------------------------------
@@ -507,10 +568,10 @@ def test_activation_agrees_with_torch(layers, name):
     leaf = torch.tensor(z, requires_grad=True)
     expected = function(leaf)
     expected.backward(torch.tensor(delta))
-    found = forward(layers, name, z)
-    np.testing.assert_allclose(found[1], expected.detach().numpy(), rtol=1e-12, atol=1e-12)
+    actual = forward(layers, name, z)
+    np.testing.assert_allclose(actual[1], expected.detach().numpy(), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(
-        backward(layers, name, *found, delta), leaf.grad.numpy(), rtol=1e-12, atol=1e-12
+        backward(layers, name, *actual, delta), leaf.grad.numpy(), rtol=1e-12, atol=1e-12
     )
 
 

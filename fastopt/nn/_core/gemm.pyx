@@ -1,7 +1,7 @@
 """Matrix products through the BLAS of NumPy, or through `numpy.matmul` if that BLAS is unknown.
 
-Every product runs on the thread that calls it: the network's passes parallelize over blocks of samples and over
-tiles of weights, and a BLAS with threads of its own would compete with the pool.
+Every product runs on the thread that calls it: the network's passes parallelize over blocks of samples and
+over tiles of weights, and a BLAS with threads of its own would compete with the pool.
 """
 cimport cython
 from cpython.buffer cimport PyBUF_WRITE
@@ -103,7 +103,7 @@ cdef class Blas:
     ilp64 : bool, default False
         Whether its integers have 64 bits.
     small : int, default 0
-        The BLAS multiplies without packing if a product takes up to so many multiplications; 0 if it always packs.
+        The BLAS does not pack products of up to so many multiplications; 0 if it always packs.
     """
 
     def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, bint ilp64=False,

@@ -7,7 +7,6 @@ from typing_extensions import disjoint_base
 from fastopt._core.typing import AnyArray, Array
 from fastopt.nn._core.gemm import Blas
 
-KINDS: dict[np.dtype[Any], int]
 NORMS: dict[str | None, int]
 
 @disjoint_base
@@ -23,12 +22,12 @@ class Source:
 class Pass:
     step: int
     def __new__(
-        cls, kernels: object, blas: Blas, wide: bool, training: bool, layers: list[tuple[Any, ...]]
+        cls, kernels: object, blas: Blas, is_f64: bool, training: bool, layers: list[tuple[Any, ...]]
     ) -> Pass: ...
     def set_dropout_state(self, step: int, keys: list[int]) -> None: ...
     def train(
         self, source: Source, index: NDArray[np.int64] | None, begin: int, rows: int,
-        criterion: tuple[int, float, float, float], l2: float, lent: int = 0,
+        criterion: tuple[int, float, float, float], l2: float, lease: int = 0,
     ) -> float | None: ...
     def outputs(
         self, source: Source, begin: int, rows: int, criterion: tuple[int, float, float, float] | None = None

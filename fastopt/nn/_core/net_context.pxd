@@ -1,0 +1,119 @@
+"""The state of a network's pass as its threads see it: plain C structs, and addresses in the matrices."""
+from libc.stdint cimport int64_t
+
+from fastopt._core.span cimport StepLease
+from fastopt.nn._core.gemm cimport Gemm, Matrix
+from fastopt.nn._core.layer_kernels cimport Block, Criterion, DataType, Dropout, LayerKernels
+
+cdef enum Norm:
+    NO_NORM, LAYER_NORM, BATCH_NORM
+
+
+cdef enum Opcode:
+    # Operations on one block.
+    GATHER, ADD_PARTIAL, MATMUL, MOMENTS, ACTIVATE, LOSS, ACTIVATION_BACKWARD, BATCH_NORM_BACKWARD, INPUT_GRAD,
+    # Operations that need the results of all blocks.
+    MERGE_MOMENTS, MERGE_PRODUCTS
+
+
+cdef struct Op:
+    Opcode opcode
+    int layer
+
+
+cdef struct WeightTile:
+    # Rows [begin, end) of a layer's weights, whose gradient is one task; begin = end: all its vectors.
+    int layer
+    int param                   # index of the layer's first array among all parameters
+    Py_ssize_t begin
+    Py_ssize_t end
+
+
+cdef struct Layer:
+    Py_ssize_t inputs
+    Py_ssize_t outputs
+    int activation
+    int norm
+    bint keeps_z                # the derivative of the activation needs z
+    bint drops                  # dropout is applied
+    Dropout dropout
+    char* W                     # parameters and their gradients
+    char* b
+    char* scale
+    char* dW
+    char* db
+    char* dscale
+    char* running_mean          # of batch normalization, for predictions
+    char* running_variance
+    # Matrices have a row per sample. z, h, a and out share memory as far as norm, keeps_z and dropout permit.
+    char* transposed            # W.T, for a BLAS that multiplies small matrices without packing; or NULL
+    char* z                     # inputs W, normalized if the layer has a norm
+    char* h                     # argument of the activation
+    char* a                     # output of the activation
+    char* out                   # after dropout
+    char* delta                 # gradient with respect to out, then a, then z
+    char* rstd                  # per sample for layer normalization, per column for batch normalization
+    char* mean
+    char* block_sums            # per block: sums of delta over its samples; in the forward pass means of z
+    char* block_products        # per block: sums of delta z; in the forward pass squared deviations of z
+
+
+cdef struct Batch:
+    DataType dtype              # of the inputs
+    const char* source_X        # the data set, or the batch itself if `index` is NULL
+    const int64_t* columns      # of a sparse matrix: column of each stored element
+    const int64_t* indptr       # and where each row begins
+    const char* source_y
+    const char* source_weight
+    const int64_t* index        # samples of the batch; NULL: consecutive samples
+    Py_ssize_t rows
+    Py_ssize_t y_bytes          # per sample
+    bint copied                 # the inputs are gathered or converted into `x`
+    char* x                     # inputs, targets and weights in the order of the batch
+    char* y
+    char* weight
+
+
+cdef struct NetContext:
+    LayerKernels kernels
+    const Gemm* gemm
+    DataType dtype              # of the network
+    Py_ssize_t itemsize
+    bint training
+    double eps                  # of layer and batch normalization
+    double momentum             # weight of a batch in the running averages
+    Layer* layers
+    Py_ssize_t depth
+    Op* ops
+    Py_ssize_t op_begin, op_end     # operations that are run now
+    WeightTile* tiles
+    Py_ssize_t n_tiles
+    double* penalties           # per tile: sum of the squared weights
+    double l2
+    Batch batch
+    Py_ssize_t block_rows
+    Py_ssize_t n_blocks
+    double* losses              # per block
+    Criterion criterion
+    Py_ssize_t split_col        # columns below and from it on are multiplied apart in the first layer; 0: not
+    char* partial_z             # products of the columns from split_col on
+    bint not_finite             # the inputs hold NaN or Inf
+    const StepLease* lease      # parameters are updated along with their gradients; or NULL
+
+
+cdef inline char* inputs_of(const NetContext* ctx, Py_ssize_t i) noexcept nogil:
+    return ctx.batch.x if i == 0 else ctx.layers[i - 1].out
+
+
+cdef inline char* row_ptr(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
+    """Address of a row in a matrix with n columns."""
+    return matrix + row * n * ctx.itemsize
+
+
+cdef inline Matrix rows_from(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
+    """The rows of a matrix with n columns from `row` on."""
+    return Matrix(row_ptr(ctx, matrix, row, n), n, False)
+
+
+cdef inline Block block_of(const NetContext* ctx, const Layer* layer, Py_ssize_t part) noexcept nogil:
+    return Block(min(ctx.block_rows, ctx.batch.rows - part * ctx.block_rows), layer.outputs)
