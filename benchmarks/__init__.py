@@ -1,1 +1,1 @@
-"""Measurements: `step.py` beside other libraries, `bench_steps.py` along the history (asv)."""
+"""The measurements of fastopt: ``python -m benchmarks --help``."""

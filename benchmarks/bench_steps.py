@@ -1,113 +1,74 @@
-"""Steps for airspeed velocity (``asv run``, see ``asv.conf.json``): the history of fastopt alone.
-
-Beside other libraries, and beside the limit of memory, ``fastopt bench`` measures. The works are the
-same. Every page is written in `setup`, gradients are the same objects at every step.
-"""
-
-import numpy as np
+"""Steps for airspeed velocity (``asv run``, see ``asv.conf.json``): the history of fastopt alone."""
 
 import fastopt
-from fastopt.bench.steps import AVERAGE, DENORMAL, MAX_NORM, WORKS, find_work, make_numbers
-
-ADAM_WORKS = [work.name for work in WORKS if work.kind == "adam" and not work.denormal]
-CLIP_WORKS = [work.name for work in WORKS if work.kind == "clip"]
-WARM_UP = 3             # untimed steps
+from benchmarks.contenders.fastopt import FastOpt
+from benchmarks.steps import DENORMAL, WORKLOADS, StepBench, find
+from fastopt.cli.bench_worker import make_arrays
 
 
 class Adam:
     """A plain step, on all cores and on one."""
 
-    params = (ADAM_WORKS, [1, 2])
-    param_names = ("work", "threads")
+    params = ([w.name for w in WORKLOADS if w.kind == "adam" and not w.denormal], [1, 2])
+    param_names = ("workload", "threads")
     timeout = 300
 
-    def setup(self, work, threads):
+    def setup(self, workload, threads):
         self.before = fastopt.get_num_threads()
-        fastopt.set_num_threads(threads)
-        params, self.grads = make_numbers(find_work(work))
-        self.opt = fastopt.Adam(params)
-        for _ in range(WARM_UP):
-            self.opt.step(self.grads)
+        self.step = StepBench(FastOpt(threads), find(workload)).steps["step"]
 
-    def teardown(self, work, threads):
+    def teardown(self, workload, threads):
         fastopt.set_num_threads(self.before)
 
-    def time_step(self, work, threads):
-        self.opt.step(self.grads)
+    def time_step(self, workload, threads):
+        self.step()
 
 
-class Rules:
-    """A step of each rule on one array of a million: they differ by the bytes they move."""
+class Optimizers:
+    """A step of several optimizers on one array of a million elements."""
 
     params = (["SGD", "momentum", "Adagrad", "RMSprop", "Adam", "AdamW"], ["float32", "float64"])
-    param_names = ("rule", "dtype")
+    param_names = ("optimizer", "dtype")
 
-    def setup(self, rule, dtype):
-        work = find_work("1e6")
-        params, grads = ([a.astype(dtype) for a in arrays] for arrays in make_numbers(work))
-        self.grads = grads
-        momentum = {"momentum": 0.9} if rule == "momentum" else {}
-        self.opt = getattr(fastopt, "SGD" if rule == "momentum" else rule)(params, **momentum)
-        for _ in range(WARM_UP):
-            self.opt.step(self.grads)
+    def setup(self, optimizer, dtype):
+        params, self.grads = ([a.astype(dtype) for a in arrays] for arrays in make_arrays([(1_000_000,)]))
+        options = {"momentum": 0.9} if optimizer == "momentum" else {}
+        self.opt = getattr(fastopt, "SGD" if options else optimizer)(params, **options)
+        self.opt.step(self.grads)
 
-    def time_step(self, rule, dtype):
+    def time_step(self, optimizer, dtype):
         self.opt.step(self.grads)
 
 
-class Clip:
-    """Clipping, AdamW, a zeroed gradient and an average: one step, from fresh gradients.
+class Changing:
+    """Steps that change what they are timed on: each is timed alone, after a `setup` of its own.
 
-    The step zeroes its gradients, and zeros are not clipped: so each step is timed alone, after a
-    `setup` that makes them anew.
+    Clipping zeroes the gradients, which would not be clipped again; a step with denormal state flushes it.
     """
 
-    params = (CLIP_WORKS,)
-    param_names = ("work",)
+    params = (["clip-mlp", "clip-4e7", "denormal"],)
+    param_names = ("workload",)
     number = 1
-    warmup_time = 0.0       # a warm-up would run the step twice after one setup
+    warmup_time = 0.0
     timeout = 300
 
-    def setup(self, work):
-        params, self.grads = make_numbers(find_work(work))
-        kept = [g.copy() for g in self.grads]
-        self.opt = fastopt.AdamW(params, ema=AVERAGE)
-        for _ in range(WARM_UP):
-            self.opt.step(self.grads, max_norm=MAX_NORM, zero_grad=True)
-            for g, k in zip(self.grads, kept, strict=True):
-                np.copyto(g, k)
+    def setup(self, workload):
+        bench = StepBench(FastOpt(fastopt.get_num_threads()), find(workload))
+        self.step = bench.steps["step"]
+        bench.refill() if bench.refill else bench.contender.fill_state(DENORMAL)
 
-    def time_step(self, work):
-        self.opt.step(self.grads, max_norm=MAX_NORM, zero_grad=True)
-
-
-class Denormal:
-    """Adam with both moments full of denormals: to cost what the step on 4e6 normal numbers does."""
-
-    number = 1
-    warmup_time = 0.0       # one step flushes them
-
-    def setup(self):
-        params, self.grads = make_numbers(find_work("denormal"))
-        self.opt = fastopt.Adam(params)
-        for _ in range(WARM_UP):
-            self.opt.step(self.grads)
-        for state in self.opt.state:
-            state["exp_avg"].fill(DENORMAL)
-            state["exp_avg_sq"].fill(DENORMAL)
-
-    def time_step(self):
-        self.opt.step(self.grads)
+    def time_step(self, workload):
+        self.step()
 
 
 class Construct:
-    """Making an optimizer: its arrays resolved, its state laid out."""
+    """The construction of an optimizer: its arrays are resolved and its state is allocated."""
 
     params = (["1e3", "mlp", "100x1024", "resnet50"],)
-    param_names = ("work",)
+    param_names = ("workload",)
 
-    def setup(self, work):
-        self.arrays, _ = make_numbers(find_work(work))
+    def setup(self, workload):
+        self.arrays = find(workload).make_params()
 
-    def time_adam(self, work):
+    def time_adam(self, workload):
         fastopt.Adam(self.arrays)

@@ -1,27 +1,26 @@
-"""scikit-learn's MLPs and fastopt's side by side: scores over ten seeds, and times, as tables.
+"""Compare the MLPs of scikit-learn and fastopt: scores over seeds, and times; the tables of
+docs/scikit-learn.md.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/sklearn_parity.py [seeds]
-
-A seed draws the split into training and test rows, the first weights and the order of the rows. Half
-of the rows are tested on. Scores are the estimators' own: accuracy, or R2. Times are medians of
-seven fits, the three in turn.
+A seed determines the split into training and test samples, the initial weights and the order of the
+samples. Half of the samples are for testing. Scores are those of the estimators: accuracy, or R2. Times are
+medians of seven fits, the contenders in turn. Set OPENBLAS_NUM_THREADS=1.
 """
 
-import sys
 import time
 import warnings
 from statistics import fmean, median, stdev
 
 import numpy as np
 import sklearn
-import sklearn.neural_network as theirs
+import sklearn.neural_network as reference
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import scale
 
 import fastopt
-import fastopt.sklearn as ours
+import fastopt.sklearn
+from fastopt.cli.options import positive_int
 
 TASKS = {
     "digits": ("MLPClassifier", load_digits),
@@ -37,7 +36,7 @@ NETS = [([64, 100, 10], 200), ([784, 256, 128, 10], 128), ([784, 256, 128, 10], 
 
 
 def measure(module, kind, data, params, seed):
-    """Return a fit's score and seconds."""
+    """Return the score and the seconds of a fit."""
     X, y = data(return_X_y=True)
     y = scale(y) if kind == "MLPRegressor" else y
     X, X_test, y, y_test = train_test_split(scale(X), y, test_size=0.5, random_state=seed)
@@ -48,7 +47,7 @@ def measure(module, kind, data, params, seed):
 
 
 def time_fits(module, dtype, widths, batch):
-    """Return the milliseconds that an epoch of 2560 random rows takes."""
+    """Return the milliseconds per epoch of 2560 random samples."""
     rng = np.random.default_rng(0)
     X, y = rng.random((2560, widths[0])).astype(dtype), rng.integers(widths[-1], size=2560)
     model = module.MLPClassifier(widths[1:-1], batch_size=batch, max_iter=2, random_state=0)
@@ -58,18 +57,18 @@ def time_fits(module, dtype, widths, batch):
 
 
 def compare_times():
-    """Print what an epoch takes with scikit-learn, with scikit-learn patched, and with fastopt."""
+    """Print the time of an epoch with scikit-learn, with scikit-learn patched, and with fastopt."""
     print("\n| net | batch | type | scikit-learn | after `patch()` | fastopt |")
     print("|---|---|---|---|---|---|")
     for widths, batch in NETS:
         for dtype in ("float64", "float32"):
             times = []
             for _ in range(7):
-                own = time_fits(theirs, dtype, widths, batch)
-                ours.patch()
-                patched = time_fits(theirs, dtype, widths, batch)
-                ours.unpatch()
-                times.append((own, patched, time_fits(ours, dtype, widths, batch)))
+                own = time_fits(reference, dtype, widths, batch)
+                fastopt.sklearn.patch()
+                patched = time_fits(reference, dtype, widths, batch)
+                fastopt.sklearn.unpatch()
+                times.append((own, patched, time_fits(fastopt.sklearn, dtype, widths, batch)))
             cells = " | ".join(f"{median(column):.0f} ms" for column in zip(*times, strict=True))
             print(f"| {'-'.join(map(str, widths))} | {batch} | {dtype} | {cells} |", flush=True)
 
@@ -82,7 +81,7 @@ def compare_scores(seeds):
     for name, (kind, data) in TASKS.items():
         for solver, params in SOLVERS.items():
             pairs = [
-                [measure(module, kind, data, params, seed) for module in (theirs, ours)]
+                [measure(module, kind, data, params, seed) for module in (reference, fastopt.sklearn)]
                 for seed in range(seeds)
             ]
             columns = [[pair[i][0] for pair in pairs] for i in (0, 1)]
@@ -92,7 +91,11 @@ def compare_scores(seeds):
             print(f"| {name} | {solver} | {means[0]} | {means[1]} | {worst:.1g} | {ratio:.1f} |", flush=True)
 
 
-if __name__ == "__main__":
+def add_options(command):
+    command.add_argument("--seeds", type=positive_int, default=10, metavar="N", help="(default: %(default)s)")
+
+
+def run(options):
     warnings.simplefilter("ignore", ConvergenceWarning)
-    compare_scores(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+    compare_scores(options.seeds)
     compare_times()

@@ -1,42 +1,41 @@
-"""``python benchmarks/sparse_rows.py``: a step on some rows of a table, beside a step on the whole table.
+"""Time a step on some rows of a table, next to a step on the whole table: the table of docs/sparse-rows.md.
 
-With ``--torch``, the same of torch.optim on sparse gradients, in a process that has no other threads.
-Microseconds, medians; every step has other rows, at random, so that they come from main memory.
+With ``--torch`` measure torch.optim on sparse gradients instead, in a process without the threads of
+fastopt. Times are medians in microseconds. Each step has other random rows, so that they come from main
+memory.
 """
 
-import argparse
-import sys
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 import fastopt
+from fastopt.cli.options import positive_int
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of the table")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--touched", type=int, default=1024, help="rows of a step")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--torch", action="store_true")
-    options = parser.parse_args()
+def add_options(command):
+    add = command.add_argument
+    add("--rows", type=positive_int, default=1_000_000, help="rows of the table (default: %(default)s)")
+    add("--width", type=positive_int, default=64, help="(default: %(default)s)")
+    add("--active", type=positive_int, default=1024, help="rows per step (default: %(default)s)")
+    add("--threads", type=positive_int, default=1, help="(default: %(default)s)")
+    add("--torch", action="store_true", help="measure torch.optim")
+
+
+def run(options):
     fastopt.set_num_threads(options.threads)
     for name, microseconds in (in_torch if options.torch else in_fastopt)(options):
         print(f"{name:34}{microseconds:12,.0f}", flush=True)
 
 
 def batches(options, count):
-    """Rows and their gradients; half of the rows come from a hundredth of the table, as words do."""
+    """Yield rows and gradients; half of the rows are from a hundredth of the table, like frequent words."""
     rng = np.random.default_rng(0)
     for _ in range(count):
-        rows = rng.integers(0, options.rows, options.touched)
+        rows = rng.integers(0, options.rows, options.active)
         rows[::2] //= 100
-        yield rows, rng.standard_normal((options.touched, options.width)).astype(np.float32)
+        yield rows, rng.standard_normal((options.active, options.width)).astype(np.float32)
 
 
 def timed(call, batches, count):
@@ -57,28 +56,28 @@ def in_fastopt(options):
         "Adam, lazy": lambda: fastopt.Adam(table),
     }
     for name, make in makes.items():
-        opt = touched(make())
+        opt = with_state(make())
         step = lambda rows, g, opt=opt: opt.step_rows(table, rows, g)  # noqa: E731
         yield name, timed(step, batches(options, 100), 80)
-    opt = touched(fastopt.Adam(table, sparse="exact"))
-    ahead = []
+    opt = with_state(fastopt.Adam(table, sparse="exact"))
+    replay_times = []
 
     def exact(rows, g):
         start = perf_counter()
         opt.catch_up(table, rows)
-        ahead.append(perf_counter() - start)
+        replay_times.append(perf_counter() - start)
         opt.step_rows(table, rows, g)
 
-    yield "Adam, exact, catching up included", timed(exact, batches(options, 1000), 300)
-    yield "  of which catching up", 1e6 * median(ahead[-300:])
-    opt, whole = touched(fastopt.Adam(table)), np.zeros_like(table)
+    yield "Adam, exact, with catching up", timed(exact, batches(options, 1000), 300)
+    yield "  of which catching up", 1e6 * median(replay_times[-300:])
+    opt, whole = with_state(fastopt.Adam(table)), np.zeros_like(table)
     yield "Adam, a dense step", timed(lambda *_: opt.step(whole), batches(options, 8), 5)
-    opt = touched(fastopt.Adam(table, sparse="dense"))
+    opt = with_state(fastopt.Adam(table, sparse="dense"))
     yield 'Adam, sparse="dense"', timed(lambda rows, g: opt.step_rows(table, rows, g), batches(options, 8), 5)
 
 
-def touched(opt):
-    """Have every page of the state in memory, as it is after some steps."""
+def with_state(opt):
+    """Write every page of the state, as some steps would."""
     for state in opt.state:
         for array in state.values():
             array[...] = 1e-12
@@ -101,7 +100,3 @@ def in_torch(options):
             opt.step()
 
         yield f"torch {name}", timed(step, batches(options, 200), 80)
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,7 @@ COMMANDS = {
     "predict": ("fastopt.cli.predict", "print the predictions of a trained network"),
     "compare": ("fastopt.cli.compare", "train with six optimizers and compare the results"),
     "lr-find": ("fastopt.cli.lr_find", "suggest a learning rate"),
-    "bench": ("fastopt.bench", "time optimizer steps and compare with other libraries"),
+    "bench": ("fastopt.cli.bench", "time optimizer steps and compare with other libraries"),
     "info": ("fastopt.cli.info", "print versions, instruction set, threads and BLAS"),
 }
 

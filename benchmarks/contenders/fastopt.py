@@ -1,0 +1,58 @@
+"""fastopt."""
+
+from functools import partial
+
+from benchmarks.contenders import AVERAGE, DECAY, MAX_NORM, StepContender, TrainingContender, bench_worker
+from fastopt.cli.bench_worker import BETA1, BETA2, EPS, LR
+
+
+class FastOpt(StepContender, bench_worker.FastOpt):
+    """fastopt."""
+
+    def clip(self, params, grads):
+        self.p = params
+        self.save_grads(grads)
+        self.opt = self.fastopt.AdamW(
+            params, lr=LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY, ema=AVERAGE
+        )
+        return {"step": partial(self.opt.step, grads, max_norm=MAX_NORM, zero_grad=True)}
+
+    def fill_state(self, value):
+        for state in self.opt.state:
+            state["exp_avg"].fill(value)
+            state["exp_avg_sq"].fill(value)
+
+
+class FastOptOptimizer(FastOpt):
+    """fastopt."""
+
+    @classmethod
+    def supports(cls, workload):
+        return True
+
+    def setup(self, workload):
+        self.p, self.g = workload.make_params(), workload.gradient(0).copy()
+        self.opt = getattr(self.fastopt, workload.optimizer)(self.p, **workload.options)
+        return {"step": partial(self.opt.step, [self.g])}
+
+
+class FastOptTraining(TrainingContender, bench_worker.FastOpt):
+    """fastopt.Trainer with fastopt.MLP and fastopt.Adam."""
+
+    def setup(self, workload):
+        super().setup(workload)
+        self.net = self.fastopt.MLP(workload.sizes, activation="relu", loss="cross_entropy")
+        for layer, initial in zip(self.net.params, workload.make_params(), strict=True):
+            for array, values in zip(layer, initial, strict=True):
+                array[...] = values
+        opt = self.fastopt.Adam(self.net.params, lr=LR, betas=(BETA1, BETA2), eps=EPS)
+        self.fit = partial(
+            self.fastopt.Trainer(self.net, opt).fit, self.X, self.y, workload.batch, verbose=0, seed=0,
+            training_accuracy=False,
+        )
+
+    def train(self, epochs):
+        self.fit(epochs=epochs)
+
+    def params(self):
+        return self.net.params
