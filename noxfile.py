@@ -138,7 +138,7 @@ def docs(session):
 
 @nox.session(default=False)
 def bench(session):
-    """Times of the steps beside those of another commit, in turns: nox -s bench -- main [FILE]"""
+    """Times of steps and training relative to another commit, in turns: nox -s bench -- main [FILE]"""
     base, *paths = session.posargs
     there = Path(session.create_tmp()).resolve()
     session.run("git", "archive", "-o", f"{there}/base.tar", base, external=True)

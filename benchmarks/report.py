@@ -168,8 +168,8 @@ def denormal_note(run):
 OPTIMIZERS_CAPTION = (
     "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, per "
     "parameter; limit: these streams with almost no arithmetic; ratio: fastopt's time over the limit's; "
-    "torch: the fastest of its modes for the optimizer; gain: its time over fastopt's; over default: time of torch "
-    "without a mode, one tensor at a time, over fastopt's."
+    "torch: the fastest of its modes for the optimizer; gain: its time over fastopt's; over default: time of "
+    "torch without a mode, one tensor at a time, over fastopt's."
 )
 
 

@@ -27,7 +27,10 @@ IN_WHEEL = {
     "fastopt/py.typed", "fastopt/nn/digits.npz", "fastopt/nn/digits.txt",
     *(f"fastopt/{name}.pyi" for name in STUBBED),
 }
-IN_SOURCE = {"csrc", "tests", "tests/core", "docs", "examples", "benchmarks", "tools"}
+IN_SOURCE = {
+    "csrc", "tests", "tests/core", "tests/harness", "docs", "examples", "benchmarks", "benchmarks/contenders",
+    "tools",
+}
 
 # Python and ABI tags: the stable ABI from Python 3.11 or 3.12, or one free-threaded version.
 TAGS = re.compile(r"cp31[12]-abi3|(cp3\d+)-\1t")

@@ -85,10 +85,9 @@ class Worker:
     def call(self, method: str, **values: Any) -> Any:
         """Send a request and return the value of the reply."""
         assert self._process.stdout is not None     # it is a pipe
-        line = ""
-        with suppress(OSError):
+        with suppress(BrokenPipeError):     # the process has ended, see below
             print(json.dumps({"method": method, **values}), file=self._process.stdin, flush=True)
-            line = self._process.stdout.readline()
+        line = self._process.stdout.readline()
         if not line:
             raise WorkerError(f"its process has ended: {self._stderr_tail()}")
         try:
@@ -246,8 +245,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--peers", type=_peers, default="limit,torch,optax,numba,numpy", metavar="NAMES",
         help="contenders next to fastopt, comma-separated (default: those of %(default)s that are installed)")
     add("--threads", type=positive_int, metavar="N", help="(default: as fastopt.get_num_threads())")
-    add("--rounds", type=positive_int, default=7, metavar="N", help="turns per contender (default: %(default)s)")
-    add("--seconds", type=positive_float, default=0.05, metavar="S", help="length of a turn (default: %(default)s)")
+    add("--rounds", type=positive_int, default=7, metavar="N",
+        help="turns per contender (default: %(default)s)")
+    add("--seconds", type=positive_float, default=0.05, metavar="S",
+        help="length of a turn (default: %(default)s)")
     add("--plot", metavar="FILE.png", help="draw the time per element against the size of the array")
     add("--json", metavar="FILE.json", help="save the times")
 

@@ -21,7 +21,8 @@ def make_run():
     """Return a function that makes a saved run of invented results."""
     def make(suite, workloads, results):
         return {
-            "format": 3, "suite": suite, "date": "2000-01-01 00:00 UTC", "command": "python -m benchmarks steps",
+            "format": 3, "suite": suite, "date": "2000-01-01 00:00 UTC",
+            "command": "python -m benchmarks steps",
             "machine": {
                 "cpu": "Some CPU", "cores": 2, "system": "Linux", "python": "3.11.0",
                 "caches": [

@@ -8,18 +8,14 @@ import pytest
 
 import fastopt
 from fastopt._core import dispatch
+from fastopt.optimizers.jobs import kernel_of
 
 measure = pytest.importorskip("benchmarks.measure", reason="benchmarks/ is not next to tests/")
 cli = pytest.importorskip("benchmarks.__main__", reason="benchmarks/ is not next to tests/")
 optimizers, report = measure.optimizers, cli.report
-torch_contenders = optimizers.torch
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
-
-
-def kernels_of(opt):
-    return set(opt._rules)
 
 
 def warm(workload):
@@ -32,8 +28,6 @@ def warm(workload):
 
 
 def test_every_optimizer_and_every_kernel_is_measured():
-    from fastopt.optimizers.jobs import kernel_of
-
     names = {name for name in fastopt.optimizers.__all__ if name != "Optimizer"}
     assert {workload.optimizer for workload in optimizers.WORKLOADS} == names
     kernels = set()
