@@ -192,7 +192,7 @@ def test_every_public_name_is_documented_once():
 
 
 def test_the_tests_that_pages_name_are_there():
-    files = list((ROOT / "tests").glob("*.py"))
+    files = list((ROOT / "tests").rglob("*.py"))
     there = {path.stem for path in files} | {
         name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
     }
