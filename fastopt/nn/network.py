@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from fastopt._core.arena import aligned_zeros
 from fastopt.nn._core import dispatch
 from fastopt.nn._core.blas import blas
 from fastopt.nn._core.net import NORMS as NORM_CODES
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Network", "TrainingData"]
 
 _CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
-_CACHE_LINE = 64  # bytes
 
 
 class Network:
@@ -260,10 +260,7 @@ def _alloc_layers(shapes: Iterable[list[tuple[int, ...]]], dtype: np.dtype[Any])
     The array is aligned to a cache line, so that the widest registers read it without split loads.
     """
     shapes = list(shapes)
-    n_bytes = sum(math.prod(shape) for layer in shapes for shape in layer) * dtype.itemsize
-    memory = np.zeros(n_bytes + _CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % _CACHE_LINE
-    flat = memory[first : first + n_bytes].view(dtype)
+    flat = aligned_zeros(sum(math.prod(shape) for layer in shapes for shape in layer), dtype)
     layers: Layers = []
     start = 0
     for layer in shapes:

@@ -1,1 +1,1 @@
-"""The compiled part of the network: layers, and a pass over a batch as one call."""
+"""The compiled part of the trainer: layer kernels, matrix products, and a pass over a batch as one call."""

@@ -1,4 +1,4 @@
-"""The layers of the instruction set that `fastopt._core.dispatch` has picked."""
+"""The layer kernels for the instruction set that `fastopt._core.dispatch` has selected."""
 
 from typing import Protocol
 
@@ -6,7 +6,17 @@ from fastopt._core import dispatch
 
 
 class Layers(Protocol):
-    """What a module of layers exports, whatever its instruction set; see `layers.pyx`."""
+    """The contents of a module of layer kernels, the same for every instruction set; see `layers.pyx`.
+
+    Attributes
+    ----------
+    LAYERS : capsule
+        Two `LayerKernels`, for float32 and for float64.
+    ACTIVATIONS, LOSSES : dict of {str: int}
+        Code of each activation and loss.
+    NEEDS_Z : tuple of str
+        Activations whose derivative is computed from z, their argument, instead of their output.
+    """
 
     LAYERS: object
     ACTIVATIONS: dict[str, int]
