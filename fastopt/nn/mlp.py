@@ -1,4 +1,4 @@
-"""The multilayer perceptron."""
+"""The multilayer perceptron. More than half of the class is its documentation."""
 
 from __future__ import annotations
 
