@@ -1,38 +1,39 @@
-"""Every optimizer as a method of ``scipy.optimize.minimize`` (``pip install 'fastopt[scipy]'``).
+"""Optimizers as methods of ``scipy.optimize.minimize`` (``pip install 'fastopt[scipy]'``).
 
 ::
 
     minimize(fun, x0, jac=True, method=fastopt.scipy.adam, options={"lr": 0.01, "maxiter": 5000})
 
-There is a function for each optimizer of fastopt, named as its class is, in lower case. It takes small steps
-of that rule, one for each gradient, without a line search: for functions that are cheap, noisy or of
-very many variables. Options are those of the rule, and for all of them
+There is one function per fastopt optimizer, with the name of the class in lower case. It takes one step per
+gradient, without a line search. This suits functions that are cheap, noisy, or have very many variables.
+Options are the hyperparameters of the optimizer, and for all optimizers
 
 maxiter : int, default 10000
-    Steps at most.
+    Maximum number of steps.
 gtol : float, default 1e-5
-    Success once no component of the gradient is larger; with bounds, of the projected gradient, as in
-    L-BFGS-B. ``tol`` of `minimize` stands for it.
+    Succeed when no component of the gradient is larger; with bounds, of the projected gradient, as in
+    L-BFGS-B. It defaults to ``tol`` of `minimize` if that is given.
 ftol : float, default 0
-    Success once the value changes by at most ``ftol * max(|f|, |f before|, 1)``; 0 for never.
+    Succeed when the value changes by at most ``ftol * max(|f|, |f before|, 1)``; 0 disables the test.
 xtol : float, default 0
-    Success once no variable changes by more than ``xtol * max(|x|, 1)``, where ``|x|`` is the largest; 0 for
-    never.
+    Succeed when no variable changes by more than ``xtol * max(|x|, 1)``, where ``|x|`` is the largest
+    absolute value; 0 disables the test.
 patience : int, default 10
-    Steps in a row in which `ftol` or `xtol` must be met: where a path turns, one or two are small anyway.
+    Number of consecutive steps for which `ftol` or `xtol` must hold, because single steps can be small far
+    from a minimum.
 keep_best : bool, default False
-    Return the point with the least value of the path rather than the last. Paths of these rules go up
-    and down.
+    Return the point with the lowest value instead of the last one. Values can increase along the path.
 finite_diff_rel_step : float or array_like, optional
-    Without `jac`: take differences over this times ``max(|x|, 1)``. By default over 1.5e-8, as SciPy does.
+    Relative step of finite differences, which are used without `jac`; it is multiplied by
+    ``max(|x|, 1)``. By default, the step is 1.5e-8, as in SciPy.
 return_all : bool, default False
-    Keep all points in ``allvecs``.
+    Return all points in ``allvecs``.
 disp : bool, default False
-    Print what came out; a failure is a warning.
+    Print a summary; a failure is a warning.
 
-Results have the fields of SciPy's: ``x``, the last point, ``fun`` and ``jac`` there, ``nit``, ``nfev``,
-``njev``, ``success``, ``message`` and ``status``: 0 a tolerance was met, 1 `maxiter` was reached, 3 the
-value or the gradient is not finite, 99 the callback raised StopIteration.
+Results have SciPy's fields: ``x``, the last point, ``fun`` and ``jac`` at this point, ``nit``, ``nfev``,
+``njev``, ``success``, ``message`` and ``status``: 0 if a tolerance was met, 1 if `maxiter` was reached, 3 if
+the value or the gradient is not finite, 99 if the callback raised StopIteration.
 """
 
 from __future__ import annotations
@@ -64,20 +65,20 @@ except ImportError as error:
 
 __all__ = [*BY_NAME]  # pyright: ignore[reportUnsupportedDunderAll]
 
-# As SciPy's methods have them.
+# Values of `status`, as in SciPy's methods.
 CONVERGED: int = 0
-EXHAUSTED: int = 1
+MAXITER_REACHED: int = 1
 NOT_FINITE: int = 3
 STOPPED: int = 99
 
-# What would be another problem, or has no meaning here.
-_LEFT_OUT = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
-_STEP = math.sqrt(np.finfo(float).eps)  # of a finite difference
+# Options of optimizers that change the problem or do not apply to a function of one array.
+_EXCLUDED_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
+_DIFFERENCE_STEP = math.sqrt(np.finfo(float).eps)
 
 
 @dataclass
 class _Settings:
-    """The options that are not those of the rule; see the module."""
+    """Options that are common to all methods; see the module's docstring."""
 
     maxiter: int = 10_000
     gtol: float = None  # type: ignore[assignment]  # that is, `tol` or 1e-5
@@ -99,15 +100,12 @@ class _Settings:
         if self.gtol is None:
             self.gtol = 1e-5 if self.tol is None else self.tol
         for name in ("gtol", "ftol", "xtol"):
-            value = check_float(name, getattr(self, name))
-            if value < 0.0:
-                raise ValueError(f"{name}: expected a number from 0 on, got {value!r}")
-            setattr(self, name, value)
+            setattr(self, name, check_float(name, getattr(self, name), 0.0))
 
 
 @dataclass
 class _Point:
-    """Where the path is, the value and the gradient there: copies of its own."""
+    """A point of the path, with copies of `x` and of the gradient."""
 
     x: Array
     fun: float
@@ -115,12 +113,13 @@ class _Point:
 
 
 class _Objective:
-    """The function and its gradient, which count how often they are called.
+    """The function and its gradient, which counts evaluations.
 
     Attributes
     ----------
     nfev, njev : int
-        As SciPy counts: the calls for a finite difference are calls of the function.
+        Number of evaluations of the function, including those for finite differences as in SciPy, and of
+        the gradient.
     """
 
     def __init__(
@@ -128,18 +127,17 @@ class _Objective:
     ) -> None:
         if jac is not None and not callable(jac):
             raise ValueError(
-                f"jac: expected a function or None, got {jac!r}; scipy.optimize.minimize makes one of True"
+                f"jac: expected a function or None, got {jac!r}; call scipy.optimize.minimize to use True"
             )
         self._fun, self._jac, self._box = fun, jac, box
         self._rel_step: Any = rel_step
         self._args = args if isinstance(args, tuple) else (args,)
         self.nfev = self.njev = 0
 
-    def at(self, x: Array) -> _Point:
-        """Evaluate at `x`."""
+    def evaluate(self, x: Array) -> _Point:
         fun = self._value(x)
         self.njev += 1
-        jac = self._difference(x, fun) if self._jac is None else self._jac(x.copy(), *self._args)
+        jac = self._finite_differences(x, fun) if self._jac is None else self._jac(x.copy(), *self._args)
         jac = np.array(jac, x.dtype, ndmin=1)
         if jac.shape != x.shape:
             raise ValueError(f"jac: expected a gradient of the shape {x.shape}, got {jac.shape}")
@@ -147,97 +145,103 @@ class _Objective:
 
     def _value(self, x: Array) -> float:
         self.nfev += 1
-        value = np.asarray(self._fun(x.copy(), *self._args))  # a copy, which they may keep or overwrite
+        value = np.asarray(self._fun(x.copy(), *self._args))    # a copy: `fun` may keep or overwrite it
         if value.size != 1:
             raise ValueError(f"fun: expected a number, got an array of the shape {value.shape}")
         return float(value.item())
 
-    def _difference(self, x: Array, fun: float) -> Array:
+    def _finite_differences(self, x: Array, fun: float) -> Array:
         flat = x.ravel().astype(float)
-        steps = np.full(flat.shape, _STEP)
+        steps = np.full(flat.shape, _DIFFERENCE_STEP)
         if self._rel_step is not None:
             steps = np.where(flat < 0.0, -1.0, 1.0) * self._rel_step * np.maximum(1.0, np.abs(flat))
 
         def value(point: Array) -> float:
-            is_here = np.array_equal(point, flat)       # where SciPy begins, and we have been
-            return fun if is_here else self._value(point.reshape(x.shape))
+            is_x = np.array_equal(point, flat)      # SciPy evaluates at `x` first, where the value is known
+            return fun if is_x else self._value(point.reshape(x.shape))
 
-        slopes = cast("Array", approx_fprime(flat, value, self._box.inward(flat, steps)))
-        return slopes.reshape(x.shape)
+        gradient = cast("Array", approx_fprime(flat, value, self._box.keep_inside(flat, steps)))
+        return gradient.reshape(x.shape)
 
 
 class _Box:
-    """Bounds of the variables: a `scipy.optimize.Bounds`, pairs of (least, largest), or None.
+    """Bounds of the variables, rounded to the dtype of `x`.
 
-    They are rounded to the dtype of `x`.
+    Parameters
+    ----------
+    bounds : scipy.optimize.Bounds, sequence of pairs (lower, upper), or None
+    x : ndarray
     """
 
     def __init__(self, bounds: Any, x: Array) -> None:
-        self.is_open = bounds is None
-        if not self.is_open:
-            self._lower, self._upper = _limits(bounds, x)
+        self._is_unbounded = bounds is None
+        if not self._is_unbounded:
+            self._lower, self._upper = _parse_bounds(bounds, x)
 
     def clip(self, x: Array) -> None:
-        """Move `x`, in place, to the nearest point inside."""
-        if not self.is_open:
+        """Project `x` onto the box, in place."""
+        if not self._is_unbounded:
             np.clip(x, self._lower, self._upper, out=x)
 
-    def slope(self, point: _Point) -> float:
-        """Largest component of the gradient, or of its part that does not point out of the box."""
+    def gradient_norm(self, point: _Point) -> float:
+        """Return the largest absolute component of the projected gradient."""
         jac = point.jac
-        if not self.is_open:
+        if not self._is_unbounded:
             jac = point.x - np.clip(point.x - jac, self._lower, self._upper)
         largest: float = np.max(np.abs(jac), initial=0.0)
         return largest
 
-    def inward(self, flat: Array, steps: Array) -> Array:
-        """Turn the steps that would lead out of the box."""
-        if self.is_open:
+    def keep_inside(self, flat: Array, steps: Array) -> Array:
+        """Reverse the steps that would leave the box."""
+        if self._is_unbounded:
             return steps
         ends = flat + steps
         leaves = (ends > self._upper.ravel()) | (ends < self._lower.ravel())
         return np.where(leaves, -steps, steps)
 
 
-class _Stopping:
-    """When to stop, and what to say then."""
+class _Termination:
+    """The termination criteria: tolerances, `maxiter`, and values that are not finite."""
 
     def __init__(self, settings: _Settings, box: _Box) -> None:
         self._settings, self._box = settings, box
-        self._small = {name: 0 for name in ("ftol", "xtol") if getattr(settings, name)}  # steps in a row
+        # Consecutive steps for which each enabled tolerance held.
+        self._n_small = {name: 0 for name in ("ftol", "xtol") if getattr(settings, name)}
 
-    def __call__(self, nit: int, point: _Point, before: _Point | None) -> tuple[int, str] | None:
-        """Return status and message at a point, or None to go on; `before` is the point of a step ago."""
+    def check(self, nit: int, point: _Point, previous: _Point | None) -> tuple[int, str] | None:
+        """Return status and message if the path ends at `point`, otherwise None."""
         s = self._settings
         if not math.isfinite(point.fun):
             return NOT_FINITE, f"The value of the function is {point.fun}."
         if not np.isfinite(point.jac).all():
             return NOT_FINITE, "The gradient has a NaN or an infinity."
-        if self._box.slope(point) <= s.gtol:
+        if self._box.gradient_norm(point) <= s.gtol:
             return CONVERGED, "The gradient is within gtol."
-        for name in self._small:
-            if before is None:
+        for name in self._n_small:
+            if previous is None:
                 break
-            change, scale = _changes(name, point, before)
+            change, scale = _change(name, point, previous)
             is_small = change <= getattr(s, name) * max(scale, 1.0)
-            self._small[name] = self._small[name] + 1 if is_small else 0
-            if self._small[name] == s.patience:
-                what = "value" if name == "ftol" else "point"
-                return CONVERGED, f"The {what} has changed by no more than {name} for {s.patience} steps."
+            self._n_small[name] = self._n_small[name] + 1 if is_small else 0
+            if self._n_small[name] == s.patience:
+                quantity = "value" if name == "ftol" else "point"
+                return CONVERGED, (
+                    f"The {quantity} has changed by no more than {name} for {s.patience} steps."
+                )
         if nit >= s.maxiter:
-            return EXHAUSTED, "The maximum number of iterations has been reached."
+            return MAXITER_REACHED, "The maximum number of iterations has been reached."
         return None
 
 
-def _changes(name: str, point: _Point, before: _Point) -> tuple[float, float]:
-    """Change since the point before, and what it is measured by."""
+def _change(name: str, point: _Point, previous: _Point) -> tuple[float, float]:
+    """Return the change that a tolerance limits, and the scale it is relative to."""
     if name == "ftol":
-        return abs(point.fun - before.fun), max(abs(point.fun), abs(before.fun))
-    return np.max(np.abs(point.x - before.x), initial=0.0), np.max(np.abs(point.x), initial=0.0)
+        return abs(point.fun - previous.fun), max(abs(point.fun), abs(previous.fun))
+    return np.max(np.abs(point.x - previous.x), initial=0.0), np.max(np.abs(point.x), initial=0.0)
 
 
-def _limits(bounds: Any, x: Array) -> list[Array]:
-    """Lower and upper bounds as two arrays, of the dtype and the shape of `x`."""
+def _parse_bounds(bounds: Any, x: Array) -> list[Array]:
+    """Return lower and upper bounds as two arrays of the dtype and the shape of `x`."""
     sizes: tuple[int, ...]
     try:
         if isinstance(bounds, Bounds):
@@ -248,29 +252,32 @@ def _limits(bounds: Any, x: Array) -> list[Array]:
     except (TypeError, ValueError):
         raise ValueError(f"bounds: expected a Bounds, or pairs of numbers or None, got {bounds!r}") from None
     if limits[0].size not in sizes:
-        raise ValueError(f"bounds: expected {x.size}, one a variable, got {limits[0].size}")
+        raise ValueError(f"bounds: expected {x.size}, one per variable, got {limits[0].size}")
     if not (limits[0] <= limits[1]).all():
         raise ValueError(f"bounds: expected no lower bound above the upper one, got {bounds!r}")
     return [np.broadcast_to(limit, x.size).reshape(x.shape).astype(x.dtype) for limit in limits]
 
 
-def _start(x0: ArrayLike) -> Array:
-    """The first point, as an array that the optimizer may update: float32 stays, all else is float64."""
+def _copy_x0(x0: ArrayLike) -> Array:
+    """Return the initial point as a new array: float32 is kept, other dtypes become float64."""
     x = np.atleast_1d(np.asarray(x0))
     if x.dtype.kind not in "fiub":
         raise TypeError(f"x0: expected real numbers, got {x.dtype}")
     return np.array(x, np.float32 if x.dtype == np.float32 else np.float64, order="C")
 
 
-def _callback(callback: Callable[..., object] | None) -> Callable[[_Point], bool]:
-    """A function of a point that says whether to stop. SciPy's two kinds differ in their argument's name."""
+def _wrap_callback(callback: Callable[..., object] | None) -> Callable[[_Point], bool]:
+    """Return a function that calls the callback with a point and returns whether to stop.
+
+    SciPy tells the two kinds of callbacks apart by the name of their argument.
+    """
     if callback is None:
         return lambda point: False
-    by_result = set(inspect.signature(callback).parameters) == {"intermediate_result"}
+    takes_result = set(inspect.signature(callback).parameters) == {"intermediate_result"}
 
     def stops(point: _Point) -> bool:
         try:
-            if by_result:
+            if takes_result:
                 callback(intermediate_result=OptimizeResult(x=point.x.copy(), fun=point.fun))
             else:
                 callback(point.x.copy())
@@ -282,39 +289,39 @@ def _callback(callback: Callable[..., object] | None) -> Callable[[_Point], bool
 
 
 def _minimize(
-    make: Callable[[Array], Optimizer], fun: Callable[..., Any], x0: ArrayLike, args: Any,
+    make_optimizer: Callable[[Array], Optimizer], fun: Callable[..., Any], x0: ArrayLike, args: Any,
     jac: Callable[..., ArrayLike] | None, bounds: Any, callback: Callable[..., object] | None,
     settings: _Settings,
 ) -> OptimizeResult:
-    """Take steps from `x0` until told to stop; `make` returns the optimizer of an array."""
-    x = _start(x0)
-    box, stops = _Box(bounds, x), _callback(callback)
+    """Take steps from `x0` until a termination criterion is met."""
+    x = _copy_x0(x0)
+    box, stops = _Box(bounds, x), _wrap_callback(callback)
     box.clip(x)
-    opt, stopping = make(x), _Stopping(settings, box)
+    opt, termination = make_optimizer(x), _Termination(settings, box)
     objective = _Objective(fun, jac, args, box, settings.finite_diff_rel_step)
-    point, before, nit = objective.at(x), None, 0
+    point, previous, nit = objective.evaluate(x), None, 0
     best, path = point, [point.x]
-    while (ended := stopping(nit, point, before)) is None:
+    while (outcome := termination.check(nit, point, previous)) is None:
         opt.step(point.jac)
         box.clip(x)
         nit += 1
-        before, point = point, objective.at(x)
+        previous, point = point, objective.evaluate(x)
         if point.fun < best.fun:
             best = point
         if settings.return_all:
             path.append(point.x)
         if stops(point):
-            ended = STOPPED, "The callback raised StopIteration."
+            outcome = STOPPED, "The callback raised StopIteration."
             break
-    return _result(best if settings.keep_best else point, nit, objective, ended, path, settings)
+    return _make_result(best if settings.keep_best else point, nit, objective, outcome, path, settings)
 
 
-def _result(
-    point: _Point, nit: int, objective: _Objective, ended: tuple[int, str], path: list[Array],
+def _make_result(
+    point: _Point, nit: int, objective: _Objective, outcome: tuple[int, str], path: list[Array],
     settings: _Settings,
 ) -> OptimizeResult:
-    """What is returned, and printed if wanted."""
-    status, message = ended
+    """Return the result; print a summary if `disp` is set."""
+    status, message = outcome
     result = OptimizeResult(
         x=point.x, fun=point.fun, jac=point.jac, nit=nit, nfev=objective.nfev, njev=objective.njev,
         status=status, success=status == CONVERGED, message=message,
@@ -331,14 +338,13 @@ def _result(
     return result
 
 
-# --- One function a rule -------------------------------------------------------------------------
+# --- One function per optimizer ------------------------------------------------------------------
 
 
-def _method(name: str, rule: type[Optimizer]) -> Callable[..., OptimizeResult]:
-    """The method of a rule."""
+def _make_method(name: str, cls: type[Optimizer]) -> Callable[..., OptimizeResult]:
     hyperparameters = {
         option: parameter.replace(kind=parameter.KEYWORD_ONLY)
-        for option, parameter in arguments_of(rule).items() if option not in _LEFT_OUT
+        for option, parameter in arguments_of(cls).items() if option not in _EXCLUDED_OPTIONS
     }
     settings = [
         p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty)
@@ -355,50 +361,53 @@ def _method(name: str, rule: type[Optimizer]) -> Callable[..., OptimizeResult]:
             if option not in known:
                 raise TypeError(f"{name}: unknown option {option!r}, expected one of {', '.join(known)}")
         if constraints:
-            raise ValueError(f"constraints: {name} can keep none but bounds, got {constraints!r}")
+            raise ValueError(
+                f"constraints: expected none, because {name} supports bounds only, got {constraints!r}"
+            )
         if hess is not None or hessp is not None:
             message = f"{name} does not use second derivatives (hess, hessp)."
             warnings.warn(message, RuntimeWarning, stacklevel=3)
         given = {option: options.pop(option) for option in hyperparameters if option in options}
-        make = functools.partial(rule, **given)
-        return _minimize(make, fun, x0, args, jac, bounds, callback, _Settings(**options))
+        make_optimizer = functools.partial(cls, **given)
+        return _minimize(make_optimizer, fun, x0, args, jac, bounds, callback, _Settings(**options))
 
     common = [p for p in inspect.signature(method).parameters.values() if p.kind != p.VAR_KEYWORD]
     signature = inspect.Signature([*common, *hyperparameters.values(), *settings])
     method.__signature__ = signature  # type: ignore[attr-defined]
     method.__name__ = method.__qualname__ = name
-    first = (inspect.getdoc(rule) or "").partition("\n")[0]
-    method.__doc__ = _DOC.format(name=name, rule=rule.__name__, first=first)
+    summary = (inspect.getdoc(cls) or "").partition("\n")[0]
+    method.__doc__ = _DOC.format(name=name, cls=cls.__name__, summary=summary)
     return method
 
 
-_DOC = """Minimize a function with `fastopt.{rule}`, as ``method`` of `scipy.optimize.minimize`.
+_DOC = """Minimize a function with `fastopt.{cls}`, as ``method`` of `scipy.optimize.minimize`.
 
-{first}
+{summary}
 
 Parameters
 ----------
 fun : callable
     ``fun(x, *args) -> float``.
 x0 : array_like
-    Where to begin; it is not changed. float32 stays float32, all else is float64.
+    Initial point, which is not modified. float32 is kept, other dtypes become float64.
 args : tuple
-    Further arguments of `fun` and `jac`.
+    Additional arguments of `fun` and `jac`.
 jac : callable, optional
-    ``jac(x, *args) -> array_like``, the gradient; by default it comes of finite differences. Where
-    `minimize` is given ``jac=True``, it makes this function.
+    The gradient, ``jac(x, *args) -> array_like``; by default, finite differences. `minimize` creates this
+    function if it is given ``jac=True``.
 hess, hessp : optional
-    Not used; a warning says so.
+    Not used; a warning is raised if one is given.
 bounds : scipy.optimize.Bounds or sequence of pairs, optional
-    After each step, what has left them is moved to the bound.
+    After each step, variables outside their bounds are moved to the bound.
 constraints : optional
-    None can be kept: an error.
+    Not supported; an error is raised if any is given.
 callback : callable, optional
-    ``callback(xk)`` or ``callback(intermediate_result=result)`` after each step; may raise StopIteration.
+    ``callback(xk)`` or ``callback(intermediate_result=result)``, called after each step; may raise
+    StopIteration to stop.
 **options
-    Hyperparameters of `fastopt.{rule}`, of which each number may be a schedule; and `maxiter`, `gtol`,
-    `ftol`, `xtol`, `patience`, `keep_best`, `finite_diff_rel_step`, `return_all`, `disp`, as in the
-    page on `fastopt.scipy`.
+    Hyperparameters of `fastopt.{cls}`, which accept schedules, and `maxiter`, `gtol`, `ftol`, `xtol`,
+    `patience`, `keep_best`, `finite_diff_rel_step`, `return_all` and `disp`, which are described in the
+    documentation of `fastopt.scipy`.
 
 Returns
 -------
@@ -407,7 +416,7 @@ scipy.optimize.OptimizeResult
 Raises
 ------
 TypeError, ValueError
-    If an option is unknown or out of its range, or `fun` or `jac` return what does not fit.
+    If an option is unknown or out of range, or if `fun` or `jac` return values of the wrong shape.
 
 Examples
 --------
@@ -419,4 +428,4 @@ Examples
 if TYPE_CHECKING:
     def __getattr__(name: str) -> Callable[..., OptimizeResult]: ...
 
-globals().update({name: _method(name, rule) for name, rule in BY_NAME.items()})
+globals().update({name: _make_method(name, cls) for name, cls in BY_NAME.items()})

@@ -1,4 +1,4 @@
-"""A run goes on in another library, from its middle: the one table of rules, there and back."""
+"""Runs that move to another library mid-training, in both directions, for every shared optimizer."""
 
 import sys
 import types
@@ -10,76 +10,76 @@ from libraries import LIBRARIES, SHAPES, Torch, assert_same, gradients, make_opt
 import fastopt
 from fastopt import interop
 
-# Of keras, which has not yet met NumPy 2.
+# Keras calls a deprecated function of NumPy.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = 20
 HALF = STEPS // 2
-# optax hands over no numbers, and not what schedule-free rules and Prodigy carry beside their arrays.
-NOT_HANDED_OVER = {
+# An optax state has no hyperparameters, and lacks the scalar state of schedule-free optimizers and Prodigy.
+NOT_CONVERTIBLE = {
     "optax": ("sgd, schedule-free", "adamw, schedule-free", "prodigy of optax", "signum", "sign_sgd"),
 }
 CELLS = [
     (name, rule)
     for name, library in LIBRARIES.items()
     for rule in library.rows
-    if rule.name not in NOT_HANDED_OVER.get(name, ())
-    and not (rule.options.get("maximize") and name in ("keras", "sklearn"))     # which only descend
+    if rule.name not in NOT_CONVERTIBLE.get(name, ())
+    and not (rule.options.get("maximize") and name in ("keras", "sklearn"))     # without this option
 ]
 MATRICES = [(4, 3), (3, 5)]
 
 
-def run(theirs, rule, noise):
+def run(foreign, rule, noise):
     for step in noise:
-        theirs.step(gradients(theirs.values(), step, rule, theirs))
+        foreign.step(gradients(foreign.values(), step, rule, foreign))
 
 
-def run_ours(opt, params, rule, noise):
+def run_fastopt(opt, params, rule, noise):
     for step in noise:
         opt.step(gradients(params, step, rule))
 
 
-def there_then_here(kind, module, rule, shapes, dtype=np.float64):
-    """Where 10 steps there and 10 here get, parameters and states, and 20 there."""
+def library_then_fastopt(kind, module, rule, shapes, dtype=np.float64):
+    """Parameters and states after 10 steps in the library and 10 in fastopt, and after 20 in the library."""
     params, noise = start(shapes, STEPS, dtype)
-    theirs, whole = kind(module, rule, params), kind(module, rule, params)
-    run(whole, rule, noise)
-    run(theirs, rule, noise[:HALF])
-    opt = another(kind, rule, params)
-    theirs.load_into(opt)
-    for p, value in zip(params, theirs.values(), strict=True):
+    foreign, full_run = kind(module, rule, params), kind(module, rule, params)
+    run(full_run, rule, noise)
+    run(foreign, rule, noise[:HALF])
+    opt = optimizer_with_other_state(kind, rule, params)
+    foreign.load_into(opt)
+    for p, value in zip(params, foreign.values(), strict=True):
         p[...] = value
-    run_ours(opt, params, rule, noise[HALF:])
-    return [*params, *arrays_of(opt)], [*whole.values(), *arrays_of(left(whole, rule, params))]
+    run_fastopt(opt, params, rule, noise[HALF:])
+    return [*params, *arrays_of(opt)], [*full_run.values(), *foreign_arrays(full_run, rule, params)]
 
 
-def here_then_there(kind, module, rule, shapes, dtype=np.float64):
-    """Where 10 steps here and 10 there get, parameters and states, and 20 here."""
+def fastopt_then_library(kind, module, rule, shapes, dtype=np.float64):
+    """Parameters and states after 10 steps in fastopt and 10 in the library, and after 20 in fastopt."""
     params, noise = start(shapes, STEPS, dtype)
-    whole = [p.copy() for p in params]
+    full_params = [p.copy() for p in params]
     opt = make_optimizer(rule, kind.convention, params)
-    run_ours(opt, params, rule, noise[:HALF])
-    theirs = kind(module, rule, params)
-    theirs.load_from(opt)
-    run(theirs, rule, noise[HALF:])
-    entire = make_optimizer(rule, kind.convention, whole)
-    run_ours(entire, whole, rule, noise)
-    return [*theirs.values(), *arrays_of(left(theirs, rule, params))], [*whole, *arrays_of(entire)]
+    run_fastopt(opt, params, rule, noise[:HALF])
+    foreign = kind(module, rule, params)
+    foreign.load_from(opt)
+    run(foreign, rule, noise[HALF:])
+    full_run = make_optimizer(rule, kind.convention, full_params)
+    run_fastopt(full_run, full_params, rule, noise)
+    return [*foreign.values(), *foreign_arrays(foreign, rule, params)], [*full_params, *arrays_of(full_run)]
 
 
-def left(theirs, rule, params):
-    """An optimizer here with the state of theirs."""
-    opt = another(theirs, rule, [p.copy() for p in params])
-    theirs.load_into(opt)
-    return opt
+def foreign_arrays(foreign, rule, params):
+    """State arrays of the library's optimizer, under fastopt's names."""
+    opt = optimizer_with_other_state(foreign, rule, [p.copy() for p in params])
+    foreign.load_into(opt)
+    return arrays_of(opt)
 
 
 def arrays_of(opt):
     return [array for state in opt.state for _, array in sorted(state.items())]
 
 
-def another(kind, rule, params):
-    """An optimizer of the same rule that stands elsewhere, with other numbers where these cross over, too."""
+def optimizer_with_other_state(kind, rule, params):
+    """The same optimizer with another state, and another learning rate if hyperparameters are converted."""
     more = {} if kind.convention == "optax" else {"lr": 0.5}
     opt = make_optimizer(rule, kind.convention, [p.copy() for p in params], **more)
     opt.step([np.ones_like(p) for p in params])
@@ -89,27 +89,27 @@ def another(kind, rule, params):
 
 
 @pytest.mark.parametrize(("library", "rule"), CELLS, ids=str)
-def test_there_then_here(library, rule, request):
-    assert_same(*there_then_here(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
+def test_from_library_mid_run(library, rule, request):
+    assert_same(*library_then_fastopt(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
 
 
 @pytest.mark.parametrize(("library", "rule"), CELLS, ids=str)
-def test_here_then_there(library, rule, request):
-    assert_same(*here_then_there(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
+def test_to_library_mid_run(library, rule, request):
+    assert_same(*fastopt_then_library(LIBRARIES[library], request.getfixturevalue(library), rule, SHAPES))
 
 
 @pytest.mark.parametrize("rule", Torch.matrix_rows, ids=str)
-@pytest.mark.parametrize("way", [there_then_here, here_then_there])
-def test_rules_of_matrices(rule, way, torch, monkeypatch):
-    """torch's Muon rounds to bfloat16, which is taken out here."""
+@pytest.mark.parametrize("way", [library_then_fastopt, fastopt_then_library])
+def test_matrix_optimizers(rule, way, torch, monkeypatch):
+    """torch's Muon rounds to bfloat16; the test disables this."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     assert_same(*way(Torch, torch, rule, MATRICES), atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", Torch.rows, ids=str)
-@pytest.mark.parametrize("way", [there_then_here, here_then_there])
+@pytest.mark.parametrize("way", [library_then_fastopt, fastopt_then_library])
 def test_single_precision(rule, way):
-    """As torch is by default: its scalars are single, too."""
+    """torch's default, in which its scalars are float32 as well."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     assert_same(*way(Torch, torch, rule, SHAPES, np.float32), rtol=2e-3, atol=2e-5)
 
@@ -118,25 +118,25 @@ def test_single_precision(rule, way):
 
 
 def pair(torch, kind="Adam", **options):
-    """The same parameters there and here, and their optimizers."""
+    """A fastopt and a torch optimizer of equal parameters, and the tensors."""
     params = [np.arange(3.0), np.ones((2, 2))]
-    mirror = [torch.tensor(p).requires_grad_() for p in params]
-    return getattr(fastopt, kind)(params, **options), getattr(torch.optim, kind)(mirror, **options), mirror
+    tensors = [torch.tensor(p).requires_grad_() for p in params]
+    return getattr(fastopt, kind)(params, **options), getattr(torch.optim, kind)(tensors, **options), tensors
 
 
-def step_torch(their, mirror, scale=1.0):
-    for q in mirror:
+def step_torch(torch_opt, tensors, scale=1.0):
+    for q in tensors:
         q.grad = scale * torch_ones(q)
-    their.step()
+    torch_opt.step()
 
 
 def torch_ones(q):
     return q.detach() * 0 + 1
 
 
-def test_the_line_that_is_promised(torch):
-    opt, torch_opt, mirror = pair(torch, lr=0.1)
-    step_torch(torch_opt, mirror)
+def test_torch_round_trip(torch):
+    opt, torch_opt, tensors = pair(torch, lr=0.1)
+    step_torch(torch_opt, tensors)
     opt.load_state_dict(fastopt.interop.from_torch(torch_opt.state_dict()))
     assert opt.steps == 1
     torch_opt.load_state_dict(fastopt.interop.to_torch(opt))
@@ -144,34 +144,34 @@ def test_the_line_that_is_promised(torch):
 
 
 @pytest.mark.parametrize("rule", Torch.rows, ids=str)
-def test_a_fresh_optimizer(rule, torch):
-    """Before the first step torch has no state, mostly: ours begins anew, whatever it has done before."""
+def test_before_the_first_step(rule, torch):
+    """Most torch optimizers have no state yet; loading it resets a fastopt optimizer."""
     params, noise = start(SHAPES, 3)
-    theirs, opt = Torch(torch, rule, params), another(Torch, rule, params)
-    theirs.load_into(opt)
+    foreign, opt = Torch(torch, rule, params), optimizer_with_other_state(Torch, rule, params)
+    foreign.load_into(opt)
     assert opt.steps == 0
-    run(theirs, rule, noise)
-    run_ours(opt, params, rule, noise)
-    assert_same(params, theirs.values())
-    begun = Torch(torch, rule, params)
-    begun.load_from(make_optimizer(rule, "torch", params))
-    run(begun, rule, noise)
-    run_ours(make_optimizer(rule, "torch", params), params, rule, noise)
-    assert_same(params, begun.values())
+    run(foreign, rule, noise)
+    run_fastopt(opt, params, rule, noise)
+    assert_same(params, foreign.values())
+    unstepped = Torch(torch, rule, params)
+    unstepped.load_from(make_optimizer(rule, "torch", params))
+    run(unstepped, rule, noise)
+    run_fastopt(make_optimizer(rule, "torch", params), params, rule, noise)
+    assert_same(params, unstepped.values())
 
 
-def test_accumulators_begin_as_they_do_here(torch):
-    """torch has them from the start, with the value that its optimizer was made with."""
+def test_initial_accumulator_value_is_converted(torch):
+    """torch initializes the accumulators in the constructor."""
     opt = fastopt.Adagrad(np.ones(3), initial_accumulator_value=0.5)
     q = torch.ones(3, requires_grad=True)
-    their = torch.optim.Adagrad([q])
-    their.load_state_dict(interop.to_torch(opt))
+    torch_opt = torch.optim.Adagrad([q])
+    torch_opt.load_state_dict(interop.to_torch(opt))
     q.grad = torch.ones(3)
-    their.step()
-    assert their.state[q]["sum"].tolist() == [1.5] * 3
+    torch_opt.step()
+    assert torch_opt.state[q]["sum"].tolist() == [1.5] * 3
 
 
-def test_arrays_may_be_left_out_before_the_first_step_only():
+def test_arrays_may_be_missing_only_before_the_first_step():
     opt = fastopt.Adagrad(np.ones(3), initial_accumulator_value=0.5)
     saved = opt.state_dict() | {"state": [{}]}
     opt.step(np.ones(3))
@@ -181,90 +181,90 @@ def test_arrays_may_be_left_out_before_the_first_step_only():
         opt.load_state_dict(saved | {"steps": 1})
 
 
-def test_groups_with_steps_of_their_own(torch):
-    """A group that was added later, and one whose turn has not come yet."""
+def test_step_count_per_group(torch):
+    """One group is added later, and one has not taken a step."""
     params, noise = start([(3,), (2, 2), (4,)], STEPS)
-    mirror = [torch.tensor(p).requires_grad_() for p in params]
+    tensors = [torch.tensor(p).requires_grad_() for p in params]
     options = [{"lr": 0.1}, {"betas": (0.8, 0.9)}, {"weight_decay": 0.5}]
-    their = torch.optim.Adam([{"params": [mirror[0]], **options[0]}])
+    torch_opt = torch.optim.Adam([{"params": [tensors[0]], **options[0]}])
     opt = fastopt.Adam([{"params": [p], **o} for p, o in zip(params, options, strict=True)])
 
     def step(k):
-        for q, n in zip(mirror, noise[k], strict=True):
+        for q, n in zip(tensors, noise[k], strict=True):
             q.grad = q.detach() + torch.tensor(n)
-        their.step()
+        torch_opt.step()
 
     for k in range(5):
         step(k)
-    their.add_param_group({"params": [mirror[1]], **options[1]})
+    torch_opt.add_param_group({"params": [tensors[1]], **options[1]})
     for k in range(5, HALF):
         step(k)
-    their.add_param_group({"params": [mirror[2]], **options[2]})
-    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    torch_opt.add_param_group({"params": [tensors[2]], **options[2]})
+    opt.load_state_dict(interop.from_torch(torch_opt.state_dict()))
     assert [opt.steps - group.start for group in opt.groups] == [10, 5, 0]
     back = interop.to_torch(opt)
-    for p, q in zip(params, mirror, strict=True):
+    for p, q in zip(params, tensors, strict=True):
         p[...] = q.detach().numpy()
     for k in range(HALF, STEPS):
         step(k)
         opt.step([[p + n] for p, n in zip(params, noise[k], strict=True)])
-    assert_same(params, [q.detach().numpy() for q in mirror])
+    assert_same(params, [q.detach().numpy() for q in tensors])
     assert [len(group["params"]) for group in back["param_groups"]] == [1, 1, 1]
     assert [back["state"][k]["step"].item() for k in (0, 1)] == [10.0, 5.0] and 2 not in back["state"]
 
 
-def test_parameters_of_a_group_that_differ_in_steps(torch):
-    opt, their, mirror = pair(torch)
-    step_torch(their, mirror[:1])
+def test_different_step_counts_in_one_group_raise(torch):
+    opt, torch_opt, tensors = pair(torch)
+    step_torch(torch_opt, tensors[:1])
     before = opt.state_dict()
     with pytest.raises(ValueError, match=r"\['state'\]\[1\]: expected 1 steps like parameter 0 .* got 0"):
-        interop.from_torch(their.state_dict())
+        interop.from_torch(torch_opt.state_dict())
     assert opt.state_dict()["groups"] == before["groups"]
 
 
-def test_schedules_stay_where_they_are(torch):
-    """Those of the optimizer that loads are kept; what is handed over is the number of the coming step."""
+def test_schedules_are_not_converted(torch):
+    """The loading optimizer keeps its schedules; the converted value is that of the next step."""
     rate = fastopt.schedules.Exponential(0.1, 0.5)
-    _, their, mirror = pair(torch, lr=0.3)
-    step_torch(their, mirror)
+    _, torch_opt, tensors = pair(torch, lr=0.3)
+    step_torch(torch_opt, tensors)
     opt = fastopt.Adam([np.arange(3.0), np.ones((2, 2))], lr=rate, betas=(lambda k: 0.5, 0.9))
-    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    opt.load_state_dict(interop.from_torch(torch_opt.state_dict()))
     assert opt.groups[0]["lr"] is rate and opt.steps == 1
-    handed = interop.to_torch(opt)["param_groups"][0]
-    assert handed["lr"] == rate(1) and handed["betas"] == (0.5, 0.9)
+    converted = interop.to_torch(opt)["param_groups"][0]
+    assert converted["lr"] == rate(1) and converted["betas"] == (0.5, 0.9)
     with pytest.raises(ValueError, match=r"\['groups'\]\[0\]: expected betas, got none; if it is sched"):
         interop.to_torch(opt.state_dict())
 
 
-def test_switches_of_torch_and_the_traces_of_its_schedulers(torch):
-    opt, their, mirror = pair(torch)
-    step_torch(their, mirror)
-    torch.optim.lr_scheduler.StepLR(their, 1)
-    their.param_groups[0]["name"] = "all"
-    saved = their.state_dict()
+def test_torch_only_options_are_ignored(torch):
+    opt, torch_opt, tensors = pair(torch)
+    step_torch(torch_opt, tensors)
+    torch.optim.lr_scheduler.StepLR(torch_opt, 1)
+    torch_opt.param_groups[0]["name"] = "all"
+    saved = torch_opt.state_dict()
     saved["param_groups"][0] |= {"foreach": True, "lr": torch.tensor(0.25)}
     opt.load_state_dict(interop.from_torch(saved))
     assert opt.groups[0]["lr"] == 0.25
     assert interop.to_torch(opt)["param_groups"][0]["foreach"] is None
 
 
-def test_states_are_copies(torch):
-    opt, their, mirror = pair(torch)
-    step_torch(their, mirror)
-    loaded = interop.from_torch(their.state_dict())
+def test_arrays_are_copies(torch):
+    opt, torch_opt, tensors = pair(torch)
+    step_torch(torch_opt, tensors)
+    loaded = interop.from_torch(torch_opt.state_dict())
     opt.load_state_dict(loaded)
-    handed = interop.to_torch(loaded)
-    held = loaded["state"][0]["exp_avg"].copy()
-    step_torch(their, mirror)
-    handed["state"][0]["exp_avg"].zero_()
-    assert (loaded["state"][0]["exp_avg"] == held).all() and (opt.state[0]["exp_avg"] == held).all()
+    converted = interop.to_torch(loaded)
+    before = loaded["state"][0]["exp_avg"].copy()
+    step_torch(torch_opt, tensors)
+    converted["state"][0]["exp_avg"].zero_()
+    assert (loaded["state"][0]["exp_avg"] == before).all() and (opt.state[0]["exp_avg"] == before).all()
 
 
-def test_adam_and_adamw_of_old(torch):
-    """Before `decoupled_weight_decay` was among the options, they were saved alike."""
-    opt, their, mirror = pair(torch, "AdamW")
-    step_torch(their, mirror)
-    saved = their.state_dict()
+def test_adam_and_adamw_before_torch_2_7(torch):
+    """Their groups do not have `decoupled_weight_decay`."""
+    opt, torch_opt, tensors = pair(torch, "AdamW")
+    step_torch(torch_opt, tensors)
+    saved = torch_opt.state_dict()
     assert interop.from_torch(saved)["optimizer"] == "AdamW"
     del saved["param_groups"][0]["decoupled_weight_decay"]
     with pytest.raises(ValueError, match="optimizer: expected 'Adam' or 'AdamW'"):
@@ -273,35 +273,35 @@ def test_adam_and_adamw_of_old(torch):
     assert opt.steps == 1
 
 
-def test_sparse_adam_is_adam_in_another_dialect(torch):
+def test_sparse_adam_is_adam_with_keras_convention(torch):
     rng = np.random.default_rng(0)
     p, grads = rng.standard_normal((4, 3)), rng.standard_normal((9, 4, 3))
     q = torch.tensor(p).requires_grad_()
-    their = torch.optim.SparseAdam([q], lr=0.1, eps=1e-3)
+    torch_opt = torch.optim.SparseAdam([q], lr=0.1, eps=1e-3)
 
     def step(g):
         q.grad = torch.tensor(g).to_sparse(1)
-        their.step()
+        torch_opt.step()
 
     for g in grads[:3]:
         step(g)
     opt = fastopt.Adam([p])
-    opt.load_state_dict(interop.from_torch(their.state_dict()))
+    opt.load_state_dict(interop.from_torch(torch_opt.state_dict()))
     assert opt.groups[0]["convention"] == "keras"
     p[...] = q.detach().numpy()
     for g in grads[3:6]:
         step(g)
         opt.step([g])
     assert_same([p], [q.detach().numpy()])
-    their.load_state_dict(interop.to_torch(opt, "SparseAdam"))
+    torch_opt.load_state_dict(interop.to_torch(opt, "SparseAdam"))
     for g in grads[6:]:
         step(g)
         opt.step([g])
     assert_same([p], [q.detach().numpy()])
 
 
-def test_torch_is_not_needed_to_read(monkeypatch):
-    """Tensors are what has `detach` and `item`."""
+def test_from_torch_without_torch(monkeypatch):
+    """NumPy arrays may take the place of tensors."""
     monkeypatch.setitem(sys.modules, "torch", None)
     group = {"lr": 0.1, "momentum": 0.9, "dampening": 0, "nesterov": False, "params": ["w"]}
     saved = {"state": {"w": {"momentum_buffer": np.ones(3)}}, "param_groups": [group]}
@@ -317,7 +317,7 @@ def test_torch_is_not_needed_to_read(monkeypatch):
     ("sklearn.neural_network._stochastic_optimizers", interop.to_sklearn, [[]], "scikit-learn"),
     ("jax.numpy", interop.to_optax, [()], "optax"),
 ])
-def test_a_library_that_is_not_there_is_named(module, function, more, name, monkeypatch):
+def test_import_error_names_the_library(module, function, more, name, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=f"this needs {name}: pip install {name}"):
         function(fastopt.Adam(np.ones(3)), *more)
@@ -334,7 +334,7 @@ def adam_state(array=None, **more):
 
 
 class Bfloat16:
-    """What a tensor of a dtype that NumPy lacks does."""
+    """A tensor of a dtype that NumPy does not have."""
 
     dtype = "torch.bfloat16"
 
@@ -362,17 +362,17 @@ class Bfloat16:
     (adam_state(lr=-1.0), ValueError, "lr: expected"),
     (adam_state(betas=(0.9,)), ValueError, "betas: expected a pair"),
 ])
-def test_what_is_not_a_state_of_torch(saved, error, message):
+def test_invalid_torch_state_dicts_raise(saved, error, message):
     with pytest.raises(error, match=message):
         interop.from_torch(saved)
 
 
-def test_a_class_that_is_not_of_torch():
+def test_unknown_torch_class_raises():
     with pytest.raises(ValueError, match=r"optimizer: expected one of Muon, .*, got 'LBFGS'"):
         interop.from_torch(adam_state(), "LBFGS")
 
 
-def test_states_of_another_rule_or_shape_change_nothing():
+def test_state_of_another_optimizer_or_shape_changes_nothing():
     opt = fastopt.Adam(np.ones(4))
     for saved in (adam_state(), adam_state(decoupled_weight_decay=True)):
         with pytest.raises(ValueError, match="state_dict"):
@@ -394,12 +394,12 @@ def test_states_of_another_rule_or_shape_change_nothing():
     (lambda p: p, TypeError, "optimizer: expected a dict with the keys optimizer, steps"),
     (lambda p: fastopt.Adam(p).state_dict() | {"groups": [{}]}, TypeError, r"\[0\]: expected a dict"),
 ])
-def test_what_torch_has_no_place_for(make, error, message, torch):
+def test_to_torch_refuses_unsupported_options(make, error, message, torch):
     with pytest.raises(error, match=message):
         interop.to_torch(make(np.ones((2, 2))))
 
 
-def test_what_muon_of_torch_does_not_take(torch):
+def test_torch_muon_requires_matrices(torch):
     p = np.ones(3)
     opt = fastopt.Muon(p)
     opt.step(p.copy())
@@ -414,14 +414,14 @@ def test_what_muon_of_torch_does_not_take(torch):
 # --- keras -------------------------------------------------------------------------------------------
 
 
-def test_a_learning_rate_that_keras_schedules(keras):
-    """What crosses over is its value at the coming step."""
+def test_keras_schedule_is_evaluated(keras):
+    """The converted learning rate is the value at the next step."""
     rate = keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5)
     variable = keras.Variable(np.ones(3), dtype="float64")
-    their = keras.optimizers.Adam(rate)
+    keras_opt = keras.optimizers.Adam(rate)
     for _ in range(10):
-        their.apply([keras.ops.ones(3)], [variable])
-    assert interop.from_keras(their)["groups"][0]["lr"] == pytest.approx(0.05, rel=1e-6)
+        keras_opt.apply([keras.ops.ones(3)], [variable])
+    assert interop.from_keras(keras_opt)["groups"][0]["lr"] == pytest.approx(0.05, rel=1e-6)
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [
@@ -431,23 +431,23 @@ def test_a_learning_rate_that_keras_schedules(keras):
     (lambda o: o.Adam(gradient_accumulation_steps=2), ValueError, "expected gradient_acc.*=None"),
     (lambda o: o.Ftrl(learning_rate_power=-0.4), ValueError, "expected learning_rate_power=-0.5"),
 ])
-def test_what_of_keras_is_not_here(make, error, message, keras):
-    their = make(keras.optimizers)
-    their.build([keras.Variable(np.ones(3), dtype="float64")])
+def test_from_keras_refuses_unsupported_options(make, error, message, keras):
+    keras_opt = make(keras.optimizers)
+    keras_opt.build([keras.Variable(np.ones(3), dtype="float64")])
     with pytest.raises(error, match=message):
-        interop.from_keras(their)
+        interop.from_keras(keras_opt)
 
 
-def test_keras_must_be_built_and_decay_all(keras):
+def test_from_keras_requires_built_optimizer_without_exclusions(keras):
     with pytest.raises(ValueError, match="optimizer: expected a built one"):
         interop.from_keras(keras.optimizers.Adam())
     with pytest.raises(TypeError, match=r"expected one of keras.optimizers, got Adam"):
         interop.from_keras(fastopt.Adam(np.ones(3)))
-    their = keras.optimizers.AdamW()
-    their.exclude_from_weight_decay(var_names=["bias"])
-    their.build([keras.Variable(np.ones(3), dtype="float64")])
+    keras_opt = keras.optimizers.AdamW()
+    keras_opt.exclude_from_weight_decay(var_names=["bias"])
+    keras_opt.build([keras.Variable(np.ones(3), dtype="float64")])
     with pytest.raises(ValueError, match="expected weight decay of all variables"):
-        interop.from_keras(their)
+        interop.from_keras(keras_opt)
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -457,14 +457,14 @@ def test_keras_must_be_built_and_decay_all(keras):
     (lambda p: fastopt.SGD(p, convention="keras", momentum=0.9, dampening=0.1), "dampening: expected 0.0"),
     (lambda p: fastopt.Adam([{"params": q} for q in p], convention="keras"), "expected one group, got 2"),
 ])
-def test_what_keras_has_no_place_for(make, message, keras):
+def test_to_keras_refuses_unsupported_options(make, message, keras):
     params = [np.ones(3), np.ones((2, 2))]
     variables = [keras.Variable(p, dtype="float64") for p in params]
     with pytest.raises(ValueError, match=message):
         interop.to_keras(make(params), variables)
 
 
-def test_variables_of_keras_that_do_not_fit(keras):
+def test_keras_variables_of_wrong_shape_raise(keras):
     opt = fastopt.Adam([np.ones(3), np.ones((2, 2))], convention="keras")
     variables = [keras.Variable(np.ones(s), dtype="float64") for s in (3, (2, 3))]
     with pytest.raises(ValueError, match=r"variables: expected 2 as the optimizer has, got 1"):
@@ -495,7 +495,7 @@ def backward(mlp, X, y):
 
 @pytest.fixture(params=["plain", "patched"])
 def estimators(request):
-    """scikit-learn's, and the same with our arithmetic inside."""
+    """scikit-learn's estimators, original and patched."""
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     from sklearn import neural_network
 
@@ -513,7 +513,7 @@ def estimators(request):
     (fastopt.SGD, {"solver": "sgd", "momentum": 0.7}),
     (fastopt.SGD, {"solver": "sgd", "momentum": 0.0}),
 ])
-def test_a_partial_fit_goes_on_in_either(name, kind, options, estimators):
+def test_partial_fit_resumes_in_either_library(name, kind, options, estimators):
     X, y = digits()
     classes = {"classes": [0, 1]} if name == "MLPClassifier" else {}
 
@@ -527,8 +527,8 @@ def test_a_partial_fit_goes_on_in_either(name, kind, options, estimators):
         for _ in range(steps):
             mlp.partial_fit(X, y, **classes)
 
-    whole, mlp = make(), make()
-    fit(whole, STEPS)
+    full_run, mlp = make(), make()
+    fit(full_run, STEPS)
     fit(mlp, 5)
     params = mlp.coefs_ + mlp.intercepts_
     opt = kind(params, lr=0.9, convention="sklearn")
@@ -537,10 +537,10 @@ def test_a_partial_fit_goes_on_in_either(name, kind, options, estimators):
         opt.step(backward(mlp, X, y))
     mlp._optimizer = interop.to_sklearn(opt, params)
     fit(mlp, STEPS - HALF - 5)
-    assert_same(mlp.coefs_ + mlp.intercepts_, whole.coefs_ + whole.intercepts_, atol=1e-12)
+    assert_same(mlp.coefs_ + mlp.intercepts_, full_run.coefs_ + full_run.intercepts_, atol=1e-12)
 
 
-def test_what_is_not_an_mlp_of_sklearn():
+def test_from_sklearn_refuses_other_objects():
     for bad in (object(), None, fastopt.Adam(np.ones(3)), types.SimpleNamespace(_optimizer=3)):
         with pytest.raises(TypeError, match="estimator: expected an MLPClassifier or MLPRegressor"):
             interop.from_sklearn(bad)
@@ -552,7 +552,7 @@ def test_what_is_not_an_mlp_of_sklearn():
     (lambda p: fastopt.Adam(p, convention="sklearn", weight_decay=0.1), "weight_decay: expected 0.0, as sci"),
     (lambda p: fastopt.Adam([p, p.copy()], convention="sklearn"), "params: expected 2 as the"),
 ])
-def test_what_sklearn_has_no_place_for(make, message, sklearn):
+def test_to_sklearn_refuses_unsupported_options(make, message, sklearn):
     with pytest.raises(ValueError, match=message):
         interop.to_sklearn(make(np.ones(3)), [np.ones(3)])
 
@@ -560,21 +560,21 @@ def test_what_sklearn_has_no_place_for(make, message, sklearn):
 # --- optax -------------------------------------------------------------------------------------------
 
 
-def test_nestings_of_parameters(optax):
-    """Dicts, which JAX takes in the order of their keys, and what is inside of them."""
+def test_nested_parameters(optax):
+    """JAX sorts the keys of dicts; fastopt keeps their order."""
     import jax
 
     rng = np.random.default_rng(0)
     params = {"w": [rng.standard_normal((2, 3)), rng.standard_normal(3)], "b": rng.standard_normal(2)}
-    mirror = jax.tree.map(jax.numpy.array, params)
-    their = optax.adam(0.1)
-    state, opt = their.init(mirror), fastopt.Adam(params, lr=0.1, convention="optax")
+    tensors = jax.tree.map(jax.numpy.array, params)
+    transformation = optax.adam(0.1)
+    state, opt = transformation.init(tensors), fastopt.Adam(params, lr=0.1, convention="optax")
     for _ in range(3):
-        updates, state = their.update(jax.tree.map(lambda p: p + 1, mirror), state, mirror)
-        mirror = optax.apply_updates(mirror, updates)
+        updates, state = transformation.update(jax.tree.map(lambda p: p + 1, tensors), state, tensors)
+        tensors = optax.apply_updates(tensors, updates)
     opt.load_state_dict(interop.from_optax(state, opt))
     assert opt.steps == 3
-    again = interop.to_optax(opt, their.init(mirror))
+    again = interop.to_optax(opt, transformation.init(tensors))
     assert jax.tree.structure(again) == jax.tree.structure(state)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
         assert a.dtype == b.dtype and (a == b).all()
@@ -589,7 +589,7 @@ def test_nestings_of_parameters(optax):
     (lambda p: fastopt.Adam(np.ones(4), convention="optax"), ValueError, r"expected .*shape \(4,\)"),
     (lambda p: fastopt.Adagrad(p, convention="optax"), ValueError, "expected a field sum_of_squares"),
 ])
-def test_states_of_optax_that_do_not_fit(make, error, message, optax):
+def test_optax_states_of_wrong_structure_raise(make, error, message, optax):
     p = np.ones(3)
     opt, state = make(p), optax.adam(0.1).init(p)
     with pytest.raises(error, match=message):
@@ -598,7 +598,7 @@ def test_states_of_optax_that_do_not_fit(make, error, message, optax):
         interop.to_optax(opt, state)
 
 
-def test_a_state_that_is_not_of_optax(optax):
+def test_wrong_types_for_optax_raise(optax):
     opt = fastopt.Adam(np.ones(3), convention="optax")
     with pytest.raises(TypeError, match="state: expected an optax state, which is a tuple, got dict"):
         interop.from_optax({}, opt)

@@ -1,4 +1,4 @@
-"""Methods of scipy.optimize.minimize: the path is the optimizer's own, all else is as SciPy has it."""
+"""Methods of scipy.optimize.minimize: paths equal the optimizer's steps, results have SciPy's conventions."""
 
 import inspect
 import pickle
@@ -39,7 +39,7 @@ def solve(
     )
 
 
-# --- Every rule ------------------------------------------------------------------------------
+# --- Every optimizer -------------------------------------------------------------------------
 
 
 def test_every_optimizer_has_a_method():
@@ -50,10 +50,10 @@ def test_every_optimizer_has_a_method():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("name", BY_NAME)
-def test_the_path_is_the_optimizers_own(name, dtype):
+def test_path_equals_optimizer_steps(name, dtype):
     x = np.array([-1.2, 1.0, 0.3, 2.0], dtype)
     result = solve(getattr(methods, name), x0=x, lr=1e-4, maxiter=40, gtol=0, return_all=True)
-    assert x[0] == dtype(-1.2)  # x0 is left alone
+    assert x[0] == dtype(-1.2)  # x0 is not modified
     opt = BY_NAME[name](x, lr=1e-4)
     for point in result.allvecs[:-1]:
         assert point.dtype == dtype and np.array_equal(point, x)
@@ -64,13 +64,13 @@ def test_the_path_is_the_optimizers_own(name, dtype):
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_the_function_falls(name):
+def test_function_value_decreases(name):
     result = solve(getattr(methods, name), fun=bowl, x0=[3.0, -1.0, 0.5], maxiter=100)
     assert result.fun < bowl(np.array([3.0, -1.0, 0.5]))[0]
 
 
 @pytest.mark.parametrize("name", BY_NAME)
-def test_signature_and_documentation(name):
+def test_signature_and_docstring(name):
     method, rule = getattr(methods, name), BY_NAME[name]
     options = inspect.signature(method).parameters
     own = inspect.signature(rule).parameters
@@ -80,7 +80,7 @@ def test_signature_and_documentation(name):
     assert pickle.loads(pickle.dumps(method)) is method
 
 
-# --- What comes out --------------------------------------------------------------------------
+# --- Results ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,14 +103,14 @@ def test_rosenbrock(name, options):
 
 
 @pytest.mark.parametrize("x0", [3.0, [3.0], [3], np.zeros(7), np.zeros(0)])
-def test_shapes(x0):
+def test_shapes_of_x0(x0):
     result = solve(methods.sgd, bowl, x0, lr=0.5, gtol=1e-8)
     size = np.size(x0)
     assert result.success and result.x.dtype == float
     np.testing.assert_allclose(result.x, np.arange(1, size + 1), atol=1e-7)
 
 
-def test_arrays_of_any_shape_where_scipy_does_not_refuse_them():
+def test_arrays_of_any_shape_without_minimize():
     def total(x):
         return np.sum((x - 1.0) ** 2)
 
@@ -134,17 +134,17 @@ def test_finite_differences(jac):
     exact = solve(lr=0.02)
     assert result.success and abs(result.nit - exact.nit) < 5
     np.testing.assert_allclose(result.x, exact.x, atol=1e-4)
-    assert result.nfev == len(calls) == 3 * result.njev  # the point itself, and one for each variable
+    assert result.nfev == len(calls) == 3 * result.njev  # one at the point itself, and one per variable
 
 
 @pytest.mark.parametrize("step", [0.5, [0.5, 0.25]])
-def test_step_of_the_finite_differences(step):
+def test_finite_diff_rel_step(step):
     x = np.array([-3.0, 0.5])
     result = solve(fun=lambda x: bowl(x)[0], x0=x, jac=None, finite_diff_rel_step=step, maxiter=0)
     np.testing.assert_allclose(result.jac, bowl(x)[1] + np.array([-3.0, 1.0]) * step / 2)
 
 
-def test_gradient_of_its_own_and_arguments():
+def test_callable_jac_and_args():
     def fun(x, a, b):
         return a * x @ x + b
 
@@ -156,7 +156,7 @@ def test_gradient_of_its_own_and_arguments():
     assert result.success and result.njev == result.nit + 1
 
 
-def test_the_function_may_spoil_what_it_gets_and_reuse_what_it_gives():
+def test_function_may_overwrite_x_and_reuse_its_gradient():
     gradient = np.zeros(3)
 
     def fun(x):
@@ -169,7 +169,7 @@ def test_the_function_may_spoil_what_it_gets_and_reuse_what_it_gives():
     np.testing.assert_array_equal(result.x, solve(methods.adam, bowl, np.zeros(3), lr=0.1).x)
 
 
-def test_best_point():
+def test_keep_best():
     last, best = (
         solve(methods.sgd, bowl, [5.0], lr=0.05, momentum=0.95, maxiter=60, keep_best=keep, return_all=True)
         for keep in (False, True)
@@ -184,16 +184,16 @@ def test_best_point():
 # --- Tolerances ------------------------------------------------------------------------------
 
 
-def test_tolerance_of_the_gradient():
-    for found in (solve(fun=bowl, gtol=1e-2, lr=0.1), solve(fun=bowl, tol=1e-2, lr=0.1)):
-        assert found.success and 1e-5 < np.abs(found.jac).max() <= 1e-2
+def test_gtol():
+    for result in (solve(fun=bowl, gtol=1e-2, lr=0.1), solve(fun=bowl, tol=1e-2, lr=0.1)):
+        assert result.success and 1e-5 < np.abs(result.jac).max() <= 1e-2
     strict = solve(fun=bowl, tol=1e-2, gtol=1e-6, lr=0.1)
     assert np.abs(strict.jac).max() <= 1e-6
     assert solve(fun=bowl, x0=[1.0, 2.0]).nit == 0
 
 
 @pytest.mark.parametrize("name", ["ftol", "xtol"])
-def test_tolerances_of_changes(name):
+def test_ftol_and_xtol(name):
     def changes(path):
         if name == "xtol":
             return [np.abs(b - a).max() / max(1.0, np.abs(b).max()) for a, b in pairwise(path)]
@@ -208,13 +208,13 @@ def test_tolerances_of_changes(name):
         assert runs.find("x" * patience) == len(runs) - patience
 
 
-def test_a_still_function_is_no_success_unless_asked():
+def test_constant_function_succeeds_only_with_ftol():
     assert solve(fun=lambda x: (1.0, np.ones(2)), lr=1e-3, maxiter=50).status == 1
     assert solve(fun=lambda x: (1.0, np.ones(2)), lr=1e-3, maxiter=50, ftol=1e-9).nit == 10
 
 
 @pytest.mark.parametrize("maxiter", [0, 3])
-def test_most_steps(maxiter):
+def test_maxiter(maxiter):
     result = solve(maxiter=maxiter)
     assert (result.success, result.status, result.nit, result.nfev) == (False, 1, maxiter, maxiter + 1)
     assert result.message == "The maximum number of iterations has been reached."
@@ -228,12 +228,12 @@ def test_most_steps(maxiter):
         (lambda x: (x[0] if x[0] > 0.45 else -np.inf, np.ones(1)), "The value of the function is -inf.", 2),
     ],
 )
-def test_what_is_not_finite_ends_it(fun, message, nit):
+def test_nonfinite_value_or_gradient_stops(fun, message, nit):
     result = solve(methods.sgd, fun, [0.6], lr=0.1)
     assert (result.success, result.status, result.message, result.nit) == (False, 3, message, nit)
 
 
-def test_divergence_leaves_the_best_point():
+def test_keep_best_after_divergence():
     with np.errstate(over="ignore", invalid="ignore"):
         result = solve(methods.sgd, lr=0.1, keep_best=True)
     assert not result.success and result.status == 3 and np.isfinite(result.fun)
@@ -259,16 +259,15 @@ def test_both_kinds_of_callbacks():
     assert [r.fun for r in results] == [rosen(x) for x in expected]
 
 
-def test_a_callback_may_spoil_its_point():
-    def spoil(x):
+def test_callback_may_overwrite_its_point():
+    def overwrite(x):
         x[:] = np.nan
 
-    np.testing.assert_array_equal(
-        solve(maxiter=5, callback=spoil, return_all=True).allvecs, solve(maxiter=5, return_all=True).allvecs
-    )
+    actual = solve(maxiter=5, callback=overwrite, return_all=True)
+    np.testing.assert_array_equal(actual.allvecs, solve(maxiter=5, return_all=True).allvecs)
 
 
-def test_a_callback_ends_it():
+def test_callback_stops_with_stop_iteration():
     seen = []
 
     def stop(x):
@@ -279,11 +278,11 @@ def test_a_callback_ends_it():
     result = solve(callback=stop)
     assert (result.nit, result.status, result.success) == (3, 99, False)
     seen.clear()
-    theirs = solve("bfgs", callback=stop)
-    assert (theirs.nit, theirs.status, theirs.success) == (3, 99, False)
+    expected = solve("bfgs", callback=stop)
+    assert (expected.nit, expected.status, expected.success) == (3, 99, False)
 
 
-def test_other_errors_of_a_callback_are_not_hidden():
+def test_other_errors_of_callbacks_propagate():
     def fail(x):
         raise KeyError("mine")
 
@@ -311,24 +310,24 @@ def test_bounds(bounds, jac):
         return rosen_both(x) if jac else rosen(x)
 
     result = solve(fun=fun, jac=jac, bounds=bounds, lr=0.02, x0=[2.0, 2.0])
-    theirs = minimize(rosen, [2.0, 2.0], jac=rosen_der, bounds=bounds, method="l-bfgs-b")
+    expected = minimize(rosen, [2.0, 2.0], jac=rosen_der, bounds=bounds, method="l-bfgs-b")
     assert result.success and max(x[0] for x in evaluated) <= 0.5
-    np.testing.assert_allclose(result.x, theirs.x, atol=1e-4)
-    np.testing.assert_allclose(result.jac, theirs.jac, atol=1e-3)
+    np.testing.assert_allclose(result.x, expected.x, atol=1e-4)
+    np.testing.assert_allclose(result.jac, expected.jac, atol=1e-3)
 
 
-def test_one_pair_of_bounds_for_all():
+def test_scalar_bounds():
     result = solve(methods.sgd, bowl, np.zeros(4), bounds=optimize.Bounds(1.5, 3.5), lr=0.5)
     np.testing.assert_allclose(result.x, [1.5, 2.0, 3.0, 3.5], atol=1e-4)
     assert result.success
 
 
-def test_bounds_that_leave_no_choice():
+def test_equal_bounds():
     result = solve(bounds=[(2, 2), (3, 3)])
     assert result.success and result.nit == 0 and list(result.x) == [2.0, 3.0]
 
 
-# --- What is refused, and what is said ---------------------------------------------------------
+# --- Errors and messages -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -342,13 +341,13 @@ def test_bounds_that_leave_no_choice():
         ({"maxiter": 1.5}, TypeError, "maxiter: expected a whole number, got 1.5"),
         ({"maxiter": -1}, ValueError, "maxiter: expected at least 0, got -1"),
         ({"patience": 0}, ValueError, "patience: expected at least 1, got 0"),
-        ({"gtol": -1.0}, ValueError, "gtol: expected a number from 0 on, got -1.0"),
-        ({"ftol": np.nan}, ValueError, "ftol: expected a finite number, got nan"),
+        ({"gtol": -1.0}, ValueError, r"gtol: expected a finite number in \[0, inf\), got -1.0"),
+        ({"ftol": np.nan}, ValueError, r"ftol: expected a finite number in \[0, inf\), got nan"),
         ({"xtol": "small"}, TypeError, "xtol: expected a number, got 'small'"),
         ({"finite_diff_rel_step": 0.0}, ValueError, "finite_diff_rel_step: expected positive numbers"),
     ],
 )
-def test_wrong_options(options, error, message):
+def test_invalid_options_raise(options, error, message):
     with pytest.raises(error, match=message):
         solve(**options)
 
@@ -359,32 +358,32 @@ def test_wrong_options(options, error, message):
         ({"fun": lambda x: (x, x)}, ValueError, r"fun: expected a number, got an array of the shape \(2,\)"),
         ({"fun": lambda x: (1.0, 2.0)}, ValueError, r"jac: expected a gradient of the shape \(2,\), got"),
         ({"x0": [1j, 2]}, TypeError, "x0: expected real numbers, got complex128"),
-        ({"bounds": [(0, 1)]}, ValueError, "bounds: expected 2, one a variable, got 1"),
+        ({"bounds": [(0, 1)]}, ValueError, "bounds: expected 2, one per variable, got 1"),
         ({"bounds": [(0, 1), (1, 0)]}, ValueError, "bounds: expected no lower bound above the upper one"),
         ({"bounds": [0, 1]}, ValueError, "bounds: expected a Bounds, or pairs of numbers or None"),
     ],
 )
-def test_wrong_arguments(arguments, error, message):
+def test_invalid_arguments_raise(arguments, error, message):
     with pytest.raises(error, match=message):
         solve(**arguments)
 
 
 def test_constraints_are_refused():
-    with pytest.raises(ValueError, match="constraints: adam can keep none but bounds"):
+    with pytest.raises(ValueError, match="constraints: expected none, because adam supports bounds only"):
         minimize(rosen, START, method=methods.adam, constraints={"type": "eq", "fun": sum})
 
 
-def test_second_derivatives_are_not_used():
+def test_second_derivatives_warn():
     with pytest.warns(RuntimeWarning, match=r"sgd does not use second derivatives"):
         minimize(rosen, START, hess=optimize.rosen_hess, method=methods.sgd, options={"maxiter": 1})
 
 
-def test_the_protocol_is_scipys():
+def test_jac_true_requires_minimize():
     with pytest.raises(ValueError, match="jac: expected a function or None, got True"):
         methods.adam(rosen_both, START, jac=True)
 
 
-def test_what_is_printed(capsys):
+def test_disp(capsys):
     solve(fun=bowl, lr=0.1)
     assert capsys.readouterr().out == ""
     result = solve(fun=bowl, lr=0.1, disp=True)
@@ -395,7 +394,7 @@ def test_what_is_printed(capsys):
     assert caught[0].filename == __file__
 
 
-def test_without_scipy():
+def test_import_error_without_scipy():
     code = "import sys; sys.modules['scipy.optimize'] = None; import fastopt.scipy"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stderr.endswith("ImportError: fastopt.scipy needs SciPy: pip install 'fastopt[scipy]'\n")

@@ -1,4 +1,4 @@
-"""scikit-learn's estimators on fastopt: equal to the original where they can be, and all that is new."""
+"""The estimators: results equal to scikit-learn's, and the additional options."""
 
 import copy
 import functools
@@ -21,8 +21,8 @@ from sklearn.datasets import load_diabetes, load_iris, make_circles, make_multil
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
-from sklearn.neural_network import MLPClassifier as TheirClassifier
-from sklearn.neural_network import MLPRegressor as TheirRegressor
+from sklearn.neural_network import MLPClassifier as SklearnClassifier
+from sklearn.neural_network import MLPRegressor as SklearnRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler, scale
 from sklearn.utils.class_weight import compute_sample_weight
@@ -48,69 +48,69 @@ MANY_X, MANY_Y = make_multilabel_classification(n_samples=90, n_features=6, n_cl
 MANY_X = scale(MANY_X)
 WEIGHTS = RNG.uniform(0.5, 2.0, 150)
 
-# Estimators, data: all kinds of targets.
+# scikit-learn's class, fastopt's class, options, X and y for every type of target.
 TASKS = {
-    "classes": (TheirClassifier, MLPClassifier, {}, IRIS_X, IRIS_Y),
-    "names": (TheirClassifier, MLPClassifier, {}, IRIS_X, NAMES),
-    "two classes": (TheirClassifier, MLPClassifier, {}, IRIS_X[:100], NAMES[:100]),
-    "0 or 1": (TheirClassifier, MLPClassifier, {}, IRIS_X[:100], IRIS_Y[:100]),
-    "labels": (TheirClassifier, MLPClassifier, {}, MANY_X, MANY_Y),
-    "values": (TheirRegressor, MLPRegressor, {}, DIABETES_X, DIABETES_Y),
-    "two values": (TheirRegressor, MLPRegressor, {}, DIABETES_X, TWO_Y),
+    "classes": (SklearnClassifier, MLPClassifier, {}, IRIS_X, IRIS_Y),
+    "names": (SklearnClassifier, MLPClassifier, {}, IRIS_X, NAMES),
+    "two classes": (SklearnClassifier, MLPClassifier, {}, IRIS_X[:100], NAMES[:100]),
+    "0 or 1": (SklearnClassifier, MLPClassifier, {}, IRIS_X[:100], IRIS_Y[:100]),
+    "labels": (SklearnClassifier, MLPClassifier, {}, MANY_X, MANY_Y),
+    "values": (SklearnRegressor, MLPRegressor, {}, DIABETES_X, DIABETES_Y),
+    "two values": (SklearnRegressor, MLPRegressor, {}, DIABETES_X, TWO_Y),
 }
-if "loss" in inspect.signature(TheirRegressor).parameters:  # new in 1.7
+if "loss" in inspect.signature(SklearnRegressor).parameters:  # new in 1.7
     COUNTS = RNG.poisson(np.exp(0.5 * DIABETES_Y)).astype(float)
-    TASKS["counts"] = (TheirRegressor, MLPRegressor, {"loss": "poisson"}, DIABETES_X, COUNTS)
+    TASKS["counts"] = (SklearnRegressor, MLPRegressor, {"loss": "poisson"}, DIABETES_X, COUNTS)
     WIDE = np.column_stack([COUNTS, COUNTS + 1])
-    TASKS["two counts"] = (TheirRegressor, MLPRegressor, {"loss": "poisson"}, DIABETES_X, WIDE)
+    TASKS["two counts"] = (SklearnRegressor, MLPRegressor, {"loss": "poisson"}, DIABETES_X, WIDE)
 
-WEIGHTED = "sample_weight" in inspect.signature(TheirClassifier.fit).parameters  # new in 1.7
+WEIGHTED = "sample_weight" in inspect.signature(SklearnClassifier.fit).parameters  # new in 1.7
 
 
 def both(task, fit_params=None, **params):
-    """Their model and ours, fitted alike."""
-    theirs, ours, own, X, y = TASKS[task]
+    """Fit scikit-learn's and fastopt's model with the same parameters."""
+    sklearn_cls, cls, own, X, y = TASKS[task]
     params = {"hidden_layer_sizes": (9, 7), "random_state": 3, "batch_size": 32} | own | params
     fit_params = fit_params or {}
-    return theirs(**params).fit(X, y, **fit_params), ours(**params).fit(X, y, **fit_params)
+    return sklearn_cls(**params).fit(X, y, **fit_params), cls(**params).fit(X, y, **fit_params)
 
 
-def assert_same(theirs, ours, rtol=1e-10):
+def assert_same(expected, actual, rtol=1e-10):
     for name in ("coefs_", "intercepts_"):
-        for a, b in zip(getattr(theirs, name), getattr(ours, name), strict=True):
+        for a, b in zip(getattr(expected, name), getattr(actual, name), strict=True):
             np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol)
-    assert ours.loss_ == pytest.approx(theirs.loss_, rel=rtol)
-    assert ours.n_iter_ == theirs.n_iter_
-    assert ours.t_ == theirs.t_
+    assert actual.loss_ == pytest.approx(expected.loss_, rel=rtol)
+    assert actual.n_iter_ == expected.n_iter_
+    assert actual.t_ == expected.t_
 
 
-# --- scikit-learn's own checks -------------------------------------------------------------------
+# --- check_estimator -------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
 @parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
-def test_the_checks_of_scikit_learn_pass(estimator, check):
+def test_check_estimator(estimator, check):
     check(estimator)
 
 
-# --- Equal to scikit-learn -----------------------------------------------------------------------
+# --- Parity with scikit-learn --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 @pytest.mark.parametrize("task", TASKS)
-def test_same_random_state_same_model(task, solver):
-    theirs, ours = both(task, solver=solver, max_iter=12, learning_rate_init=0.01, alpha=0.1)
-    assert_same(theirs, ours)
-    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=1e-10)
-    assert ours.best_loss_ == pytest.approx(theirs.best_loss_, rel=1e-10)
-    assert ours.validation_scores_ is None and ours.best_validation_score_ is None
+def test_same_random_state_gives_same_model(task, solver):
+    expected, actual = both(task, solver=solver, max_iter=12, learning_rate_init=0.01, alpha=0.1)
+    assert_same(expected, actual)
+    np.testing.assert_allclose(actual.loss_curve_, expected.loss_curve_, rtol=1e-10)
+    assert actual.best_loss_ == pytest.approx(expected.best_loss_, rel=1e-10)
+    assert actual.validation_scores_ is None and actual.best_validation_score_ is None
     for name in ("n_layers_", "n_outputs_", "out_activation_", "n_features_in_"):
-        assert getattr(ours, name) == getattr(theirs, name)
+        assert getattr(actual, name) == getattr(expected, name)
     X = TASKS[task][3]
-    np.testing.assert_allclose(*(m.predict(X) for m in (ours, theirs)), rtol=1e-9) if (
-        hasattr(ours, "loss")
-    ) else np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
-    assert ours.score(X, TASKS[task][4]) == pytest.approx(theirs.score(X, TASKS[task][4]))
+    np.testing.assert_allclose(*(m.predict(X) for m in (actual, expected)), rtol=1e-9) if (
+        hasattr(actual, "loss")
+    ) else np.testing.assert_array_equal(actual.predict(X), expected.predict(X))
+    assert actual.score(X, TASKS[task][4]) == pytest.approx(expected.score(X, TASKS[task][4]))
 
 
 @pytest.mark.parametrize(
@@ -136,72 +136,72 @@ def test_same_random_state_same_model(task, solver):
     ids=str,
 )
 @pytest.mark.parametrize("task", ["classes", "0 or 1", "labels", "two values"])
-def test_every_argument_means_the_same(task, params):
-    theirs, ours = both(task, **({"max_iter": 25, "learning_rate_init": 0.02} | params))
-    assert_same(theirs, ours)
-    if ours.early_stopping:
-        np.testing.assert_allclose(ours.validation_scores_, theirs.validation_scores_, rtol=1e-10)
-        assert ours.best_validation_score_ == pytest.approx(theirs.best_validation_score_)
-        assert ours.best_loss_ is None
+def test_parameters_match_scikit_learn(task, params):
+    expected, actual = both(task, **({"max_iter": 25, "learning_rate_init": 0.02} | params))
+    assert_same(expected, actual)
+    if actual.early_stopping:
+        np.testing.assert_allclose(actual.validation_scores_, expected.validation_scores_, rtol=1e-10)
+        assert actual.best_validation_score_ == pytest.approx(expected.best_validation_score_)
+        assert actual.best_loss_ is None
 
 
-@pytest.mark.skipif(not WEIGHTED, reason="this scikit-learn has no weights of rows")
+@pytest.mark.skipif(not WEIGHTED, reason="this scikit-learn has no sample weights")
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 @pytest.mark.parametrize("task", ["classes", "labels", "two values"])
-def test_weights_of_rows_mean_the_same(task, solver):
+def test_sample_weights_match_scikit_learn(task, solver):
     weights = WEIGHTS[: len(TASKS[task][4])]
-    theirs, ours = both(
+    expected, actual = both(
         task, {"sample_weight": weights}, solver=solver, max_iter=6, alpha=0.1, hidden_layer_sizes=6,
         early_stopping=True,
     )
     if solver == "adam":
-        assert_same(theirs, ours)
+        assert_same(expected, actual)
     elif task != "two values":
-        assert_same(theirs, ours, rtol=1e-5)
+        assert_same(expected, actual, rtol=1e-5)
 
 
 @pytest.mark.parametrize("task", ["names", "two classes", "labels", "values"])
-def test_lbfgs_takes_the_same_way(task):
-    theirs, ours = both(task, solver="lbfgs", max_iter=8, alpha=0.01)
-    assert_same(theirs, ours, rtol=1e-6)
-    assert not hasattr(ours, "loss_curve_") and not hasattr(ours, "partial_fit")
+def test_lbfgs_matches_scikit_learn(task):
+    expected, actual = both(task, solver="lbfgs", max_iter=8, alpha=0.01)
+    assert_same(expected, actual, rtol=1e-6)
+    assert not hasattr(actual, "loss_curve_") and not hasattr(actual, "partial_fit")
 
 
-def test_lbfgs_converges_where_there_are_many_outputs():
-    """There scikit-learn's loss is not the one that its gradient belongs to."""
-    theirs, ours = both("two values", solver="lbfgs", max_iter=300, alpha=0.01)
-    assert ours.score(DIABETES_X, TWO_Y) > theirs.score(DIABETES_X, TWO_Y) - 0.01
+def test_lbfgs_converges_for_multi_output_targets():
+    """scikit-learn minimizes a loss that does not match its gradient for these targets."""
+    expected, actual = both("two values", solver="lbfgs", max_iter=300, alpha=0.01)
+    assert actual.score(DIABETES_X, TWO_Y) > expected.score(DIABETES_X, TWO_Y) - 0.01
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_first_steps_from_weights_that_were_set(shuffle):
-    """Full batches, and the weights assigned as people do it."""
+def test_partial_fit_from_assigned_weights(shuffle):
+    """Assign weights and take full-batch steps."""
     params = {"hidden_layer_sizes": 8, "batch_size": 150, "shuffle": shuffle, "warm_start": True}
-    theirs, ours = (
+    expected, actual = (
         cls(max_iter=1, random_state=0, **params).fit(IRIS_X, IRIS_Y) for cls in TASKS["classes"][:2]
     )
     rng = np.random.RandomState(1)
-    weights = [rng.uniform(-0.5, 0.5, W.shape) for W in ours.coefs_]
-    biases = [rng.uniform(-0.5, 0.5, b.shape) for b in ours.intercepts_]
-    for model in (theirs, ours):
+    weights = [rng.uniform(-0.5, 0.5, W.shape) for W in actual.coefs_]
+    biases = [rng.uniform(-0.5, 0.5, b.shape) for b in actual.intercepts_]
+    for model in (expected, actual):
         model.coefs_ = [W.copy() for W in weights]
         model.intercepts_ = [b.copy() for b in biases]
-    np.testing.assert_allclose(ours.predict_proba(IRIS_X), theirs.predict_proba(IRIS_X), rtol=1e-12)
+    np.testing.assert_allclose(actual.predict_proba(IRIS_X), expected.predict_proba(IRIS_X), rtol=1e-12)
     for _ in range(20):
-        theirs.partial_fit(IRIS_X, IRIS_Y)
-        ours.partial_fit(IRIS_X, IRIS_Y)
-    for a, b in zip(theirs.coefs_, ours.coefs_, strict=True):
+        expected.partial_fit(IRIS_X, IRIS_Y)
+        actual.partial_fit(IRIS_X, IRIS_Y)
+    for a, b in zip(expected.coefs_, actual.coefs_, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-10, atol=1e-10)
 
 
-def test_weights_that_were_changed_in_place_count():
+def test_weights_modified_in_place_are_used():
     model = MLPRegressor(hidden_layer_sizes=4, max_iter=2, random_state=0).fit(DIABETES_X, DIABETES_Y)
     before = model.predict(DIABETES_X)
     model.intercepts_[-1][:] += 1.0
     np.testing.assert_allclose(model.predict(DIABETES_X), before + 1.0)
 
 
-def test_a_model_of_given_weights_predicts():
+def test_predict_with_assigned_weights():
     fitted = MLPClassifier(hidden_layer_sizes=4, max_iter=5, random_state=0).fit(IRIS_X, NAMES)
     model = MLPClassifier(hidden_layer_sizes=4)
     for name in ("coefs_", "intercepts_", "classes_", "out_activation_", "n_outputs_", "n_features_in_"):
@@ -211,24 +211,25 @@ def test_a_model_of_given_weights_predicts():
     assert len(model.loss_curve_) == 1
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [t[:2] for t in (TASKS["classes"], TASKS["values"])])
-def test_arguments_and_defaults_are_theirs(theirs, ours):
-    wanted = inspect.signature(theirs).parameters
-    own = inspect.signature(ours).parameters
-    assert {n: p.default for n, p in own.items() if n in wanted} == {
-        n: p.default for n, p in wanted.items()
+@pytest.mark.parametrize(("sklearn_cls", "cls"), [t[:2] for t in (TASKS["classes"], TASKS["values"])])
+def test_signature_matches_scikit_learn(sklearn_cls, cls):
+    expected = inspect.signature(sklearn_cls).parameters
+    actual = inspect.signature(cls).parameters
+    assert {n: p.default for n, p in actual.items() if n in expected} == {
+        n: p.default for n, p in expected.items()
     }
-    positional = [n for n, p in own.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    if "loss" in wanted or theirs is TheirClassifier:
-        assert positional == [n for n, p in wanted.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert set(dir(theirs)) - set(dir(ours)) == {n for n in set(dir(theirs)) - set(dir(ours)) if n[0] == "_"}
+    positional = [n for n, p in actual.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if "loss" in expected or sklearn_cls is SklearnClassifier:
+        assert positional == [n for n, p in expected.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    missing = set(dir(sklearn_cls)) - set(dir(cls))
+    assert missing == {n for n in missing if n[0] == "_"}
 
 
 @pytest.mark.parametrize("task", ["classes", "values"])
 @pytest.mark.parametrize("params", [{}, {"solver": "lbfgs"}, {"early_stopping": True}], ids=str)
-def test_public_attributes_are_theirs(task, params):
-    theirs, ours = both(task, max_iter=3, **params)
-    assert {n for n in vars(theirs) if n[0] != "_"} <= set(vars(ours)) | {"loss"}
+def test_fitted_attributes_match_scikit_learn(task, params):
+    expected, actual = both(task, max_iter=3, **params)
+    assert {n for n in vars(expected) if n[0] != "_"} <= set(vars(actual)) | {"loss"}
 
 
 # --- Data ----------------------------------------------------------------------------------------
@@ -237,9 +238,9 @@ def test_public_attributes_are_theirs(task, params):
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("task", ["names", "values"])
-def test_the_dtype_is_kept(task, dtype, solver):
-    _, ours, _, X, y = TASKS[task]
-    model = ours(hidden_layer_sizes=5, max_iter=4, solver=solver, random_state=0).fit(X.astype(dtype), y)
+def test_dtype_is_preserved(task, dtype, solver):
+    _, cls, _, X, y = TASKS[task]
+    model = cls(hidden_layer_sizes=5, max_iter=4, solver=solver, random_state=0).fit(X.astype(dtype), y)
     assert {a.dtype for a in model.coefs_ + model.intercepts_} == {np.dtype(dtype)}
     out = model.predict(X.astype(dtype)) if task == "values" else model.predict_proba(X.astype(dtype))
     assert out.dtype == dtype
@@ -257,7 +258,7 @@ def test_single_precision_is_close_to_double():
 
 @pytest.mark.parametrize("container", [csr_array, csr_matrix, csc_array])
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-def test_sparse_rows_give_the_dense_ones_model(solver, container):
+def test_sparse_and_dense_samples_give_same_model(solver, container):
     X = np.where(np.abs(IRIS_X) > 0.7, IRIS_X, 0.0)
     dense, sparse = (
         MLPClassifier(
@@ -270,13 +271,13 @@ def test_sparse_rows_give_the_dense_ones_model(solver, container):
     )
 
 
-def test_a_column_of_labels_is_one_label_a_row():
+def test_column_vector_of_labels_is_raveled():
     with pytest.warns(sklearn.exceptions.DataConversionWarning):
         model = MLPClassifier(hidden_layer_sizes=3, max_iter=2).fit(IRIS_X, NAMES[:, None])
     assert model.predict(IRIS_X).shape == (150,)
 
 
-def test_many_labels_may_be_sparse():
+def test_multilabel_targets_may_be_sparse():
     models = [
         MLPClassifier(hidden_layer_sizes=5, max_iter=3, random_state=0).fit(MANY_X, y)
         for y in (MANY_Y, csr_matrix(MANY_Y))
@@ -284,7 +285,7 @@ def test_many_labels_may_be_sparse():
     np.testing.assert_array_equal(*(m.coefs_[0] for m in models))
 
 
-# --- Going on ------------------------------------------------------------------------------------
+# --- Resuming ------------------------------------------------------------------------------------
 
 SOLVERS = {
     "adam": {},
@@ -323,7 +324,7 @@ COPIES = [
 
 @pytest.mark.parametrize("copied", COPIES)
 @pytest.mark.parametrize("params", SOLVERS.values(), ids=SOLVERS)
-def test_two_fits_of_five_epochs_are_one_of_ten(params, copied, tmp_path):
+def test_two_fits_of_five_epochs_equal_one_of_ten(params, copied, tmp_path):
     params = {"hidden_layer_sizes": 6, "batch_size": 40, "random_state": 0} | params
     whole = MLPClassifier(max_iter=10, **params).fit(IRIS_X, IRIS_Y)
     parts = MLPClassifier(max_iter=5, warm_start=True, **params).fit(IRIS_X, IRIS_Y)
@@ -335,7 +336,7 @@ def test_two_fits_of_five_epochs_are_one_of_ten(params, copied, tmp_path):
 
 
 @pytest.mark.parametrize("params", SOLVERS.values(), ids=SOLVERS)
-def test_partial_fit_ten_times_is_fit_with_ten_epochs(params, tmp_path):
+def test_ten_partial_fits_equal_one_fit_of_ten_epochs(params, tmp_path):
     params = {"hidden_layer_sizes": 6, "batch_size": 40, "random_state": 0, "shuffle": False} | params
     whole = MLPClassifier(max_iter=10, **params).fit(IRIS_X, IRIS_Y)
     parts = MLPClassifier(**params)
@@ -347,7 +348,7 @@ def test_partial_fit_ten_times_is_fit_with_ten_epochs(params, tmp_path):
     assert parts.loss_curve_ == whole.loss_curve_
 
 
-def test_hyperparameters_may_change_on_the_way():
+def test_hyperparameters_may_change_between_fits():
     model = MLPRegressor(hidden_layer_sizes=6, max_iter=3, warm_start=True, random_state=0)
     model.fit(DIABETES_X, DIABETES_Y)
     moments = model._training.optimizer.state[0]["exp_avg"].copy()
@@ -362,7 +363,7 @@ def test_hyperparameters_may_change_on_the_way():
     assert model._training.optimizer.steps == 3
 
 
-def test_the_rows_set_aside_stay_the_same():
+def test_validation_split_is_kept_between_fits():
     seen = []
 
     class Peek(MLPClassifier):
@@ -377,7 +378,7 @@ def test_the_rows_set_aside_stay_the_same():
     assert len(model.validation_scores_) == 4
 
 
-def test_going_on_needs_the_same_net_and_classes():
+def test_warm_start_requires_same_layer_sizes_and_classes():
     model = MLPClassifier(hidden_layer_sizes=3, max_iter=2, warm_start=True).fit(IRIS_X, IRIS_Y)
     with pytest.raises(ValueError, match="same classes"):
         model.fit(IRIS_X[:100], IRIS_Y[:100])
@@ -385,7 +386,7 @@ def test_going_on_needs_the_same_net_and_classes():
         model.set_params(hidden_layer_sizes=5).fit(IRIS_X, IRIS_Y)
 
 
-def test_partial_fit_wants_all_classes_at_first():
+def test_first_partial_fit_requires_all_classes():
     model = MLPClassifier(hidden_layer_sizes=3)
     with pytest.raises(ValueError, match="classes: expected all labels"):
         model.partial_fit(IRIS_X, NAMES)
@@ -398,14 +399,14 @@ def test_partial_fit_wants_all_classes_at_first():
         model.partial_fit(IRIS_X[:1], ["other"])
 
 
-def test_a_fit_without_warm_start_starts_anew():
+def test_fit_without_warm_start_resets_the_model():
     model = MLPClassifier(hidden_layer_sizes=4, max_iter=3, random_state=0).fit(IRIS_X, IRIS_Y)
     first = model.coefs_[0].copy()
     model.partial_fit(IRIS_X, IRIS_Y)
     np.testing.assert_array_equal(model.fit(IRIS_X, IRIS_Y).coefs_[0], first)
 
 
-# --- More than scikit-learn has ------------------------------------------------------------------
+# --- Additional options --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,14 +424,14 @@ def test_every_optimizer_is_a_solver(solver):
     assert model.loss_curve_[-1] < 0.85 * model.loss_curve_[0]
 
 
-def test_every_optimizer_of_fastopt_has_a_name():
+def test_solver_names_cover_every_optimizer():
     for name in set(fastopt.optimizers.__all__) - {"Optimizer"}:
         model = MLPRegressor(hidden_layer_sizes=3, solver=name.lower(), max_iter=1)
         model.fit(DIABETES_X, DIABETES_Y)
         assert type(model._training.optimizer).__name__ == name
 
 
-def test_numbers_reach_the_optimizer():
+def test_hyperparameters_reach_the_optimizer():
     model = MLPRegressor(hidden_layer_sizes=3, max_iter=1, solver="adamw", beta_1=0.8, epsilon=1e-3)
     group = model.fit(DIABETES_X, DIABETES_Y)._training.optimizer.groups[0]
     assert group["betas"] == (0.8, 0.999) and group["eps"] == 1e-3 and group["lr"] == 0.001
@@ -438,7 +439,7 @@ def test_numbers_reach_the_optimizer():
     assert nesterov.fit(DIABETES_X, DIABETES_Y)._training.optimizer.groups[0]["nesterov"]
 
 
-def test_a_schedule_counts_steps():
+def test_schedule_receives_step_count():
     schedule = schedules.Step(0.1, step_size=4, gamma=0.5)
     model = MLPClassifier(
         hidden_layer_sizes=3, learning_rate_init=schedule, batch_size=75, max_iter=6, solver="sgd"
@@ -446,7 +447,7 @@ def test_a_schedule_counts_steps():
     assert model.history_.history["lr"] == [0.1, 0.1, 0.05, 0.05, 0.025, 0.025]
 
 
-def test_layers_have_activation_dropout_and_norm_of_their_own():
+def test_activation_dropout_and_norm_per_layer():
     model = MLPRegressor(
         hidden_layer_sizes=(6, 5), activation=["gelu", "tanh"], dropout=[0.0, 0.2], norm=["layer", None],
         max_iter=3, random_state=0,
@@ -456,7 +457,7 @@ def test_layers_have_activation_dropout_and_norm_of_their_own():
 
 
 @pytest.mark.parametrize("loss", ["huber", "quantile"])
-def test_further_losses(loss):
+def test_huber_and_quantile_losses(loss):
     model = MLPRegressor(
         loss, hidden_layer_sizes=(), delta=0.5, quantile=0.9, max_iter=300, learning_rate_init=0.01,
         random_state=0,
@@ -470,7 +471,7 @@ def test_further_losses(loss):
 
 
 @pytest.mark.parametrize("class_weight", ["balanced", {"setosa": 3.0, "virginica": 0.5}])
-def test_class_weights_are_weights_of_rows(class_weight):
+def test_class_weights_multiply_sample_weights(class_weight):
     params = {"hidden_layer_sizes": 5, "max_iter": 6, "random_state": 0, "batch_size": 40}
     X, y = IRIS_X[20:], NAMES[20:]
     weights = compute_sample_weight(class_weight, y) * WEIGHTS[20:]
@@ -481,12 +482,12 @@ def test_class_weights_are_weights_of_rows(class_weight):
     assert not np.allclose(by_class.coefs_[0], plain.coefs_[0])
 
 
-def test_balanced_needs_all_rows():
+def test_partial_fit_refuses_balanced_class_weight():
     with pytest.raises(ValueError, match="class_weight: expected a dict with partial_fit"):
         MLPClassifier(class_weight="balanced").partial_fit(IRIS_X, IRIS_Y, classes=[0, 1, 2])
 
 
-@pytest.mark.parametrize("names", [IRIS_Y, NAMES], ids=["numbers", "names"])
+@pytest.mark.parametrize("names", [IRIS_Y, NAMES], ids=["integers", "names"])
 def test_validation_curves(names):
     X, X_val, y, y_val = train_test_split(IRIS_X, names, random_state=0)
     model = MLPClassifier(hidden_layer_sizes=6, max_iter=9, random_state=0, alpha=0.5)
@@ -500,10 +501,10 @@ def test_validation_curves(names):
 
 
 @pytest.mark.parametrize("task", ["names", "labels", "two values"])
-def test_early_stopping_by_given_rows_keeps_the_best_epoch(task):
-    _, ours, own, X, y = TASKS[task]
+def test_early_stopping_with_validation_data_restores_best_epoch(task):
+    _, cls, own, X, y = TASKS[task]
     X, X_val, y, y_val = train_test_split(X, y, random_state=0)
-    model = ours(
+    model = cls(
         hidden_layer_sizes=20, early_stopping=True, n_iter_no_change=4, learning_rate_init=0.05,
         max_iter=100, norm="batch", random_state=0, **own,
     ).fit(X, y, validation_data=(X_val, y_val))
@@ -513,7 +514,7 @@ def test_early_stopping_by_given_rows_keeps_the_best_epoch(task):
     assert model.best_validation_score_ == max(model.validation_scores_)
 
 
-def test_validation_rows_may_have_weights():
+def test_validation_data_with_sample_weight():
     weights = np.zeros(150)
     weights[:50] = 1.0
     model = MLPClassifier(hidden_layer_sizes=4, max_iter=3, random_state=0)
@@ -522,7 +523,7 @@ def test_validation_rows_may_have_weights():
 
 
 class Recorder(fastopt.Callback):
-    """Counts, and stops after some epochs."""
+    """Records validation losses and stops after a number of epochs."""
 
     def __init__(self, epochs):
         self.epochs = epochs
@@ -534,7 +535,7 @@ class Recorder(fastopt.Callback):
             self.trainer.stop_training = True
 
 
-def test_callbacks_are_called_and_can_stop():
+def test_callbacks_are_called_and_can_stop_training():
     recorder = Recorder(3)
     model = MLPClassifier(hidden_layer_sizes=4, callbacks=[recorder], random_state=0)
     with warnings.catch_warnings():
@@ -546,7 +547,7 @@ def test_callbacks_are_called_and_can_stop():
     assert clone(model).callbacks[0].seen == recorder.seen
 
 
-def test_callbacks_remember_while_training_goes_on():
+def test_callbacks_keep_their_state_between_partial_fits():
     plateau = fastopt.callbacks.ReduceLROnPlateau(
         monitor="loss", patience=2, min_delta=100.0, factor=0.5
     )
@@ -556,7 +557,7 @@ def test_callbacks_remember_while_training_goes_on():
     assert model.history_.history["lr"][-1] < 0.01
 
 
-def test_averaged_weights_are_swapped_in_at_the_end():
+def test_swap_ema_weights_callback():
     solver = functools.partial(fastopt.Adam, lr=0.01, ema=0.9)
     params = {"hidden_layer_sizes": 4, "solver": solver, "max_iter": 5, "random_state": 0}
     plain = MLPClassifier(**params).fit(IRIS_X, IRIS_Y)
@@ -564,14 +565,14 @@ def test_averaged_weights_are_swapped_in_at_the_end():
     np.testing.assert_array_equal(averaged.coefs_[0], plain._training.optimizer.ema[0][0])
 
 
-def test_keras_early_stopping():
+def test_early_stopping_callback():
     stopping = fastopt.callbacks.EarlyStopping(patience=2, min_delta=1.0)
     model = MLPClassifier(hidden_layer_sizes=4, callbacks=[stopping], random_state=0)
     model.fit(IRIS_X, IRIS_Y, validation_data=(IRIS_X, IRIS_Y))
     assert model.n_iter_ == 3
 
 
-def test_max_time_ends_training():
+def test_max_time_stops_training():
     model = MLPClassifier(max_iter=10**6, tol=0.0, n_iter_no_change=np.inf, max_time=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -579,15 +580,15 @@ def test_max_time_ends_training():
     assert 0 < model.n_iter_ < 10**6 and model.history_.stopped_by == "max_time"
 
 
-def test_max_time_ends_lbfgs():
+def test_max_time_stops_lbfgs():
     model = MLPClassifier((200, 200), solver="lbfgs", max_iter=10**6, max_fun=10**8, tol=0.0, max_time=1e-9)
     assert model.fit(IRIS_X, IRIS_Y).n_iter_ == 1
 
 
-# --- scikit-learn's tools ------------------------------------------------------------------------
+# --- scikit-learn utilities ----------------------------------------------------------------------
 
 
-def test_in_a_pipeline_and_a_grid():
+def test_pipeline_and_grid_search():
     pipeline = make_pipeline(StandardScaler(), MLPClassifier(hidden_layer_sizes=8, random_state=0))
     grid = GridSearchCV(
         pipeline,
@@ -598,7 +599,7 @@ def test_in_a_pipeline_and_a_grid():
     assert set(grid.predict(IRIS_X)) <= set(NAMES)
 
 
-def test_weights_can_be_routed():
+def test_metadata_routing_of_sample_weight():
     with sklearn.config_context(enable_metadata_routing=True):
         model = MLPClassifier(hidden_layer_sizes=3, max_iter=2).set_fit_request(sample_weight=True)
         model.set_score_request(sample_weight=True)
@@ -606,7 +607,7 @@ def test_weights_can_be_routed():
     assert scores.shape == (2,)
 
 
-def test_columns_have_names():
+def test_feature_names():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(IRIS_X, columns=list("abcd"))
     model = MLPClassifier(hidden_layer_sizes=3, max_iter=2, early_stopping=True)
@@ -620,8 +621,8 @@ def test_columns_have_names():
         model.predict(frame[["b", "a", "c", "d"]])
 
 
-def test_what_the_gallery_of_scikit_learn_does(capsys):
-    """Learning curves of many solvers, decision surfaces, and pictures of the first weights."""
+def test_usage_from_scikit_learn_examples(capsys):
+    """Learning curves of several solvers, decision surfaces, and images of the weights."""
     X, y = make_circles(noise=0.2, factor=0.5, random_state=1, n_samples=60)
     X = MinMaxScaler().fit_transform(X)
     for params in (
@@ -651,12 +652,12 @@ def test_what_the_gallery_of_scikit_learn_does(capsys):
 
 
 @pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-def test_a_training_cut_short_warns(solver):
+def test_convergence_warning(solver):
     with pytest.warns(ConvergenceWarning, match="not converged after"):
         MLPClassifier(hidden_layer_sizes=4, max_iter=1, solver=solver).fit(IRIS_X, IRIS_Y)
 
 
-def test_ctrl_c_keeps_what_is_learned():
+def test_keyboard_interrupt_keeps_trained_weights():
     class Interrupt(fastopt.Callback):
         def on_epoch_begin(self, epoch, logs):
             if epoch == 2:
@@ -703,12 +704,12 @@ def test_ctrl_c_keeps_what_is_learned():
     ],
     ids=str,
 )
-def test_wrong_parameters_are_named(params, error, message):
+def test_invalid_parameters_raise(params, error, message):
     with pytest.raises(error, match=message):
         MLPClassifier(**params).fit(IRIS_X, IRIS_Y)
 
 
-def test_wrong_data_is_named():
+def test_invalid_data_raises():
     with pytest.raises(ValueError, match="validation_data: expected a stochastic solver"):
         MLPClassifier(solver="lbfgs").fit(IRIS_X, IRIS_Y, validation_data=(IRIS_X, IRIS_Y))
     with pytest.raises(ValueError, match=r"validation_data: expected .X, y. or"):
@@ -728,14 +729,14 @@ def test_wrong_data_is_named():
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_training_that_diverges_says_so():
+def test_divergence_raises():
     with pytest.raises(ValueError, match="weights: expected finite values"):
         MLPRegressor(
             hidden_layer_sizes=5, activation="identity", solver="sgd", learning_rate_init=1e6, max_iter=60
         ).fit(DIABETES_X, DIABETES_Y)
 
 
-def test_without_scikit_learn_the_extra_is_named():
+def test_import_error_without_scikit_learn():
     code = "import sys; sys.modules['sklearn'] = None; import fastopt.sklearn"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ImportError: fastopt.sklearn needs scikit-learn 1.6 or newer: pip install 'fastopt[sklearn]'" in (
@@ -748,7 +749,7 @@ def test_without_scikit_learn_the_extra_is_named():
 
 @pytest.fixture
 def patched():
-    """`patch` and whatever a test does, undone after it."""
+    """Return `patch`; call `unpatch` after the test."""
     yield patch
     unpatch()
 
@@ -765,9 +766,9 @@ PATCHED = [
 
 @pytest.mark.parametrize("params", PATCHED, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_patched_fit_gives_the_unpatched_one_s_results(params, dtype, patched):
+def test_patched_fit_equals_unpatched_fit(params, dtype, patched):
     def train():
-        model = TheirClassifier((8,), random_state=0, max_iter=10, **params)
+        model = SklearnClassifier((8,), random_state=0, max_iter=10, **params)
         model.fit(IRIS_X.astype(dtype), IRIS_Y)
         if params.get("warm_start"):
             return model.fit(IRIS_X.astype(dtype), IRIS_Y)
@@ -793,9 +794,9 @@ def test_a_patched_fit_gives_the_unpatched_one_s_results(params, dtype, patched)
 
 @pytest.mark.parametrize("params", PATCHED[:4], ids=str)
 @pytest.mark.parametrize("copied", COPIES[1:])
-def test_a_patched_model_is_pickled_as_scikit_learn_s(params, copied, patched, tmp_path):
+def test_patched_model_pickles_scikit_learn_optimizer(params, copied, patched, tmp_path):
     patched()
-    model = TheirClassifier((8,), random_state=0, max_iter=5, **params).fit(IRIS_X, IRIS_Y)
+    model = SklearnClassifier((8,), random_state=0, max_iter=5, **params).fit(IRIS_X, IRIS_Y)
     assert b"fastopt" not in pickle.dumps(model)
     loaded = copied(model, tmp_path)
     if copied is copied_by_memory_map:
@@ -808,10 +809,10 @@ def test_a_patched_model_is_pickled_as_scikit_learn_s(params, copied, patched, t
         np.testing.assert_allclose(b, a, rtol=1e-12, atol=1e-14)
 
 
-def test_weights_of_a_patched_model_can_be_set(patched):
-    """The optimizer's arrays are then others."""
+def test_assigned_weights_of_patched_model(patched):
+    """The arrays of the parameters change between two steps."""
     patched()
-    model = TheirRegressor(hidden_layer_sizes=(4,), random_state=0, max_iter=3).fit(DIABETES_X, DIABETES_Y)
+    model = SklearnRegressor(hidden_layer_sizes=(4,), random_state=0, max_iter=3).fit(DIABETES_X, DIABETES_Y)
     moments = [m.copy() for m in model._optimizer.ms]
     model.coefs_ = [W.copy() for W in model.coefs_]
     before = model.coefs_[0].copy()
@@ -826,5 +827,5 @@ def test_untested_releases_are_refused(version, monkeypatch, patched):
     monkeypatch.setattr(sklearn, "__version__", version)
     with pytest.raises(RuntimeError, match=f"expected scikit-learn 1.6, .*, got {version}"):
         patched()
-    model = TheirRegressor(hidden_layer_sizes=(4,), max_iter=1).fit(DIABETES_X, DIABETES_Y)
+    model = SklearnRegressor(hidden_layer_sizes=(4,), max_iter=1).fit(DIABETES_X, DIABETES_Y)
     assert type(model._optimizer).__module__.startswith("sklearn")
