@@ -6,6 +6,9 @@ from ctypes import c_char_p, c_double, c_int, c_ssize_t, c_uint64, c_void_p
 
 import numpy as np
 
+DTYPES = [np.float32, np.float64]
+# Rows that are shorter than a register, of odd length, or longer than a tile; few and many of them.
+SHAPES = [(1, 1), (7, 1), (3, 2), (128, 10), (5, 17), (33, 40), (2, 1030), (150, 7)]
 SMOOTHING, THRESHOLD = 0.1, 0.7  # of the losses
 
 
@@ -79,6 +82,20 @@ class Layers:
 def block(matrix):
     """Return the block that consists of a whole matrix."""
     return Block(*matrix.shape)
+
+
+def random(*shape, dtype=np.float64, seed=0):
+    return np.random.default_rng((seed, *shape)).normal(0.0, 2.0, shape).astype(dtype)
+
+
+def assert_close(actual, expected, dtype, ulps=16):
+    """Compare up to a few ULP of each element and of the largest one, because terms may cancel."""
+    np.testing.assert_allclose(
+        actual,
+        expected,
+        rtol=ulps * np.finfo(dtype).eps,
+        atol=ulps * np.finfo(dtype).eps * np.abs(expected).max(initial=0.0),
+    )
 
 
 def everything(layers, random, shape, cuts):
