@@ -33,7 +33,7 @@ _COLUMNS = ("Learning rate", "Steps", "x", "y", "Value", "Distance", "Arrived")
 def add_options(command: Parser, compared: Iterable[str]) -> None:
     """Declare the options; `compared` names the default optimizers."""
     add = command.add_argument_group(
-        "paths", "minimize a function of two variables instead of training; only --plot can be added"
+        "paths", "minimize a function of two variables instead of training; allows only --plot in addition"
     ).add_argument
     add("--surface", choices=tuple(surfaces.SURFACES), metavar="NAME",
         help=f"one of {', '.join(surfaces.SURFACES)}")
