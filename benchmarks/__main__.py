@@ -63,15 +63,16 @@ def add_suite(command, suite):
     if quick.size:
         add("--size", metavar="NUMBER", help=f"elements of the array (default: 4e6, quick {quick.size})")
     add("--json", metavar="FILE", help="save the run")
-    add_outputs(command)
-    command.set_defaults(run=run_suite, suite=suite, size=None)
+    add_outputs(command, has_plot=bool(suite.sweep))
+    command.set_defaults(run=run_suite, suite=suite, size=None, plot=None)
 
 
-def add_outputs(command):
+def add_outputs(command, has_plot=True):
     add = command.add_argument
     add("--details", action="store_true", help="also print the shortest times and the spread")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
-    add("--plot", metavar="FILE.png", help="draw the time per element against the size (steps only)")
+    if has_plot:
+        add("--plot", metavar="FILE.png", help="draw the time per element against the size of the array")
 
 
 def names(text):

@@ -100,32 +100,21 @@ class Measurement:
             )
             return
         self.run["workloads"].append(self.workload.record())
-        self.failed = set()
-        probes = {worker: self.call(worker, "setup", workload=self.workload.name) for worker in able}
-        ready = [worker for worker in able if worker not in self.failed]
-        self.compare({worker: probes[worker] for worker in ready if probes[worker]})
-        turns = {worker: [] for worker in ready}
-        for worker in turn_order(ready, rounds):
-            turns[worker].append(self.call(worker, "round", seconds=seconds))
-        for worker in ready:
-            if worker not in self.failed:
-                self.append_results(worker, turns[worker])
         for worker in able:
-            self.call(worker, "drop")
-
-    def call(self, worker, method, **values):
-        """Return the value of the reply; a worker that fails is left out of this workload."""
-        if worker in self.failed:
-            return None
-        try:
-            value = worker.call(method, **values)
-        except WorkerError as error:
-            self.failed.add(worker)
-            self.note(str(error), worker)
-            return None
-        if not worker.idle:
-            self.note("its threads keep running when idle", worker)
-        return value
+            worker.error, worker.idle = "", True        # not those of the previous workload
+        probes = {worker: worker.attempt("setup", workload=self.workload.name) for worker in able}
+        self.compare({worker: probe for worker, probe in probes.items() if probe})
+        turns = {worker: [] for worker in able}
+        for worker in turn_order(able, rounds):
+            turns[worker].append(worker.attempt("round", seconds=seconds))
+        for worker in able:
+            if not worker.idle:
+                self.note("its threads keep running when idle", worker)
+            if worker.error:
+                self.note(worker.error, worker)
+            else:
+                self.append_results(worker, turns[worker])
+            worker.attempt("drop")
 
     def note(self, text, worker=None):
         title = self.workload.title

@@ -102,9 +102,17 @@ class Workload:
         passes = f" in {len(self.passes)} passes" * (len(self.passes) > 1)
         return f"{reads} streams read, {writes} written{passes}"
 
+    @property
+    def arguments(self):
+        """Arguments of a contender's method `optimizer` after parameters and gradients."""
+        return self.optimizer, self.options
+
     def make_params(self):
         """Return a list of the initial parameter: normal numbers times 0.05."""
         return [np.float32(0.05) * self._normal(0)]
+
+    def make_arrays(self):
+        return self.make_params(), [self.gradient(0).copy()]
 
     def gradient(self, k):
         """Return the gradient of step `k`, from 0 on: normal numbers."""
@@ -220,10 +228,10 @@ SUITE = Suite(
     find=find,
     contenders={
         "limit": numba.Limit,
-        "fastopt": fastopt.FastOptOptimizer,
-        "torch-fused": torch.TorchFusedOptimizer,
-        "torch-foreach": torch.TorchForeachOptimizer,
-        "torch": torch.TorchOptimizer,
+        "fastopt": fastopt.FastOpt,
+        "torch-fused": torch.TorchFused,
+        "torch-foreach": torch.TorchForeach,
+        "torch": torch.Torch,
     },
     bench=OptimizerBench,
     full=Settings(tuple(workload.row for workload in WORKLOADS), rounds=7, seconds=0.05),

@@ -52,6 +52,7 @@ class Workload:
     kind: str = "adam"
     denormal: bool = False
     products = 0
+    arguments = ()
 
     @property
     def size(self):

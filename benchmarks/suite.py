@@ -23,15 +23,11 @@ class Suite:
 
     Attributes
     ----------
-    name, purpose : str
-    workloads : tuple
     find : callable
         Returns the workload of a name, or raises ValueError.
-    contenders : dict of str to type
     bench : type
         Called with a contender and a workload; has a `probe` to compare with that of fastopt, or None, and
         `round`.
-    full, quick : Settings
     yardstick : str
         The contender to whose time the times of the others are compared.
     unit : str

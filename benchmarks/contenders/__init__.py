@@ -1,9 +1,9 @@
 """The libraries that are measured, one file per library; each is imported only when a contender is created.
 
-Contenders of the suite `steps` have a method for each kind of workload that they support, which allocates
-the arrays and returns the step in one or more variants: ``adam(params, grads)`` and ``clip(params,
-grads)``. The latter clips by the global norm, takes a step of AdamW, zeroes the gradients and updates a
-moving average of the parameters.
+A contender has a method for each kind of step that it supports, which allocates the arrays and returns the
+step in one or more variants: ``adam(params, grads)``; ``clip(params, grads)``, which clips by the global norm,
+takes a step of AdamW, zeroes the gradients and updates a moving average of the parameters; and
+``optimizer(params, grads, name, options)``.
 """
 
 from importlib import import_module
@@ -28,7 +28,7 @@ class StepContender:
         return hasattr(cls, workload.kind)
 
     def setup(self, workload):
-        return getattr(self, workload.kind)(*workload.make_arrays())
+        return getattr(self, workload.kind)(*workload.make_arrays(), *workload.arguments)
 
     def params(self):
         """Return the parameters as NumPy arrays."""

@@ -17,23 +17,15 @@ class FastOpt(StepContender, bench_worker.FastOpt):
         )
         return {"step": partial(self.opt.step, grads, max_norm=MAX_NORM, zero_grad=True)}
 
+    def optimizer(self, params, grads, name, options):
+        self.p, (self.g,) = params, grads
+        self.opt = getattr(self.fastopt, name)(params, **options)
+        return {"step": partial(self.opt.step, grads)}
+
     def fill_state(self, value):
         for state in self.opt.state:
             state["exp_avg"].fill(value)
             state["exp_avg_sq"].fill(value)
-
-
-class FastOptOptimizer(FastOpt):
-    """fastopt."""
-
-    @classmethod
-    def supports(cls, workload):
-        return True
-
-    def setup(self, workload):
-        self.p, self.g = workload.make_params(), workload.gradient(0).copy()
-        self.opt = getattr(self.fastopt, workload.optimizer)(self.p, **workload.options)
-        return {"step": partial(self.opt.step, [self.g])}
 
 
 class FastOptTraining(TrainingContender, bench_worker.FastOpt):

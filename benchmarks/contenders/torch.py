@@ -9,6 +9,17 @@ MODES = ("single", "foreach", "fused")      # an optimizer that has one of them 
 class TorchFused(StepContender, bench_worker.TorchFused):
     """torch.optim with fused=True, its fastest mode on a CPU: one compiled pass per tensor."""
 
+    mode_name = "fused"
+
+    @classmethod
+    def supports(cls, workload):
+        return workload.kind != "optimizer" or workload.torch in MODES[MODES.index(cls.mode_name) :]
+
+    def optimizer(self, params, grads, name, options):
+        steps = self.make(name, params, grads, **options)
+        self.g = self.tensors[0].grad.numpy()
+        return steps
+
     def clip(self, params, grads):
         self.make("AdamW", params, grads, lr=LR, betas=(BETA1, BETA2), eps=EPS, weight_decay=DECAY)
         self.averages = [p.detach().clone() for p in self.tensors]
@@ -34,39 +45,13 @@ class TorchFused(StepContender, bench_worker.TorchFused):
 class TorchForeach(TorchFused):
     """torch.optim with foreach=True: one operation for all tensors at a time."""
 
-    mode = {"foreach": True}
+    mode, mode_name = {"foreach": True}, "foreach"
 
 
 class Torch(TorchFused):
     """torch.optim, one tensor at a time, its default on a CPU."""
 
-    mode = {}
-
-
-class TorchOptimizer(Torch):
-    """torch.optim, one tensor at a time, its default on a CPU."""
-
-    @classmethod
-    def supports(cls, workload):
-        return workload.torch in MODES[MODES.index(next(iter(cls.mode), MODES[0])) :]
-
-    def setup(self, workload):
-        grads = [workload.gradient(0)]
-        steps = self.make(workload.optimizer, workload.make_params(), grads, **workload.options)
-        self.g = self.tensors[0].grad.numpy()
-        return steps
-
-
-class TorchForeachOptimizer(TorchOptimizer):
-    """torch.optim with foreach=True: one operation for all tensors at a time."""
-
-    mode = {"foreach": True}
-
-
-class TorchFusedOptimizer(TorchOptimizer):
-    """torch.optim with fused=True: one compiled pass per tensor."""
-
-    mode = {"fused": True}
+    mode, mode_name = {}, "single"
 
 
 class TorchTraining(TrainingContender, bench_worker.TorchFused):

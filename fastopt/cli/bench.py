@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -53,9 +53,13 @@ class Worker:
     Attributes
     ----------
     version : str
+    error : str
+        Why `attempt` failed, or "".
     idle : bool
-        Whether the threads of the process slept after its last reply.
+        Whether the threads of the process slept after all of its replies.
     """
+
+    error, idle = "", True
 
     def __init__(
         self, name: str, threads: int, program: Sequence[str] = (bench_worker.__file__,),
@@ -96,8 +100,17 @@ class Worker:
             raise WorkerError(f"expected a reply in JSON, got {line.strip()!r}") from error
         if "error" in reply:
             raise WorkerError(reply["error"])
-        self.idle = reply["idle"]
+        self.idle = self.idle and reply["idle"]
         return reply["value"]
+
+    def attempt(self, method: str, **values: Any) -> Any:
+        """Return the value of the reply, or None if this request or one before it has failed."""
+        if not self.error:
+            try:
+                return self.call(method, **values)
+            except WorkerError as error:
+                self.error = str(error)
+        return None
 
     def _stderr_tail(self) -> str:
         """Return the last line that the process has written to its standard error."""
@@ -131,39 +144,28 @@ def measure(sizes: Mapping[str, int], names: Iterable[str], threads: int, rounds
     """
     run: Run = {"threads": threads, "versions": {}, "failed": {}, "seconds": {}}
     workers: list[Worker] = []
-
-    def call(worker: Worker, method: str, **values: Any) -> Any:
-        with fails_into(run["failed"], worker.name):
-            return worker.call(method, **values)
-
     with ExitStack() as stack:
         for name in names:
             show_progress(f"starting {name}")
-            with fails_into(run["failed"], name):
+            try:
                 workers.append(Worker(name, threads))
-                stack.callback(workers[-1].close)
-                run["versions"][name] = workers[-1].version
+            except WorkerError as error:
+                run["failed"][name] = str(error)
+                continue
+            stack.callback(workers[-1].close)
+            run["versions"][name] = workers[-1].version
         for title, size in sizes.items():
             show_progress(f"{title} elements")
             for worker in workers:
-                call(worker, "setup", size=size)
-            workers = [worker for worker in workers if worker.name not in run["failed"]]
+                worker.attempt("setup", size=size)
             times: dict[str, list[float]] = {worker.name: [] for worker in workers}
             for worker in turn_order(workers, rounds):
-                times[worker.name].append(call(worker, "round", seconds=seconds))
-            workers = [worker for worker in workers if worker.name not in run["failed"]]
+                times[worker.name].append(worker.attempt("round", seconds=seconds))
+            run["failed"] |= {worker.name: worker.error for worker in workers if worker.error}
+            workers = [worker for worker in workers if not worker.error]
             run["seconds"][title] = {worker.name: median(times[worker.name]) for worker in workers}
     show_progress("")
     return run
-
-
-@contextmanager
-def fails_into(failed: dict[str, str], name: str) -> Iterator[None]:
-    """Record the error of a worker, so that the others continue."""
-    try:
-        yield
-    except WorkerError as error:
-        failed.setdefault(name, str(error))
 
 
 def show_progress(text: str) -> None:

@@ -95,7 +95,7 @@ def test_gradients_differ_between_steps_and_not_between_contenders():
 @pytest.mark.parametrize("workload", [w for w in optimizers.WORKLOADS if w.torch], ids=lambda w: w.row)
 def test_torch_has_the_measured_modes_and_no_other(workload):
     small = optimizers.find(f"{workload.row}/100")
-    expected = optimizers.OptimizerBench(optimizers.fastopt.FastOptOptimizer(1), small).probe
+    expected = optimizers.OptimizerBench(optimizers.fastopt.FastOpt(1), small).probe
     for name, contender in optimizers.SUITE.contenders.items():
         if name.startswith("torch"):
             if contender.supports(workload):
