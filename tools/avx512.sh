@@ -22,4 +22,5 @@ if [ "${EMULATE:-}" ] ||
     emulator="$sde/sde64 -skx --" # the first server processor with x86-64-v4
 fi
 
-FASTOPT_ISA=v4 $emulator "$python" -P -m pytest -k v4 "$@" tests/core/test_rules.py tests/nn/test_layers.py
+FASTOPT_ISA=v4 $emulator "$python" -P -m pytest -k v4 "$@" \
+    tests/core/test_rules.py tests/nn/test_layer_ops.py tests/nn/test_layers.py

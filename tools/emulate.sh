@@ -21,7 +21,7 @@ python=${PYTHON:-python3}
 suite=bookworm
 root=${ROOT:-$build/root}
 tests="tests/core/test_engine.py tests/core/test_hashes.py tests/core/test_math.py tests/core/test_rules.py
-    tests/core/test_threads.py tests/nn/test_layers.py tests/test_package.py"
+    tests/core/test_threads.py tests/nn/test_layer_ops.py tests/nn/test_layers.py tests/test_package.py"
 
 # compile NAME=VALUE...: compile all modules into $build/lib, with these environment variables.
 compile() {

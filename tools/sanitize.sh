@@ -16,8 +16,10 @@ python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
 tests="tests/core/test_engine.py tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
-    tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layers.py tests/nn/test_mlp.py
-    tests/optimizers/test_bad_input.py tests/optimizers/test_matrix.py tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py"
+    tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py
+    tests/nn/test_layers.py tests/nn/test_mlp.py tests/nn/test_mlp_errors.py tests/nn/test_mlp_files.py
+    tests/nn/test_mlp_training.py tests/optimizers/test_bad_input.py tests/optimizers/test_matrix.py
+    tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"
