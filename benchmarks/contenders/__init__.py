@@ -1,8 +1,8 @@
 """The libraries that are measured, one file per library; each is imported only when a contender is created.
 
 A contender has a method for each kind of step that it supports, which allocates the arrays and returns the
-step in one or more variants: ``adam(params, grads)``; ``clip(params, grads)``, which clips by the global norm,
-takes a step of AdamW, zeroes the gradients and updates a moving average of the parameters; and
+step in one or more variants: ``adam(params, grads)``; ``clip(params, grads)``, which clips by the global
+norm, takes a step of AdamW, zeroes the gradients and updates a moving average of the parameters; and
 ``optimizer(params, grads, name, options)``.
 """
 

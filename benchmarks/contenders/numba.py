@@ -9,7 +9,7 @@ from benchmarks.contenders import AVERAGE, DECAY, MAX_NORM, StepContender, bench
 from benchmarks.contenders.numpy import ALIGN
 from fastopt.cli.bench_worker import LR, SERIAL_UP_TO
 
-compile = bench_worker.Numba.compile
+jit = bench_worker.Numba.compile
 
 
 class Numba(StepContender, bench_worker.Numba):
@@ -53,7 +53,7 @@ def clip_loops(parallel):
             e[i] = average * e[i] + rest * p[i]
             g[i] = 0
 
-    return compile(squares, parallel), compile(update, parallel)
+    return jit(squares, parallel), jit(update, parallel)
 
 
 class Limit(Numba):
@@ -117,7 +117,7 @@ def limit_loops(parts, reads):
     from numba import prange
 
     a, b = np.float32(0.1), np.float32(0.9)
-    part_begin = compile(part_start, False)
+    part_begin = jit(part_start, False)
 
     def run(lo, hi, streams):
         total, first = np.float32(0), np.uintp(lo)      # with a signed index the loop would not be vectorized
@@ -130,7 +130,7 @@ def limit_loops(parts, reads):
             total += x
         return total
 
-    run = compile(run, False)
+    run = jit(run, False)
 
     def serial(*streams):
         return run(0, streams[0].size, streams)
@@ -141,7 +141,7 @@ def limit_loops(parts, reads):
             total += run(part_begin(n, k, parts), part_begin(n, k + 1, parts), streams)
         return total
 
-    return compile(serial, False), compile(parallel, True)
+    return jit(serial, False), jit(parallel, True)
 
 
 def part_start(n, k, parts):
