@@ -18,6 +18,7 @@ STUDIES = {
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",
 }
 
+
 def main(argv=None):
     """Run a command; return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
@@ -45,6 +46,7 @@ def main(argv=None):
 
 
 def add_suite(command, suite):
+    """Declare the options of a suite."""
     add = command.add_argument
     full, quick = suite.full, suite.quick
     add("--list", action="store_true", help="list workloads and contenders")
@@ -68,6 +70,7 @@ def add_suite(command, suite):
 
 
 def add_outputs(command, has_plot=True):
+    """Declare the options of reports."""
     add = command.add_argument
     add("--details", action="store_true", help="also print the shortest times and the spread")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")

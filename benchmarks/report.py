@@ -144,7 +144,7 @@ def caption(run):
     ratios = f"; in parentheses the ratio to the {suite.yardstick}" if has_ratios else ""
     rate = f" {suite.unit}: the rate of the {suite.yardstick}." if has_ratios else ""
     if run["suite"] == "steps":
-        return f"Median time of a step in microseconds with {most} threads{ratios}.{rate}"
+        return f"Median time of a step in microseconds with {most} thread{'s' * (most > 1)}{ratios}.{rate}"
     counts = " or ".join(map(str, run["threads"]))
     return (
         f"Median time of a training step in microseconds, averaged over whole epochs{ratios}, and the number "

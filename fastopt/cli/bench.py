@@ -89,7 +89,7 @@ class Worker:
     def call(self, method: str, **values: Any) -> Any:
         """Send a request and return the value of the reply."""
         assert self._process.stdout is not None     # it is a pipe
-        with suppress(BrokenPipeError):     # the process has ended, see below
+        with suppress(OSError):     # the process has ended, see below
             print(json.dumps({"method": method, **values}), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
@@ -228,10 +228,11 @@ def report(run: Run) -> str:
         for name in cells.keys() - {"limit"} if "limit" in cells else ():
             cells[name] += f" ({short(seconds[name] / seconds['limit'])})"
         rows.append([title, *(cells.get(name, "") for name in names)])
+    caption = f"Adam, float32, {run['threads']} thread{'s' * (run['threads'] > 1)}: median microseconds per step"
+    if "limit" in names:
+        caption += ", and in parentheses the\nratio to the memory-bandwidth limit, an SGD step on as many bytes"
     return "\n".join([
-        f"Adam, float32, {run['threads']} threads: median microseconds per step, and in parentheses the\n"
-        "ratio to the memory-bandwidth limit, which is an SGD step on as many bytes.\n",
-        text_table(["elements", *names], rows), "", *dict.fromkeys(run["versions"].values()),
+        f"{caption}.\n", text_table(["elements", *names], rows), "", *dict.fromkeys(run["versions"].values()),
         *(f"{name}: {reason}" for name, reason in run["failed"].items()),
     ])
 
