@@ -16,21 +16,19 @@ import inspect
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-import numpy as np
-
 from fastopt import optimizers, reference
-from fastopt._core import dispatch
 from fastopt._core.pytree import flatten
-from fastopt._core.step_table import Table
-from fastopt.optimizers.groups import Hyperparameters, check_hyperparameter, evaluate
-from fastopt.optimizers.jobs import kernel_of
-from fastopt.optimizers.state import check_like, check_numbers, check_steps
+from fastopt.optimizers.groups import Dirty, Group
+from fastopt.optimizers.hyperparameters import Hyperparameters, check_hyperparameter, evaluate
+from fastopt.optimizers.plan import StepPlan
+from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastopt._core.typing import Array
     from fastopt.optimizers.base import Optimizer
+    from fastopt.optimizers.rule import Rule
 
 P = ParamSpec("P")
 
@@ -78,6 +76,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
     # A function may lack hyperparameters that its kernel does not use.
     options = inspect.signature(optimizer).parameters.values()
     defaults = {x.name: x.default for x in options if x.default is not x.empty}
+    defaults["independent_weight_decay"] = 0.0
 
     @functools.wraps(function)
     def update(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -90,10 +89,11 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
         step = check_steps("step", arguments.pop("step", 1))
         if step < 1:
             raise ValueError("step: expected a positive integer, got 0")
+        rule = optimizer.RULE
         hyperparameters = defaults | {
             name: evaluate(
-                name, check_hyperparameter(name, arguments.pop(name), optimizer), step - 1,
-                optimizer.RANGES.get(name),
+                name, check_hyperparameter(name, arguments.pop(name), rule), step - 1,
+                rule.RANGES.get(name),
             )
             for name in keywords if name != "step"
         }
@@ -106,7 +106,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
                 raise ValueError(f"{array}: expected an array with {name}={hyperparameters[name]}, got None")
             if name not in keywords:
                 hyperparameters[name] = enabled[name]
-        _step(optimizer, hyperparameters, enabled, p, g, given, numbers, step)
+        _step(rule, hyperparameters, enabled, p, g, given, numbers, step)
 
     update.__module__ = __name__
     shared = _SHARED_SECTIONS.format(optimizer.__name__, function.__name__)
@@ -115,19 +115,19 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
 
 
 def _step(
-    optimizer: type[Optimizer], hyperparameters: dict[str, Any], enabled: dict[str, bool], p: Array, g: Array,
+    rule: type[Rule], hyperparameters: dict[str, Any], enabled: dict[str, bool], p: Array, g: Array,
     given: dict[str, Array], numbers: dict[str, float] | None, step: int,
 ) -> None:
-    """Take one step on one array: a step table with a single entry, used once."""
-    h = Hyperparameters(hyperparameters)
-    optimizer.check(h)
-    switched = Hyperparameters(hyperparameters | enabled)
-    kernel = optimizer.rule(switched)
-    if optimizer.rule_of(switched, p) != kernel:
+    """Take one step on one array: a step plan with a single array, used once."""
+    group = Group(p, hyperparameters, rule, Dirty(), 0)
+    rule.check(group.raw())
+    selected = Hyperparameters(hyperparameters | enabled)
+    kernel = rule.kernel(selected)
+    if rule.kernel_for(selected, p) != kernel:
         raise ValueError(f"p: expected a matrix, got {p.ndim} axes")
     shapes = {
         name if name in given else _ARGUMENT_OF.get(name, name): shape
-        for name, shape in optimizer.layout(kernel, p).items()
+        for name, shape in rule.state_shapes(kernel, p).items()
     }
     if shapes.keys() != given.keys():
         expected, got = ", ".join(shapes) or "none", ", ".join(given) or "none"
@@ -135,37 +135,17 @@ def _step(
     state = {name: given[name] for name in shapes}
     for name, shape in shapes.items():
         check_like(name, state[name], p.dtype, shape)
-    before = optimizer.NUMBERS | (numbers or {})
-    check_numbers("numbers", before, optimizer.NUMBERS)
-
-    kernels = dispatch.kernels
-    vars(h).update(rule=kernel, sums=None, totals=None, size=None)
-    h.numbers = optimizer.carry(h, step, before)
-    table = Table(
-        kernels.KERNELS, 0, ["g"], [p], [list(state.values())], [], [], [0],
-        [kernels.RULES[kernel_of(optimizer, kernel)]],
-        totals=[*state.values()] if kernel in kernels.ROWWISE else None,
-    )
-    table.set_group(0, h.maximize, optimizer.decay(h), optimizer.constants(h), optimizer.keep(h))
-    table.rows[0] = optimizer.variables(h, step)
-
-    @np.errstate(all="ignore")
-    def prepare() -> None:
-        if kernel in optimizer.DIRECTED:
-            u = table.gradient(0)
-            table.replace(0, optimizer.direction(h, step, p, u, state) if p.size else u)
-        else:
-            (h.sums,) = table.survey()
-            h.totals, h.size = h.sums, p.size
-            h.numbers = optimizer.carry(h, step, before)
-            table.rows[0] = optimizer.variables(h, step)
-
-    if kernel in kernels.SURVEYS or kernel in optimizer.DIRECTED:
-        table.step_shaped(g, 1.0, inf, inf, False, False, False, prepare)
+    group.scalar_state = group.scalar_state | (numbers or {})
+    check_scalar_state("numbers", group.scalar_state, rule.SCALAR_STATE)
+    plan = StepPlan(rule, [group], [0], [p], [kernel], [state], 0, ["g"], buffers={})
+    plan.refresh(step - 1, everything=True)
+    plan.update_scalars(step)
+    if plan.has_prepass:
+        plan.table.full_step(g, 1.0, inf, inf, False, False, False, lambda: plan.prepass(step))
     else:
-        table.step(g)
+        plan.table.step(g)
     if numbers is not None:
-        numbers.update(h.numbers)
+        numbers.update(group.next_scalar_state)
 
 
 sgd_ = compiled(reference.sgd_, optimizers.SGD)

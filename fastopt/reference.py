@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeAlias
 
-    from fastopt._core.typing import Adjustment, Array, Dialect
+    from fastopt._core.typing import Adjustment, Array, Convention
 
     # Rounds a scalar to the dtype of the parameters.
     Cast: TypeAlias = Callable[[float], np.floating[Any]]
@@ -37,7 +37,7 @@ __all__ = [
 
 def sgd_(
     p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False,
-    convention: Dialect = "torch",
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of gradient descent.
 
@@ -63,7 +63,7 @@ def sgd_(
 def momentum_(
     p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, dampening: float = 0.0,
     nesterov: bool = False, step: int = 1, weight_decay: float = 0.0, maximize: bool = False,
-    convention: Dialect = "torch",
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of gradient descent with momentum.
 
@@ -244,7 +244,7 @@ def lion_(
 
 def adagrad_(
     p: Array, g: Array, acc: Array, *, lr: float, eps: float = 1e-10, lr_decay: float = 0.0, step: int = 1,
-    weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
+    weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of AdaGrad.
 
@@ -285,7 +285,7 @@ def adagrad_(
 
 def adadelta_(
     p: Array, g: Array, square_avg: Array, acc_delta: Array, *, lr: float = 1.0, rho: float = 0.9,
-    eps: float = 1e-6, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
+    eps: float = 1e-6, weight_decay: float = 0.0, maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of Adadelta.
 
@@ -321,7 +321,7 @@ def adadelta_(
 
 def ftrl_(
     p: Array, g: Array, accumulator: Array, linear: Array, *, lr: float, l1: float = 0.0, l2: float = 0.0,
-    beta: float = 1.0, weight_decay: float = 0.0, maximize: bool = False, convention: Dialect = "torch",
+    beta: float = 1.0, weight_decay: float = 0.0, maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of FTRL-Proximal (follow the regularized leader).
 
@@ -362,7 +362,7 @@ def ftrl_(
 def rmsprop_(
     p: Array, g: Array, square_avg: Array, buf: Array | None = None, grad_avg: Array | None = None,
     *, lr: float, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0,
-    maximize: bool = False, convention: Dialect = "torch",
+    maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of RMSprop.
 
@@ -416,7 +416,7 @@ def rmsprop_(
 def adam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+    maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of Adam.
 
@@ -461,7 +461,7 @@ def adam_(
 def adamw_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 1e-2,
-    maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+    maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of AdamW: Adam with decoupled weight decay.
 
@@ -505,7 +505,7 @@ def adamw_(
 def adamax_(
     p: Array, g: Array, exp_avg: Array, exp_inf: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, convention: Dialect = "torch",
+    maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of Adamax: Adam with the infinity norm.
 
@@ -546,7 +546,7 @@ def nadam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float = 4e-3, step: int,
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
-    convention: Dialect = "torch",
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of NAdam: Adam with Nesterov momentum.
 
@@ -596,7 +596,7 @@ def nadam_(
 def radam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    decoupled_weight_decay: bool = False, maximize: bool = False, convention: Dialect = "torch",
+    decoupled_weight_decay: bool = False, maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of RAdam: Adam with a rectified learning rate.
 
@@ -901,7 +901,7 @@ def lars_(
 def lamb_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, step: int, weight_decay: float = 0.0,
-    adapt: bool = True, maximize: bool = False, convention: Dialect = "torch",
+    adapt: bool = True, maximize: bool = False, convention: Convention = "torch",
 ) -> None:
     """Take one step of LAMB: Adam with a layer-wise learning rate.
 
@@ -1238,7 +1238,7 @@ def _product(a: Array, b: Array) -> Array:
 
 def _adam_step(
     cast: Cast, g: Array, m: Array, v: Array, v_max: Array | None, lr: float, betas: tuple[float, float],
-    eps: float, step: int, cautious: bool, convention: Dialect,
+    eps: float, step: int, cautious: bool, convention: Convention,
 ) -> Array:
     beta1, beta2 = betas
     _moments(cast, g, m, v, betas)
@@ -1275,7 +1275,7 @@ def _moments(cast: Cast, g: Array, m: Array, v: Array, betas: tuple[float, float
 
 
 def _prepare(
-    p: Array, g: Array, weight_decay: float, maximize: bool, convention: Dialect = "torch", lr: float = 0.0,
+    p: Array, g: Array, weight_decay: float, maximize: bool, convention: Convention = "torch", lr: float = 0.0,
 ) -> tuple[Cast, Array]:
     """Cast of scalars, and the gradient with its sign and its L2 penalty."""
     cast = p.dtype.type
@@ -1325,7 +1325,7 @@ def _cautious(d: Array, g: Array, lr: float) -> tuple[Array, float]:
     return mask, lr * (1.0 / max(np.count_nonzero(mask) / max(mask.size, 1), 1e-3))
 
 
-def _root(cast: Cast, x: Array, eps: float, convention: Dialect) -> Array:
+def _root(cast: Cast, x: Array, eps: float, convention: Convention) -> Array:
     if convention in ("keras", "optax"):
         return np.sqrt(x + cast(eps))
     return np.sqrt(x) + cast(eps)

@@ -219,7 +219,7 @@ LIBRARIES = {"torch": Torch, "keras": Keras, "optax": Optax, "sklearn": Sklearn}
 
 def make_optimizer(rule, convention, params, **more):
     """The row's optimizer, with the library's convention if it supports several."""
-    has_conventions = len(rule.optimizer.CONVENTIONS) > 1
+    has_conventions = len(rule.optimizer.RULE.CONVENTIONS) > 1
     return rule.make(params, **({"convention": convention} if has_conventions else {}), **more)
 
 

@@ -1,20 +1,60 @@
-"""Memory that begins on a cache line."""
+"""Memory that begins on a cache line: one vector, or staggered views of one block."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.runtime import address
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import DTypeLike
 
-_CACHE_LINE = 64  # bytes; an unaligned vector of this size takes two accesses
+    from fastopt._core.typing import Array
+
+_ALIGN = 64  # bytes of a cache line, and of the widest register
+_PAGE = 4096  # bytes after which addresses map to the same sets of the first-level cache
+_LARGE = 1 << 16  # bytes above which the offset within a page matters more than the waste of a page
 
 
 def aligned_zeros(n: int, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
     """Return a vector of n zeros that begins on a cache line."""
     nbytes = n * np.dtype(dtype).itemsize
-    memory = np.zeros(nbytes + _CACHE_LINE, np.uint8)
-    first = -memory.ctypes.data % _CACHE_LINE
+    memory = np.zeros(nbytes + _ALIGN, np.uint8)
+    first = -address(memory) % _ALIGN
     return memory[first : first + nbytes].view(dtype)
+
+
+def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Array]]:
+    """Allocate zeros of the given shapes for each array, of its dtype, in one block.
+
+    Every view begins on a cache line. NumPy requests huge pages for large blocks, so one block also
+    provides these. Streams at the same offset within their pages evict each other from the cache:
+    each large view begins a quarter of a page further on than the one before.
+    """
+    sizes = [[math.prod(shape) * a.itemsize for shape in s] for a, s in zip(arrays, shapes, strict=True)]
+    arena = np.zeros(sum(map(_reserved, itertools.chain(*sizes))) + _ALIGN, np.uint8)
+    base = address(arena)
+    start = -base % _ALIGN
+    views = []
+    for array, own_shapes, own_sizes in zip(arrays, shapes, sizes, strict=True):
+        own_views = []
+        for k, (shape, size) in enumerate(zip(own_shapes, own_sizes, strict=True)):
+            first = start
+            if size >= _LARGE:
+                wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
+                first += (wanted - base - start) % _PAGE
+            own_views.append(arena[first : first + size].view(array.dtype).reshape(shape))
+            start += _reserved(size)
+        views.append(own_views)
+    return views
+
+
+def _reserved(size: int) -> int:
+    """Bytes of the block that a view of `size` bytes may take."""
+    return -(-size // _ALIGN) * _ALIGN + (_PAGE if size >= _LARGE else 0)

@@ -14,8 +14,9 @@ class Kernels(Protocol):
     """What a module of update rules exports, whatever its instruction set; see `kernels.pyx`."""
 
     KERNELS: object
-    RULES: dict[str, int]
-    SURVEYS: set[str]
+    KERNEL_INDEX: dict[str, int]
+    FIELDS: dict[str, tuple[str, ...]]
+    TWO_PASS: set[str]
     ROWWISE: set[str]
 
 

@@ -1,34 +1,28 @@
-"""The rules and the one loop.
+"""The update rules and the one loop over elements.
 
-This file is compiled once for each instruction set, as `kernels_base`, `kernels_v3`, `kernels_v4`;
-`dispatch.py` picks one. A rule is a struct of its scalars and a function that updates one element:
-`p` the parameter, `g` its gradient, `s`, `t`, `u`, `v` its state. `sweep` is the loop, made once for every
-rule and for float and double at compile time, and `offer` puts it into the table of rules.
-`fastopt.reference` has the same rules in NumPy, and the results are equal to the last bit: so there is
-no literal in a float expression (Cython would make it double), every scalar is computed in double by
-the optimizer and cast once, and the compiler may neither contract nor reorder. A struct has first what
-the hyperparameters alone decide (the optimizer's `constants`), then what changes from step to step (its
-`variables`).
+This file is compiled once per instruction set, as `kernels_base`, `kernels_v3`, `kernels_v4`; `dispatch.py`
+picks one. A rule is a struct of its scalars and a function that updates one element: `p` is the parameter,
+`g` its gradient, `s`, `t`, `u`, `v` its state, `hp` the scalars. `sweep` is the loop, instantiated for every rule
+and for float and double at compile time; `register_kernel` adds it to the table of kernels.
+
+`fastopt.reference` contains the same rules in NumPy, and the results are equal to the last bit. Therefore a
+float expression has no literal (Cython would make it double), every scalar is computed in double by the
+optimizer and cast once, and the compiler may neither contract nor reorder. The optimizer passes the scalars by
+name: the fields of the struct are the keys of `Rule.constants` and `Rule.step_scalars`.
 """
 from cpython.pycapsule cimport PyCapsule_New
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
-from fastopt._core.span cimport UpdateArgs, Kernels, Span
-
-cdef extern from "fo_prefetch.h" nogil:
-    void fo_prefetch(const char* address)
+from fastopt._core.common cimport fo_prefetch, real
+from fastopt._core.span cimport Kernels, Span, UpdateArgs
 
 cdef enum:
-    LINE = 64       # bytes that cross memory together
-    TILE = 128      # elements that all stages of a pass handle before the next are begun
-    AHEAD = 512     # elements from where a tile is asked for to where it is used, see `prefetch`
-    ROOM = 64       # rules at most
-    LANES = 16      # partial sums of a norm: as many as the widest registers need
-
-ctypedef fused real:
-    float
-    double
+    LINE = 64       # bytes of a cache line
+    TILE = 128      # elements that all stages of a pass process before the next tile
+    PREFETCH_DISTANCE = 512     # elements between a prefetch and the use of the tile
+    MAX_RULES = 64
+    LANES = 16      # partial sums of a norm: enough for the widest registers
 
 
 cdef inline real root(real x) noexcept nogil:
@@ -38,18 +32,18 @@ cdef inline real root(real x) noexcept nogil:
         return sqrt(x)
 
 
-cdef inline real larger(real x, real y) noexcept nogil:
-    """max(x, y); a NaN in either stays one."""
+cdef inline real max_nan(real x, real y) noexcept nogil:
+    """max(x, y); NaN if either is NaN."""
     cdef real z = x if x >= y else y
     return x if x != x else z
 
 
-cdef inline real positive(real x) noexcept nogil:
-    """max(x, 0), for a variance that rounding has left just below; a NaN stays one."""
+cdef inline real max_zero(real x) noexcept nogil:
+    """max(x, 0), for a variance that rounding has made negative; NaN if x is NaN."""
     return <real> 0 if x < <real> 0 else x
 
 
-cdef inline real size(real x) noexcept nogil:
+cdef inline real absolute(real x) noexcept nogil:
     if real is float:
         return fabsf(x)
     else:
@@ -57,411 +51,427 @@ cdef inline real size(real x) noexcept nogil:
 
 
 cdef inline real sign(real x) noexcept nogil:
-    """1 or -1; a zero and a NaN stay what they are."""
+    """1 or -1; x itself if it is zero or NaN."""
     cdef real z = <real> 1 if x > <real> 0 else x
     return <real> -1 if x < <real> 0 else z
 
 
 cdef inline real clamp(real x, real low, real high) noexcept nogil:
-    """x, or the bound that it is beyond; a NaN passes, as in `numpy.clip`."""
+    """x limited to [low, high]; NaN if x is NaN, as in `numpy.clip`."""
     cdef real z = low if x < low else x
     return high if z > high else z
 
 
-cdef inline real agree(real x, real y) noexcept nogil:
-    """1 where two numbers have the same sign, and neither is zero; else 0."""
+cdef inline real same_sign(real x, real y) noexcept nogil:
+    """1 if x and y have the same sign and neither is zero, else 0."""
     return <real> 1 if sign(x) * sign(y) > <real> 0 else <real> 0
 
 
-# --- The rules, in order of growing complexity -----------------------------------------------------
+# --- Update rules, in order of growing complexity -----------------------------------------------------
 
 cdef struct Sgd:
     double lr
 
-cdef inline void sgd(Sgd h, real* p, real g) noexcept nogil:
+cdef inline void sgd(Sgd hp, real* p, real g) noexcept nogil:
     """p = p - lr g"""
-    p[0] -= <real> h.lr * g
+    p[0] -= <real> hp.lr * g
 
 
 cdef struct Momentum:
-    double lr, mu, take
+    double lr, momentum, grad_coef
 
-cdef inline void momentum(Momentum h, real* p, real g, real* s) noexcept nogil:
-    """s = mu s + take g;  p = p - lr s"""
-    s[0] = <real> h.mu * s[0] + <real> h.take * g
-    p[0] -= <real> h.lr * s[0]
+cdef inline void momentum(Momentum hp, real* p, real g, real* s) noexcept nogil:
+    """s = momentum s + grad_coef g;  p = p - lr s"""
+    s[0] = <real> hp.momentum * s[0] + <real> hp.grad_coef * g
+    p[0] -= <real> hp.lr * s[0]
 
 
 cdef struct Nesterov:
-    double lr, mu, take
+    double lr, momentum, grad_coef
 
-cdef inline void nesterov(Nesterov h, real* p, real g, real* s) noexcept nogil:
-    """s = mu s + take g;  p = p - lr (take g + mu s)"""
-    cdef real d = <real> h.take * g
-    s[0] = <real> h.mu * s[0] + d
-    p[0] -= <real> h.lr * (d + <real> h.mu * s[0])
+cdef inline void nesterov(Nesterov hp, real* p, real g, real* s) noexcept nogil:
+    """s = momentum s + grad_coef g;  p = p - lr (grad_coef g + momentum s)"""
+    cdef real d = <real> hp.grad_coef * g
+    s[0] = <real> hp.momentum * s[0] + d
+    p[0] -= <real> hp.lr * (d + <real> hp.momentum * s[0])
 
 
-cdef struct Along:
-    double keep, lr
+cdef struct ApplyUpdate:
+    double decay_factor, lr
 
-cdef inline void along(Along h, real* p, real g) noexcept nogil:
-    """p = keep p - lr g"""
-    p[0] = <real> h.keep * p[0] - <real> h.lr * g
+cdef inline void apply_update(ApplyUpdate hp, real* p, real g) noexcept nogil:
+    """p = decay_factor p - lr g"""
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * g
 
 
 cdef struct SignSgd:
-    double keep, lr
+    double decay_factor, lr
 
-cdef inline void sign_sgd(SignSgd h, real* p, real g) noexcept nogil:
-    """p = keep p - lr sign(g)"""
-    p[0] = <real> h.keep * p[0] - <real> h.lr * sign(g)
+cdef inline void sign_sgd(SignSgd hp, real* p, real g) noexcept nogil:
+    """p = decay_factor p - lr sign(g)"""
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * sign(g)
 
 
 cdef struct Signum:
-    double keep, lr, mu, rest
+    double decay_factor, lr, momentum, one_minus_momentum
 
-cdef inline void signum(Signum h, real* p, real g, real* s) noexcept nogil:
-    """s = mu s + (1 - mu) g;  p = keep p - lr sign(s)"""
-    s[0] = <real> h.mu * s[0] + <real> h.rest * g
-    p[0] = <real> h.keep * p[0] - <real> h.lr * sign(s[0])
+cdef inline void signum(Signum hp, real* p, real g, real* s) noexcept nogil:
+    """s = momentum s + (1 - momentum) g;  p = decay_factor p - lr sign(s)"""
+    s[0] = <real> hp.momentum * s[0] + <real> hp.one_minus_momentum * g
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * sign(s[0])
 
 
 cdef struct Lion:
-    double keep, beta1, rest1, beta2, rest2, lr
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, lr
 
-cdef inline void lion(Lion h, real* p, real g, real* s) noexcept nogil:
-    """d = beta1 s + (1 - beta1) g;  s = beta2 s + (1 - beta2) g;  p = keep p - lr sign(d)"""
-    cdef real d = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    s[0] = <real> h.beta2 * s[0] + <real> h.rest2 * g
-    p[0] = <real> h.keep * p[0] - <real> h.lr * sign(d)
+cdef inline void lion(Lion hp, real* p, real g, real* s) noexcept nogil:
+    """d = beta1 s + (1 - beta1) g;  s = beta2 s + (1 - beta2) g;  p = decay_factor p - lr sign(d)"""
+    cdef real d = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    s[0] = <real> hp.beta2 * s[0] + <real> hp.one_minus_beta2 * g
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * sign(d)
 
 
 cdef struct Asgd:
-    double keep, lr, hold, take
+    double decay_factor, lr, average_decay, one_minus_average_decay
 
-cdef inline void asgd(Asgd h, real* p, real g, real* s) noexcept nogil:
-    """p = keep p - lr g;  s = hold s + (1 - hold) p"""
-    p[0] = <real> h.keep * p[0] - <real> h.lr * g
-    s[0] = <real> h.hold * s[0] + <real> h.take * p[0]
+cdef inline void asgd(Asgd hp, real* p, real g, real* s) noexcept nogil:
+    """p = decay_factor p - lr g;  s = average_decay s + (1 - average_decay) p"""
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * g
+    s[0] = <real> hp.average_decay * s[0] + <real> hp.one_minus_average_decay * p[0]
 
 
 cdef struct Rprop:
-    double minus, plus, low, high, first
+    double eta_minus, eta_plus, min_step, max_step, first_step
 
-cdef inline void rprop(Rprop h, real* p, real g, real* s, real* t) noexcept nogil:
-    """t = clamp(eta t + first, low, high), eta by the sign of g s;  s = g or 0;  p = p - t sign(s)"""
-    cdef real turn = sign(g) * sign(s[0])
-    cdef real eta = <real> h.plus if turn > <real> 0 else <real> 1
-    eta = <real> h.minus if turn < <real> 0 else eta
-    t[0] = clamp(eta * t[0] + <real> h.first, <real> h.low, <real> h.high)
-    s[0] = <real> 0 if turn < <real> 0 else g
+cdef inline void rprop(Rprop hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """t = clamp(eta t + first_step, min_step, max_step), eta by the sign of g s;  s = g or 0;
+    p = p - t sign(s)"""
+    cdef real sign_product = sign(g) * sign(s[0])
+    cdef real eta = <real> hp.eta_plus if sign_product > <real> 0 else <real> 1
+    eta = <real> hp.eta_minus if sign_product < <real> 0 else eta
+    t[0] = clamp(eta * t[0] + <real> hp.first_step, <real> hp.min_step, <real> hp.max_step)
+    s[0] = <real> 0 if sign_product < <real> 0 else g
     p[0] -= t[0] * sign(s[0])
 
 
 cdef struct Adagrad:
-    double eps, inside, lr
+    double eps, eps_root, lr
 
-cdef inline void adagrad(Adagrad h, real* p, real g, real* s) noexcept nogil:
-    """s = s + g g;  p = p - lr g / (sqrt(s + inside) + eps)"""
+cdef inline void adagrad(Adagrad hp, real* p, real g, real* s) noexcept nogil:
+    """s = s + g g;  p = p - lr g / (sqrt(s + eps_root) + eps)"""
     s[0] += g * g
-    p[0] -= <real> h.lr * g / (root(s[0] + <real> h.inside) + <real> h.eps)
+    p[0] -= <real> hp.lr * g / (root(s[0] + <real> hp.eps_root) + <real> hp.eps)
 
 
 cdef struct RowwiseAdagrad:
-    double sum, eps, inside, lr     # the sum is that of the row
+    double row_sum, eps, eps_root, lr   # row_sum is set per row
 
-cdef inline void measure_rowwise_adagrad(RowwiseAdagrad h, real g, double* x, double* y) noexcept nogil:
+cdef inline void measure_rowwise_adagrad(RowwiseAdagrad hp, real g, double* x, double* y) noexcept nogil:
     """x = g g"""
     x[0] = <double> g * <double> g
     y[0] = 0.0
 
-cdef inline void rowwise_adagrad(RowwiseAdagrad h, real* p, real g) noexcept nogil:
-    """p = p - lr g / (sqrt(sum + inside) + eps), after sum = sum + mean of x over the row"""
-    p[0] -= <real> h.lr * g / (root(<real> h.sum + <real> h.inside) + <real> h.eps)
+cdef inline void rowwise_adagrad(RowwiseAdagrad hp, real* p, real g) noexcept nogil:
+    """p = p - lr g / (sqrt(row_sum + eps_root) + eps), after row_sum = row_sum + mean of x over the row"""
+    p[0] -= <real> hp.lr * g / (root(<real> hp.row_sum + <real> hp.eps_root) + <real> hp.eps)
 
 
 cdef struct Adadelta:
-    double lr, rho, rest, eps
+    double lr, rho, one_minus_rho, eps
 
-cdef inline void adadelta(Adadelta h, real* p, real g, real* s, real* t) noexcept nogil:
+cdef inline void adadelta(Adadelta hp, real* p, real g, real* s, real* t) noexcept nogil:
     """s = rho s + (1 - rho) g g;  d = sqrt(t + eps) / sqrt(s + eps) g;  t as s, of d;  p = p - lr d"""
     cdef real d
-    s[0] = <real> h.rho * s[0] + <real> h.rest * (g * g)
-    d = root(t[0] + <real> h.eps) / root(s[0] + <real> h.eps) * g
-    t[0] = <real> h.rho * t[0] + <real> h.rest * (d * d)
-    p[0] -= <real> h.lr * d
+    s[0] = <real> hp.rho * s[0] + <real> hp.one_minus_rho * (g * g)
+    d = root(t[0] + <real> hp.eps) / root(s[0] + <real> hp.eps) * g
+    t[0] = <real> hp.rho * t[0] + <real> hp.one_minus_rho * (d * d)
+    p[0] -= <real> hp.lr * d
 
 
 cdef struct Ftrl:
-    double inverse, beta, l1, l2
+    double inverse_lr, beta, l1, l2
 
-cdef inline void ftrl(Ftrl h, real* p, real g, real* s, real* t) noexcept nogil:
+cdef inline void ftrl(Ftrl hp, real* p, real g, real* s, real* t) noexcept nogil:
     """s = s + g g;  t = t + g - (sqrt(s) - sqrt(s before)) / lr p;
     p = (clamp(t, -l1, l1) - t) / ((beta + sqrt(s)) / lr + l2)"""
     cdef real old = root(s[0]), new
     s[0] += g * g
     new = root(s[0])
-    t[0] = t[0] + g - (new - old) * <real> h.inverse * p[0]
-    p[0] = (clamp(t[0], <real> -h.l1, <real> h.l1) - t[0]) / (
-        (<real> h.beta + new) * <real> h.inverse + <real> h.l2)
+    t[0] = t[0] + g - (new - old) * <real> hp.inverse_lr * p[0]
+    p[0] = (clamp(t[0], <real> -hp.l1, <real> hp.l1) - t[0]) / (
+        (<real> hp.beta + new) * <real> hp.inverse_lr + <real> hp.l2)
 
 
 cdef struct Rmsprop:
-    double lr, alpha, rest, eps, inside
+    double lr, alpha, one_minus_alpha, eps, eps_root
 
-cdef inline void rmsprop(Rmsprop h, real* p, real g, real* s) noexcept nogil:
-    """s = alpha s + (1 - alpha) g g;  p = p - lr g / (sqrt(s + inside) + eps)"""
-    s[0] = <real> h.alpha * s[0] + <real> h.rest * (g * g)
-    p[0] -= <real> h.lr * g / (root(s[0] + <real> h.inside) + <real> h.eps)
+cdef inline void rmsprop(Rmsprop hp, real* p, real g, real* s) noexcept nogil:
+    """s = alpha s + (1 - alpha) g g;  p = p - lr g / (sqrt(s + eps_root) + eps)"""
+    s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
+    p[0] -= <real> hp.lr * g / (root(s[0] + <real> hp.eps_root) + <real> hp.eps)
 
 
 cdef struct RmspropMomentum:
-    double lr, alpha, rest, eps, inside, mu, take
+    double lr, alpha, one_minus_alpha, eps, eps_root, momentum, grad_coef
 
-cdef inline void rmsprop_momentum(RmspropMomentum h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s as in rmsprop;  t = mu t + take g / (sqrt(s + inside) + eps);  p = p - lr t"""
-    s[0] = <real> h.alpha * s[0] + <real> h.rest * (g * g)
-    t[0] = <real> h.mu * t[0] + <real> h.take * g / (root(s[0] + <real> h.inside) + <real> h.eps)
-    p[0] -= <real> h.lr * t[0]
+cdef inline void rmsprop_momentum(RmspropMomentum hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s as in rmsprop;  t = momentum t + grad_coef g / (sqrt(s + eps_root) + eps);  p = p - lr t"""
+    s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
+    t[0] = <real> hp.momentum * t[0] + <real> hp.grad_coef * g / (root(s[0] + <real> hp.eps_root) + <real> hp.eps)
+    p[0] -= <real> hp.lr * t[0]
 
 
 cdef struct RmspropCentered:
-    double lr, alpha, rest, eps, inside
+    double lr, alpha, one_minus_alpha, eps, eps_root
 
-cdef inline void rmsprop_centered(RmspropCentered h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s, t averages of g g and g;  p = p - lr g / (sqrt(max(s - t t, 0) + inside) + eps)"""
-    s[0] = <real> h.alpha * s[0] + <real> h.rest * (g * g)
-    t[0] = <real> h.alpha * t[0] + <real> h.rest * g
-    p[0] -= <real> h.lr * g / (root(positive(s[0] - t[0] * t[0]) + <real> h.inside) + <real> h.eps)
+cdef inline void rmsprop_centered(RmspropCentered hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s, t averages of g g and g;  p = p - lr g / (sqrt(max(s - t t, 0) + eps_root) + eps)"""
+    s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
+    t[0] = <real> hp.alpha * t[0] + <real> hp.one_minus_alpha * g
+    p[0] -= <real> hp.lr * g / (root(max_zero(s[0] - t[0] * t[0]) + <real> hp.eps_root) + <real> hp.eps)
 
 
 cdef struct RmspropCenteredMomentum:
-    double lr, alpha, rest, eps, inside, mu, take
+    double lr, alpha, one_minus_alpha, eps, eps_root, momentum, grad_coef
 
-cdef inline void rmsprop_centered_momentum(RmspropCenteredMomentum h, real* p, real g,
+cdef inline void rmsprop_centered_momentum(RmspropCenteredMomentum hp, real* p, real g,
                                            real* s, real* t, real* u) noexcept nogil:
-    """s, t as in rmsprop_centered;  u = mu u + take g / (sqrt(...) + eps);  p = p - lr u"""
-    cdef real d = <real> h.take * g
-    s[0] = <real> h.alpha * s[0] + <real> h.rest * (g * g)
-    t[0] = <real> h.alpha * t[0] + <real> h.rest * g
-    u[0] = <real> h.mu * u[0] + d / (root(positive(s[0] - t[0] * t[0]) + <real> h.inside) + <real> h.eps)
-    p[0] -= <real> h.lr * u[0]
+    """s, t as in rmsprop_centered;  u = momentum u + grad_coef g / (sqrt(...) + eps);  p = p - lr u"""
+    cdef real d = <real> hp.grad_coef * g
+    s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
+    t[0] = <real> hp.alpha * t[0] + <real> hp.one_minus_alpha * g
+    u[0] = <real> hp.momentum * u[0] + d / (
+        root(max_zero(s[0] - t[0] * t[0]) + <real> hp.eps_root) + <real> hp.eps)
+    p[0] -= <real> hp.lr * u[0]
 
 
 cdef struct Adam:
-    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale
 
-cdef inline void adam(Adam h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s = beta1 s + (1 - beta1) g;  t = beta2 t + (1 - beta2) g g;  p = keep p - lr s / (scale sqrt(t) + eps)"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(t[0]) + <real> h.eps)
+cdef inline void adam(Adam hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s = beta1 s + (1 - beta1) g;  t = beta2 t + (1 - beta2) g g;
+    p = decay_factor p - lr s / (denom_scale sqrt(t) + eps)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (
+        <real> hp.denom_scale * root(t[0]) + <real> hp.eps)
 
 
 cdef struct Amsgrad:
-    double keep, beta1, rest1, beta2, rest2, eps, lr, scale, lift
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale, bias_correction2
 
-cdef inline void amsgrad(Amsgrad h, real* p, real g, real* s, real* t, real* u) noexcept nogil:
-    """s, t as in adam;  u = max(u, lift t);  p = keep p - lr s / (scale sqrt(u) + eps)"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    u[0] = larger(u[0], <real> h.lift * t[0])
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(u[0]) + <real> h.eps)
+cdef inline void amsgrad(Amsgrad hp, real* p, real g, real* s, real* t, real* u) noexcept nogil:
+    """s, t as in adam;  u = max(u, bias_correction2 t);
+    p = decay_factor p - lr s / (denom_scale sqrt(u) + eps)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    u[0] = max_nan(u[0], <real> hp.bias_correction2 * t[0])
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (
+        <real> hp.denom_scale * root(u[0]) + <real> hp.eps)
 
 
 cdef struct Adamax:
-    double keep, beta1, rest1, beta2, eps, outside, lr
+    double decay_factor, beta1, one_minus_beta1, beta2, eps, eps_denom, lr
 
-cdef inline void adamax(Adamax h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s = beta1 s + (1 - beta1) g;  t = max(beta2 t, |g| + eps);  p = keep p - lr s / (t + outside)"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = larger(<real> h.beta2 * t[0], size(g) + <real> h.eps)
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (t[0] + <real> h.outside)
+cdef inline void adamax(Adamax hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s = beta1 s + (1 - beta1) g;  t = max(beta2 t, |g| + eps);  p = decay_factor p - lr s / (t + eps_denom)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = max_nan(<real> hp.beta2 * t[0], absolute(g) + <real> hp.eps)
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (t[0] + <real> hp.eps_denom)
 
 
 cdef struct Nadam:
-    double keep, beta1, rest1, beta2, rest2, eps, now, ahead, scale
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, grad_lr, momentum_lr, denom_scale
 
-cdef inline void nadam(Nadam h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s, t as in adam;  p = keep p - (now g + ahead s) / (scale sqrt(t) + eps)"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    p[0] = <real> h.keep * p[0] - (<real> h.now * g + <real> h.ahead * s[0]) / (
-        <real> h.scale * root(t[0]) + <real> h.eps)
+cdef inline void nadam(Nadam hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s, t as in adam;  p = decay_factor p - (grad_lr g + momentum_lr s) / (denom_scale sqrt(t) + eps)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    p[0] = <real> hp.decay_factor * p[0] - (<real> hp.grad_lr * g + <real> hp.momentum_lr * s[0]) / (
+        <real> hp.denom_scale * root(t[0]) + <real> hp.eps)
 
 
 cdef struct Adabelief:
-    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale
 
-cdef inline void adabelief(Adabelief h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s as in adam;  t = beta2 t + (1 - beta2) (g - s)^2 + eps;  p = keep p - lr s / (scale sqrt(t) + eps)"""
+cdef inline void adabelief(Adabelief hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s as in adam;  t = beta2 t + (1 - beta2) (g - s)^2 + eps;
+    p = decay_factor p - lr s / (denom_scale sqrt(t) + eps)"""
     cdef real d
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
     d = g - s[0]
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (d * d) + <real> h.eps
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(t[0]) + <real> h.eps)
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (d * d) + <real> hp.eps
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (
+        <real> hp.denom_scale * root(t[0]) + <real> hp.eps)
 
 
 cdef struct Yogi:
-    double keep, beta1, rest1, rest2, eps, lr, scale
+    double decay_factor, beta1, one_minus_beta1, one_minus_beta2, eps, lr, denom_scale
 
-cdef inline void yogi(Yogi h, real* p, real g, real* s, real* t) noexcept nogil:
-    """s as in adam;  t = t - (1 - beta2) sign(t - g g) g g;  p = keep p - lr s / (scale sqrt(t) + eps)"""
+cdef inline void yogi(Yogi hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s as in adam;  t = t - (1 - beta2) sign(t - g g) g g;
+    p = decay_factor p - lr s / (denom_scale sqrt(t) + eps)"""
     cdef real d = g * g
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] -= <real> h.rest2 * (sign(t[0] - d) * d)
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0] / (<real> h.scale * root(t[0]) + <real> h.eps)
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] -= <real> hp.one_minus_beta2 * (sign(t[0] - d) * d)
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (
+        <real> hp.denom_scale * root(t[0]) + <real> hp.eps)
 
 
 cdef struct Adopt:
-    double eps, beta1, rest1, keep, beta2, rest2, limit, lr
+    double eps, beta1, one_minus_beta1, decay_factor, beta2, one_minus_beta2, clip, lr
 
-cdef inline void adopt(Adopt h, real* p, real g, real* s, real* t) noexcept nogil:
+cdef inline void adopt(Adopt hp, real* p, real g, real* s, real* t) noexcept nogil:
     """s = beta1 s + (1 - beta1) clamp(g / max(sqrt(t), eps));  t = beta2 t + (1 - beta2) g g;
-    p = keep p - lr s"""
-    cdef real d = clamp(g / larger(root(t[0]), <real> h.eps), <real> -h.limit, <real> h.limit)
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * d
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s[0]
+    p = decay_factor p - lr s"""
+    cdef real d = clamp(g / max_nan(root(t[0]), <real> hp.eps), <real> -hp.clip, <real> hp.clip)
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * d
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0]
 
 
 cdef struct Ademamix:
-    double keep, beta1, rest1, beta2, rest2, eps, beta3, rest3, fast, slow, scale
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps
+    double beta3, one_minus_beta3, lr_fast, lr_slow, denom_scale
 
-cdef inline void ademamix(Ademamix h, real* p, real g, real* s, real* t, real* u) noexcept nogil:
-    """s, t fast and slow averages of g, u of g g;  p = keep p - (fast s + slow t) / (scale sqrt(u) + eps)"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta3 * t[0] + <real> h.rest3 * g
-    u[0] = <real> h.beta2 * u[0] + <real> h.rest2 * (g * g)
-    p[0] = <real> h.keep * p[0] - (<real> h.fast * s[0] + <real> h.slow * t[0]) / (
-        <real> h.scale * root(u[0]) + <real> h.eps)
+cdef inline void ademamix(Ademamix hp, real* p, real g, real* s, real* t, real* u) noexcept nogil:
+    """s, t fast and slow averages of g, u of g g;
+    p = decay_factor p - (lr_fast s + lr_slow t) / (denom_scale sqrt(u) + eps)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta3 * t[0] + <real> hp.one_minus_beta3 * g
+    u[0] = <real> hp.beta2 * u[0] + <real> hp.one_minus_beta2 * (g * g)
+    p[0] = <real> hp.decay_factor * p[0] - (<real> hp.lr_fast * s[0] + <real> hp.lr_slow * t[0]) / (
+        <real> hp.denom_scale * root(u[0]) + <real> hp.eps)
 
 
 cdef struct Adan:
-    double beta1, rest1, beta2, rest2, beta3, rest3, eps, keep, known, lr, slope, scale
+    double beta1, one_minus_beta1, beta2, one_minus_beta2, beta3, one_minus_beta3
+    double eps, decay_factor, has_prev, lr, lr_diff, denom_scale
 
-cdef inline void adan(Adan h, real* p, real g, real* s, real* t, real* u, real* v) noexcept nogil:
+cdef inline void adan(Adan hp, real* p, real g, real* s, real* t, real* u, real* v) noexcept nogil:
     """d = g - v;  s, t, u averages of g, d, (g + beta2 d)^2;  v = g;
-    p = keep p - (lr s + slope t) / (scale sqrt(u) + eps)"""
-    cdef real d = <real> h.known * (g - v[0])
-    cdef real e = g + <real> h.beta2 * d
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * d
-    u[0] = <real> h.beta3 * u[0] + <real> h.rest3 * (e * e)
+    p = decay_factor p - (lr s + lr_diff t) / (denom_scale sqrt(u) + eps)"""
+    cdef real d = <real> hp.has_prev * (g - v[0])
+    cdef real e = g + <real> hp.beta2 * d
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * d
+    u[0] = <real> hp.beta3 * u[0] + <real> hp.one_minus_beta3 * (e * e)
     v[0] = g
-    p[0] = <real> h.keep * p[0] - (<real> h.lr * s[0] + <real> h.slope * t[0]) / (
-        <real> h.scale * root(u[0]) + <real> h.eps)
+    p[0] = <real> hp.decay_factor * p[0] - (<real> hp.lr * s[0] + <real> hp.lr_diff * t[0]) / (
+        <real> hp.denom_scale * root(u[0]) + <real> hp.eps)
 
 
 cdef struct ScheduleFree:
-    double first, keep, pull, push, lr
+    double is_first, y_coef, z_coef, grad_coef, lr
 
-cdef inline void schedule_free(ScheduleFree h, real* p, real g, real* s) noexcept nogil:
-    """p = keep p + pull s + push g;  s = s - lr g.  The first s is p."""
-    cdef real z = p[0] if <real> h.first != <real> 0 else s[0]
-    p[0] = <real> h.keep * p[0] + <real> h.pull * z + <real> h.push * g
-    s[0] = z - <real> h.lr * g
+cdef inline void schedule_free(ScheduleFree hp, real* p, real g, real* s) noexcept nogil:
+    """p = y_coef p + z_coef s + grad_coef g;  s = s - lr g.  The first s is p."""
+    cdef real z = p[0] if <real> hp.is_first != <real> 0 else s[0]
+    p[0] = <real> hp.y_coef * p[0] + <real> hp.z_coef * z + <real> hp.grad_coef * g
+    s[0] = z - <real> hp.lr * g
 
 
 cdef struct ScheduleFreeAdam:
-    double beta2, rest2, eps, decay, scale, first, keep, pull, push, lr
+    double beta2, one_minus_beta2, eps, weight_decay, denom_scale, is_first, y_coef, z_coef, grad_coef, lr
 
-cdef inline void schedule_free_adam(ScheduleFreeAdam h, real* p, real g, real* s, real* t) noexcept nogil:
-    """t = beta2 t + (1 - beta2) g g;  d = g / (scale sqrt(t) + eps) + decay p;  p, s as in schedule_free, by d"""
-    cdef real z = p[0] if <real> h.first != <real> 0 else s[0]
+cdef inline void schedule_free_adam(ScheduleFreeAdam hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """t = beta2 t + (1 - beta2) g g;  d = g / (denom_scale sqrt(t) + eps) + weight_decay p;
+    p, s as in schedule_free, by d"""
+    cdef real z = p[0] if <real> hp.is_first != <real> 0 else s[0]
     cdef real d
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    d = g / (<real> h.scale * root(t[0]) + <real> h.eps) + <real> h.decay * p[0]
-    p[0] = <real> h.keep * p[0] + <real> h.pull * z + <real> h.push * d
-    s[0] = z - <real> h.lr * d
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    d = g / (<real> hp.denom_scale * root(t[0]) + <real> hp.eps) + <real> hp.weight_decay * p[0]
+    p[0] = <real> hp.y_coef * p[0] + <real> hp.z_coef * z + <real> hp.grad_coef * d
+    s[0] = z - <real> hp.lr * d
 
 
-# --- Rules of two passes: the first, `measure_...`, gives two terms x, y, whose sums over an array the
-# --- optimizer makes scalars of the second of -------------------------------------------------------
+# --- Two-pass rules. The first pass, `measure_...`, yields two terms x, y; the optimizer computes scalars of
+# --- the second pass from their sums over an array -------------------------------------------------------
 
 cdef struct Lars:
-    double mu, decay, take
+    double momentum, weight_decay, grad_coef
 
-cdef inline void measure_lars(Lars h, real p, real g, double* x, double* y) noexcept nogil:
+cdef inline void measure_lars(Lars hp, real p, real g, double* x, double* y) noexcept nogil:
     """x = p p;  y = g g"""
     x[0] = <double> p * <double> p
     y[0] = <double> g * <double> g
 
-cdef inline void lars(Lars h, real* p, real g, real* s) noexcept nogil:
-    """s = mu s + take (g + decay p);  p = p - s"""
-    s[0] = <real> h.mu * s[0] + <real> h.take * (g + <real> h.decay * p[0])
+cdef inline void lars(Lars hp, real* p, real g, real* s) noexcept nogil:
+    """s = momentum s + grad_coef (g + weight_decay p);  p = p - s"""
+    s[0] = <real> hp.momentum * s[0] + <real> hp.grad_coef * (g + <real> hp.weight_decay * p[0])
     p[0] -= s[0]
 
 
 cdef struct Lamb:
-    double beta1, rest1, beta2, rest2, eps, decay, correct, scale, lr
+    double beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, momentum_scale, denom_scale, lr
 
-cdef inline real lamb_direction(Lamb h, real p, real s, real t) noexcept nogil:
-    return <real> h.correct * s / (<real> h.scale * root(t) + <real> h.eps) + <real> h.decay * p
+cdef inline real lamb_update(Lamb hp, real p, real s, real t) noexcept nogil:
+    return <real> hp.momentum_scale * s / (
+        <real> hp.denom_scale * root(t) + <real> hp.eps) + <real> hp.weight_decay * p
 
-cdef inline void measure_lamb(Lamb h, real p, real g, real* s, real* t, double* x, double* y) noexcept nogil:
-    """s, t as in adam;  d = correct s / (scale sqrt(t) + eps) + decay p;  x = p p;  y = d d"""
+cdef inline void measure_lamb(Lamb hp, real p, real g, real* s, real* t, double* x, double* y) noexcept nogil:
+    """s, t as in adam;  d = momentum_scale s / (denom_scale sqrt(t) + eps) + weight_decay p;  x = p p;  y = d d"""
     cdef double d
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    d = <double> lamb_direction(h, p, s[0], t[0])
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    d = <double> lamb_update(hp, p, s[0], t[0])
     x[0] = <double> p * <double> p
     y[0] = d * d
 
-cdef inline void lamb(Lamb h, real* p, real s, real t) noexcept nogil:
+cdef inline void lamb(Lamb hp, real* p, real s, real t) noexcept nogil:
     """p = p - lr d"""
-    p[0] -= <real> h.lr * lamb_direction(h, p[0], s, t)
+    p[0] -= <real> hp.lr * lamb_update(hp, p[0], s, t)
 
 
 cdef struct Prodigy:
-    double beta1, rest1, beta2, rest2, beta3, rest3, first, keep, eps, lr
+    double beta1, grad_coef, beta2, grad_sq_coef, beta3, s_coef, is_first, decay_factor, eps, lr
 
-cdef inline void measure_prodigy(Prodigy h, real p, real g, real* s, real* t, real* u, real* v,
+cdef inline void measure_prodigy(Prodigy hp, real p, real g, real* s, real* t, real* u, real* v,
                                  double* x, double* y) noexcept nogil:
-    """s, t as in adam;  u = beta3 u + rest3 g;  x = g (v - p);  y = |u|.  The first v is p."""
-    v[0] = p if <real> h.first != <real> 0 else v[0]
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    u[0] = <real> h.beta3 * u[0] + <real> h.rest3 * g
+    """s = beta1 s + grad_coef g;  t = beta2 t + grad_sq_coef g g;  u = beta3 u + s_coef g;
+     x = g (v - p);  y = |u|.  The first v is p."""
+    v[0] = p if <real> hp.is_first != <real> 0 else v[0]
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.grad_coef * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.grad_sq_coef * (g * g)
+    u[0] = <real> hp.beta3 * u[0] + <real> hp.s_coef * g
     x[0] = <double> g * (<double> v[0] - <double> p)
     y[0] = fabs(<double> u[0])
 
-cdef inline void prodigy(Prodigy h, real* p, real s, real t) noexcept nogil:
-    """p = keep p - lr s / (sqrt(t) + eps)"""
-    p[0] = <real> h.keep * p[0] - <real> h.lr * s / (root(t) + <real> h.eps)
+cdef inline void prodigy(Prodigy hp, real* p, real s, real t) noexcept nogil:
+    """p = decay_factor p - lr s / (sqrt(t) + eps)"""
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s / (root(t) + <real> hp.eps)
 
 
 cdef struct CautiousAdam:
-    double keep, beta1, rest1, beta2, rest2, eps, lr, scale
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale
 
-cdef inline void measure_cautious_adam(CautiousAdam h, real g, real* s, real* t,
+cdef inline void measure_cautious_adam(CautiousAdam hp, real g, real* s, real* t,
                                        double* x, double* y) noexcept nogil:
-    """s, t as in adam;  x = 1 where s and g have the same sign"""
-    s[0] = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    t[0] = <real> h.beta2 * t[0] + <real> h.rest2 * (g * g)
-    x[0] = <double> agree(s[0], g)
+    """s, t as in adam;  x = same_sign(s, g)"""
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    x[0] = <double> same_sign(s[0], g)
     y[0] = 0.0
 
-cdef inline void cautious_adam(CautiousAdam h, real* p, real g, real s, real t) noexcept nogil:
-    """p = keep p - lr s / (scale sqrt(t) + eps), where s and g have the same sign, else keep p"""
-    cdef real d = <real> h.lr * s / (<real> h.scale * root(t) + <real> h.eps)
-    p[0] = <real> h.keep * p[0] - d * agree(s, g)
+cdef inline void cautious_adam(CautiousAdam hp, real* p, real g, real s, real t) noexcept nogil:
+    """p = decay_factor p - lr s / (denom_scale sqrt(t) + eps) same_sign(s, g)"""
+    cdef real d = <real> hp.lr * s / (<real> hp.denom_scale * root(t) + <real> hp.eps)
+    p[0] = <real> hp.decay_factor * p[0] - d * same_sign(s, g)
 
 
 cdef struct CautiousLion:
-    double keep, beta1, rest1, beta2, rest2, lr
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, lr
 
-cdef inline void measure_cautious_lion(CautiousLion h, real g, real s, double* x, double* y) noexcept nogil:
-    """x = 1 where d of lion and g have the same sign"""
-    x[0] = <double> agree(<real> h.beta1 * s + <real> h.rest1 * g, g)
+cdef inline void measure_cautious_lion(CautiousLion hp, real g, real s, double* x, double* y) noexcept nogil:
+    """x = same_sign(d of lion, g)"""
+    x[0] = <double> same_sign(<real> hp.beta1 * s + <real> hp.one_minus_beta1 * g, g)
     y[0] = 0.0
 
-cdef inline void cautious_lion(CautiousLion h, real* p, real g, real* s) noexcept nogil:
-    """d, s as in lion;  p = keep p - lr sign(d), where d and g have the same sign, else keep p"""
-    cdef real d = <real> h.beta1 * s[0] + <real> h.rest1 * g
-    s[0] = <real> h.beta2 * s[0] + <real> h.rest2 * g
-    p[0] = <real> h.keep * p[0] - <real> h.lr * sign(d) * agree(d, g)
+cdef inline void cautious_lion(CautiousLion hp, real* p, real g, real* s) noexcept nogil:
+    """d, s as in lion;  p = decay_factor p - lr sign(d) same_sign(d, g)"""
+    cdef real d = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    s[0] = <real> hp.beta2 * s[0] + <real> hp.one_minus_beta2 * g
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * sign(d) * same_sign(d, g)
 
 
 # --- The one loop ----------------------------------------------------------------------------------
@@ -470,7 +480,7 @@ ctypedef fused rule:
     Sgd
     Momentum
     Nesterov
-    Along
+    ApplyUpdate
     SignSgd
     Signum
     Lion
@@ -504,77 +514,77 @@ ctypedef fused rule:
 cdef void sweep(const rule* scalars, real* restrict p, const real* restrict g, real* restrict s,
                 real* restrict t, real* restrict u, real* restrict v, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    cdef rule h = scalars[0]
+    cdef rule hp = scalars[0]
     for i in range(n):
         if rule is Sgd:
-            sgd(h, p + i, g[i])
+            sgd(hp, p + i, g[i])
         elif rule is Momentum:
-            momentum(h, p + i, g[i], s + i)
+            momentum(hp, p + i, g[i], s + i)
         elif rule is Nesterov:
-            nesterov(h, p + i, g[i], s + i)
-        elif rule is Along:
-            along(h, p + i, g[i])
+            nesterov(hp, p + i, g[i], s + i)
+        elif rule is ApplyUpdate:
+            apply_update(hp, p + i, g[i])
         elif rule is SignSgd:
-            sign_sgd(h, p + i, g[i])
+            sign_sgd(hp, p + i, g[i])
         elif rule is Signum:
-            signum(h, p + i, g[i], s + i)
+            signum(hp, p + i, g[i], s + i)
         elif rule is Lion:
-            lion(h, p + i, g[i], s + i)
+            lion(hp, p + i, g[i], s + i)
         elif rule is Asgd:
-            asgd(h, p + i, g[i], s + i)
+            asgd(hp, p + i, g[i], s + i)
         elif rule is Rprop:
-            rprop(h, p + i, g[i], s + i, t + i)
+            rprop(hp, p + i, g[i], s + i, t + i)
         elif rule is Adagrad:
-            adagrad(h, p + i, g[i], s + i)
+            adagrad(hp, p + i, g[i], s + i)
         elif rule is RowwiseAdagrad:
-            rowwise_adagrad(h, p + i, g[i])
+            rowwise_adagrad(hp, p + i, g[i])
         elif rule is Adadelta:
-            adadelta(h, p + i, g[i], s + i, t + i)
+            adadelta(hp, p + i, g[i], s + i, t + i)
         elif rule is Ftrl:
-            ftrl(h, p + i, g[i], s + i, t + i)
+            ftrl(hp, p + i, g[i], s + i, t + i)
         elif rule is Rmsprop:
-            rmsprop(h, p + i, g[i], s + i)
+            rmsprop(hp, p + i, g[i], s + i)
         elif rule is RmspropMomentum:
-            rmsprop_momentum(h, p + i, g[i], s + i, t + i)
+            rmsprop_momentum(hp, p + i, g[i], s + i, t + i)
         elif rule is RmspropCentered:
-            rmsprop_centered(h, p + i, g[i], s + i, t + i)
+            rmsprop_centered(hp, p + i, g[i], s + i, t + i)
         elif rule is RmspropCenteredMomentum:
-            rmsprop_centered_momentum(h, p + i, g[i], s + i, t + i, u + i)
+            rmsprop_centered_momentum(hp, p + i, g[i], s + i, t + i, u + i)
         elif rule is Adam:
-            adam(h, p + i, g[i], s + i, t + i)
+            adam(hp, p + i, g[i], s + i, t + i)
         elif rule is Amsgrad:
-            amsgrad(h, p + i, g[i], s + i, t + i, u + i)
+            amsgrad(hp, p + i, g[i], s + i, t + i, u + i)
         elif rule is Adamax:
-            adamax(h, p + i, g[i], s + i, t + i)
+            adamax(hp, p + i, g[i], s + i, t + i)
         elif rule is Nadam:
-            nadam(h, p + i, g[i], s + i, t + i)
+            nadam(hp, p + i, g[i], s + i, t + i)
         elif rule is Adabelief:
-            adabelief(h, p + i, g[i], s + i, t + i)
+            adabelief(hp, p + i, g[i], s + i, t + i)
         elif rule is Yogi:
-            yogi(h, p + i, g[i], s + i, t + i)
+            yogi(hp, p + i, g[i], s + i, t + i)
         elif rule is Adopt:
-            adopt(h, p + i, g[i], s + i, t + i)
+            adopt(hp, p + i, g[i], s + i, t + i)
         elif rule is Ademamix:
-            ademamix(h, p + i, g[i], s + i, t + i, u + i)
+            ademamix(hp, p + i, g[i], s + i, t + i, u + i)
         elif rule is Adan:
-            adan(h, p + i, g[i], s + i, t + i, u + i, v + i)
+            adan(hp, p + i, g[i], s + i, t + i, u + i, v + i)
         elif rule is ScheduleFree:
-            schedule_free(h, p + i, g[i], s + i)
+            schedule_free(hp, p + i, g[i], s + i)
         elif rule is ScheduleFreeAdam:
-            schedule_free_adam(h, p + i, g[i], s + i, t + i)
+            schedule_free_adam(hp, p + i, g[i], s + i, t + i)
         elif rule is Lars:
-            lars(h, p + i, g[i], s + i)
+            lars(hp, p + i, g[i], s + i)
         elif rule is Lamb:
-            lamb(h, p + i, s[i], t[i])
+            lamb(hp, p + i, s[i], t[i])
         elif rule is Prodigy:
-            prodigy(h, p + i, s[i], t[i])
+            prodigy(hp, p + i, s[i], t[i])
         elif rule is CautiousAdam:
-            cautious_adam(h, p + i, g[i], s[i], t[i])
+            cautious_adam(hp, p + i, g[i], s[i], t[i])
         else:
-            cautious_lion(h, p + i, g[i], s + i)
+            cautious_lion(hp, p + i, g[i], s + i)
 
 # The first passes.
-ctypedef fused measured:
+ctypedef fused two_pass_rule:
     RowwiseAdagrad
     Lars
     Lamb
@@ -582,219 +592,228 @@ ctypedef fused measured:
     CautiousAdam
     CautiousLion
 
-cdef void measure(const measured* scalars, const real* restrict p, const real* restrict g, real* restrict s,
+cdef void measure(const two_pass_rule* scalars, const real* restrict p, const real* restrict g, real* restrict s,
                   real* restrict t, real* restrict u, real* restrict v, double* restrict x,
                   double* restrict y, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
-    cdef measured h = scalars[0]
+    cdef two_pass_rule hp = scalars[0]
     for i in range(n):
-        if measured is RowwiseAdagrad:
-            measure_rowwise_adagrad(h, g[i], x + i, y + i)
-        elif measured is Lars:
-            measure_lars(h, p[i], g[i], x + i, y + i)
-        elif measured is Lamb:
-            measure_lamb(h, p[i], g[i], s + i, t + i, x + i, y + i)
-        elif measured is Prodigy:
-            measure_prodigy(h, p[i], g[i], s + i, t + i, u + i, v + i, x + i, y + i)
-        elif measured is CautiousAdam:
-            measure_cautious_adam(h, g[i], s + i, t + i, x + i, y + i)
+        if two_pass_rule is RowwiseAdagrad:
+            measure_rowwise_adagrad(hp, g[i], x + i, y + i)
+        elif two_pass_rule is Lars:
+            measure_lars(hp, p[i], g[i], x + i, y + i)
+        elif two_pass_rule is Lamb:
+            measure_lamb(hp, p[i], g[i], s + i, t + i, x + i, y + i)
+        elif two_pass_rule is Prodigy:
+            measure_prodigy(hp, p[i], g[i], s + i, t + i, u + i, v + i, x + i, y + i)
+        elif two_pass_rule is CautiousAdam:
+            measure_cautious_adam(hp, g[i], s + i, t + i, x + i, y + i)
         else:
-            measure_cautious_lion(h, g[i], s[i], x + i, y + i)
+            measure_cautious_lion(hp, g[i], s[i], x + i, y + i)
 
 
-# --- The table of rules ------------------------------------------------------------------------------
+# --- The table of kernels --------------------------------------------------------------------------
 
-ctypedef void (*Narrow)(const void* scalars, float* p, const float* g, float* s, float* t, float* u,
-                        float* v, Py_ssize_t n) noexcept nogil
-ctypedef void (*Wide)(const void* scalars, double* p, const double* g, double* s, double* t, double* u,
-                      double* v, Py_ssize_t n) noexcept nogil
-ctypedef void (*MeasureNarrow)(const void* scalars, const float* p, const float* g, float* s, float* t, float* u,
-                               float* v, double* x, double* y, Py_ssize_t n) noexcept nogil
-ctypedef void (*MeasureWide)(const void* scalars, const double* p, const double* g, double* s, double* t,
-                             double* u, double* v, double* x, double* y, Py_ssize_t n) noexcept nogil
+ctypedef void (*SweepF32)(const void* scalars, float* p, const float* g, float* s, float* t, float* u,
+                          float* v, Py_ssize_t n) noexcept nogil
+ctypedef void (*SweepF64)(const void* scalars, double* p, const double* g, double* s, double* t, double* u,
+                          double* v, Py_ssize_t n) noexcept nogil
+ctypedef void (*MeasureF32)(const void* scalars, const float* p, const float* g, float* s, float* t, float* u,
+                            float* v, double* x, double* y, Py_ssize_t n) noexcept nogil
+ctypedef void (*MeasureF64)(const void* scalars, const double* p, const double* g, double* s, double* t,
+                            double* u, double* v, double* x, double* y, Py_ssize_t n) noexcept nogil
 
 cdef struct Loops:
-    # One rule for float and for double, and its first pass if it has two.
-    Narrow narrow
-    Wide wide
-    MeasureNarrow measure_narrow
-    MeasureWide measure_wide
+    # The loops of one kernel; `measure` is NULL if it has one pass.
+    SweepF32 sweep_f32
+    SweepF64 sweep_f64
+    MeasureF32 measure_f32
+    MeasureF64 measure_f64
 
-cdef Loops loops[ROOM]
+cdef Loops loops[MAX_RULES]
 
-RULES = {}
-"""Number of each rule, by name: what the span table puts into a job."""
+KERNEL_INDEX = {}
+"""Index of each kernel by name, as in `UpdateArgs.kernel`."""
 
-SURVEYS = set()
-"""Names of the rules of two passes."""
+FIELDS = {}
+"""Names of each kernel's scalars, in the order of its struct."""
+
+TWO_PASS = set()
+"""Names of the kernels with two passes."""
 
 ROWWISE = set()
-"""Names of those whose first pass is over a row, and whose first scalar is the sum that it keeps."""
+"""Names of those whose first pass is over a row, and whose first scalar is the sum stored for it."""
 
 
-cdef int offer(str name, const rule* kind) except -1:
-    cdef int k = len(RULES)
-    if k == ROOM:
-        raise ImportError(f"there is room for {ROOM} rules")
-    loops[k].narrow = <Narrow> sweep[rule, float]
-    loops[k].wide = <Wide> sweep[rule, double]
-    RULES[name] = k
+cdef int register_kernel(str name, const rule* kind) except -1:
+    cdef int k = len(KERNEL_INDEX)
+    cdef rule scalars
+    if k == MAX_RULES:
+        raise ImportError(f"there is room for {MAX_RULES} rules")
+    memset(&scalars, 0, sizeof(scalars))
+    loops[k].sweep_f32 = <SweepF32> sweep[rule, float]
+    loops[k].sweep_f64 = <SweepF64> sweep[rule, double]
+    KERNEL_INDEX[name] = k
+    FIELDS[name] = tuple(<dict> scalars)
     return 0
 
 
-cdef int offer_measure(str name, const measured* kind, set among) except -1:
-    cdef int k = RULES[name]
-    loops[k].measure_narrow = <MeasureNarrow> measure[measured, float]
-    loops[k].measure_wide = <MeasureWide> measure[measured, double]
-    among.add(name)
+cdef int register_reduction(str name, const two_pass_rule* kind, set names) except -1:
+    cdef int k = KERNEL_INDEX[name]
+    loops[k].measure_f32 = <MeasureF32> measure[two_pass_rule, float]
+    loops[k].measure_f64 = <MeasureF64> measure[two_pass_rule, double]
+    names.add(name)
     return 0
 
 
-offer("sgd", <Sgd*> NULL)
-offer("momentum", <Momentum*> NULL)
-offer("nesterov", <Nesterov*> NULL)
-offer("along", <Along*> NULL)
-offer("sign_sgd", <SignSgd*> NULL)
-offer("signum", <Signum*> NULL)
-offer("lion", <Lion*> NULL)
-offer("asgd", <Asgd*> NULL)
-offer("rprop", <Rprop*> NULL)
-offer("adagrad", <Adagrad*> NULL)
-offer("rowwise_adagrad", <RowwiseAdagrad*> NULL)
-offer("adadelta", <Adadelta*> NULL)
-offer("ftrl", <Ftrl*> NULL)
-offer("rmsprop", <Rmsprop*> NULL)
-offer("rmsprop_momentum", <RmspropMomentum*> NULL)
-offer("rmsprop_centered", <RmspropCentered*> NULL)
-offer("rmsprop_centered_momentum", <RmspropCenteredMomentum*> NULL)
-offer("adam", <Adam*> NULL)
-offer("amsgrad", <Amsgrad*> NULL)
-offer("adamax", <Adamax*> NULL)
-offer("nadam", <Nadam*> NULL)
-offer("adabelief", <Adabelief*> NULL)
-offer("yogi", <Yogi*> NULL)
-offer("adopt", <Adopt*> NULL)
-offer("ademamix", <Ademamix*> NULL)
-offer("adan", <Adan*> NULL)
-offer("schedule_free", <ScheduleFree*> NULL)
-offer("schedule_free_adam", <ScheduleFreeAdam*> NULL)
-offer("lars", <Lars*> NULL)
-offer("lamb", <Lamb*> NULL)
-offer("prodigy", <Prodigy*> NULL)
-offer("cautious_adam", <CautiousAdam*> NULL)
-offer("cautious_lion", <CautiousLion*> NULL)
-offer_measure("rowwise_adagrad", <RowwiseAdagrad*> NULL, ROWWISE)
-offer_measure("lars", <Lars*> NULL, SURVEYS)
-offer_measure("lamb", <Lamb*> NULL, SURVEYS)
-offer_measure("prodigy", <Prodigy*> NULL, SURVEYS)
-offer_measure("cautious_adam", <CautiousAdam*> NULL, SURVEYS)
-offer_measure("cautious_lion", <CautiousLion*> NULL, SURVEYS)
+register_kernel("sgd", <Sgd*> NULL)
+register_kernel("momentum", <Momentum*> NULL)
+register_kernel("nesterov", <Nesterov*> NULL)
+register_kernel("apply_update", <ApplyUpdate*> NULL)
+register_kernel("sign_sgd", <SignSgd*> NULL)
+register_kernel("signum", <Signum*> NULL)
+register_kernel("lion", <Lion*> NULL)
+register_kernel("asgd", <Asgd*> NULL)
+register_kernel("rprop", <Rprop*> NULL)
+register_kernel("adagrad", <Adagrad*> NULL)
+register_kernel("rowwise_adagrad", <RowwiseAdagrad*> NULL)
+register_kernel("adadelta", <Adadelta*> NULL)
+register_kernel("ftrl", <Ftrl*> NULL)
+register_kernel("rmsprop", <Rmsprop*> NULL)
+register_kernel("rmsprop_momentum", <RmspropMomentum*> NULL)
+register_kernel("rmsprop_centered", <RmspropCentered*> NULL)
+register_kernel("rmsprop_centered_momentum", <RmspropCenteredMomentum*> NULL)
+register_kernel("adam", <Adam*> NULL)
+register_kernel("amsgrad", <Amsgrad*> NULL)
+register_kernel("adamax", <Adamax*> NULL)
+register_kernel("nadam", <Nadam*> NULL)
+register_kernel("adabelief", <Adabelief*> NULL)
+register_kernel("yogi", <Yogi*> NULL)
+register_kernel("adopt", <Adopt*> NULL)
+register_kernel("ademamix", <Ademamix*> NULL)
+register_kernel("adan", <Adan*> NULL)
+register_kernel("schedule_free", <ScheduleFree*> NULL)
+register_kernel("schedule_free_adam", <ScheduleFreeAdam*> NULL)
+register_kernel("lars", <Lars*> NULL)
+register_kernel("lamb", <Lamb*> NULL)
+register_kernel("prodigy", <Prodigy*> NULL)
+register_kernel("cautious_adam", <CautiousAdam*> NULL)
+register_kernel("cautious_lion", <CautiousLion*> NULL)
+register_reduction("rowwise_adagrad", <RowwiseAdagrad*> NULL, ROWWISE)
+register_reduction("lars", <Lars*> NULL, TWO_PASS)
+register_reduction("lamb", <Lamb*> NULL, TWO_PASS)
+register_reduction("prodigy", <Prodigy*> NULL, TWO_PASS)
+register_reduction("cautious_adam", <CautiousAdam*> NULL, TWO_PASS)
+register_reduction("cautious_lion", <CautiousLion*> NULL, TWO_PASS)
 
 
-# --- A pass over one tile: shape the gradient, apply the rule, average, zero ------------------------
+# --- A pass over one tile: transform the gradient, apply the rule, average, zero ------------------------
 
-cdef inline bint has_measure(const UpdateArgs* job) noexcept nogil:
-    """Whether the rule has two passes, of which the first is where parameters are shrunk."""
-    return loops[job.kernel].measure_wide != NULL
+cdef inline bint is_two_pass(const UpdateArgs* args) noexcept nogil:
+    """Whether the kernel has two passes; the first one then applies `decay_factor`."""
+    return loops[args.kernel].measure_f64 != NULL
 
 
 cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
-    """Element i of an array, if there is such an array; `kind` only says float or double."""
+    """Address of element i, or NULL for no array; `kind` only selects float or double."""
     return <real*> base + i if base != NULL else NULL
 
 
-cdef inline void apply(const UpdateArgs* job, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
+cdef inline void apply(const UpdateArgs* args, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
                        real* kind) noexcept nogil:
-    """The rule, for elements [lo, lo + n) of a span whose gradient is g."""
+    """Apply the rule to elements [lo, lo + n) of a span whose gradient is g."""
     if real is float:
-        loops[job.kernel].narrow(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
-                               at(x.u, lo, kind), at(x.v, lo, kind), n)
+        loops[args.kernel].sweep_f32(
+            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
+            at(x.v, lo, kind), n)
     else:
-        loops[job.kernel].wide(&job.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind),
-                             at(x.u, lo, kind), at(x.v, lo, kind), n)
+        loops[args.kernel].sweep_f64(
+            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
+            at(x.v, lo, kind), n)
 
 
-cdef void unitwise(const real* restrict factor, const real* restrict shift, real* restrict x,
-                   Py_ssize_t n) noexcept nogil:
-    """x = factor x - shift, for neighbors of different units"""
+cdef void scale_shift(const real* restrict scale, const real* restrict shift, real* restrict x,
+                      Py_ssize_t n) noexcept nogil:
+    """x = scale x - shift, for consecutive units"""
     cdef Py_ssize_t i
     for i in range(n):
-        x[i] = factor[i] * x[i] - shift[i]
+        x[i] = scale[i] * x[i] - shift[i]
 
 
-cdef void shape_units(const Span* span, real* x, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
-    """`unitwise` for elements [lo, lo + n) of a span, which x holds."""
-    cdef const real* factor = <const real*> span.unit_scale
+cdef void scale_shift_units(const Span* span, real* x, Py_ssize_t lo, Py_ssize_t n) noexcept nogil:
+    """Apply `scale_shift` to x, elements [lo, lo + n) of a span."""
+    cdef const real* scale = <const real*> span.unit_scale
     cdef const real* shift = <const real*> span.unit_shift
     cdef Py_ssize_t done = 0, unit = lo % span.n_units, count
     while done < n:
         count = min(span.n_units - unit, n - done)
-        unitwise(factor + unit, shift + unit, x + done, count)
+        scale_shift(scale + unit, shift + unit, x + done, count)
         done += count
         unit = 0
 
 
-cdef void shape(const UpdateArgs* job, const Span* span, Py_ssize_t lo, real* restrict out,
-                const real* restrict g, const real* restrict p, Py_ssize_t n) noexcept nogil:
-    """out = clamp(scale g), then by units, + decay p"""
+cdef void transform_grad(const UpdateArgs* args, const Span* span, Py_ssize_t lo, real* restrict out,
+                         const real* restrict g, const real* restrict p, Py_ssize_t n) noexcept nogil:
+    """out = clamp(grad_scale g), then scaled and shifted per unit, + l2_decay p"""
     cdef Py_ssize_t i
-    cdef real scale = <real> job.grad_scale, low = <real> -job.clip, high = <real> job.clip
-    cdef real decay = <real> job.l2_decay
+    cdef real scale = <real> args.grad_scale, low = <real> -args.clip, high = <real> args.clip
+    cdef real decay = <real> args.l2_decay
     for i in range(n):
         out[i] = clamp(scale * g[i], low, high)
     if span.unit_scale != NULL:
-        shape_units(span, out, lo, n)
+        scale_shift_units(span, out, lo, n)
     if decay != <real> 0:
         for i in range(n):
             out[i] += decay * p[i]
 
 
-cdef void average(double weight, real* restrict e, const real* restrict p, Py_ssize_t n) noexcept nogil:
+cdef void update_average(double weight, real* restrict e, const real* restrict p, Py_ssize_t n) noexcept nogil:
     """e = weight e + (1 - weight) p"""
     cdef Py_ssize_t i
-    cdef real keep = <real> weight, take = <real> (1.0 - weight)
+    cdef real decay = <real> weight, one_minus_decay = <real> (1.0 - weight)
     for i in range(n):
-        e[i] = keep * e[i] + take * p[i]
+        e[i] = decay * e[i] + one_minus_decay * p[i]
 
 
-cdef void shrink(double weight, real* restrict p, Py_ssize_t n) noexcept nogil:
+cdef void scale_params(double weight, real* restrict p, Py_ssize_t n) noexcept nogil:
     """p = weight p"""
     cdef Py_ssize_t i
-    cdef real keep = <real> weight
+    cdef real factor = <real> weight
     for i in range(n):
-        p[i] *= keep
+        p[i] *= factor
 
 
-cdef void tile(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t n, real* kind) noexcept nogil:
-    """All that is asked for, for elements [lo, lo + n) of a span."""
-    cdef real shaped[TILE]
+cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t n,
+                      real* kind) noexcept nogil:
+    """Update elements [lo, lo + n) of a span with all options."""
+    cdef real transformed[TILE]
     cdef real* p = at(x.p, lo, kind)
     cdef real* g = at(x.g, lo, kind)
-    if job.decay_factor != 1.0 and not has_measure(job):
-        shrink(job.decay_factor, p, n)
-    if job.transforms_grad:
-        shape(job, x, lo, shaped, g, p, n)
-        apply(job, x, lo, shaped, n, kind)
+    if args.decay_factor != 1.0 and not is_two_pass(args):
+        scale_params(args.decay_factor, p, n)
+    if args.transforms_grad:
+        transform_grad(args, x, lo, transformed, g, p, n)
+        apply(args, x, lo, transformed, n, kind)
     else:
-        apply(job, x, lo, g, n, kind)
-    if job.lookahead_alpha != 0.0:
-        average(1.0 - job.lookahead_alpha, at(x.w, lo, kind), p, n)
+        apply(args, x, lo, g, n, kind)
+    if args.lookahead_alpha != 0.0:
+        update_average(1.0 - args.lookahead_alpha, at(x.w, lo, kind), p, n)
         memcpy(p, at(x.w, lo, kind), n * sizeof(real))
     if x.e != NULL:
-        average(job.ema_decay, at(x.e, lo, kind), p, n)
-    if job.zero_grad:
+        update_average(args.ema_decay, at(x.e, lo, kind), p, n)
+    if args.zero_grad:
         memset(g, 0, n * sizeof(real))
 
 
 cdef inline void prefetch(const real* start) noexcept nogil:
-    """Ask for a tile; the processor's own foresight fails at so many streams, by a sixth from DRAM."""
+    """Prefetch a tile: the hardware prefetcher cannot follow this many streams (17 % slower from DRAM)."""
     cdef Py_ssize_t i
     if start != NULL:
         for i in range(TILE * <Py_ssize_t> sizeof(real) // LINE):
             fo_prefetch(<const char*> start + i * LINE)
 
 
-cdef inline void prefetch_all(const UpdateArgs* job, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
+cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
     prefetch(at(x.p, i, kind))
     prefetch(at(x.g, i, kind))
     prefetch(at(x.s, i, kind))
@@ -802,37 +821,39 @@ cdef inline void prefetch_all(const UpdateArgs* job, const Span* x, Py_ssize_t i
     prefetch(at(x.u, i, kind))
     prefetch(at(x.v, i, kind))
     prefetch(at(x.e, i, kind))
-    if job.lookahead_alpha != 0.0:
+    if args.lookahead_alpha != 0.0:
         prefetch(at(x.w, i, kind))
 
 
-cdef void walk(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi, real* kind) noexcept nogil:
+cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
+                       real* kind) noexcept nogil:
     """Update elements [lo, hi) of a span, tile by tile."""
-    cdef Py_ssize_t n, soon
-    cdef bint bare = not (job.transforms_grad or job.zero_grad or job.decay_factor != 1.0 or job.lookahead_alpha != 0.0 or x.e != NULL)
+    cdef Py_ssize_t n, ahead
+    cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
+                              or args.lookahead_alpha != 0.0 or x.e != NULL)
     while lo < hi:
-        soon = lo + AHEAD
-        if soon < hi:
-            prefetch_all(job, x, soon, kind)
+        ahead = lo + PREFETCH_DISTANCE
+        if ahead < hi:
+            prefetch_all(args, x, ahead, kind)
         n = min(TILE, hi - lo)
-        if bare:
-            apply(job, x, lo, at(x.g, lo, kind), n, kind)
+        if is_plain:
+            apply(args, x, lo, at(x.g, lo, kind), n, kind)
         else:
-            tile(job, x, lo, n, kind)
+            update_tile(args, x, lo, n, kind)
         lo += n
 
 
-cdef void update(const UpdateArgs* job, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+cdef void update(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     if x.is_f64:
-        walk(job, x, lo, hi, <double*> NULL)
+        update_range(args, x, lo, hi, <double*> NULL)
     else:
-        walk(job, x, lo, hi, <float*> NULL)
+        update_range(args, x, lo, hi, <float*> NULL)
 
 
 # --- Sums ------------------------------------------------------------------------------------------
 
-cdef inline double fold(double* lane) noexcept nogil:
-    """Sum of the lanes, which are added in halves."""
+cdef inline double reduce_lanes(double* lane) noexcept nogil:
+    """Sum of the lanes, halving their number at each pass."""
     cdef Py_ssize_t i, j = LANES // 2
     while j > 0:
         for i in range(j):
@@ -842,7 +863,7 @@ cdef inline double fold(double* lane) noexcept nogil:
 
 
 cdef double sum_squares(const real* g, Py_ssize_t n) noexcept nogil:
-    """Lane j sums the squares of elements j, j + LANES, ...; then the lanes are folded in halves."""
+    """Lane j sums the squares of elements j, j + LANES, ...; then the lanes are reduced."""
     cdef double lane[LANES]
     cdef double x
     cdef Py_ssize_t i, j, rows = n // LANES
@@ -855,17 +876,17 @@ cdef double sum_squares(const real* g, Py_ssize_t n) noexcept nogil:
     for j in range(n - rows * LANES):
         x = <double> g[rows * LANES + j]
         lane[j] += x * x
-    return fold(lane)
+    return reduce_lanes(lane)
 
 
-cdef double squares(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+cdef double sum_squares_span(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     if x.is_f64:
         return sum_squares(<const double*> x.g + lo, hi - lo)
     return sum_squares(<const float*> x.g + lo, hi - lo)
 
 
 cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_ssize_t n) noexcept nogil:
-    """Lane j takes elements j, j + LANES, ... of a tile."""
+    """Add elements j, j + LANES, ... of a tile to lane j."""
     cdef Py_ssize_t i, j, rows = n // LANES
     for i in range(rows):
         for j in range(LANES):
@@ -874,64 +895,65 @@ cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_s
         lane[j] += x[rows * LANES + j]
 
 
-cdef void measure_tile(const UpdateArgs* job, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
+cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
                        real* kind) noexcept nogil:
-    """The first pass over elements [lo, lo + n) of a span."""
-    cdef real shaped[TILE]
+    """First pass over elements [lo, lo + n) of a span."""
+    cdef real transformed[TILE]
     cdef real* p = at(span.p, lo, kind)
     cdef real* g = at(span.g, lo, kind)
-    if job.decay_factor != 1.0:
-        shrink(job.decay_factor, p, n)
-    if job.transforms_grad:
-        shape(job, span, lo, shaped, g, p, n)
-        g = shaped
+    if args.decay_factor != 1.0:
+        scale_params(args.decay_factor, p, n)
+    if args.transforms_grad:
+        transform_grad(args, span, lo, transformed, g, p, n)
+        g = transformed
     if real is float:
-        loops[job.kernel].measure_narrow(
-            &job.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
+        loops[args.kernel].measure_f32(
+            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
             at(span.v, lo, kind), x, y, n)
     else:
-        loops[job.kernel].measure_wide(
-            &job.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
+        loops[args.kernel].measure_f64(
+            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
             at(span.v, lo, kind), x, y, n)
 
 
-cdef void measure_walk(const UpdateArgs* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
+cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
                        real* kind) noexcept nogil:
-    """The first pass over elements [lo, hi) of a span, tile by tile, and its two sums."""
+    """First pass over elements [lo, hi) of a span, tile by tile, and its two sums."""
     cdef double x[TILE]
     cdef double y[TILE]
     cdef double x_lane[LANES]
     cdef double y_lane[LANES]
-    cdef Py_ssize_t n, soon
+    cdef Py_ssize_t n, ahead
     memset(x_lane, 0, sizeof(x_lane))
     memset(y_lane, 0, sizeof(y_lane))
     while lo < hi:
-        soon = lo + AHEAD
-        if soon < hi:
-            prefetch_all(job, span, soon, kind)
+        ahead = lo + PREFETCH_DISTANCE
+        if ahead < hi:
+            prefetch_all(args, span, ahead, kind)
         n = min(TILE, hi - lo)
-        measure_tile(job, span, lo, x, y, n, kind)
+        measure_tile(args, span, lo, x, y, n, kind)
         add_lanes(x_lane, x, n)
         add_lanes(y_lane, y, n)
         lo += n
-    sums[0] = fold(x_lane)
-    sums[1] = fold(y_lane)
+    sums[0] = reduce_lanes(x_lane)
+    sums[1] = reduce_lanes(y_lane)
 
 
-cdef void survey(const UpdateArgs* job, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums) noexcept nogil:
-    if not has_measure(job):
+cdef void reduce_pass(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t hi,
+                      double* sums) noexcept nogil:
+    if not is_two_pass(args):
         sums[0] = sums[1] = 0.0
     elif span.is_f64:
-        measure_walk(job, span, lo, hi, sums, <double*> NULL)
+        measure_range(args, span, lo, hi, sums, <double*> NULL)
     else:
-        measure_walk(job, span, lo, hi, sums, <float*> NULL)
+        measure_range(args, span, lo, hi, sums, <float*> NULL)
 
 
-cdef void add_row(const UpdateArgs* job, const real* restrict p, const real* restrict g, double* restrict a,
-                  double* restrict b, double* restrict c, Py_ssize_t n) noexcept nogil:
+cdef void add_unit_sums_row(const UpdateArgs* args, const real* restrict p, const real* restrict g,
+                            double* restrict a, double* restrict b, double* restrict c, Py_ssize_t n) noexcept nogil:
     """a = a + g;  b = b + g g;  c = c + p p;  of the scaled and clamped gradient"""
     cdef Py_ssize_t i
-    cdef real scale = <real> job.grad_scale, low = <real> -job.clip, high = <real> job.clip
+    cdef real scale = <real> args.grad_scale, low = <real> -args.clip, high = <real> args.clip
     cdef double x
     for i in range(n):
         x = <double> clamp(scale * g[i], low, high)
@@ -940,20 +962,21 @@ cdef void add_row(const UpdateArgs* job, const real* restrict p, const real* res
         c[i] += <double> p[i] * <double> p[i]
 
 
-cdef void add_rows(const UpdateArgs* job, const Span* x, Py_ssize_t units, double* sums, real* kind) noexcept nogil:
+cdef void add_unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums,
+                        real* kind) noexcept nogil:
     cdef Py_ssize_t i = 0
     while i < x.n:
-        add_row(job, at(x.p, i, kind), at(x.g, i, kind), sums, sums + units, sums + 2 * units, units)
+        add_unit_sums_row(args, at(x.p, i, kind), at(x.g, i, kind), sums, sums + units, sums + 2 * units, units)
         i += units
 
 
-cdef void unit_sums(const UpdateArgs* job, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:
+cdef void unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:
     if x.is_f64:
-        add_rows(job, x, units, sums, <double*> NULL)
+        add_unit_sums(args, x, units, sums, <double*> NULL)
     else:
-        add_rows(job, x, units, sums, <float*> NULL)
+        add_unit_sums(args, x, units, sums, <float*> NULL)
 
 
-cdef Kernels exported = [update, squares, survey, unit_sums]
+cdef Kernels exported = [update, sum_squares_span, reduce_pass, unit_sums]
 
 KERNELS = PyCapsule_New(&exported, "fastopt.kernels", NULL)

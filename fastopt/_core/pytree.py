@@ -1,81 +1,92 @@
-"""Nestings of arrays: taken apart once, compared with others when they do not match.
+"""Nestings of arrays: flattened once, and compared with other nestings.
 
-The *shape* of a nesting has an integer where an array stood (its place in the flat list), a tuple for
-a list or tuple, a dict for a dict. The span table walks gradients along it.
+The *treedef* of a nesting has an integer in place of each array (its index in the flat list), a tuple for
+a list or tuple, and a dict for a dict. The step table binds gradients along it.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from fastopt._core.runtime import address
+from fastopt._core.validation import is_masked
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Array, Shape
+    from collections.abc import Sequence
+
+    from fastopt._core.typing import Array, TreeDef
 
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
-def flatten(tree: Any, name: str = "params") -> tuple[Shape, list[Array], list[str]]:
-    """Take a nesting of parameter arrays apart, checking every array.
+def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list[str]]:
+    """Flatten a nesting of parameter arrays and check every array.
 
     Returns
     -------
-    shape
-        The nesting, with integers for arrays.
+    treedef
     arrays : list of ndarray
-    places : list of str
-        Where each array stands: ``[2]["W"]``.
+    paths : list of str
+        Position of each array in the nesting: ``[2]["W"]``.
 
     Raises
     ------
     TypeError, ValueError
-        If something is not an array that a kernel can update in place, if an array comes twice, if
-        two share memory, or if there is none; the message says where.
+        If an element is not an array that a kernel can update in place, if an array occurs twice, if
+        two arrays share memory, or if there is none; the message names the element.
     """
     arrays: list[Array] = []
-    places: list[str] = []
-    shape = _take_apart(tree, name, "", arrays, places)
+    paths: list[str] = []
+    treedef = _flatten(tree, name, "", arrays, paths)
     if not arrays:
         raise ValueError(f"{name}: expected at least one array, got none")
-    _check_disjoint(arrays, places, name)
-    return shape, arrays, places
+    _check_disjoint(arrays, paths, name)
+    return treedef, arrays, paths
 
 
-def _take_apart(tree: Any, name: str, place: str, arrays: list[Array], places: list[str]) -> Shape:
+def _flatten(tree: Any, name: str, path: str, arrays: list[Array], paths: list[str]) -> TreeDef:
     if isinstance(tree, (list, tuple)):
         return tuple(
-            _take_apart(inner, name, f"{place}[{i}]", arrays, places) for i, inner in enumerate(tree)
+            _flatten(inner, name, f"{path}[{i}]", arrays, paths) for i, inner in enumerate(tree)
         )
     if isinstance(tree, dict):
         return {
-            key: _take_apart(inner, name, place + item(key), arrays, places)
+            key: _flatten(inner, name, path + item(key), arrays, paths)
             for key, inner in tree.items()
         }
-    check_updatable(tree, name + place)
+    check_updatable(tree, name + path)
     arrays.append(tree)
-    places.append(place)
+    paths.append(path)
     return len(arrays) - 1
 
 
-def count_places(shape: Shape) -> int:
-    """How many arrays a shape has."""
-    if isinstance(shape, int):
+def assemble(treedef: TreeDef, leaves: Sequence[object]) -> Any:
+    """Return `leaves` in a nesting of lists and dicts: the inverse of `flatten`."""
+    if isinstance(treedef, int):
+        return leaves[treedef]
+    if isinstance(treedef, dict):
+        return {key: assemble(inner, leaves) for key, inner in treedef.items()}
+    return [assemble(inner, leaves) for inner in treedef]
+
+
+def count_leaves(treedef: TreeDef) -> int:
+    """Number of arrays in a nesting."""
+    if isinstance(treedef, int):
         return 1
-    return sum(map(count_places, shape.values() if isinstance(shape, dict) else shape))
+    return sum(map(count_leaves, treedef.values() if isinstance(treedef, dict) else treedef))
 
 
 def item(key: object) -> str:
-    """How a dict's item is written in an error: ``["W"]``."""
+    """Item of a dict as it is written in an error: ``["W"]``."""
     return f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
 
 
 def check_updatable(array: Any, name: str) -> None:
     """Raise unless `array` can be updated in place by a kernel."""
-    if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+    if not isinstance(array, np.ndarray) or is_masked(array):
         raise TypeError(
             f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}"
         )
@@ -99,7 +110,7 @@ def check_updatable(array: Any, name: str) -> None:
         )
 
 
-def _check_disjoint(arrays: list[Array], places: list[str], name: str) -> None:
+def _check_disjoint(arrays: list[Array], paths: list[str], name: str) -> None:
     starts = [address(array) for array in arrays]
     ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
     for (_, end, i), (start, _, k) in pairwise(ranges):
@@ -107,36 +118,40 @@ def _check_disjoint(arrays: list[Array], places: list[str], name: str) -> None:
             first, second = sorted((i, k))
             what = "are the same array" if arrays[i] is arrays[k] else "share memory"
             raise ValueError(
-                f"{name}{places[first]} and {name}{places[second]} {what}: "
-                "each number can be updated only once a step"
+                f"{name}{paths[first]} and {name}{paths[second]} {what}: "
+                "each element can be updated only once per step"
             )
 
 
-def explain(shape: Shape, tree: Any, place: str = "grads") -> None:
-    """Raise the error that says where `tree` departs from `shape`."""
-    if isinstance(shape, int):
+def explain_mismatch(treedef: TreeDef, tree: Any, path: str = "grads") -> NoReturn:
+    """Raise the error that names the element in which `tree` differs from `treedef`."""
+    _find_mismatch(treedef, tree, path)
+    raise ValueError(f"{path}: expected the nesting of the parameters, got one that changes while it is read")
+
+
+def _find_mismatch(treedef: TreeDef, tree: Any, path: str) -> None:
+    if isinstance(treedef, int):
         return
-    if isinstance(shape, tuple):
+    if isinstance(treedef, tuple):
         if not isinstance(tree, (list, tuple)):
             raise TypeError(
-                f"{place}: expected a list of {len(shape)} as the parameters have, "
-                f"got {type(tree).__name__}"
+                f"{path}: expected a list of {len(treedef)} as the parameters have, got {type(tree).__name__}"
             )
-        if len(tree) != len(shape):
+        if len(tree) != len(treedef):
             raise ValueError(
-                f"{place}: expected {len(shape)} entries as the parameters have, got {len(tree)}"
+                f"{path}: expected {len(treedef)} entries as the parameters have, got {len(tree)}"
             )
-        inner = ((i, s, f"[{i}]") for i, s in enumerate(shape))
+        inner = ((i, t, f"[{i}]") for i, t in enumerate(treedef))
     else:
         if not isinstance(tree, dict):
             raise TypeError(
-                f"{place}: expected a dict with keys {list(shape)} as the parameters have, "
+                f"{path}: expected a dict with keys {list(treedef)} as the parameters have, "
                 f"got {type(tree).__name__}"
             )
-        if tree.keys() != shape.keys():
+        if tree.keys() != treedef.keys():
             raise ValueError(
-                f"{place}: expected keys {list(shape)} as the parameters have, got {list(tree)}"
+                f"{path}: expected keys {list(treedef)} as the parameters have, got {list(tree)}"
             )
-        inner = ((key, s, item(key)) for key, s in shape.items())
-    for key, inner_shape, step in inner:
-        explain(inner_shape, tree[key], place + step)
+        inner = ((key, t, item(key)) for key, t in treedef.items())
+    for key, inner_treedef, step in inner:
+        _find_mismatch(inner_treedef, tree[key], path + step)

@@ -18,7 +18,8 @@ from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
 from fastopt._core.span cimport UpdateArgs, Span
 
 from numpy import asarray, int64, ndarray, require, zeros
-from numpy.ma import MaskedArray
+
+from fastopt._core.validation import is_masked
 
 cdef enum:
     SUM_BLOCK = 8192        # elements per partial sum
@@ -67,7 +68,7 @@ cdef class Rows:
 
     def __init__(self, rows, grads):
         self.rows = check_row_indices(rows)
-        if not isinstance(grads, ndarray) or isinstance(grads, MaskedArray):
+        if not isinstance(grads, ndarray) or is_masked(grads):
             raise TypeError(f"grads: expected a NumPy array, got {type(grads).__name__}")
         if grads.shape[:1] != self.rows.shape:
             raise ValueError(f"grads: expected shape ({self.rows.size}, ...) with one entry per row, "

@@ -16,7 +16,6 @@ cdef struct UpdateArgs:
     double decay_factor         # p = decay_factor p before the update rule
     double lookahead_alpha      # w = w + lookahead_alpha (p - w), then p = w, unless it is 0
     double ema_decay            # e = ema_decay e + (1 - ema_decay) p
-    int constants               # number of leading scalars that do not change from step to step
     double scalars[MAX_SCALARS]     # the rule struct
 
 

@@ -1,71 +1,56 @@
-"""The span table: everything a step needs, resolved once, so that a step is one call.
+"""The step table: the spans of all parameters, resolved once, so that a step is one call.
 
-A `Table` is built when the optimizer is: one span for each parameter array, with the addresses of the
-parameter and its state. `Table.step` checks the gradients, fills in their addresses and this step's
-scalars, and only then lets the kernels write, in parallel tiles across all spans. The kernels
-themselves come as a capsule from the module of one instruction set.
+A `Table` has one span per parameter array, with the addresses of the parameter and its state. `Table.step` binds
+the gradients, copies this step's scalars, and only then lets the kernels write, in parallel parts across
+all spans. The kernels come as a capsule from the module of one instruction set.
 """
-cimport cython
-from cpython.buffer cimport (
-    Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
-)
+from collections import namedtuple
+
+from cpython.dict cimport PyDict_GetItem, PyDict_Size
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 
+from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
-from fastopt._core.rows cimport Rows, RowUpdater, check_row_indices
+from fastopt._core.gradients cimport ALL_ROWS, DENSE, Gradients
+from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
-from fastopt._core.span cimport MAX_SCALARS, UpdateArgs, Kernels, StepLease, Span
+from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, StepLease, UpdateArgs
 
-from numpy import (
-    array, ascontiguousarray, empty_like, generic, maximum, minimum, multiply, ndarray, zeros, zeros_like,
-)
-from numpy.lib.array_utils import byte_bounds
-from numpy.ma import MaskedArray
-
-from fastopt._core.rows import NO_ROWS
-from fastopt._core.runtime import address
-from fastopt._core.pytree import explain
-
-cdef extern from "fo_flush.h" nogil:
-    ctypedef unsigned long long uint64_t
-    uint64_t fo_flush_begin()
-    void fo_flush_end(uint64_t mode)
+from numpy import array, empty_like, maximum, minimum, multiply, zeros
 
 cdef double INFINITE = float("inf")
-cdef double LARGEST = 3e38      # below it no float32 nor float64 in the sum of squares has overflowed
+cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of squares has overflowed
 
 cdef enum:
-    GRAIN = 512             # parts end on multiples of this: no two threads write one cache line
-    BLOCK = 8192            # elements in one partial sum of the norm, whatever the number of threads
-    GATE = 1 << 19          # bytes of arrays under which a second thread costs more than it brings
-    PACE = 32               # bytes of arrays that one thread gets through in a nanosecond, in cache
-    PART = 8192             # elements a thread takes at a time, at least
-    PARTS = 32              # parts in a thread's share, at most: others help with what it does not get to
-    REMEMBER = 1 << 18      # gradients up to this many bytes are kept, to be recognized at the next step
+    PART_ALIGN = 512            # elements: parts end on multiples, so no two threads write one cache line
+    NORM_BLOCK = 8192           # elements in one partial sum of the norm, whatever the number of threads
+    SERIAL_BELOW = 1 << 19      # steps that touch fewer bytes of arrays than this run serially
+    BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
+    MIN_PART = 8192             # elements
+    MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
 
-cdef enum:                  # how a parameter goes in this step
-    WHOLE = 0               # as one span
-    SOME = 1                # row by row, those that have a gradient
-    EVERY = 2               # row by row, all of them: the rule wants it so
+Entry = namedtuple("Entry", "param state group slow average sparse row_sums", defaults=(0, None, None, "", None))
 
 
-cdef struct Plan:
+cdef struct StepContext:
     # The table as the threads see it.
     Kernels kernels
-    UpdateArgs* jobs
+    UpdateArgs* args            # per scalar group
     Span* spans
     Py_ssize_t* first           # elements before span k; first[count] is their total
     Py_ssize_t* first_block     # the same in blocks of the norm
-    double* partial             # a sum of each block, or two
+    double* partial             # one sum or two per block
+    bint two_sums               # whether a reduction is the first pass of two-pass kernels, or the norm
     Py_ssize_t count
-    Py_ssize_t jobs_count
+    Py_ssize_t n_groups
     Py_ssize_t bytes            # of all arrays that a step reads or writes
-    Py_ssize_t nanoseconds      # about what this step would take one thread
+    Py_ssize_t nanoseconds      # estimated time of this step on one thread
 
 
-cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
+cdef Py_ssize_t find_span(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
     """Last k with first[k] <= i."""
     cdef Py_ssize_t lo = 0, hi = count, mid
     while hi - lo > 1:
@@ -77,439 +62,408 @@ cdef Py_ssize_t find(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) no
     return lo
 
 
-cdef inline Py_ssize_t cut(Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """Where, in a span of n elements, a part ends that would end at i."""
-    return 0 if i <= 0 else (n if i >= n else i - i % GRAIN)
+cdef inline Py_ssize_t align_down(Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """End of a part, in a span of n elements, that would end at i."""
+    return 0 if i <= 0 else (n if i >= n else i - i % PART_ALIGN)
 
 
-cdef void update_part(void* context, int part, int parts) noexcept nogil:
-    cdef const Plan* plan = <const Plan*> context
+cdef void update_part(void* pointer, int part, int parts) noexcept nogil:
+    """Update the elements of one part, across spans."""
+    cdef const StepContext* context = <const StepContext*> pointer
     cdef const Span* x
-    cdef Py_ssize_t total = plan.first[plan.count]
-    cdef Py_ssize_t begin = total // parts * part
-    cdef Py_ssize_t end = total if part == parts - 1 else total // parts * (part + 1)
-    cdef Py_ssize_t k = find(plan.first, plan.count, begin), lo, hi
+    cdef Py_ssize_t total = context.first[context.count]
+    cdef Py_ssize_t begin = part_begin(total, part, parts), end = part_begin(total, part + 1, parts)
+    cdef Py_ssize_t k = find_span(context.first, context.count, begin), lo, hi
     cdef uint64_t mode = fo_flush_begin()
-    while k < plan.count and plan.first[k] < end:
-        x = &plan.spans[k]
-        lo = cut(begin - plan.first[k], x.n)
-        hi = cut(end - plan.first[k], x.n)
+    while k < context.count and context.first[k] < end:
+        x = &context.spans[k]
+        lo = align_down(begin - context.first[k], x.n)
+        hi = align_down(end - context.first[k], x.n)
         if lo < hi:
-            plan.kernels.update(&plan.jobs[x.group], x, lo, hi)
+            context.kernels.update(&context.args[x.group], x, lo, hi)
         k += 1
     fo_flush_end(mode)
 
 
-cdef void squares_part(void* context, int part, int parts) noexcept nogil:
-    cdef const Plan* plan = <const Plan*> context
+cdef void reduce_part(void* pointer, int part, int parts) noexcept nogil:
+    """Sums over the blocks of one part."""
+    cdef const StepContext* context = <const StepContext*> pointer
     cdef const Span* x
-    cdef Py_ssize_t blocks = plan.first_block[plan.count]
-    cdef Py_ssize_t block = blocks // parts * part
-    cdef Py_ssize_t end = blocks if part == parts - 1 else blocks // parts * (part + 1)
-    cdef Py_ssize_t k = find(plan.first_block, plan.count, block), lo
+    cdef Py_ssize_t blocks = context.first_block[context.count]
+    cdef Py_ssize_t block = part_begin(blocks, part, parts), end = part_begin(blocks, part + 1, parts)
+    cdef Py_ssize_t k = find_span(context.first_block, context.count, block), lo, hi
     cdef uint64_t mode = fo_flush_begin()
     while block < end:
-        while plan.first_block[k + 1] <= block:
+        while context.first_block[k + 1] <= block:
             k += 1
-        x = &plan.spans[k]
-        lo = (block - plan.first_block[k]) * BLOCK
-        plan.partial[block] = plan.kernels.sum_squares(x, lo, min(lo + BLOCK, x.n))
+        x = &context.spans[k]
+        lo = (block - context.first_block[k]) * NORM_BLOCK
+        hi = min(lo + NORM_BLOCK, x.n)
+        if context.two_sums:
+            context.kernels.reduce_pass(&context.args[x.group], x, lo, hi, &context.partial[2 * block])
+        else:
+            context.partial[block] = context.kernels.sum_squares(x, lo, hi)
         block += 1
     fo_flush_end(mode)
 
 
-cdef void survey_part(void* context, int part, int parts) noexcept nogil:
-    cdef const Plan* plan = <const Plan*> context
-    cdef const Span* x
-    cdef Py_ssize_t blocks = plan.first_block[plan.count]
-    cdef Py_ssize_t block = blocks // parts * part
-    cdef Py_ssize_t end = blocks if part == parts - 1 else blocks // parts * (part + 1)
-    cdef Py_ssize_t k = find(plan.first_block, plan.count, block), lo
-    cdef uint64_t mode = fo_flush_begin()
-    while block < end:
-        while plan.first_block[k + 1] <= block:
-            k += 1
-        x = &plan.spans[k]
-        lo = (block - plan.first_block[k]) * BLOCK
-        plan.kernels.reduce_pass(&plan.jobs[x.group], x, lo, min(lo + BLOCK, x.n), &plan.partial[2 * block])
-        block += 1
-    fo_flush_end(mode)
-
-
-cdef void spread(void (*task)(void*, int, int) noexcept nogil, Plan* plan) noexcept nogil:
-    cdef Py_ssize_t share = plan.first[plan.count] // n_threads()
-    if plan.bytes < GATE:
-        task(plan, 0, 1)
+cdef void parallel_for(void (*task)(void*, int, int) noexcept nogil, StepContext* context) noexcept nogil:
+    cdef Py_ssize_t share = context.first[context.count] // n_threads()
+    cdef Py_ssize_t parts = n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART))
+    if context.bytes < SERIAL_BELOW:
+        task(context, 0, 1)
     else:
-        run_parts(task, plan, n_threads() * max(1, min(PARTS, share // PART)), plan.nanoseconds)
+        run_parts(task, context, parts, context.nanoseconds)
 
 
-cdef double sum_squares(Plan* plan) noexcept nogil:
-    """Sum of squares over all gradients; the blocks are added in the order of the parameters."""
+cdef double sum_squares(StepContext* context) noexcept nogil:
+    """Sum of squares of all gradients; the blocks are added in the order of the parameters."""
     cdef double total = 0.0
     cdef Py_ssize_t i
-    spread(squares_part, plan)
-    for i in range(plan.first_block[plan.count]):
-        total += plan.partial[i]
+    context.two_sums = False
+    parallel_for(reduce_part, context)
+    for i in range(context.first_block[context.count]):
+        total += context.partial[i]
     return total
 
 
-cdef inline Py_ssize_t width(const Span* x) noexcept:
-    return 8 if x.is_f64 else 4
-
-
-cdef inline bint is_large(const Span* x) noexcept:
-    return x.n * width(x) > REMEMBER
-
-
 cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
-    """Bytes of the arrays that belong to a span, its gradient included."""
-    return x.n * width(x) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.v != NULL)
-                             + (x.w != NULL) + (x.e != NULL))
+    """Bytes of the arrays that belong to a span, including its gradient."""
+    return x.n * (8 if x.is_f64 else 4) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.v != NULL)
+                                           + (x.w != NULL) + (x.e != NULL))
 
 
 cdef class Table:
-    """One optimizer's arrays, resolved to addresses.
+    """The arrays of one optimizer, resolved to addresses.
 
     Parameters
     ----------
-    kernels : capsule
-        `KERNELS` of one instruction set's module.
-    shape
-        The nesting of the parameters as `pytree.flatten` returns it: places of arrays as integers.
-    places : list of str
-        What each gradient is called in errors: ``grads[2]["W"]``.
-    params : list of ndarray
-        Checked by `pytree.flatten`: float32 or float64, contiguous, writeable, disjoint.
-    states : list of list of ndarray
-        For each parameter its state arrays, in the order of the rule's `s`, `t`, `u`, `v`. Those of
-        another shape are not for the kernels.
-    slow, averages : list of ndarray
-        For each parameter its slow twin, and where its moving average goes; empty if there are none.
-    groups : list of int
-        The group of each parameter.
-    rules : list of int
-        The rule of each group, a value of the kernel module's `RULES`.
-    sparse : list of str, optional
-        For each parameter what a gradient of `Rows` means: "dense", "lazy" or "exact"; "" if it has
-        none of these.
-    totals : list of ndarray or None, optional
-        For each parameter with a row-wise rule what the rule accumulates, one number a row.
-    others : list of ndarray, optional
-        What later steps write beside these, so that no gradient in it is zeroed.
-    """
-    cdef Plan plan
-    cdef readonly list rows     # for each group the rest of its rule's scalars, set before each step
-    cdef list params, states, slow, averages, places
-    cdef list seen              # gradients whose addresses are in the table
-    cdef list copies            # (place, original, copy) of gradients in another layout, for one step
-    cdef list unitwise          # factors and shifts of units, kept for one step
-    cdef list replaced          # (original, what the kernels take in its place) of gradients, for one step
-    cdef object shape
-    cdef Py_ssize_t* taken      # start and end of every array that a step writes, in order
-    cdef Py_ssize_t taken_count
-    cdef char* writeable        # for each gradient, whether it may be zeroed
-    cdef bint moved             # a gradient's address has changed since `disjoint` was asked
-    cdef bint has_large         # some gradient is too large to be kept until the next step
-    cdef bint busy
-    cdef StepLease lent
-    cdef list sparse, totals
-    cdef list tables            # for each parameter what takes it row by row; None until it is needed
-    cdef IdleDecay* rests            # for each group what becomes of a row without gradients
-    cdef char* ways             # for each parameter how it goes: WHOLE, SOME, EVERY
-    cdef str given_rows         # what of the gradients of this step is `Rows`, None if nothing is
-    cdef bint turned            # one goes another way than in the step before
-    cdef bint has_rows          # one goes row by row
-    cdef bint has_late          # one may have rows that are behind
+    kernels : module
+        Kernel module of one instruction set, see `dispatch.Kernels`.
+    treedef
+        Nesting of the parameters as `pytree.flatten` returns it.
+    paths : list of str
+        Name of each gradient in errors: ``grads[2]["W"]``.
+    entries : list of Entry
+        Per parameter:
 
-    def __cinit__(self, object kernels, object shape, list places, list params, list states,
-                  list slow, list averages, list groups, list rules, list sparse=None, list totals=None,
-                  list others=None):
-        cdef Py_ssize_t k, count = len(params)
-        self.plan.count, self.plan.jobs_count = count, len(rules)
-        self.plan.kernels = (<Kernels*> PyCapsule_GetPointer(kernels, "fastopt.kernels"))[0]
-        self.plan.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
-        self.plan.jobs = <UpdateArgs*> PyMem_Calloc(len(rules) + 1, sizeof(UpdateArgs))
-        self.plan.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
-        self.plan.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
-        self.writeable = <char*> PyMem_Calloc(count + 1, 1)
-        self.ways = <char*> PyMem_Calloc(count + 1, 1)
-        self.rests = <IdleDecay*> PyMem_Calloc(len(rules) + 1, sizeof(IdleDecay))
-        if (self.plan.spans == NULL or self.plan.jobs == NULL or self.plan.first == NULL
-                or self.plan.first_block == NULL or self.writeable == NULL or self.ways == NULL
-                or self.rests == NULL):
+        - ``param``: the array, checked by `pytree.flatten`.
+        - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`. Those of another shape are not
+          passed to the kernels.
+        - ``group``: index of its scalar group.
+        - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
+        - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
+        - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
+    kernel_names : list of str
+        Kernel of each scalar group.
+    written : sequence of ndarray
+        Further arrays that are written between steps: no gradient may overlap them.
+
+    Attributes
+    ----------
+    step_scalars : list of dict
+        Per scalar group, the scalars that `set_group` did not set. To be set before each step.
+    """
+    cdef StepContext context
+    cdef Gradients gradients
+    cdef readonly list step_scalars
+    cdef list entries, kernel_names
+    cdef list fields                # per scalar group, the names of all scalars of its kernel
+    cdef list step_fields           # per scalar group, the names of those in `step_scalars`
+    cdef char* step_field_index     # MAX_SCALARS per group: their indices among all scalars
+    cdef list unit_arrays           # scale and shift of units, kept for one step
+    cdef IdleDecay* idle_decay      # per scalar group
+    cdef bint busy
+    cdef StepLease lease
+
+    def __cinit__(self, object kernels, object treedef, list paths, list entries, list kernel_names,
+                  object written=()):
+        cdef StepContext* x = &self.context
+        cdef Py_ssize_t k, count = len(entries), n_groups = len(kernel_names)
+        x.count, x.n_groups = count, n_groups
+        x.kernels = (<Kernels*> PyCapsule_GetPointer(kernels.KERNELS, "fastopt.kernels"))[0]
+        x.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
+        x.args = <UpdateArgs*> PyMem_Calloc(n_groups + 1, sizeof(UpdateArgs))
+        x.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        x.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        self.idle_decay = <IdleDecay*> PyMem_Calloc(n_groups + 1, sizeof(IdleDecay))
+        self.step_field_index = <char*> PyMem_Calloc(n_groups + 1, MAX_SCALARS)
+        if (x.spans == NULL or x.args == NULL or x.first == NULL or x.first_block == NULL
+                or self.idle_decay == NULL or self.step_field_index == NULL):
             raise MemoryError()
-        self.shape, self.places = shape, places
-        self.params, self.states, self.slow, self.averages = params, states, slow, averages
-        self.seen, self.rows = [None] * count, [()] * len(rules)
-        self.copies, self.unitwise, self.replaced = [], [], []
-        for k in range(len(rules)):
-            self.plan.jobs[k].kernel = rules[k]
-        self.sparse = [""] * count if sparse is None else sparse
-        self.totals = [None] * count if totals is None else totals
-        self.tables = [None] * count
+        self.entries, self.kernel_names, self.unit_arrays = entries, kernel_names, []
+        self.step_scalars = [{} for _ in kernel_names]
+        self.fields = [kernels.FIELDS[name] for name in kernel_names]
+        self.step_fields = [[] for _ in kernel_names]
+        for k in range(n_groups):
+            x.args[k].kernel = kernels.KERNEL_INDEX[kernel_names[k]]
+        arrays = list(written)
         for k in range(count):
-            self.fill(k, groups[k])
-        self.lay_out()
-        self.plan.partial = <double*> PyMem_Calloc(2 * self.plan.first_block[count] + 1, sizeof(double))
-        self.remember_written(others or [])
+            self.set_span(k, entries[k])
+            arrays += [entries[k].param, *entries[k].state]
+            arrays += [a for a in (entries[k].slow, entries[k].average) if a is not None]
+        self.gradients = Gradients(
+            treedef, paths, [e.param for e in entries], [e.sparse for e in entries],
+            [e.row_sums for e in entries], arrays)
+        self.gradients.spans, self.gradients.kernels = x.spans, &x.kernels
+        self.assign_offsets()
+        x.partial = <double*> PyMem_Calloc(2 * x.first_block[count] + 1, sizeof(double))
+        if x.partial == NULL:
+            raise MemoryError()
         for k in range(count):
-            if self.totals[k] is not None:
-                self.table(k)
-                self.go(k, EVERY)
+            if entries[k].row_sums is not None:
+                self.gradients.row_updater(k)
+                self.gradients.set_layout(k, ALL_ROWS)
 
     def __dealloc__(self):
-        PyMem_Free(self.plan.spans)
-        PyMem_Free(self.plan.jobs)
-        PyMem_Free(self.plan.first)
-        PyMem_Free(self.plan.first_block)
-        PyMem_Free(self.plan.partial)
-        PyMem_Free(self.taken)
-        PyMem_Free(self.writeable)
-        PyMem_Free(self.ways)
-        PyMem_Free(self.rests)
+        PyMem_Free(self.context.spans)
+        PyMem_Free(self.context.args)
+        PyMem_Free(self.context.first)
+        PyMem_Free(self.context.first_block)
+        PyMem_Free(self.context.partial)
+        PyMem_Free(self.idle_decay)
+        PyMem_Free(self.step_field_index)
 
-    cdef void lay_out(self) noexcept:
-        """Put the gradients that go as a whole behind each other."""
-        cdef Py_ssize_t k
-        cdef Span* x
-        self.plan.bytes = 0
-        self.has_large = self.has_rows = False
-        for k in range(self.plan.count):
-            x = &self.plan.spans[k]
-            x.n = 0 if self.ways[k] else self.params[k].size
-            self.plan.first[k + 1] = self.plan.first[k] + x.n
-            self.plan.first_block[k + 1] = self.plan.first_block[k] + (x.n + BLOCK - 1) // BLOCK
-            self.plan.bytes += bytes_of(x)
-            self.has_large = self.has_large or is_large(x)
-            self.has_rows = self.has_rows or self.ways[k] != WHOLE
-        self.turned = False
-
-    cdef int fill(self, Py_ssize_t k, int job) except -1:
-        cdef Span* x = &self.plan.spans[k]
-        cdef list state = [a for a in self.states[k] if a.shape == self.params[k].shape]
-        x.p = data_ptr(self.params[k], True)
+    cdef int set_span(self, Py_ssize_t k, object entry) except -1:
+        cdef Span* x = &self.context.spans[k]
+        cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
+        x.p = data_ptr(entry.param, True)
         x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
         x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
         x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
         x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
-        x.w = data_ptr(self.slow[k], True) if self.slow else NULL
-        x.e = data_ptr(self.averages[k], True) if self.averages else NULL
-        x.n = self.params[k].size
-        x.is_f64 = self.params[k].itemsize == 8
-        x.group = job
+        x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
+        x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
+        x.n = entry.param.size
+        x.is_f64 = entry.param.itemsize == 8
+        x.group = entry.group
         return 0
 
-    cdef int remember_written(self, list others) except -1:
-        """Sort the address ranges of all that a step writes: no gradient may lie in one of them."""
-        cdef list arrays = self.params + others, ranges
-        cdef Py_ssize_t i
-        for state in self.states:
-            arrays += state
-        arrays += self.slow + self.averages
-        ranges = sorted([(address(a), a.nbytes) for a in arrays if a.nbytes])
-        self.taken_count = len(ranges)
-        self.taken = <Py_ssize_t*> PyMem_Calloc(2 * self.taken_count + 1, sizeof(Py_ssize_t))
-        if self.taken == NULL or self.plan.partial == NULL:
-            raise MemoryError()
-        for i in range(self.taken_count):
-            first, size = ranges[i]
-            self.taken[2 * i], self.taken[2 * i + 1] = first, first + size
-        return 0
-
-    cdef bint is_written(self, Py_ssize_t a, Py_ssize_t size) noexcept:
-        """Whether a step writes anything in [a, a + size)."""
-        cdef Py_ssize_t lo = 0, hi = self.taken_count, mid
-        while lo < hi:              # the first range that ends behind the start
-            mid = (lo + hi) // 2
-            if self.taken[2 * mid + 1] <= a:
-                lo = mid + 1
-            else:
-                hi = mid
-        return lo < self.taken_count and self.taken[2 * lo] < a + size
-
-    @cython.boundscheck(True)       # a list may shrink while its items are looked at
-    cdef bint visit(self, object shape, object grads) except -1:
-        """Take every gradient of a nesting; False if the nesting is not that of the parameters."""
-        cdef Py_ssize_t i
-        if type(shape) is int:
-            self.take(shape, grads)
-            return True
-        if type(shape) is tuple:
-            if type(grads) is list:
-                if len(<list> grads) != len(<tuple> shape):
-                    return False
-                for i in range(len(<tuple> shape)):
-                    if not self.visit((<tuple> shape)[i], (<list> grads)[i]):
-                        return False
-                return True
-            if not isinstance(grads, (list, tuple)) or len(grads) != len(<tuple> shape):
-                return False
-            for i in range(len(<tuple> shape)):
-                if not self.visit((<tuple> shape)[i], grads[i]):
-                    return False
-            return True
-        if not isinstance(grads, dict) or len(grads) != len(<dict> shape):
-            return False
-        for key, inner in (<dict> shape).items():
-            if key not in grads or not self.visit(inner, grads[key]):
-                return False
-        return True
-
-    cdef int take(self, Py_ssize_t k, object grad) except -1:
-        """Put a gradient's address into the table, unless it is the very object of the last step."""
-        cdef Py_buffer view
-        if grad is not None and grad is self.seen[k]:
-            return 0
-        self.seen[k] = None
-        if type(grad) is Rows:
-            return self.take_rows(k, grad)
-        self.go(k, WHOLE if self.totals[k] is None else EVERY)
-        if isinstance(grad, generic):
-            grad = ascontiguousarray(grad).reshape(())
-            grad.flags.writeable = False
-        if not isinstance(grad, ndarray) or isinstance(grad, MaskedArray):
-            raise TypeError(f"{self.places[k]}: expected a NumPy array, got {type(grad).__name__}")
-        PyObject_GetBuffer(grad, &view, PyBUF_STRIDES | PyBUF_FORMAT)
-        try:
-            self.check(k, grad, &view)
-            if (PyBuffer_IsContiguous(&view, b"C") and <Py_ssize_t> view.buf % view.itemsize == 0
-                    and not self.is_written(<Py_ssize_t> view.buf, view.len)):
-                self.point(k, <char*> view.buf)
-                self.writeable[k] = not view.readonly
-                self.seen[k] = grad
-                return 0
-        finally:
-            PyBuffer_Release(&view)
-        self.copy(k, grad)
-        return 0
-
-    cdef void go(self, Py_ssize_t k, char way) noexcept:
-        self.turned = self.turned or self.ways[k] != way
-        self.ways[k] = way
-
-    cdef RowUpdater table(self, Py_ssize_t k):
-        """What takes a parameter row by row."""
-        cdef RowUpdater table
-        if self.tables[k] is None:
-            table = RowUpdater(self.params[k], self.places[k], self.totals[k])
-            table.context.kernels, table.context.span = self.plan.kernels, self.plan.spans[k]
-            self.tables[k] = table
-        return self.tables[k]
-
-    cdef int take_rows(self, Py_ssize_t k, Rows grad) except -1:
-        cdef RowUpdater table = self.table(k)
-        self.given_rows = self.places[k]
-        if not self.sparse[k]:
-            raise ValueError(f"{self.places[k]}: this optimizer steps whole arrays: expected an array, "
-                             "or an optimizer with sparse='dense', got Rows")
-        if grad is NO_ROWS:
-            table.bind_no_rows()
-        else:
-            values = table.check_values(grad)
-            if self.is_written(address(values, False), values.nbytes):
-                values = values.copy()
-            table.bind_rows(grad, values)
-        if self.sparse[k] == "dense":
-            whole = zeros_like(self.params[k]) if grad is NO_ROWS else table.to_dense()
-            table.release()
-            return self.take(k, whole)
-        if self.sparse[k] == "exact":
-            table.enable_deferred()
-            self.has_late = True
-        self.go(k, SOME)
-        return 0
-
-    cdef int check(self, Py_ssize_t k, object grad, const Py_buffer* view) except -1:
-        cdef Py_ssize_t i
-        cdef object param = self.params[k], shape
-        cdef const char* kind = view.format
-        cdef bint same
-        if kind[0] == c"=":             # how NumPy marks what is not aligned
-            kind += 1
-        same = kind[0] == (c"d" if self.plan.spans[k].is_f64 else c"f") and kind[1] == 0
-        if not same:
-            raise TypeError(f"{self.places[k]}: expected dtype {param.dtype} as the parameter has, "
-                            f"got {grad.dtype.str if not grad.dtype.isnative else grad.dtype}")
-        shape = param.shape
-        same = view.ndim == len(<tuple> shape)
-        for i in range(view.ndim if same else 0):
-            same = same and view.shape[i] == <Py_ssize_t> (<tuple> shape)[i]
-        if not same:
-            raise ValueError(f"{self.places[k]}: expected shape {shape} as the parameter has, "
-                             f"got {grad.shape}")
-        return 0
-
-    cdef int copy(self, Py_ssize_t k, object grad) except -1:
-        """Use a copy of a gradient whose layout a kernel would misread."""
-        cdef Py_buffer view
-        copied = array(grad, order="C", copy=True)
-        PyObject_GetBuffer(copied, &view, PyBUF_STRIDES)
-        self.point(k, <char*> view.buf)
-        PyBuffer_Release(&view)
-        self.writeable[k] = grad.flags.writeable
-        self.copies.append((k, grad, copied))
-        return 0
-
-    cdef void point(self, Py_ssize_t k, char* g) noexcept:
-        self.moved = self.moved or self.plan.spans[k].g != g
-        self.plan.spans[k].g = g
-
-    cdef int check_zeroable(self) except -1:
-        """Zeroing one gradient must not change another, nor anything that the step writes."""
+    cdef void assign_offsets(self) noexcept:
+        """Number the elements of all dense gradients consecutively."""
+        cdef StepContext* context = &self.context
         cdef Py_ssize_t k
-        cdef list ranges = []
-        if self.given_rows is not None:
-            raise ValueError(f"{self.given_rows}: zero_grad=True needs an array, got Rows")
-        for k in range(self.plan.count):
-            if not self.writeable[k]:
-                raise ValueError(f"{self.places[k]}: zero_grad=True needs a writeable array, "
-                                 "got a read-only one")
-        for k, grad, _ in self.copies:
-            low, high = byte_bounds(grad)
-            if self.is_written(low, high - low):
-                raise ValueError(f"{self.places[k]}: zero_grad=True, but the array shares memory with a "
-                                 "parameter or state of the optimizer")
-        if not self.moved:
-            return 0
-        for k in range(self.plan.count):
-            if self.params[k].size:
-                first = <Py_ssize_t> self.plan.spans[k].g
-                ranges.append((first, first + self.params[k].nbytes, k))
-        ranges.sort()
-        for k in range(1, len(ranges)):
-            if ranges[k][0] < ranges[k - 1][1]:
-                raise ValueError(f"{self.places[ranges[k - 1][2]]} and {self.places[ranges[k][2]]} "
-                                 "share memory: with zero_grad=True one would be zeroed before it is used")
-        self.moved = False
+        cdef Span* x
+        context.bytes = 0
+        for k in range(context.count):
+            x = &context.spans[k]
+            x.n = self.entries[k].param.size if self.gradients.layouts[k] == DENSE else 0
+            context.first[k + 1] = context.first[k] + x.n
+            context.first_block[k + 1] = context.first_block[k] + (x.n + NORM_BLOCK - 1) // NORM_BLOCK
+            context.bytes += bytes_of(x)
+        self.gradients.update_layout()
+
+    # --- Scalars ---
+
+    def set_group(self, Py_ssize_t k, bint maximize, double l2_decay, dict constants, double decay_factor=1.0,
+                  double ema_decay=0.0):
+        """Set everything of a scalar group that the hyperparameters alone determine.
+
+        `constants` are scalars of the kernel by name; the remaining ones are read from `step_scalars` at each step.
+        """
+        cdef UpdateArgs* args = &self.context.args[k]
+        cdef tuple names = self.fields[k]
+        cdef list step_fields = []
+        unknown = constants.keys() - set(names)
+        if unknown:
+            raise TypeError(f"{self.kernel_names[k]}: unknown scalar {min(unknown)!r}, expected {', '.join(names)}")
+        for i, name in enumerate(names):
+            if name in constants:
+                args.scalars[i] = constants[name]
+            else:
+                self.step_field_index[k * MAX_SCALARS + len(step_fields)] = i
+                step_fields.append(name)
+        self.step_fields[k] = step_fields
+        args.maximize, args.l2_decay, args.decay_factor, args.ema_decay = maximize, l2_decay, decay_factor, ema_decay
+
+    def set_lookahead_alpha(self, Py_ssize_t k, double alpha):
+        """Set the fraction by which the slow parameters of a scalar group move in the coming step."""
+        self.context.args[k].lookahead_alpha = alpha
+
+    def set_idle_decay(self, Py_ssize_t k, Py_ssize_t steps_f32, Py_ssize_t steps_f64, tuple factors):
+        """Set the effect of steps without a gradient on the rows of a scalar group, see `options.sparse`."""
+        cdef Py_ssize_t j
+        self.idle_decay[k].replay_steps[0], self.idle_decay[k].replay_steps[1] = steps_f32, steps_f64
+        for j in range(DECAYED_ARRAYS):
+            self.idle_decay[k].factors[j] = factors[j] if j < len(factors) else 1.0
+
+    cdef int set_args(self, double scale, double clip, bint zero_grad) except -1:
+        """Set everything that changes from step to step."""
+        cdef Py_ssize_t k
+        cdef UpdateArgs* args
+        cdef bint is_replaced = len(self.gradients.replaced) > 0, has_units = len(self.unit_arrays) > 0
+        for k in range(self.context.n_groups):
+            args = &self.context.args[k]
+            args.grad_scale = -scale if args.maximize else scale
+            args.clip = clip
+            args.zero_grad = zero_grad
+            if is_replaced:
+                args.grad_scale, args.clip, args.zero_grad = 1.0, INFINITE, False
+            args.transforms_grad = (
+                args.grad_scale != 1.0 or args.l2_decay != 0.0 or args.clip != INFINITE or has_units)
+            self.set_step_scalars(k, args)
         return 0
 
-    cdef int set_jobs(self, double scale, double clip, bint zero_grad) except -1:
-        cdef Py_ssize_t k, i
-        cdef UpdateArgs* job
-        cdef tuple row
-        for k in range(self.plan.jobs_count):
-            row = <tuple> self.rows[k]
-            job = &self.plan.jobs[k]
-            job.grad_scale = -scale if job.maximize else scale
-            job.clip = clip
-            job.zero_grad = zero_grad
-            if self.replaced:
-                job.grad_scale, job.clip, job.zero_grad = 1.0, INFINITE, False
-            job.transforms_grad = job.grad_scale != 1.0 or job.l2_decay != 0.0 or job.clip != INFINITE or len(self.unitwise) > 0
-            if job.constants + len(row) > MAX_SCALARS:
-                raise ValueError(f"a rule has {job.constants + len(row)} scalars, there is room for {MAX_SCALARS}")
-            for i in range(len(row)):
-                job.scalars[job.constants + i] = <double> row[i]
+    cdef int set_step_scalars(self, Py_ssize_t k, UpdateArgs* args) except -1:
+        cdef dict scalars = self.step_scalars[k]
+        cdef list names = self.step_fields[k]
+        cdef const char* index = self.step_field_index + k * MAX_SCALARS
+        cdef PyObject* value
+        cdef Py_ssize_t i, n = len(names)
+        if PyDict_Size(scalars) != n:
+            return self.refuse_step_scalars(k)
+        for i in range(n):
+            value = PyDict_GetItem(scalars, names[i])
+            if value == NULL:
+                return self.refuse_step_scalars(k)
+            args.scalars[index[i]] = <double> <object> value
         return 0
+
+    cdef int refuse_step_scalars(self, Py_ssize_t k) except -1:
+        raise TypeError(f"{self.kernel_names[k]}: expected the scalars {', '.join(self.step_fields[k]) or 'none'} "
+                        f"for each step, got {', '.join(self.step_scalars[k]) or 'none'}")
+
+    # --- Steps ---
+
+    def step(self, grads):
+        """Check the gradients, then update every parameter with the scalars in `step_scalars`."""
+        self.begin(grads)
+        self.context.nanoseconds = self.context.bytes // BYTES_PER_NS
+        try:
+            self.set_args(1.0, INFINITE, False)
+            self.update()
+        finally:
+            self.release()
+
+    def full_step(self, grads, double scale, double clip, double max_norm, bint zero_grad,
+                  bint need_norm, bint skip_nonfinite, prepass):
+        """Take a step with options.
+
+        The gradient is multiplied by `scale`, then by the factor that limits its global norm to `max_norm`,
+        then clamped to [-clip, clip]. `prepass`, if not None, is called before the update: it may call
+        `unit_sums`, `set_units`, `replace_grad` and `reduce_pass`, and change `step_scalars`.
+
+        Returns
+        -------
+        float or None
+            Norm of the scaled gradients if `need_norm` or `skip_nonfinite`, else 0. None if the step was skipped.
+        """
+        cdef double norm = 0.0
+        self.begin(grads)
+        self.context.nanoseconds = self.context.bytes // BYTES_PER_NS * 2   # the norm and the stages of a tile
+        try:
+            if zero_grad:
+                self.gradients.check_zeroable()
+            if need_norm or skip_nonfinite:
+                norm = fabs(scale) * self.global_norm()
+                if skip_nonfinite and not norm < MAX_NORM and not self.all_finite(scale):
+                    return None
+                if max_norm < INFINITE and not max_norm / (norm + 1e-6) >= 1.0:     # also if it is NaN
+                    scale *= max_norm / (norm + 1e-6)
+            self.set_args(scale, clip, zero_grad)
+            if prepass is not None:
+                prepass()
+                self.set_args(scale, clip, zero_grad)
+            self.update()
+            if zero_grad:
+                self.gradients.zero_originals()
+            return norm
+        finally:
+            self.release()
+
+    def begin_step(self, grads):
+        """Do everything that `step` does except the update.
+
+        Returns
+        -------
+        int
+            Address of a `StepLease`. The caller updates every element once, then calls `end_step`.
+        """
+        self.begin(grads)
+        try:
+            self.set_args(1.0, INFINITE, False)
+        except BaseException:
+            self.release()
+            raise
+        if self.gradients.has_deferred:
+            self.catch_up_dense()
+        self.lease = StepLease(
+            self.context.kernels.update, self.context.args, self.context.spans, self.context.count)
+        return <Py_ssize_t> &self.lease
+
+    def end_step(self):
+        self.release()
+
+    cdef int begin(self, object grads) except -1:
+        if self.busy:
+            raise RuntimeError("step: this optimizer is stepping in another thread")
+        self.busy = True
+        try:
+            self.gradients.bind(grads)
+            if self.gradients.layout_changed:
+                self.assign_offsets()
+        except BaseException:
+            self.release()
+            raise
+        return 0
+
+    cdef void release(self) noexcept:
+        """End a step: release the gradients and what was kept for one step."""
+        cdef Py_ssize_t k
+        self.gradients.release()
+        if self.unit_arrays:
+            for k in range(self.context.count):
+                self.context.spans[k].unit_scale = NULL
+            self.unit_arrays.clear()
+        self.busy = False
+
+    cdef void update(self) noexcept:
+        if self.gradients.has_deferred:
+            self.catch_up_dense()
+        if self.context.bytes < SERIAL_BELOW:
+            update_part(&self.context, 0, 1)    # releasing the interpreter would take longer
+        else:
+            with nogil:
+                parallel_for(update_part, &self.context)
+        if self.gradients.has_rows:
+            self.update_rows()
+
+    cdef void update_rows(self) noexcept:
+        cdef Py_ssize_t k, group
+        cdef RowUpdater updater
+        for k in range(self.context.count):
+            if self.gradients.layouts[k] != DENSE:
+                updater, group = self.gradients.row_updaters[k], self.context.spans[k].group
+                if self.gradients.layouts[k] == ALL_ROWS:   # the gradient may be replaced or changed by unit
+                    updater.context.span = self.context.spans[k]
+                    updater.context.values = self.context.spans[k].g
+                updater.update(&self.context.args[group], &self.idle_decay[group])
+
+    # --- Sums and replaced gradients ---
+
+    cdef double global_norm(self) noexcept:
+        """Euclidean norm over all gradients; those that are bound by row come last."""
+        cdef double total
+        cdef Py_ssize_t k
+        if self.context.bytes < SERIAL_BELOW:
+            total = sum_squares(&self.context)
+        else:
+            with nogil:
+                total = sum_squares(&self.context)
+        if self.gradients.has_rows:
+            for k in range(self.context.count):
+                if self.gradients.layouts[k] != DENSE:
+                    total += (<RowUpdater> self.gradients.row_updaters[k]).sum_squares()
+        return sqrt(total)
 
     cdef bint all_finite(self, double scale) noexcept:
-        """Whether every scaled gradient is finite, which a sum of squares, overflowing, may not tell."""
+        """Whether every scaled gradient is finite: a sum of squares may have overflowed."""
         cdef Py_ssize_t k, i
         cdef const Span* x
-        for k in range(self.plan.count):
-            x = &self.plan.spans[k]
-            if self.ways[k] and not (<RowUpdater> self.tables[k]).all_finite(scale):
+        for k in range(self.context.count):
+            x = &self.context.spans[k]
+            if (self.gradients.layouts[k] != DENSE
+                    and not (<RowUpdater> self.gradients.row_updaters[k]).all_finite(scale)):
                 return False
             for i in range(x.n):
                 if not isfinite(scale * (<double*> x.g)[i] if x.is_f64
@@ -517,287 +471,105 @@ cdef class Table:
                     return False
         return True
 
-    cdef double measure(self) noexcept:
-        """Euclidean norm over all gradients; those that go by rows come last."""
-        cdef double total
-        cdef Py_ssize_t k
-        if self.plan.bytes < GATE:
-            total = sum_squares(&self.plan)
-        else:
-            with nogil:
-                total = sum_squares(&self.plan)
-        for k in range(self.plan.count if self.has_rows else 0):
-            if self.ways[k]:
-                total += (<RowUpdater> self.tables[k]).sum_squares()
-        return sqrt(total)
+    def reduce_pass(self):
+        """Run the first pass of all two-pass kernels.
 
-    cdef void update(self) noexcept:
-        if self.has_late:
-            self.catch_up_whole()
-        if self.plan.bytes < GATE:
-            update_part(&self.plan, 0, 1)   # letting go of the interpreter would cost more
-        else:
-            with nogil:
-                spread(update_part, &self.plan)
-        if self.has_rows:
-            self.update_rows()
+        Returns
+        -------
+        list of (float, float)
+            Per parameter the two sums of its kernel; zeros if it has one pass.
+        """
+        cdef Py_ssize_t k, i
+        cdef double x, y
+        cdef list sums = []
+        if self.gradients.replaced:
+            self.set_args(1.0, INFINITE, False)
+        self.context.two_sums = True
+        with nogil:
+            parallel_for(reduce_part, &self.context)
+        for k in range(self.context.count):
+            x = y = 0.0
+            for i in range(self.context.first_block[k], self.context.first_block[k + 1]):
+                x += self.context.partial[2 * i]
+                y += self.context.partial[2 * i + 1]
+            sums.append((x, y))
+        return sums
 
-    cdef void update_rows(self) noexcept:
-        cdef Py_ssize_t k, job
-        cdef RowUpdater table
-        for k in range(self.plan.count):
-            if self.ways[k]:
-                table, job = self.tables[k], self.plan.spans[k].group
-                if self.ways[k] == EVERY:       # the gradient may have been replaced, or changed by units
-                    table.context.span, table.context.values = self.plan.spans[k], self.plan.spans[k].g
-                table.update(&self.plan.jobs[job], &self.rests[job])
+    def unit_sums(self, Py_ssize_t k, Py_ssize_t units):
+        """Sum the gradient, its squares and the squares of a parameter over each unit.
 
-    cdef void catch_up_whole(self) noexcept:
-        """Before a parameter with rows that are behind goes as a whole, they take their steps."""
-        cdef Py_ssize_t k
-        for k in range(self.plan.count):
-            if self.ways[k] == WHOLE and self.tables[k] is not None:
-                (<RowUpdater> self.tables[k]).catch_up_all()
-                (<RowUpdater> self.tables[k]).drop_deferred()
+        Element i belongs to unit ``i % units``. The gradient is scaled and clamped.
+        """
+        cdef Span x = self.context.spans[k]
+        cdef double* sums
+        x.n = self.entries[k].param.size    # also if it is bound by row
+        result = zeros((3, units))
+        sums = <double*> data_ptr(result, True)
+        with nogil:
+            self.context.kernels.unit_sums(&self.context.args[x.group], &x, units, sums)
+        return result
 
-    def set_group(self, Py_ssize_t k, bint maximize, double decay, tuple constants, double keep=1.0,
-                  double ema=0.0):
-        """What the hyperparameters of a group decide: the first scalars of its rule, and around it
-        whether it ascends, the decay of its weights (L2), what is kept of them before the rule, and the
-        weight of the past in an average."""
-        cdef Py_ssize_t i
-        if len(constants) > MAX_SCALARS:
-            raise ValueError(f"a rule has {len(constants)} scalars, there is room for {MAX_SCALARS}")
-        for i in range(len(constants)):
-            self.plan.jobs[k].scalars[i] = constants[i]
-        self.plan.jobs[k].constants = len(constants)
-        self.plan.jobs[k].maximize = maximize
-        self.plan.jobs[k].l2_decay = decay
-        self.plan.jobs[k].decay_factor = keep
-        self.plan.jobs[k].ema_decay = ema
+    def set_units(self, Py_ssize_t k, scale, shift):
+        """In this step, multiply the gradient of each unit by `scale` and subtract `shift`."""
+        cdef Span* x = &self.context.spans[k]
+        dtype = self.entries[k].param.dtype
+        scale, shift = (array(a, dtype=dtype, order="C", ndmin=1) for a in (scale, shift))
+        self.unit_arrays.append((k, scale, shift))
+        x.unit_scale, x.unit_shift, x.n_units = data_ptr(scale, True), data_ptr(shift, True), len(scale)
+        self.context.args[x.group].transforms_grad = True
 
-    def set_pull(self, Py_ssize_t k, double pull):
-        """How far the slow parameters of a group follow in the coming step."""
-        self.plan.jobs[k].lookahead_alpha = pull
+    def transformed_grad(self, Py_ssize_t k):
+        """Gradient of a parameter as its rule sees it, except for L2 weight decay."""
+        cdef const UpdateArgs* args = &self.context.args[self.context.spans[k].group]
+        grad = self.gradients.original(k)
+        if args.grad_scale != 1.0:
+            grad = multiply(grad, grad.dtype.type(args.grad_scale), out=empty_like(grad))
+        if args.clip != INFINITE:
+            grad = maximum(grad, grad.dtype.type(-args.clip), out=empty_like(grad))
+            grad = minimum(grad, grad.dtype.type(args.clip), out=grad)
+        for i, scale, shift in self.unit_arrays:
+            if i == k:
+                grad = (grad * scale - shift).reshape(grad.shape)
+        return grad
 
-    def set_rest(self, Py_ssize_t k, Py_ssize_t narrow, Py_ssize_t wide, tuple factors):
-        """What becomes of rows without gradients: after how many steps, in float and in double, the
-        parameter stays, and what each step leaves of it and of the state."""
-        cdef Py_ssize_t j
-        self.rests[k].replay_steps[0], self.rests[k].replay_steps[1] = narrow, wide
-        for j in range(DECAYED_ARRAYS):
-            self.rests[k].factors[j] = factors[j] if j < len(factors) else 1.0
+    def replace_grad(self, Py_ssize_t k, grad):
+        """Let the kernels use another array for a gradient; if for one, then for all."""
+        self.gradients.replace(k, grad)
+
+    # --- Deferred rows ---
 
     def catch_up(self, Py_ssize_t k=-1, rows=None):
-        """Let rows that steps have left out take these: rows of a parameter, all its rows, all there are."""
-        cdef RowUpdater table
+        """Apply skipped steps to some rows of parameter k, to all of them, or to all rows of all parameters."""
+        cdef RowUpdater updater
         if self.busy:
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
         self.busy = True
         try:
             if k < 0:
-                for table in filter(None, self.tables):
-                    table.catch_up_all()
-                self.forget()
+                for updater in filter(None, self.gradients.row_updaters):
+                    updater.catch_up_all()
+                self.drop_deferred()
                 return
-            table = self.table(k)
+            updater = self.gradients.row_updater(k)
             if rows is None:
-                table.catch_up_all()
+                updater.catch_up_all()
             else:
-                table.select_rows(check_row_indices(rows), "rows")
-                table.catch_up()
+                updater.select_rows(check_row_indices(rows), "rows")
+                updater.catch_up()
         finally:
             self.busy = False
 
-    def forget(self):
-        """Take all rows for caught up."""
-        cdef RowUpdater table
-        for table in filter(None, self.tables):
-            table.drop_deferred()
-        self.has_late = False
+    def drop_deferred(self):
+        """Discard all skipped steps."""
+        cdef RowUpdater updater
+        for updater in filter(None, self.gradients.row_updaters):
+            updater.drop_deferred()
+        self.gradients.has_deferred = False
 
-    def step(self, grads):
-        """Check the gradients, then update every parameter, with the scalars that stand in `rows`."""
-        self.enter(grads)
-        self.plan.nanoseconds = self.plan.bytes // PACE
-        try:
-            self.set_jobs(1.0, INFINITE, False)
-            self.update()
-        finally:
-            self.leave()
-
-    def begin_step(self, grads):
-        """All of `step` but the update.
-
-        Returns
-        -------
-        int
-            Address of a `StepLease`: whoever asked for it updates every element once, and then calls `end`.
-        """
-        self.enter(grads)
-        try:
-            self.set_jobs(1.0, INFINITE, False)
-        except BaseException:
-            self.leave()
-            raise
-        if self.has_late:
-            self.catch_up_whole()
-        self.lent = StepLease(self.plan.kernels.update, self.plan.jobs, self.plan.spans, self.plan.count)
-        return <Py_ssize_t> &self.lent
-
-    def end_step(self):
-        self.leave()
-
-    def step_shaped(self, grads, double scale, double clip, double max_norm, bint zero_grad,
-                    bint need_norm, bint skip_nonfinite, prepare):
-        """`step` with the gradients changed on the way.
-
-        The gradient is multiplied by `scale`, then by what brings its global norm down to `max_norm`,
-        then clamped to [-clip, clip]. `prepare`, if not None, is called before the update: it may
-        `survey` the arrays, set other `rows`, and `replace` the gradients.
-
-        Returns
-        -------
-        float or None
-            Norm of the scaled gradients where it was asked for, else 0. None if the step was skipped.
-        """
-        cdef double length = 0.0
-        self.enter(grads)
-        self.plan.nanoseconds = self.plan.bytes // PACE * 2     # the norm and the stages of a tile
-        try:
-            if zero_grad:
-                self.check_zeroable()
-            if need_norm or skip_nonfinite:
-                length = fabs(scale) * self.measure()
-                if skip_nonfinite and not length < LARGEST and not self.all_finite(scale):
-                    return None
-                if max_norm < INFINITE and not max_norm / (length + 1e-6) >= 1.0:   # NaN included
-                    scale *= max_norm / (length + 1e-6)
-            self.set_jobs(scale, clip, zero_grad)
-            if prepare is not None:
-                prepare()
-                self.set_jobs(scale, clip, zero_grad)
-            self.update()
-            if zero_grad:
-                for _, grad, _ in self.copies:
-                    grad[...] = 0
-                for grad, _ in self.replaced:
-                    grad[...] = 0
-            return length
-        finally:
-            self.leave()
-
-    def survey(self):
-        """For each array the two sums that its rule's first pass takes; zeros if it has none."""
-        cdef Py_ssize_t k, i
-        cdef double x, y
-        cdef list sums = []
-        if self.replaced:
-            self.set_jobs(1.0, INFINITE, False)
-        with nogil:
-            spread(survey_part, &self.plan)
-        for k in range(self.plan.count):
-            x = y = 0.0
-            for i in range(self.plan.first_block[k], self.plan.first_block[k + 1]):
-                x += self.plan.partial[2 * i]
-                y += self.plan.partial[2 * i + 1]
-            sums.append((x, y))
-        return sums
-
-    def unit_sums(self, Py_ssize_t k, Py_ssize_t units):
-        """For each unit of a parameter the sums of its gradient, of the gradient's squares, of its own.
-
-        Element i belongs to unit ``i % units``. The gradient is the scaled and clamped one.
-        """
-        cdef Span x = self.plan.spans[k]
-        cdef double* sums
-        x.n = self.params[k].size       # also of one that goes row by row
-        result = zeros((3, units))
-        sums = <double*> data_ptr(result, True)
-        with nogil:
-            self.plan.kernels.unit_sums(&self.plan.jobs[x.group], &x, units, sums)
-        return result
-
-    def set_units(self, Py_ssize_t k, factor, shift):
-        """Multiply, in this step, the gradient of each unit by `factor`, and take `shift` off."""
-        cdef Span* x = &self.plan.spans[k]
-        factor, shift = (array(a, dtype=self.params[k].dtype, order="C", ndmin=1) for a in (factor, shift))
-        self.unitwise.append((k, factor, shift))
-        x.unit_scale, x.unit_shift, x.n_units = data_ptr(factor, True), data_ptr(shift, True), len(factor)
-        self.plan.jobs[x.group].transforms_grad = True
-
-    def gradient(self, Py_ssize_t k):
-        """The gradient of a parameter as its rule is to see it, but for the decay of weights."""
-        cdef const UpdateArgs* job = &self.plan.jobs[self.plan.spans[k].group]
-        grad = self.original(k)
-        if job.grad_scale != 1.0:
-            grad = multiply(grad, grad.dtype.type(job.grad_scale), out=empty_like(grad))
-        if job.clip != INFINITE:
-            grad = maximum(grad, grad.dtype.type(-job.clip), out=empty_like(grad))
-            grad = minimum(grad, grad.dtype.type(job.clip), out=grad)
-        for i, factor, shift in self.unitwise:
-            if i == k:
-                grad = (grad * factor - shift).reshape(grad.shape)
-        return grad
-
-    def replace(self, Py_ssize_t k, grad):
-        """Let the kernels take another array for a gradient; if for one, then for all."""
-        cdef Py_buffer view
-        grad = ascontiguousarray(grad)
-        PyObject_GetBuffer(grad, &view, PyBUF_STRIDES)
-        self.replaced.append((self.original(k), grad))
-        self.point(k, <char*> view.buf)
-        PyBuffer_Release(&view)
-        self.seen[k] = None
-        self.plan.spans[k].unit_scale = NULL
-
-    cdef object original(self, Py_ssize_t k):
-        for i, _, copied in self.copies:
-            if i == k:
-                return copied
-        return self.seen[k]
-
-    cdef int enter(self, object grads) except -1:
-        if self.busy:
-            raise RuntimeError("step: this optimizer is stepping in another thread")
-        self.busy = True
-        try:
-            if not self.visit(self.shape, grads):
-                explain(self.shape, grads)
-            if self.turned:
-                self.lay_out()
-            if self.has_rows:
-                self.take_every()
-        except BaseException:
-            self.leave()
-            raise
-        return 0
-
-    cdef int take_every(self) except -1:
+    cdef void catch_up_dense(self) noexcept:
+        """Apply skipped steps to parameters that now have a dense gradient."""
         cdef Py_ssize_t k
-        for k in range(self.plan.count):
-            if self.ways[k] == EVERY:
-                (<RowUpdater> self.tables[k]).bind_all_rows(self.plan.spans[k].g)
-        return 0
-
-    cdef void leave(self) noexcept:
-        """Let go of copies, and of gradients too large to be kept alive for the sake of a check."""
-        cdef Py_ssize_t k
-        self.given_rows = None
-        for k in range(self.plan.count if self.has_rows else 0):
-            if self.ways[k]:
-                self.seen[k] = None
-                (<RowUpdater> self.tables[k]).release()
-        if self.copies:
-            self.copies.clear()
-        if self.replaced:
-            self.replaced.clear()
-        if self.unitwise:
-            for k in range(self.plan.count):
-                self.plan.spans[k].unit_scale = NULL
-            self.unitwise.clear()
-        if self.has_large:
-            for k in range(self.plan.count):
-                if is_large(&self.plan.spans[k]):
-                    self.seen[k] = None
-        self.busy = False
+        for k in range(self.context.count):
+            if self.gradients.layouts[k] == DENSE and self.gradients.row_updaters[k] is not None:
+                (<RowUpdater> self.gradients.row_updaters[k]).catch_up_all()
+                (<RowUpdater> self.gradients.row_updaters[k]).drop_deferred()

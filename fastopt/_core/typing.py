@@ -34,7 +34,7 @@ Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, 
 # What an optimizer is given: a nesting, or a list of groups.
 Params: TypeAlias = "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
 # A nesting with places in a flat list for the arrays, see `pytree`.
-Shape: TypeAlias = "int | tuple[Shape, ...] | dict[Any, Shape]"
+TreeDef: TypeAlias = "int | tuple[TreeDef, ...] | dict[Any, TreeDef]"
 
 Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
 # A number for each of the finished steps.
@@ -43,7 +43,7 @@ FloatOrSchedule: TypeAlias = Number | Schedule
 Pair: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule]
 Triple: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule, FloatOrSchedule]
 
-Dialect: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
+Convention: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 
@@ -53,7 +53,7 @@ Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]
 Bounds: TypeAlias = Sequence[Any]
 Ranges: TypeAlias = dict[str, Bounds]
 Choices: TypeAlias = Mapping[str, tuple[object, ...]]
-Numbers: TypeAlias = dict[str, float]
+ScalarState: TypeAlias = dict[str, float]
 SparseModes: TypeAlias = tuple[Sparse, ...]
 
 

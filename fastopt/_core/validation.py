@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
 
 _T = TypeVar("_T")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value`, or raise if it is not a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def check_int(name: str, value: Any, least: int) -> int:
@@ -70,3 +78,9 @@ def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[AnyArray, AnyAr
     if X.shape[0] == 0:
         raise ValueError(f"{X_name}: expected at least one sample, got none")
     return X, y
+
+
+def is_masked(array: Any) -> bool:
+    """Whether `array` is a masked array. `numpy.ma` takes time to import and may not be loaded."""
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(array, ma.MaskedArray)

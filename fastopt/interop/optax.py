@@ -123,7 +123,7 @@ def _read_both(
     """Return the state dict of an optimizer, its group, the fields of an optax state, and the nesting."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a fastopt optimizer, got {type(optimizer).__name__}")
-    has_optax = "optax" in type(optimizer).CONVENTIONS
+    has_optax = "optax" in type(optimizer).RULE.CONVENTIONS
     saved, group = read_single_group(optimizer, "optax" if has_optax else "torch", _OPTAX)
     if optimizer.groups[0]["params"] is not optimizer.params:
         raise ValueError("optimizer: expected parameters without groups, got one group")

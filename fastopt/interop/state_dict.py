@@ -108,7 +108,7 @@ def rename_to(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
 def _template(name: str, convention: str, values: Mapping[str, Any]) -> Optimizer:
     """Return an optimizer of one element, with the given hyperparameters; names that it lacks are ignored."""
     cls = BY_NAME[name.lower()]
-    options: dict[str, Any] = {"convention": convention} if len(cls.CONVENTIONS) > 1 else {}
+    options: dict[str, Any] = {"convention": convention} if len(cls.RULE.CONVENTIONS) > 1 else {}
     opt: Optimizer = cls(np.zeros((1, 1)), **options)
     used = opt.groups[0].keys() & values.keys() - {"params", "convention"}
     return cls(np.zeros((1, 1)), **options, **{n: values[n] for n in used}) if used else opt
@@ -172,7 +172,7 @@ def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> di
     else:
         saved = optimizer.state_dict()
         for entry, group in zip(saved["groups"], optimizer.groups, strict=True):
-            entry |= {name: group.evaluate(name, optimizer.steps) for name in group.schedules()}
+            entry |= group.evaluate_schedules(optimizer.steps)
     name = saved["optimizer"]
     known = [cls.__name__ for cls in BY_NAME.values()]
     supported = [n for n in supported if n in known]

@@ -19,7 +19,7 @@ from fastopt.nn.history import History, format_logs, format_stop
 from fastopt.nn.progress import Progress
 from fastopt.nn.snapshot import get_weights, set_weights
 from fastopt.nn.weighting import combined_weights
-from fastopt.optimizers.groups import check_number
+from fastopt.optimizers.hyperparameters import check_number
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

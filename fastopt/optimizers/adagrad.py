@@ -4,22 +4,51 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import (
-        Array,
-        Conventions,
-        Dialect,
-        FloatOrSchedule,
-        Number,
-        Options,
-        Params,
-        SparseModes,
-        States,
-    )
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Array, Convention, FloatOrSchedule, Number, Options, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class AdagradRule(Rule):
+    """Update rule of `Adagrad`."""
+
+    STATES = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"eps": 1e-8},
+        "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
+        "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
+    }
+    SPARSE = ("lazy", "exact", "dense")
+
+    @staticmethod
+    def kernel(hp: Hyperparameters) -> str:
+        return "rowwise_adagrad" if hp.rowwise else "adagrad"
+
+    @classmethod
+    def state_shapes(cls, kernel: str, array: Array) -> dict[str, tuple[int, ...]]:
+        return {"sum": array.shape[:1] if kernel == "rowwise_adagrad" else array.shape}
+
+    @staticmethod
+    def init_value(name: str, hp: Hyperparameters) -> float:
+        return hp.initial_accumulator_value
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        inside = hp.convention in ("keras", "optax")
+        epsilons = {"eps": 0.0 if inside else hp.eps, "eps_root": hp.eps if inside else 0.0}
+        return {"row_sum": 0.0, **epsilons} if hp.rowwise else epsilons
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return {"lr": hp.lr / (1.0 + (t - 1) * hp.lr_decay)}
+
+    @classmethod
+    def idle_decay(cls, hp: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+        return (0.0, ()) if hp.eps else None     # 0 / 0 moves a number that has had no gradient yet
 
 
 class Adagrad(Optimizer):
@@ -47,12 +76,12 @@ class Adagrad(Optimizer):
         Keep one accumulator for each row (each index of the first axis) rather than for each number, and
         add to it the mean of the row's squares: a table takes half the memory and less of it is moved.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "article", "keras", "optax"}
-        Dialect: formula, and numbers where they are not given. "keras" and "optax" have epsilon inside the
-        root, :math:`\sqrt{s_t + \epsilon}`; "keras" has decoupled decay.
+        Framework convention: formula, and defaults of arguments that are not given. "keras" and "optax" add
+        epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`; "keras" has decoupled weight decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -76,53 +105,26 @@ class Adagrad(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES: States = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "article": {"eps": 1e-8},
-        "keras": {"lr": 1e-3, "initial_accumulator_value": 0.1, "eps": 1e-7},
-        "optax": {"initial_accumulator_value": 0.1, "eps": 1e-7},
-    }
-    SPARSE: SparseModes = ("lazy", "exact", "dense")
+    RULE = AdagradRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-2, lr_decay: FloatOrSchedule = 0.0, weight_decay: FloatOrSchedule = 0.0,
-        initial_accumulator_value: Number = 0.0, eps: FloatOrSchedule = 1e-10,
-        *, rowwise: bool = False, maximize: bool = False, convention: Dialect = "torch",
-        **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "lr_decay": lr_decay, "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value, "eps": eps,
-            "rowwise": rowwise, "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1e-2, lr_decay: FloatOrSchedule = 0.0,
+        weight_decay: FloatOrSchedule = 0.0, initial_accumulator_value: Number = 0.0,
+        eps: FloatOrSchedule = 1e-10, *, rowwise: bool = False, maximize: bool = False,
+        convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...
 
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "rowwise_adagrad" if h.rowwise else "adagrad"
+
+class AdadeltaRule(Rule):
+    """Update rule of `Adadelta`."""
+
+    STATES = {"adadelta": ("square_avg", "acc_delta")}
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
 
     @classmethod
-    def layout(cls, rule: str, array: Array) -> dict[str, tuple[int, ...]]:
-        return {"sum": array.shape[:1] if rule == "rowwise_adagrad" else array.shape}
-
-    @staticmethod
-    def initial(name: str, h: Hyperparameters) -> float:
-        return h.initial_accumulator_value
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        epsilons = (0.0, h.eps) if h.convention in ("keras", "optax") else (h.eps, 0.0)
-        return (0.0, *epsilons) if h.rowwise else epsilons
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return (h.lr / (1.0 + (t - 1) * h.lr_decay),)
-
-    @classmethod
-    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
-        return (0.0, ()) if h.eps else None     # 0 / 0 moves a number that has had no gradient yet
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"lr": hp.lr, "rho": hp.rho, "one_minus_rho": 1.0 - hp.rho, "eps": hp.eps}
 
 
 class Adadelta(Optimizer):
@@ -147,11 +149,11 @@ class Adadelta(Optimizer):
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras", "optax"}
         Dialect: numbers where they are not given; "keras" has decoupled decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -163,28 +165,40 @@ class Adadelta(Optimizer):
     Zeiler, "ADADELTA: an adaptive learning rate method", arXiv:1212.5701, 2012.
     """
 
-    STATES: States = {"adadelta": ("square_avg", "acc_delta")}
-    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
+    RULE = AdadeltaRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1.0, rho: FloatOrSchedule = 0.9, eps: FloatOrSchedule = 1e-6,
-        weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
-            "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1.0, rho: FloatOrSchedule = 0.9,
+        eps: FloatOrSchedule = 1e-6, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
+        convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...
+
+
+class FTRLRule(Rule):
+    """Update rule of `FTRL`."""
+
+    STATES = {"ftrl": ("accumulator", "linear")}
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
+    }
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adadelta"
+    def check(hp: Hyperparameters) -> None:
+        if not hp.lr:
+            raise ValueError(f"lr: expected a number above 0, got {hp.lr}")
+        if not hp.beta and not hp.initial_accumulator_value:
+            raise ValueError("beta: expected it or initial_accumulator_value above 0, got 0 for both")
 
     @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return h.lr, h.rho, 1.0 - h.rho, h.eps
+    def init_value(name: str, hp: Hyperparameters) -> float:
+        return hp.initial_accumulator_value if name == "accumulator" else 0.0
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        l2 = 2.0 * hp.l2 if hp.convention == "keras" else hp.l2
+        return {"inverse_lr": 1.0 / hp.lr, "beta": hp.beta, "l1": hp.l1, "l2": l2}
 
 
 class FTRL(Optimizer):
@@ -212,13 +226,13 @@ class FTRL(Optimizer):
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras"}
         Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
         the paper. "keras" counts `l2` twice, as the gradient of :math:`\lambda_2 p^2`, and has decoupled
         decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -230,40 +244,12 @@ class FTRL(Optimizer):
     McMahan et al., "Ad click prediction: a view from the trenches", KDD 2013.
     """
 
-    STATES: States = {"ftrl": ("accumulator", "linear")}
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
-    }
+    RULE = FTRLRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-1, l1: FloatOrSchedule = 0.0, l2: FloatOrSchedule = 0.0, beta: FloatOrSchedule = 1.0,
-        initial_accumulator_value: Number = 0.0, weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "l1": l1, "l2": l2, "beta": beta,
-            "initial_accumulator_value": initial_accumulator_value, "weight_decay": weight_decay,
-            "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        if not h.lr:
-            raise ValueError(f"lr: expected a number above 0, got {h.lr}")
-        if not h.beta and not h.initial_accumulator_value:
-            raise ValueError("beta: expected it or initial_accumulator_value above 0, got 0 for both")
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "ftrl"
-
-    @staticmethod
-    def initial(name: str, h: Hyperparameters) -> float:
-        return h.initial_accumulator_value if name == "accumulator" else 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return 1.0 / h.lr, h.beta, h.l1, 2.0 * h.l2 if h.convention == "keras" else h.l2
+        self, params: Params, lr: FloatOrSchedule = 1e-1, l1: FloatOrSchedule = 0.0,
+        l2: FloatOrSchedule = 0.0, beta: FloatOrSchedule = 1.0, initial_accumulator_value: Number = 0.0,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, convention: Convention = "torch",
+        **options: Unpack[Options],
+    ) -> None: ...

@@ -6,22 +6,69 @@ from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import (
-        Conventions,
-        Dialect,
-        FloatOrSchedule,
-        Numbers,
-        Options,
-        Pair,
-        Params,
-        SparseModes,
-        States,
-    )
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params, ScalarState
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class AdamRule(Rule):
+    """Update rule of `Adam`."""
+
+    STATES = {
+        "adam": ("exp_avg", "exp_avg_sq"),
+        "cautious_adam": ("exp_avg", "exp_avg_sq"),
+        "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+    }
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"lr": 1e-2, "eps": 1e-4},
+        "keras": {"eps": 1e-7},
+        "sklearn": {},
+        "optax": {},
+    }
+    SPARSE = ("lazy", "exact", "dense")
+
+    @staticmethod
+    def check(hp: Hyperparameters) -> None:
+        if hp.cautious and hp.amsgrad:
+            raise ValueError("cautious: cannot be combined with amsgrad=True")
+
+    @staticmethod
+    def kernel(hp: Hyperparameters) -> str:
+        if hp.cautious:
+            return "cautious_adam"
+        return "amsgrad" if hp.amsgrad else "adam"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas), "eps": hp.eps}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        lr, root = hp.lr / (1.0 - power(beta1, t)), sqrt(1.0 - power(beta2, t))
+        if hp.cautious:
+            lr *= hp.cautious_scale()
+        if hp.convention in ("keras", "sklearn"):  # epsilon is added before bias correction
+            scalars = {"lr": lr * root, "denom_scale": 1.0}
+        else:
+            scalars = {"lr": lr, "denom_scale": 1.0 / root}
+        if hp.kernel == "amsgrad":
+            scalars["bias_correction2"] = 1.0
+            if hp.convention == "optax":
+                scalars |= {"denom_scale": 1.0, "bias_correction2": 1.0 / (1.0 - power(beta2, t))}
+        return scalars
+
+    @classmethod
+    def idle_decay(cls, hp: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+        beta1, beta2 = hp.betas
+        factor = cls.kernel_decay_factor(hp)
+        if not (beta1 * beta1 < beta2 and hp.eps and factor > 0.0):
+            return None
+        return beta1 / sqrt(beta2), (factor, beta1, beta2, 1.0)
 
 
 class Adam(Optimizer):
@@ -41,7 +88,7 @@ class Adam(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -52,14 +99,15 @@ class Adam(Optimizer):
         Move only the numbers whose step agrees in sign with the gradient, and those farther: by the
         array's size over their count (at most 1000 times). Not together with `amsgrad`.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "article", "keras", "sklearn", "optax"}
-        Dialect: formula, and numbers where they are not given. "keras" and "sklearn" add epsilon to the
-        uncorrected root (the paper's epsilon-hat):
+        Framework convention: formula, and defaults of arguments that are not given. "keras" and "sklearn" add
+        epsilon before bias correction (the paper's epsilon-hat):
         :math:`\gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`.
-        "keras" has decoupled decay. "optax" corrects :math:`v_t` before `amsgrad` takes the largest.
+        "keras" has decoupled weight decay. With "optax", `amsgrad` takes the maximum of the bias-corrected
+        :math:`v_t`.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -83,68 +131,26 @@ class Adam(Optimizer):
     array([ 0.5, -1.5])
     """
 
-    STATES: States = {
-        "adam": ("exp_avg", "exp_avg_sq"),
-        "cautious_adam": ("exp_avg", "exp_avg_sq"),
-        "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-    }
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "article": {"lr": 1e-2, "eps": 1e-4},
-        "keras": {"eps": 1e-7},
-        "sklearn": {},
-        "optax": {},
-    }
-    SPARSE: SparseModes = ("lazy", "exact", "dense")
+    RULE = AdamRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, amsgrad: bool = False,
-        *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, amsgrad: bool = False, *,
+        maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
         **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
-            "cautious": cautious, "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
+    ) -> None: ...
 
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        if h.cautious and h.amsgrad:
-            raise ValueError("cautious: expected no amsgrad beside it, got both")
 
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        if h.cautious:
-            return "cautious_adam"
-        return "amsgrad" if h.amsgrad else "adam"
+class AdamWRule(AdamRule):
+    """Update rule of `AdamW`."""
 
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return 1.0, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        lr, root = h.lr / (1.0 - power(beta1, t)), sqrt(1.0 - power(beta2, t))
-        if h.cautious:
-            lr *= h.boost()
-        corrected = h.convention in ("torch", "article", "optax")
-        row = (lr, 1.0 / root) if corrected else (lr * root, 1.0)
-        if h.rule != "amsgrad":
-            return row
-        return (lr, 1.0, 1.0 / (1.0 - power(beta2, t))) if h.convention == "optax" else (*row, 1.0)
-
-    @classmethod
-    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
-        beta1, beta2 = h.betas
-        keep = cls.constants(h)[0]
-        if not (beta1 * beta1 < beta2 and h.eps and keep > 0.0):
-            return None
-        return beta1 / sqrt(beta2), (keep, beta1, beta2, 1.0)
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"eps": 1e-7, "weight_decay": 4e-3},
+        "optax": {"weight_decay": 1e-4},
+    }
+    DECAY = "decoupled"
 
 
 class AdamW(Adam):
@@ -172,35 +178,35 @@ class AdamW(Adam):
     Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019.
     """
 
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "keras": {"eps": 1e-7, "weight_decay": 4e-3},
-        "optax": {"weight_decay": 1e-4},
-    }
+    RULE = AdamWRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 1e-2, amsgrad: bool = False,
-        *, maximize: bool = False, cautious: bool = False, convention: Dialect = "torch",
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 1e-2, amsgrad: bool = False, *,
+        maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
         **options: Unpack[Options],
-    ) -> None:
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, cautious=cautious,
-            convention=convention, **options,
-        )
+    ) -> None: ...
+
+
+class AdamaxRule(Rule):
+    """Update rule of `Adamax`."""
+
+    STATES = {"adamax": ("exp_avg", "exp_inf")}
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        outside = hp.convention == "keras"
+        return {
+            "decay_factor": 1.0, "beta1": beta1, "one_minus_beta1": 1.0 - beta1, "beta2": beta2,
+            "eps": 0.0 if outside else hp.eps, "eps_denom": hp.eps if outside else 0.0,
+        }
 
     @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def keep(h: Hyperparameters) -> float:
-        return 1.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return 1.0 - h.lr * h.weight_decay, *Adam.constants(h)[1:]
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return {"lr": hp.lr / (1.0 - power(hp.betas[0], t))}
 
 
 class Adamax(Optimizer):
@@ -218,19 +224,19 @@ class Adamax(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras", "optax"}
-        Dialect: formula, and numbers where they are not given. "keras" adds epsilon to the maximum,
-        :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` over which :math:`m_t / (u_t + \epsilon)` goes, and has
-        decoupled decay.
+        Framework convention: formula, and defaults of arguments that are not given. "keras" adds epsilon
+        outside the maximum, :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` and
+        :math:`m_t / (u_t + \epsilon)`, and has decoupled weight decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -242,34 +248,44 @@ class Adamax(Optimizer):
     Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015, section 7.
     """
 
-    STATES: States = {"adamax": ("exp_avg", "exp_inf")}
-    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
+    RULE = AdamaxRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
-            "convention": convention,
+        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
+        convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...
+
+
+class NAdamRule(Rule):
+    """Update rule of `NAdam`."""
+
+    STATES = {"nadam": ("exp_avg", "exp_avg_sq")}
+    SCALAR_STATE = {"mu_product": 1.0}
+    CONVENTIONS = {
+        "torch": {},
+        "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decoupled_weight_decay": True},
+        "optax": {"decoupled_weight_decay": True},
+    }
+    DECAY = "optional"
+
+    @staticmethod
+    def advance(hp: Hyperparameters, t: int, scalar_state: ScalarState) -> ScalarState:
+        return {"mu_product": scalar_state["mu_product"] * _momentum(hp, t)}
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas), "eps": hp.eps}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        product, mu, mu_next = hp.scalar_state["mu_product"], _momentum(hp, t), _momentum(hp, t + 1)
+        return {
+            "grad_lr": hp.lr * (1.0 - mu) / (1.0 - product),
+            "momentum_lr": hp.lr * mu_next / (1.0 - product * mu_next),
+            "denom_scale": 1.0 / sqrt(1.0 - power(hp.betas[1], t)),
         }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adamax"
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        eps, outside = (0.0, h.eps) if h.convention == "keras" else (h.eps, 0.0)
-        return 1.0, beta1, 1.0 - beta1, beta2, eps, outside
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return (h.lr / (1.0 - power(h.betas[0], t)),)
 
 
 class NAdam(Optimizer):
@@ -290,7 +306,7 @@ class NAdam(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -300,12 +316,12 @@ class NAdam(Optimizer):
     momentum_decay : float or schedule
         :math:`\psi \ge 0`.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras", "optax"}
-        Dialect: formula, and numbers where they are not given. "optax" keeps :math:`\mu_t = \beta_1`,
-        whatever `momentum_decay`.
+        Framework convention: formula, and defaults of arguments that are not given. "optax" uses
+        :math:`\mu_t = \beta_1` and ignores `momentum_decay`.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -317,56 +333,40 @@ class NAdam(Optimizer):
     Dozat, "Incorporating Nesterov momentum into Adam", ICLR workshop 2016.
     """
 
-    STATES: States = {"nadam": ("exp_avg", "exp_avg_sq")}
-    NUMBERS: Numbers = {"mu_product": 1.0}
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "keras": {"lr": 1e-3, "eps": 1e-7, "momentum_decay": 1.0, "decoupled_weight_decay": True},
-        "optax": {"decoupled_weight_decay": True},
-    }
+    RULE = NAdamRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, momentum_decay: FloatOrSchedule = 4e-3, decoupled_weight_decay: bool = False,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0,
+        momentum_decay: FloatOrSchedule = 4e-3, decoupled_weight_decay: bool = False, *,
+        maximize: bool = False, convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...
+
+
+class RAdamRule(Rule):
+    """Update rule of `RAdam`."""
+
+    STATES = {"adam": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS = {"torch": {}, "optax": {}}
+    DECAY = "optional"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas)}
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "nadam"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0 if h.decoupled_weight_decay else h.weight_decay
-
-    @staticmethod
-    def keep(h: Hyperparameters) -> float:
-        return 1.0
-
-    @staticmethod
-    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
-        return {"mu_product": numbers["mu_product"] * _warmed(h, t)}
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return _kept(h), beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        product, mu, mu_next = h.numbers["mu_product"], _warmed(h, t), _warmed(h, t + 1)
-        return (
-            h.lr * (1.0 - mu) / (1.0 - product),
-            h.lr * mu_next / (1.0 - product * mu_next),
-            1.0 / sqrt(1.0 - power(h.betas[1], t)),
-        )
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        lr, correction2 = hp.lr / (1.0 - power(beta1, t)), 1.0 - power(beta2, t)
+        rho_inf = 2.0 / (1.0 - beta2) - 1.0
+        rho = rho_inf - 2.0 * t * power(beta2, t) / correction2
+        if rho <= 5.0:  # momentum only: the denominator is 0 sqrt(v) + 1
+            return {"eps": 1.0, "lr": lr, "denom_scale": 0.0}
+        rectification = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
+        if hp.convention == "optax":
+            return {"eps": hp.eps, "lr": lr * sqrt(rectification), "denom_scale": 1.0 / sqrt(correction2)}
+        return {"eps": hp.eps, "lr": lr * sqrt(rectification) * sqrt(correction2), "denom_scale": 1.0}
 
 
 class RAdam(Optimizer):
@@ -392,7 +392,7 @@ class RAdam(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -400,12 +400,12 @@ class RAdam(Optimizer):
     decoupled_weight_decay : bool
         Shrink the parameters instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "optax"}
         "optax" adds epsilon to the corrected root,
         :math:`r_t / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)`.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -417,57 +417,20 @@ class RAdam(Optimizer):
     Liu et al., "On the variance of the adaptive learning rate and beyond", ICLR 2020.
     """
 
-    STATES: States = {"adam": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS: Conventions = {"torch": {}, "optax": {}}
+    RULE = RAdamRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, decoupled_weight_decay: bool = False, *, maximize: bool = False,
-        convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize,
-            "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adam"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0 if h.decoupled_weight_decay else h.weight_decay
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return _kept(h), beta1, 1.0 - beta1, beta2, 1.0 - beta2
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        lr, trust = h.lr / (1.0 - power(beta1, t)), 1.0 - power(beta2, t)
-        longest = 2.0 / (1.0 - beta2) - 1.0
-        length = longest - 2.0 * t * power(beta2, t) / trust
-        if length <= 5.0:
-            return 1.0, lr, 0.0     # the denominator is 0 sqrt(v) + 1
-        rectified = (length - 4.0) * (length - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * length)
-        if h.convention == "optax":
-            return h.eps, lr * sqrt(rectified), 1.0 / sqrt(trust)
-        return h.eps, lr * sqrt(rectified) * sqrt(trust), 1.0
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0,
+        decoupled_weight_decay: bool = False, *, maximize: bool = False, convention: Convention = "torch",
+        **options: Unpack[Options],
+    ) -> None: ...
 
 
-def _kept(h: Hyperparameters) -> float:
-    """What decoupled decay leaves of a parameter."""
-    return 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0
-
-
-def _warmed(h: Hyperparameters, t: int) -> float:
-    """NAdam's momentum at step `t`."""
-    if h.convention == "optax":
-        return h.betas[0]
-    mu: float = h.betas[0] * (1.0 - 0.5 * power(0.96, t * h.momentum_decay))
+def _momentum(hp: Hyperparameters, t: int) -> float:
+    """Momentum of NAdam at step `t`."""
+    if hp.convention == "optax":
+        return hp.betas[0]
+    mu: float = hp.betas[0] * (1.0 - 0.5 * power(0.96, t * hp.momentum_decay))
     return mu

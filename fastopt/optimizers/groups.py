@@ -1,220 +1,89 @@
-"""Groups of parameters and their hyperparameters: what may be set, and what a schedule makes of it."""
+"""Parameter groups: dicts that check what is set, and the arrays of all groups in one list."""
 
 from __future__ import annotations
 
-import math
 from collections import UserDict
-from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import numpy as np
+from fastopt._core.pytree import count_leaves, flatten
+from fastopt.optimizers.hyperparameters import Hyperparameters, check_hyperparameter, evaluate, is_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from fastopt._core.typing import Bounds, Params, Ranges
-    from fastopt.optimizers.base import Optimizer
-
-# Half-open ranges [low, high), one for each number of a pair or triple. A name means the same in every
-# rule; where it cannot, the optimizer has `RANGES` of its own. NaN is in none of them; None behind a
-# range means that there may be no number.
-RANGES: Ranges = {
-    "lr": (0.0, math.inf),
-    "lr_decay": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "eps": (0.0, math.inf),
-    "initial_accumulator_value": (0.0, math.inf),
-    "momentum": (0.0, math.inf),
-    "dampening": (-math.inf, math.inf),
-    "rho": (0.0, 1.0),
-    "momentum_decay": (0.0, math.inf),
-    "etas": ((0.0, 1.0), (1.0, math.inf)),
-    "step_sizes": ((0.0, math.inf), (0.0, math.inf)),
-    "lambd": (0.0, math.inf),
-    "t0": (0.0, math.inf),
-    "beta": (0.0, math.inf),
-    "l1": (0.0, math.inf),
-    "l2": (0.0, math.inf),
-    "clip_exp": (0.0, math.inf, None),
-    "alpha_warmup": (0.0, math.inf),
-    "beta3_warmup": (0.0, math.inf),
-    "warmup_steps": (0.0, math.inf),
-    "r": (0.0, math.inf),
-    "weight_lr_power": (0.0, math.inf),
-    "trust_coefficient": (0.0, math.inf),
-    "d0": (0.0, math.inf),
-    "d_coef": (0.0, math.inf),
-    "growth_rate": (1.0, math.inf, None),
-    "alpha": (0.0, 1.0),
-    "betas": ((0.0, 1.0), (0.0, 1.0)),
-    "independent_weight_decay": (0.0, 1.0),
-    "unit_clip": (0.0, math.inf),
-    "ema": (0.0, 1.0),
-    "max_norm": (0.0, math.inf),
-    "clip_value": (0.0, math.inf),
-    "grad_scale": (-math.inf, math.inf),
-}
-# What is used before the first step only.
-UNSCHEDULED = ("initial_accumulator_value", "d0")
+    from fastopt._core.typing import Array, Params, ScalarState, TreeDef
+    from fastopt.optimizers.rule import Rule
 
 
-def check_number(name: str, value: Any, bounds: Bounds | None = None) -> Any:
-    """Return `value` as a float, or as None where that may be; raise if it is not in the range of `name`."""
-    bounds = bounds or RANGES[name]
-    if value is None and len(bounds) > 2:
-        return None
-    low, high = bounds[:2]
-    if type(value) is float and low <= value < high and value != -math.inf:
-        return value        # the usual case, quickly
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not low <= number < high or math.isinf(number):
-        raise ValueError(f"{name}: expected a finite number in [{low:g}, {high:g}), got {value!r}")
-    return number
-
-
-def check_hyperparameter(name: str, value: Any, kind: type[Optimizer]) -> Any:
-    """Return a hyperparameter as a group keeps it: a number, several, schedules, a word, a flag.
-
-    `kind` is the class of the optimizer, whose `RANGES`, `CHOICES` and `CONVENTIONS` say what is right.
-    """
-    choices = kind.CONVENTIONS if name == "convention" else kind.CHOICES.get(name)
-    if choices:
-        if value not in tuple(choices):
-            raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-        return value
-    if name not in kind.RANGES:
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-        return bool(value)
-    bounds = kind.RANGES[name]
-    if not isinstance(bounds[0], tuple):
-        return _number_or_schedule(name, value, bounds)
-    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(bounds):
-        count = "a pair of" if len(bounds) == 2 else len(bounds)
-        raise ValueError(f"{name}: expected {count} numbers, got {value!r}")
-    return tuple(_number_or_schedule(name, v, b) for v, b in zip(value, bounds, strict=True))
-
-
-def _number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
-    return value if callable(value) and name not in UNSCHEDULED else check_number(name, value, bounds)
-
-
-def evaluate(name: str, value: Any, step: int, bounds: Bounds | None = None) -> Any:
-    """A hyperparameter as a number: schedules are called with the number of finished steps."""
-    if isinstance(value, tuple):
-        return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
-    return check_number(name, value(step), bounds) if callable(value) else value
-
-
-def is_schedule(value: Any) -> bool:
-    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
-
-
-class Hyperparameters:
-    """A group's hyperparameters as attributes, which are quicker to read than a dict's items."""
-
-    convention = "torch"    # of rules that speak no other dialect
-
-    # What is neither a number nor a flag; and what `Job` and `Optimizer` add.
-    betas: tuple[float, ...]
-    etas: tuple[float, ...]
-    step_sizes: tuple[float, ...]
-    ns_coefficients: tuple[float, float, float]
-    adamw_betas: tuple[float, ...]
-    eps: Any    # of Adafactor, a pair
-    clip_exp: float | None
-    growth_rate: float | None
-    adjust_lr_fn: str | None
-    centered: bool
-    maximize: bool
-    rule: str
-    numbers: dict[str, float]
-    sums: tuple[float, ...] | None
-    totals: tuple[float, ...] | None
-    size: int
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
-
-    if TYPE_CHECKING:
-        def __getattr__(self, name: str) -> float: ...
-
-    def boost(self) -> float:
-        """How much farther a cautious rule moves the numbers that it moves: size over their count."""
-        return 1.0 if self.sums is None else 1.0 / max(self.sums[0] / max(self.size, 1), 1e-3)
-
-
-class Flag:
-    """Tells an optimizer, before a step, that its groups want a look.
+class Dirty:
+    """Marks cached step scalars as out of date.
 
     Attributes
     ----------
-    raised : bool
-        Something has changed, or is scheduled to.
-    changed : bool
-        Something has been set.
+    scalars : bool
+        The scalars must be computed again before the next step: something was set or is scheduled.
+    hyperparams : bool
+        A hyperparameter was set.
     """
 
-    raised: bool = True
-    changed: bool = True
+    scalars: bool = True
+    hyperparams: bool = True
+
+    def mark(self) -> None:
+        self.scalars = self.hyperparams = True
 
 
 class Group(UserDict[str, Any]):
-    """Hyperparameters of some parameters, a dict that checks what is put into it.
+    """Parameters and their hyperparameters: a dict that checks the values that are set.
 
     ``opt.groups[0]["lr"] = 1e-4`` takes effect at the next step.
 
     Attributes
     ----------
-    kind : type
-        The optimizer's class.
-    stale : Flag
-        The optimizer's, raised here when something is set.
+    rule : type
+        Rule of the optimizer.
     start : int
-        Steps the optimizer had taken when the group was added: the group's own first comes after.
-    numbers : dict of float
-        What the rule carries from step to step beside its arrays, and ``coming``, what it will be after
-        the coming step.
-    now : Hyperparameters
-        The numbers of the coming step.
-    moving : list of str
-        Names of the hyperparameters that are scheduled.
+        Number of steps that the optimizer had taken when the group was added.
+    scalar_state : dict of float
+        Scalars that the rule carries from step to step, such as Prodigy's ``d``. Also called `numbers`.
+    next_scalar_state : dict of float
+        Their values after the coming step.
+    current : Hyperparameters
+        Values for the coming step.
+    scheduled : list of str
+        Names of the hyperparameters that have a schedule.
     """
 
-    kind: type[Optimizer]
-    stale: Flag
-    start: int
-    numbers: dict[str, float]
-    coming: dict[str, float]
-    now: Hyperparameters
-    moving: list[str]
+    next_scalar_state: ScalarState
+    current: Hyperparameters
+    scheduled: list[str]
     data: dict[str, Any]
 
     def __init__(
-        self, params: Params, hyperparameters: Mapping[str, Any], kind: type[Optimizer], stale: Flag,
-        start: int,
+        self, params: Params, hyperparameters: Mapping[str, Any], rule: type[Rule], dirty: Dirty, start: int,
     ) -> None:
-        self.kind = kind
-        self.numbers = self.coming = dict(kind.NUMBERS)
-        self.stale = stale
-        self.start = start
+        self.rule: type[Rule] = rule
+        self.start: int = start
+        self.scalar_state: ScalarState = dict(rule.SCALAR_STATE)
+        self.next_scalar_state = self.scalar_state
+        self._dirty = dirty
         self.data = {"params": params}
         for name, value in hyperparameters.items():
-            self.data[name] = check_hyperparameter(name, value, kind)
+            self.data[name] = check_hyperparameter(name, value, rule)
+
+    @property
+    def numbers(self) -> ScalarState:
+        """Same as `scalar_state`."""
+        return self.scalar_state
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name == "params":
             raise ValueError("params: the parameters of a group are fixed; make another group")
         if name not in self.data:
             known = ", ".join(k for k in self.data if k != "params")
-            raise ValueError(f"{name}: no such hyperparameter here, expected one of {known}")
-        self.data[name] = check_hyperparameter(name, value, self.kind)
-        self.stale.raised = self.stale.changed = True
+            raise ValueError(f"{name}: unknown hyperparameter, expected one of {known}")
+        self.data[name] = check_hyperparameter(name, value, self.rule)
+        self._dirty.mark()
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
         self.update(other)
@@ -227,17 +96,121 @@ class Group(UserDict[str, Any]):
         return {name: value for name, value in self.data.items() if name != "params"}
 
     def raw(self) -> Hyperparameters:
-        """The hyperparameters as attributes, schedules as they are."""
+        """The hyperparameters as attributes; schedules are not evaluated."""
         return Hyperparameters(self.hyperparameters())
 
-    def schedules(self) -> list[str]:
-        """Names of the hyperparameters that must be evaluated before each step."""
-        return [name for name, value in self.hyperparameters().items() if is_schedule(value)]
+    def evaluate_schedules(self, step: int) -> dict[str, Any]:
+        """Values of the scheduled hyperparameters after `step` finished steps."""
+        return {name: self._evaluate(name, step) for name, v in self.hyperparameters().items() if is_schedule(v)}
 
-    def at(self, step: int) -> Hyperparameters:
-        """The hyperparameters as numbers at a step."""
-        return Hyperparameters({name: self.evaluate(name, step) for name in self.hyperparameters()})
+    def _evaluate(self, name: str, step: int) -> Any:
+        return evaluate(name, self.data[name], step, self.rule.RANGES.get(name))
 
-    def evaluate(self, name: str, step: int) -> Any:
-        """A hyperparameter at a step: a number, several, a word or a flag."""
-        return evaluate(name, self.data[name], step, self.kind.RANGES.get(name))
+    def update_current(self, step: int, *, everything: bool) -> None:
+        """Evaluate the schedules, or all hyperparameters, after `step` finished steps."""
+        if everything:
+            self.current = Hyperparameters(self.hyperparameters() | {"totals": None})
+            self.scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
+        for name in self.scheduled:
+            setattr(self.current, name, self._evaluate(name, step))
+
+    def stateful_schedules(self) -> Iterator[tuple[str, Any]]:
+        """Schedules that have a state, by name: ``lr``, ``betas[0]``."""
+        for name, value in self.hyperparameters().items():
+            several = isinstance(value, tuple)
+            for i, number in enumerate(value if several else [value]):
+                if hasattr(number, "state_dict"):
+                    yield (f"{name}[{i}]" if several else name), number
+
+
+class ParamGroups:
+    """The groups of an optimizer, with all their arrays in one list.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+    params
+        The parameters as the user passed them.
+    grouped : bool
+        Whether the user passed groups, so that gradients are a list with one entry per group.
+    treedef : TreeDef
+        Nesting of the parameters.
+    arrays, paths : list
+        The parameters and their places in the nesting: ``[2]["W"]``.
+    group_of : list of int
+        Index of the group of each array.
+    """
+
+    treedef: TreeDef
+    arrays: list[Array]
+    paths: list[str]
+    group_of: list[int]
+
+    def __init__(self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str) -> None:
+        self.dirty = Dirty()
+        self.rule, self.params = rule, params
+        self._defaults, self._owner = defaults, owner
+        self.grouped: bool = _are_groups(params)
+        given: Any = params if self.grouped else [{"params": params}]
+        self.groups: tuple[Group, ...] = tuple(self._make(group, 0) for group in given)
+        self._flatten()
+
+    def add(self, given: Mapping[str, Any], start: int) -> None:
+        """Add a group after `start` steps; nothing has changed if this raises."""
+        if not _are_groups([given]):
+            raise TypeError(f"group: expected a dict with the key 'params', got {given!r}")
+        groups = (*self.groups, self._make(given, start))
+        flatten([g["params"] for g in groups])
+        self.groups, self.grouped = groups, True
+        self.params = [dict(g) for g in groups]
+        self._flatten()
+
+    def _make(self, given: Mapping[str, Any], start: int) -> Group:
+        unknown = given.keys() - self._defaults.keys() - {"params"}
+        if unknown:
+            raise ValueError(
+                f"params: unknown hyperparameter {min(unknown)!r} in a group of {self._owner}, "
+                f"expected one of {', '.join(self._defaults)}"
+            )
+        hyperparameters = {name: given.get(name, value) for name, value in self._defaults.items()}
+        group = Group(given["params"], hyperparameters, self.rule, self.dirty, start)
+        self.rule.check(group.raw())
+        return group
+
+    def _flatten(self) -> None:
+        trees = [group["params"] for group in self.groups]
+        self.treedef, self.arrays, self.paths = flatten(trees if self.grouped else trees[0])
+        treedefs: Any = self.treedef if self.grouped else [self.treedef]
+        self.group_of = [i for i, treedef in enumerate(treedefs) for _ in range(count_leaves(treedef))]
+
+    def indices(self) -> list[list[int]]:
+        """Indices of the arrays of each group."""
+        return [[k for k, i in enumerate(self.group_of) if i == own] for own in range(len(self.groups))]
+
+    def hyperparameters(self) -> list[Hyperparameters]:
+        """Hyperparameters of each array; schedules are not evaluated."""
+        raws = [group.raw() for group in self.groups]
+        return [raws[i] for i in self.group_of]
+
+    def kernels(self) -> list[str]:
+        """Kernel of each array, for the present hyperparameters, which are validated first."""
+        for group in self.groups:
+            self.rule.check(group.raw())
+        hps = self.hyperparameters()
+        return [self.rule.kernel_for(hp, array) for hp, array in zip(hps, self.arrays, strict=True)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        derived = ("treedef", "arrays", "paths", "group_of")
+        return {name: value for name, value in self.__dict__.items() if name not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._flatten()  # checks that the arrays can still be updated
+
+
+def _are_groups(params: object) -> bool:
+    return (
+        isinstance(params, (list, tuple))
+        and len(params) > 0
+        and all(isinstance(group, (dict, Group)) and "params" in group for group in params)
+    )

@@ -9,12 +9,30 @@ from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Pair, Params, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class LARSRule(Rule):
+    """Update rule of `LARS`."""
+
+    STATES = {"lars": ("momentum_buffer",)}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"momentum": hp.momentum, "weight_decay": hp.weight_decay}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        if not hp.adapt or hp.sums is None or 0.0 in hp.sums:
+            return {"grad_coef": hp.lr}
+        p, g = map(sqrt, hp.sums)
+        return {"grad_coef": hp.lr * (hp.trust_coefficient * p / (g + hp.weight_decay * p + hp.eps))}
 
 
 class LARS(Optimizer):
@@ -44,9 +62,9 @@ class LARS(Optimizer):
     adapt : bool
         False for :math:`\tau = 1`: usual for a group of biases and scales, with no weight decay.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -58,37 +76,44 @@ class LARS(Optimizer):
     You, Gitman, Ginsburg, "Large batch training of convolutional networks", arXiv:1708.03888, 2017.
     """
 
-    STATES: States = {"lars": ("momentum_buffer",)}
+    RULE = LARSRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9, weight_decay: FloatOrSchedule = 0.0,
-        trust_coefficient: FloatOrSchedule = 1e-3, eps: FloatOrSchedule = 1e-8, adapt: bool = True,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient, "eps": eps, "adapt": adapt, "maximize": maximize,
+        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9,
+        weight_decay: FloatOrSchedule = 0.0, trust_coefficient: FloatOrSchedule = 1e-3,
+        eps: FloatOrSchedule = 1e-8, adapt: bool = True, *, maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+
+class LAMBRule(Rule):
+    """Update rule of `LAMB`."""
+
+    STATES = {"lamb": ("exp_avg", "exp_avg_sq")}
+    CONVENTIONS = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        decay = 0.0 if hp.convention == "keras" else hp.weight_decay
+        return {**beta_scalars(*hp.betas), "eps": hp.eps, "weight_decay": decay}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        ratio = 1.0
+        if hp.adapt and hp.sums is not None and 0.0 not in hp.sums:
+            ratio = sqrt(hp.sums[0]) / sqrt(hp.sums[1])
+        return {
+            "momentum_scale": 1.0 / (1.0 - power(beta1, t)),
+            "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t)),
+            "lr": hp.lr * ratio,
         }
-        super().__init__(params, hyperparameters, **options)
 
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "lars"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return h.momentum, h.weight_decay
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        if not h.adapt or h.sums is None or 0.0 in h.sums:
-            return (h.lr,)
-        p, g = map(sqrt, h.sums)
-        return (h.lr * (h.trust_coefficient * p / (g + h.weight_decay * p + h.eps)),)
+    @classmethod
+    def decay_factor(cls, hp: Hyperparameters) -> float:
+        return 1.0 - hp.lr * hp.weight_decay if hp.convention == "keras" else 1.0
 
 
 class LAMB(Optimizer):
@@ -108,7 +133,7 @@ class LAMB(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -116,13 +141,13 @@ class LAMB(Optimizer):
     adapt : bool
         False for a ratio of 1: usual for a group of biases and scales, with no weight decay.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras", "optax"}
         Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
         the paper. "keras" has decoupled decay: :math:`p \leftarrow (1 - \gamma \lambda) p` before the
         step, and :math:`\lambda` is left out of :math:`d_t`.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -134,39 +159,11 @@ class LAMB(Optimizer):
     You et al., "Large batch optimization for deep learning: training BERT in 76 minutes", ICLR 2020.
     """
 
-    STATES: States = {"lamb": ("exp_avg", "exp_avg_sq")}
-    CONVENTIONS: Conventions = {"torch": {}, "keras": {"eps": 1e-7}, "optax": {}}
+    RULE = LAMBRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-6,
-        weight_decay: FloatOrSchedule = 0.0, adapt: bool = True,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapt": adapt,
-            "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "lamb"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        decay = 0.0 if h.convention == "keras" else h.weight_decay
-        return beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps, decay
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        ratio = 1.0
-        if h.adapt and h.sums is not None and 0.0 not in h.sums:
-            ratio = sqrt(h.sums[0]) / sqrt(h.sums[1])
-        return 1.0 / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t)), h.lr * ratio
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-6, weight_decay: FloatOrSchedule = 0.0, adapt: bool = True, *,
+        maximize: bool = False, convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...

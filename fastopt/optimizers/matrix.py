@@ -1,7 +1,7 @@
-"""Rules that see matrices as such, not their numbers one by one: Adafactor and Muon.
+"""Optimizers that use whole matrices rather than single elements: Adafactor and Muon.
 
-Their directions are made by NumPy, in the order of its sums and of its BLAS's; what is equal to the last
-bit on every machine for other rules is equal up to rounding for these.
+NumPy computes their updates, in the order of its own sums and of its BLAS: results agree with the reference
+and between machines up to rounding, not to the last bit.
 """
 
 from __future__ import annotations
@@ -12,24 +12,42 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.hyperparameters import RANGES
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from fastopt._core.typing import (
-        Adjustment,
-        Array,
-        Choices,
-        FloatOrSchedule,
-        Options,
-        Pair,
-        Params,
-        Ranges,
-        States,
-        Triple,
-    )
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Adjustment, Array, FloatOrSchedule, Options, Pair, Params, Triple
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class AdafactorRule(Rule):
+    """Update rule of `Adafactor`."""
+
+    STATES = {"adafactor": ("row_var", "col_var", "variance")}
+    RANGES = RANGES | {
+        "eps": ((0.0, inf, None), (0.0, inf)), "beta2_decay": (-inf, 5e-324), "d": (1.0, inf),
+    }
+    PRECOMPUTED = ("adafactor",)
+    DECAY = "decoupled"
+
+    @classmethod
+    def state_shapes(cls, kernel: str, array: Array) -> dict[str, tuple[int, ...]]:
+        shape = array.shape
+        if array.ndim < 2:
+            return {"variance": shape}
+        return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
+
+    @staticmethod
+    def compute_update(hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
+        keywords = {"lr": hp.lr, "beta2_decay": hp.beta2_decay, "eps": hp.eps, "d": hp.d}
+        return factored_update(p, g, **state, **keywords, step=t)
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), "lr": 1.0}
 
 
 class Adafactor(Optimizer):
@@ -63,9 +81,9 @@ class Adafactor(Optimizer):
     weight_decay : float or schedule
         Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -77,45 +95,66 @@ class Adafactor(Optimizer):
     Shazeer, Stern, "Adafactor: adaptive learning rates with sublinear memory cost", ICML 2018.
     """
 
-    STATES: States = {"adafactor": ("row_var", "col_var", "variance")}
-    RANGES: Ranges = Optimizer.RANGES | {
-        "eps": ((0.0, inf, None), (0.0, inf)), "beta2_decay": (-inf, 5e-324), "d": (1.0, inf),
-    }
-    DIRECTED: tuple[str, ...] = ("adafactor",)
+    RULE = AdafactorRule
 
+    @constructor
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-2, beta2_decay: FloatOrSchedule = -0.8,
-        eps: tuple[FloatOrSchedule | None, FloatOrSchedule] = (None, 1e-3), d: FloatOrSchedule = 1.0, weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
+        eps: tuple[FloatOrSchedule | None, FloatOrSchedule] = (None, 1e-3), d: FloatOrSchedule = 1.0,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...
+
+
+class MuonRule(Rule):
+    """Update rule of `Muon`."""
+
+    STATES = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
+    RANGES = RANGES | {
+        "momentum": (0.0, 1.0), "ns_coefficients": ((-inf, inf),) * 3, "ns_steps": (1.0, 100.0),
+        "adamw_lr": (0.0, inf), "adamw_betas": ((0.0, 1.0),) * 2, "adamw_eps": (0.0, inf),
+    }
+    CHOICES = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
+    PRECOMPUTED = ("muon",)
+    DECAY = "decoupled"
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adafactor"
+    def check(hp: Hyperparameters) -> None:
+        if not callable(hp.ns_steps) and hp.ns_steps % 1:
+            raise ValueError(f"ns_steps: expected a whole number, got {hp.ns_steps}")
+
+    @staticmethod
+    def kernel(hp: Hyperparameters) -> str:
+        return "muon" if hp.muon else "adam"
 
     @classmethod
-    def layout(cls, rule: str, array: Array) -> dict[str, tuple[int, ...]]:
-        shape = array.shape
-        if array.ndim < 2:
-            return {"variance": shape}
-        return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
+    def kernel_for(cls, hp: Hyperparameters, array: Array) -> str:
+        return cls.kernel(hp) if array.ndim == 2 else "adam"
 
     @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
+    def compute_update(hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
+        mu, buf = hp.momentum, state["momentum_buffer"]
+        buf[...] = mu * buf + (1.0 - mu) * g
+        ahead = mu * buf + (1.0 - mu) * g if hp.nesterov else buf
+        rows, columns = p.shape
+        if hp.adjust_lr_fn == "match_rms_adamw":
+            ratio = 0.2 * sqrt(max(rows, columns))
+        else:
+            ratio = sqrt(max(1.0, rows / columns))
+        return ratio * orthogonalize(ahead, hp.ns_coefficients, int(hp.ns_steps), hp.eps)
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        if hp.kernel == "muon":
+            return {"decay_factor": cls.kernel_decay_factor(hp), "lr": hp.lr}
+        factor = 1.0 - hp.adamw_lr * hp.weight_decay
+        return {"decay_factor": factor, **beta_scalars(*hp.adamw_betas), "eps": hp.adamw_eps}
 
     @staticmethod
-    def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
-        return factored_update(p, g, **state, lr=h.lr, beta2_decay=h.beta2_decay, eps=h.eps, d=h.d, step=t)
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return 1.0 - h.lr * h.weight_decay, 1.0
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        if hp.kernel == "muon":
+            return {}
+        beta1, beta2 = hp.adamw_betas
+        return {"lr": hp.adamw_lr / (1.0 - power(beta1, t)), "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t))}
 
 
 class Muon(Optimizer):
@@ -155,9 +194,9 @@ class Muon(Optimizer):
     adamw_lr, adamw_betas, adamw_eps
         `lr`, `betas`, `eps` of AdamW; `weight_decay` is common to both.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -170,71 +209,17 @@ class Muon(Optimizer):
     Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, 2025 (match_rms_adamw).
     """
 
-    STATES: States = {"muon": ("momentum_buffer",), "adam": ("exp_avg", "exp_avg_sq")}
-    RANGES: Ranges = Optimizer.RANGES | {
-        "momentum": (0.0, 1.0), "ns_coefficients": ((-inf, inf),) * 3, "ns_steps": (1.0, 100.0),
-        "adamw_lr": (0.0, inf), "adamw_betas": ((0.0, 1.0),) * 2, "adamw_eps": (0.0, inf),
-    }
-    CHOICES: Choices = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
-    DIRECTED: tuple[str, ...] = ("muon",)
+    RULE = MuonRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, weight_decay: FloatOrSchedule = 0.1, momentum: FloatOrSchedule = 0.95,
-        nesterov: bool = True, ns_coefficients: Triple = (3.4445, -4.775, 2.0315), eps: FloatOrSchedule = 1e-7,
-        ns_steps: FloatOrSchedule = 5, adjust_lr_fn: Adjustment | None = None,
-        *, muon: bool = True, adamw_lr: FloatOrSchedule = 3e-4, adamw_betas: Pair = (0.9, 0.95),
+        self, params: Params, lr: FloatOrSchedule = 1e-3, weight_decay: FloatOrSchedule = 0.1,
+        momentum: FloatOrSchedule = 0.95, nesterov: bool = True,
+        ns_coefficients: Triple = (3.4445, -4.775, 2.0315), eps: FloatOrSchedule = 1e-7,
+        ns_steps: FloatOrSchedule = 5, adjust_lr_fn: Adjustment | None = None, *, muon: bool = True,
+        adamw_lr: FloatOrSchedule = 3e-4, adamw_betas: Pair = (0.9, 0.95),
         adamw_eps: FloatOrSchedule = 1e-8, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn, "muon": muon, "adamw_lr": adamw_lr, "adamw_betas": adamw_betas,
-            "adamw_eps": adamw_eps, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        if not callable(h.ns_steps) and h.ns_steps % 1:
-            raise ValueError(f"ns_steps: expected a whole number, got {h.ns_steps}")
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "muon" if h.muon else "adam"
-
-    @classmethod
-    def rule_of(cls, h: Hyperparameters, array: Array) -> str:
-        return cls.rule(h) if array.ndim == 2 else "adam"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def direction(h: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
-        mu, buf = h.momentum, state["momentum_buffer"]
-        buf[...] = mu * buf + (1.0 - mu) * g
-        ahead = mu * buf + (1.0 - mu) * g if h.nesterov else buf
-        rows, columns = p.shape
-        if h.adjust_lr_fn == "match_rms_adamw":
-            ratio = 0.2 * sqrt(max(rows, columns))
-        else:
-            ratio = sqrt(max(1.0, rows / columns))
-        return ratio * orthogonalize(ahead, h.ns_coefficients, int(h.ns_steps), h.eps)
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        if h.rule == "muon":
-            return 1.0 - h.lr * h.weight_decay, h.lr
-        beta1, beta2 = h.adamw_betas
-        return 1.0 - h.adamw_lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.adamw_eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        if h.rule == "muon":
-            return ()
-        beta1, beta2 = h.adamw_betas
-        return h.adamw_lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+    ) -> None: ...
 
 
 def factored_update(

@@ -6,11 +6,33 @@ from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import log, power
-from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.hyperparameters import RANGES
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, Ranges, States, Triple
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, Triple
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class ADOPTRule(Rule):
+    """Update rule of `ADOPT`."""
+
+    STATES = {"adopt": ("exp_avg", "exp_avg_sq")}
+    DECAY = "optional"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"eps": hp.eps}
+
+    @classmethod
+    def step_scalars(cls, hp: Hyperparameters, t: int) -> dict[str, float]:
+        if t == 1:  # the gradient initializes v; m and p do not change
+            return {"decay_factor": 1.0, **beta_scalars(1.0, 0.0), "clip": 0.0, "lr": 0.0}
+        clip = inf if hp.clip_exp is None else power(t - 1, hp.clip_exp)
+        return {
+            "decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas), "clip": clip, "lr": hp.lr,
+        }
 
 
 class ADOPT(Optimizer):
@@ -31,7 +53,7 @@ class ADOPT(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -41,9 +63,9 @@ class ADOPT(Optimizer):
     clip_exp : float or schedule or None
         The power :math:`c \ge 0`; None for no clipping.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -56,39 +78,43 @@ class ADOPT(Optimizer):
     NeurIPS 2024.
     """
 
-    STATES: States = {"adopt": ("exp_avg", "exp_avg_sq")}
+    RULE = ADOPTRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.9999), eps: FloatOrSchedule = 1e-6,
-        weight_decay: FloatOrSchedule = 0.0, decoupled_weight_decay: bool = False, clip_exp: FloatOrSchedule | None = 0.25,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay, "clip_exp": clip_exp, "maximize": maximize,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.9999),
+        eps: FloatOrSchedule = 1e-6, weight_decay: FloatOrSchedule = 0.0,
+        decoupled_weight_decay: bool = False, clip_exp: FloatOrSchedule | None = 0.25, *,
+        maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...
+
+
+class AdEMAMixRule(Rule):
+    """Update rule of `AdEMAMix`."""
+
+    STATES = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
+    RANGES = RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        scalars = beta_scalars(*hp.betas[:2])
+        return {"decay_factor": cls.kernel_decay_factor(hp), **scalars, "eps": hp.eps}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2, beta3 = hp.betas
+        if t < hp.beta3_warmup:
+            done, fast, slow = t / hp.beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
+            beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
+        alpha = hp.alpha * min(1.0, t / hp.alpha_warmup) if hp.alpha_warmup else hp.alpha
+        return {
+            "beta3": beta3,
+            "one_minus_beta3": 1.0 - beta3,
+            "lr_fast": hp.lr / (1.0 - power(beta1, t)),
+            "lr_slow": hp.lr * alpha,
+            "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t)),
         }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adopt"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0 if h.decoupled_weight_decay else h.weight_decay
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return (h.eps,)
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        if t == 1:      # all of the gradient goes into v, nothing into m
-            return 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0
-        keep = 1.0 - h.lr * h.weight_decay if h.decoupled_weight_decay else 1.0
-        limit = inf if h.clip_exp is None else power(t - 1, h.clip_exp)
-        beta1, beta2 = h.betas
-        return beta1, 1.0 - beta1, keep, beta2, 1.0 - beta2, limit, h.lr
 
 
 class AdEMAMix(Optimizer):
@@ -123,9 +149,9 @@ class AdEMAMix(Optimizer):
     weight_decay : float or schedule
         Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -137,42 +163,42 @@ class AdEMAMix(Optimizer):
     Pagliardini, Ablin, Grangier, "The AdEMAMix optimizer: better, faster, older", ICLR 2025.
     """
 
-    STATES: States = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
-    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
+    RULE = AdEMAMixRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.9, 0.999, 0.9999), alpha: FloatOrSchedule = 5.0,
-        alpha_warmup: FloatOrSchedule = 0.0, beta3_warmup: FloatOrSchedule = 0.0, eps: FloatOrSchedule = 1e-8,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.9, 0.999, 0.9999),
+        alpha: FloatOrSchedule = 5.0, alpha_warmup: FloatOrSchedule = 0.0,
+        beta3_warmup: FloatOrSchedule = 0.0, eps: FloatOrSchedule = 1e-8,
         weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "alpha": alpha, "alpha_warmup": alpha_warmup,
-            "beta3_warmup": beta3_warmup, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
+    ) -> None: ...
+
+
+class AdanRule(Rule):
+    """Update rule of `Adan`."""
+
+    STATES = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
+    RANGES = RANGES | {"betas": ((0.0, 1.0),) * 3}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {**beta_scalars(*hp.betas), "eps": hp.eps}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2, beta3 = hp.betas
+        decay, lr = hp.lr * hp.weight_decay, hp.lr
+        factor = 1.0 - decay
+        if not hp.no_prox:
+            factor, lr = 1.0 / (1.0 + decay), hp.lr / (1.0 + decay)
+        return {
+            "decay_factor": factor,
+            "has_prev": 0.0 if t == 1 else 1.0,
+            "lr": lr / (1.0 - power(beta1, t)),
+            "lr_diff": lr * beta2 / (1.0 - power(beta2, t)),
+            "denom_scale": 1.0 / sqrt(1.0 - power(beta3, t)),
         }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "ademamix"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2, _ = h.betas
-        return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2, beta3 = h.betas
-        if t < h.beta3_warmup:
-            done, fast, slow = t / h.beta3_warmup, max(beta1, 1e-8), log(max(beta3, 1e-8))
-            beta3 = power(fast, slow / ((1.0 - done) * slow + done * log(fast)))
-        alpha = h.alpha * min(1.0, t / h.alpha_warmup) if h.alpha_warmup else h.alpha
-        lr, root = h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
-        return beta3, 1.0 - beta3, lr, h.lr * alpha, root
 
 
 class Adan(Optimizer):
@@ -206,9 +232,9 @@ class Adan(Optimizer):
     no_prox : bool
         Decoupled decay as AdamW's instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -221,38 +247,11 @@ class Adan(Optimizer):
     models", arXiv:2208.06677, 2022.
     """
 
-    STATES: States = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
-    RANGES: Ranges = Optimizer.RANGES | {"betas": ((0.0, 1.0),) * 3}
+    RULE = AdanRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.98, 0.92, 0.99), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, no_prox: bool = False,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "no_prox": no_prox,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adan"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2, beta3 = h.betas
-        return beta1, 1.0 - beta1, beta2, 1.0 - beta2, beta3, 1.0 - beta3, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2, beta3 = h.betas
-        decay = h.lr * h.weight_decay
-        keep, lr = (1.0 - decay, h.lr) if h.no_prox else (1.0 / (1.0 + decay), h.lr / (1.0 + decay))
-        known = 0.0 if t == 1 else 1.0      # whether there is a gradient before
-        slope = lr * beta2 / (1.0 - power(beta2, t))
-        return keep, known, lr / (1.0 - power(beta1, t)), slope, 1.0 / sqrt(1.0 - power(beta3, t))
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.98, 0.92, 0.99),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, no_prox: bool = False, *,
+        maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...

@@ -6,11 +6,54 @@ from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import FloatOrSchedule, Number, Numbers, Options, Pair, Params, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params, ScalarState
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class ProdigyRule(Rule):
+    """Update rule of `Prodigy`."""
+
+    STATES = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
+    SCALAR_STATE = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    DECAY = "decoupled"
+
+    @staticmethod
+    def check(hp: Hyperparameters) -> None:
+        if not hp.d0:
+            raise ValueError(f"d0: expected a number above 0, got {hp.d0}")
+
+    @staticmethod
+    def advance(hp: Hyperparameters, t: int, scalar_state: ScalarState) -> ScalarState:
+        d = scalar_state["d"] or hp.d0
+        if hp.totals is None or not hp.totals[1]:     # not yet measured, or no gradient so far
+            return {**scalar_state, "d": d, "d_before": d}
+        inner, size = hp.totals
+        lr = d * _corrected_lr(hp, t)
+        numerator = sqrt(hp.betas[1]) * scalar_state["d_numerator"] + d / hp.d0 * lr * inner
+        estimate = hp.d_coef * numerator / size
+        largest = max(scalar_state["d_max"], hp.d0, estimate)
+        grown = max(d, estimate) if d == hp.d0 else d
+        limit = inf if hp.growth_rate is None else grown * hp.growth_rate
+        return {"d": min(largest, limit), "d_before": d, "d_max": largest, "d_numerator": numerator}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        d = hp.scalar_state["d_before"]
+        lr = d * _corrected_lr(hp, t)
+        return {
+            "beta1": beta1, "grad_coef": d * (1.0 - beta1),
+            "beta2": beta2, "grad_sq_coef": d * d * (1.0 - beta2),
+            "beta3": sqrt(beta2), "s_coef": d / hp.d0 * (d if hp.safeguard_warmup else lr),
+            "is_first": 1.0 if t == 1 else 0.0,
+            "decay_factor": 1.0 - hp.weight_decay * lr,
+            "eps": hp.scalar_state["d"] * hp.eps,
+            "lr": lr,
+        }
 
 
 class Prodigy(Optimizer):
@@ -26,7 +69,7 @@ class Prodigy(Optimizer):
         d_{t+1} = \max\Big(d_t, c \frac{r_t}{\|s_t\|_1}\Big), \qquad
         p_t = (1 - \gamma d_t \lambda) p_{t-1} - \gamma d_t \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon}
 
-    Sums go over all parameters. The estimate is ``groups[0].numbers["d"]``. It takes a pass of its own
+    Sums go over all parameters. The estimate is ``groups[0].scalar_state["d"]``. It takes a pass of its own
     over the parameters, so a step costs more than its formula shows.
 
     Parameters
@@ -36,7 +79,7 @@ class Prodigy(Optimizer):
     lr : float or schedule
         :math:`\gamma \ge 0`, a factor of the estimate: 1, or a schedule that falls from 1 to 0.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     weight_decay : float or schedule
@@ -52,9 +95,9 @@ class Prodigy(Optimizer):
     growth_rate : float or schedule or None
         How many times larger an estimate may be than the one before, at least 1; None for any.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -66,67 +109,20 @@ class Prodigy(Optimizer):
     Mishchenko, Defazio, "Prodigy: an expeditiously adaptive parameter-free learner", ICML 2024.
     """
 
-    STATES: States = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
-    NUMBERS: Numbers = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
+    RULE = ProdigyRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1.0, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
-        d0: Number = 1e-6, d_coef: FloatOrSchedule = 1.0, growth_rate: FloatOrSchedule | None = None, *, maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "use_bias_correction": use_bias_correction, "safeguard_warmup": safeguard_warmup, "d0": d0,
-            "d_coef": d_coef, "growth_rate": growth_rate, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        if not h.d0:
-            raise ValueError(f"d0: expected a number above 0, got {h.d0}")
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "prodigy"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
-        d = numbers["d"] or h.d0
-        if h.totals is None or not h.totals[1]:     # not yet measured, or no gradient so far
-            return {**numbers, "d": d, "d_before": d}
-        inner, size = h.totals
-        numerator = sqrt(h.betas[1]) * numbers["d_numerator"] + d / h.d0 * (d * _rate(h, t)) * inner
-        estimate = h.d_coef * numerator / size
-        largest = max(numbers["d_max"], h.d0, estimate)
-        grown = max(d, estimate) if d == h.d0 else d
-        limit = inf if h.growth_rate is None else grown * h.growth_rate
-        return {"d": min(largest, limit), "d_before": d, "d_max": largest, "d_numerator": numerator}
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return ()
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        d = h.numbers["d_before"]
-        step = d * _rate(h, t)
-        return (
-            beta1, d * (1.0 - beta1), beta2, d * d * (1.0 - beta2),
-            sqrt(beta2), d / h.d0 * (d if h.safeguard_warmup else step),
-            1.0 if t == 1 else 0.0,
-            1.0 - h.weight_decay * step, h.numbers["d"] * h.eps, step,
-        )
+        self, params: Params, lr: FloatOrSchedule = 1.0, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0,
+        use_bias_correction: bool = False, safeguard_warmup: bool = False, d0: Number = 1e-6,
+        d_coef: FloatOrSchedule = 1.0, growth_rate: FloatOrSchedule | None = None, *,
+        maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...
 
 
-def _rate(h: Hyperparameters, t: int) -> float:
-    if not h.use_bias_correction:
-        return h.lr
-    beta1, beta2 = h.betas
-    return h.lr * (sqrt(1.0 - power(beta2, t)) / (1.0 - power(beta1, t)))
+def _corrected_lr(hp: Hyperparameters, t: int) -> float:
+    if not hp.use_bias_correction:
+        return hp.lr
+    beta1, beta2 = hp.betas
+    return hp.lr * (sqrt(1.0 - power(beta2, t)) / (1.0 - power(beta1, t)))

@@ -4,12 +4,45 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Params, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class RMSpropRule(Rule):
+    """Update rule of `RMSprop`."""
+
+    STATES = {
+        "rmsprop": ("square_avg",),
+        "rmsprop_momentum": ("square_avg", "momentum_buffer"),
+        "rmsprop_centered": ("square_avg", "grad_avg"),
+        "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
+    }
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"alpha": 0.9, "eps": 1e-4},
+        "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
+        "optax": {"alpha": 0.9},
+    }
+
+    @staticmethod
+    def kernel(hp: Hyperparameters) -> str:
+        return "rmsprop" + "_centered" * hp.centered + "_momentum" * bool(hp.momentum)
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        inside = hp.convention in ("keras", "optax")  # of the square root, and of the velocity
+        scalars = {
+            "lr": hp.lr, "alpha": hp.alpha, "one_minus_alpha": 1.0 - hp.alpha,
+            "eps": 0.0 if inside else hp.eps, "eps_root": hp.eps if inside else 0.0,
+        }
+        if not hp.kernel.endswith("momentum"):
+            return scalars
+        lr, grad_coef = (1.0, hp.lr) if inside else (hp.lr, 1.0)
+        return {**scalars, "lr": lr, "momentum": hp.momentum, "grad_coef": grad_coef}
 
 
 class RMSprop(Optimizer):
@@ -42,13 +75,13 @@ class RMSprop(Optimizer):
     centered : bool
         Divide by the standard deviation rather than the root mean square.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "article", "keras", "optax"}
-        Dialect: formula, and numbers where they are not given. "keras" and "optax" have epsilon inside the
-        root, :math:`\sqrt{s_t + \epsilon}`, and the learning rate inside the velocity,
-        :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled decay.
+        Framework convention: formula, and defaults of arguments that are not given. "keras" and "optax" add
+        epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and multiply the learning rate into the
+        velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled weight decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -70,38 +103,12 @@ class RMSprop(Optimizer):
     array([ 0.9, -1.9])
     """
 
-    STATES: States = {
-        "rmsprop": ("square_avg",),
-        "rmsprop_momentum": ("square_avg", "momentum_buffer"),
-        "rmsprop_centered": ("square_avg", "grad_avg"),
-        "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
-    }
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "article": {"alpha": 0.9, "eps": 1e-4},
-        "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
-        "optax": {"alpha": 0.9},
-    }
+    RULE = RMSpropRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-2, alpha: FloatOrSchedule = 0.99, eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, momentum: FloatOrSchedule = 0.0, centered: bool = False,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum,
-            "centered": centered, "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "rmsprop" + "_centered" * h.centered + "_momentum" * bool(h.momentum)
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        inward = h.convention in ("keras", "optax")
-        lr, take = (1.0, h.lr) if inward and h.rule.endswith("momentum") else (h.lr, 1.0)
-        eps, inside = (0.0, h.eps) if inward else (h.eps, 0.0)
-        return lr, h.alpha, 1.0 - h.alpha, eps, inside, h.momentum, take
+        self, params: Params, lr: FloatOrSchedule = 1e-2, alpha: FloatOrSchedule = 0.99,
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, momentum: FloatOrSchedule = 0.0,
+        centered: bool = False, *, maximize: bool = False, convention: Convention = "torch",
+        **options: Unpack[Options],
+    ) -> None: ...

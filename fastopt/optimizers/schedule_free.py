@@ -7,30 +7,38 @@ from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.hyperparameters import RANGES
+from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastopt._core.typing import FloatOrSchedule, Numbers, Options, Pair, Params, Ranges, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, ScalarState
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class _ScheduleFreeRule(Rule):
+    """Common part of the schedule-free update rules."""
+
+    SCALAR_STATE = {"lr_max": 0.0, "weight_sum": 0.0, "momentum": 1.0}
+
+    @staticmethod
+    def check(hp: Hyperparameters) -> None:
+        if not _momentum(hp):
+            raise ValueError("momentum: expected a number above 0, got 0: the average would be undefined")
+
+    @staticmethod
+    def advance(hp: Hyperparameters, t: int, scalar_state: ScalarState) -> ScalarState:
+        lr_max = max(scalar_state["lr_max"], _lr(hp, t))
+        weight_sum = scalar_state["weight_sum"] + _weight(hp, t, lr_max)
+        return {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": _momentum(hp)}
 
 
 class _ScheduleFree(Optimizer):
     """What the schedule-free rules share: the weights of the average, and the way to see it."""
 
-    NUMBERS: Numbers = {"lr_max": 0.0, "weight_sum": 0.0, "momentum": 1.0}
-
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        if not _momentum(h):
-            raise ValueError("momentum: expected a number above 0, got 0: the average could not be told")
-
-    @staticmethod
-    def carry(h: Hyperparameters, t: int, numbers: dict[str, float]) -> dict[str, float]:
-        lr_max = max(numbers["lr_max"], _warmed(h, t))
-        weight_sum = numbers["weight_sum"] + _weight(h, t, lr_max)
-        return {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": _momentum(h)}
+    RULE = _ScheduleFreeRule
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -39,13 +47,13 @@ class _ScheduleFree(Optimizer):
         They are what to evaluate and what to keep; gradients are to be taken outside.
         """
         self._refuse_swapped("averaged")
-        held = [array.copy() for array in self._arrays]
+        saved = [array.copy() for array in self._params.arrays]
         self._average()
         self._mark_swapped(True)
         try:
             yield
         finally:
-            for array, old in zip(self._arrays, held, strict=True):
+            for array, old in zip(self._params.arrays, saved, strict=True):
                 array[...] = old
             self._mark_swapped(False)
 
@@ -53,14 +61,25 @@ class _ScheduleFree(Optimizer):
         """Put the averages into the parameters; further steps go on from there."""
         self._refuse_swapped("keep_average")
         self._average()
-        for array, state in zip(self._arrays, self.state, strict=True):
+        for array, state in zip(self._params.arrays, self.state, strict=True):
             state["z"][...] = array
 
     def _average(self) -> None:
-        for k, (array, state) in enumerate(zip(self._arrays, self.state, strict=True)):
-            momentum = self.groups[self._group_of[k]].numbers["momentum"]
+        for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
+            momentum = self.groups[self._params.group_of[k]].scalar_state["momentum"]
             if momentum < 1.0:      # else there has been no step, and so no average
                 array += array.dtype.type(1.0 - 1.0 / momentum) * (state["z"] - array)
+
+
+class SGDScheduleFreeRule(_ScheduleFreeRule):
+    """Update rule of `SGDScheduleFree`."""
+
+    STATES = {"schedule_free": ("z",)}
+    RANGES = RANGES | {"momentum": (0.0, 1.0)}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return _averaging_scalars(hp, t)
 
 
 class SGDScheduleFree(_ScheduleFree):
@@ -90,9 +109,9 @@ class SGDScheduleFree(_ScheduleFree):
     r, weight_lr_power : float or schedule
         Powers :math:`r` of the step and :math:`q` of the learning rate in an iterate's weight.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -104,31 +123,32 @@ class SGDScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES: States = {"schedule_free": ("z",)}
-    RANGES: Ranges = Optimizer.RANGES | {"momentum": (0.0, 1.0)}
+    RULE = SGDScheduleFreeRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9, weight_decay: FloatOrSchedule = 0.0,
-        warmup_steps: FloatOrSchedule = 0.0, r: FloatOrSchedule = 0.0, weight_lr_power: FloatOrSchedule = 2.0,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "warmup_steps": warmup_steps,
-            "r": r, "weight_lr_power": weight_lr_power, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1.0, momentum: FloatOrSchedule = 0.9,
+        weight_decay: FloatOrSchedule = 0.0, warmup_steps: FloatOrSchedule = 0.0,
+        r: FloatOrSchedule = 0.0, weight_lr_power: FloatOrSchedule = 2.0, *, maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+
+class AdamWScheduleFreeRule(_ScheduleFreeRule):
+    """Update rule of `AdamWScheduleFree`."""
+
+    STATES = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        beta2 = hp.betas[1]
+        scalars = {"beta2": beta2, "one_minus_beta2": 1.0 - beta2}
+        return {**scalars, "eps": hp.eps, "weight_decay": hp.weight_decay}
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "schedule_free"
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return ()
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return _path(h, t)
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return {"denom_scale": 1.0 / sqrt(1.0 - power(hp.betas[1], t)), **_averaging_scalars(hp, t)}
 
 
 class AdamWScheduleFree(_ScheduleFree):
@@ -155,9 +175,9 @@ class AdamWScheduleFree(_ScheduleFree):
     warmup_steps, r, weight_lr_power : float or schedule
         As for `SGDScheduleFree`.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -169,51 +189,38 @@ class AdamWScheduleFree(_ScheduleFree):
     Defazio et al., "The road less scheduled", NeurIPS 2024.
     """
 
-    STATES: States = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    RULE = AdamWScheduleFreeRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 2.5e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, warmup_steps: FloatOrSchedule = 0.0, r: FloatOrSchedule = 0.0,
+        self, params: Params, lr: FloatOrSchedule = 2.5e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0,
+        warmup_steps: FloatOrSchedule = 0.0, r: FloatOrSchedule = 0.0,
         weight_lr_power: FloatOrSchedule = 2.0, *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay,
-            "warmup_steps": warmup_steps, "r": r, "weight_lr_power": weight_lr_power, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "schedule_free_adam"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return h.betas[1], 1.0 - h.betas[1], h.eps, h.weight_decay
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return 1.0 / sqrt(1.0 - power(h.betas[1], t)), *_path(h, t)
+    ) -> None: ...
 
 
-def _momentum(h: Hyperparameters) -> float:
-    return h.betas[0] if "betas" in vars(h) else h.momentum
+def _momentum(hp: Hyperparameters) -> float:
+    return hp.betas[0] if "betas" in vars(hp) else hp.momentum
 
 
-def _warmed(h: Hyperparameters, t: int) -> float:
+def _lr(hp: Hyperparameters, t: int) -> float:
     """The learning rate at step `t`."""
-    return h.lr * min(1.0, t / h.warmup_steps) if h.warmup_steps else h.lr
+    return hp.lr * min(1.0, t / hp.warmup_steps) if hp.warmup_steps else hp.lr
 
 
-def _weight(h: Hyperparameters, t: int, lr_max: float) -> float:
-    return power(t, h.r) * power(lr_max, h.weight_lr_power)
+def _weight(hp: Hyperparameters, t: int, lr_max: float) -> float:
+    return power(t, hp.r) * power(lr_max, hp.weight_lr_power)
 
 
-def _path(h: Hyperparameters, t: int) -> tuple[float, ...]:
-    """Scalars of the step: whether it is the first, the weights of y, z and the gradient in y, the rate."""
-    lr, weight_sum = _warmed(h, t), h.numbers["weight_sum"]
-    c = _weight(h, t, h.numbers["lr_max"]) / weight_sum if weight_sum else 0.0
-    return 1.0 if t == 1 else 0.0, 1.0 - c, c, lr * (_momentum(h) * (1.0 - c) - 1.0), lr
+def _averaging_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+    """Scalars of step `t` for both kernels: weights of y, z and the gradient, and the learning rate."""
+    lr, weight_sum = _lr(hp, t), hp.scalar_state["weight_sum"]
+    c = _weight(hp, t, hp.scalar_state["lr_max"]) / weight_sum if weight_sum else 0.0
+    return {
+        "is_first": 1.0 if t == 1 else 0.0,
+        "y_coef": 1.0 - c,
+        "z_coef": c,
+        "grad_coef": lr * (_momentum(hp) * (1.0 - c) - 1.0),
+        "lr": lr,
+    }

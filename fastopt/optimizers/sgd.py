@@ -6,21 +6,58 @@ import math
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.hyperparameters import RANGES
+from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import (
-        Conventions,
-        Dialect,
-        FloatOrSchedule,
-        Options,
-        Params,
-        Ranges,
-        SparseModes,
-        States,
-    )
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class SGDRule(Rule):
+    """Update rule of `SGD`."""
+
+    STATES = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
+    CONVENTIONS = {
+        "torch": {},
+        "article": {"lr": 1e-2},
+        "keras": {"lr": 1e-2},
+        "sklearn": {"momentum": 0.9, "nesterov": True},
+        "optax": {},
+    }
+    SPARSE = ("lazy", "exact", "dense")
+
+    @staticmethod
+    def check(hp: Hyperparameters) -> None:
+        is_plain = not hp.momentum and hp.convention in ("torch", "article", "optax")
+        if hp.nesterov and (is_plain or hp.dampening):
+            raise ValueError(
+                "nesterov: expected a momentum and no dampening, "
+                f"got momentum={hp.momentum}, dampening={hp.dampening}"
+            )
+
+    @staticmethod
+    def kernel(hp: Hyperparameters) -> str:
+        if not hp.momentum:
+            return "sgd"
+        return "nesterov" if hp.nesterov else "momentum"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        lr = {"lr": 1.0 if _lr_in_velocity(hp) else hp.lr}
+        return lr if hp.kernel == "sgd" else {**lr, "momentum": hp.momentum}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        if hp.kernel == "sgd":
+            return {}
+        grad_coef = 1.0 if t == 1 else 1.0 - hp.dampening
+        return {"grad_coef": hp.lr * grad_coef if _lr_in_velocity(hp) else grad_coef}
+
+    @classmethod
+    def idle_decay(cls, hp: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+        return (hp.momentum, (1.0, hp.momentum)) if hp.momentum < 1.0 else None
 
 
 class SGD(Optimizer):
@@ -47,14 +84,14 @@ class SGD(Optimizer):
     nesterov : bool
         Needs a momentum (but with "keras" and "sklearn", where it does nothing without) and no dampening.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "article", "keras", "sklearn", "optax"}
-        Dialect: formula, and numbers where they are not given. "article", "keras" and "sklearn" keep the
-        learning rate inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma g_t` and
+        Framework convention: formula, and defaults of arguments that are not given. "article", "keras" and
+        "sklearn" multiply the learning rate into the velocity, :math:`b_t = \mu b_{t-1} + \gamma g_t` and
         :math:`p_t = p_{t-1} - b_t`: another path when the learning rate changes. "keras" has decoupled
         decay.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -77,60 +114,35 @@ class SGD(Optimizer):
     array([ 0.5, -1. ])
     """
 
-    STATES: States = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
-    CONVENTIONS: Conventions = {
-        "torch": {},
-        "article": {"lr": 1e-2},
-        "keras": {"lr": 1e-2},
-        "sklearn": {"momentum": 0.9, "nesterov": True},
-        "optax": {},
-    }
-    SPARSE: SparseModes = ("lazy", "exact", "dense")
+    RULE = SGDRule
 
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0, dampening: FloatOrSchedule = 0.0,
-        weight_decay: FloatOrSchedule = 0.0, nesterov: bool = False,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
-            "nesterov": nesterov, "maximize": maximize, "convention": convention,
+        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0,
+        dampening: FloatOrSchedule = 0.0, weight_decay: FloatOrSchedule = 0.0, nesterov: bool = False, *,
+        maximize: bool = False, convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...
+
+
+def _lr_in_velocity(hp: Hyperparameters) -> bool:
+    """Whether the velocity contains the learning rate."""
+    return hp.convention not in ("torch", "optax") and hp.kernel != "sgd"
+
+
+class ASGDRule(Rule):
+    """Update rule of `ASGD`."""
+
+    STATES = {"asgd": ("ax",)}
+    RANGES = RANGES | {"alpha": (0.0, math.inf)}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        eta = hp.lr / power(1.0 + hp.lambd * hp.lr * (t - 1), hp.alpha)
+        mu = 1.0 / max(1.0, t - 1 - hp.t0)
+        return {
+            "decay_factor": 1.0 - hp.lambd * eta, "lr": eta, "average_decay": 1.0 - mu,
+            "one_minus_average_decay": mu,
         }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def check(h: Hyperparameters) -> None:
-        dead = not h.momentum and h.convention in ("torch", "article", "optax")
-        if h.nesterov and (dead or h.dampening):
-            raise ValueError(
-                "nesterov: expected a momentum and no dampening beside it, "
-                f"got momentum={h.momentum}, dampening={h.dampening}"
-            )
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        if not h.momentum:
-            return "sgd"
-        return "nesterov" if h.nesterov else "momentum"
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return 1.0 if _inside(h) else h.lr, h.momentum
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        take = 1.0 if t == 1 else 1.0 - h.dampening
-        return (h.lr * take if _inside(h) else take,)
-
-    @classmethod
-    def rest(cls, h: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
-        return (h.momentum, (1.0, h.momentum)) if h.momentum < 1.0 else None
-
-
-def _inside(h: Hyperparameters) -> bool:
-    """Whether the learning rate stands inside the velocity."""
-    return h.convention not in ("torch", "optax") and h.rule != "sgd"
 
 
 class ASGD(Optimizer):
@@ -156,9 +168,9 @@ class ASGD(Optimizer):
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -171,30 +183,11 @@ class ASGD(Optimizer):
     and Optimization 30, 1992.
     """
 
-    STATES: States = {"asgd": ("ax",)}
-    RANGES: Ranges = Optimizer.RANGES | {"alpha": (0.0, math.inf)}
+    RULE = ASGDRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-2, lambd: FloatOrSchedule = 1e-4, alpha: FloatOrSchedule = 0.75, t0: FloatOrSchedule = 1e6,
-        weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "asgd"
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return ()
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        eta = h.lr / power(1.0 + h.lambd * h.lr * (t - 1), h.alpha)
-        take = 1.0 / max(1.0, t - 1 - h.t0)
-        return 1.0 - h.lambd * eta, eta, 1.0 - take, take
+        self, params: Params, lr: FloatOrSchedule = 1e-2, lambd: FloatOrSchedule = 1e-4,
+        alpha: FloatOrSchedule = 0.75, t0: FloatOrSchedule = 1e6, weight_decay: FloatOrSchedule = 0.0, *,
+        maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...

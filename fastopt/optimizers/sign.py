@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt.optimizers.base import Optimizer
-from fastopt.optimizers.dialects import dialects
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Conventions, Dialect, FloatOrSchedule, Options, Pair, Params, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class RpropRule(Rule):
+    """Update rule of `Rprop`."""
+
+    STATES = {"rprop": ("prev", "step_size")}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        names = ("eta_minus", "eta_plus", "min_step", "max_step")
+        return dict(zip(names, (*hp.etas, *hp.step_sizes), strict=True))
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return {"first_step": hp.lr if t == 1 else 0.0}
 
 
 class Rprop(Optimizer):
@@ -34,9 +50,9 @@ class Rprop(Optimizer):
     step_sizes : pair of float or schedule
         :math:`\Delta_\min, \Delta_\max \ge 0`.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -49,30 +65,31 @@ class Rprop(Optimizer):
     algorithm", ICNN 1993.
     """
 
-    STATES: States = {"rprop": ("prev", "step_size")}
+    RULE = RpropRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-2, etas: Pair = (0.5, 1.2), step_sizes: Pair = (1e-6, 50.0),
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {"lr": lr, "etas": etas, "step_sizes": step_sizes, "maximize": maximize}
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1e-2, etas: Pair = (0.5, 1.2),
+        step_sizes: Pair = (1e-6, 50.0), *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...
+
+
+class SignSGDRule(Rule):
+    """Update rule of `SignSGD`."""
+
+    STATES = {"sign_sgd": (), "signum": ("momentum_buffer",)}
+    DECAY = "decoupled"
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "rprop"
+    def kernel(hp: Hyperparameters) -> str:
+        return "signum" if hp.momentum else "sign_sgd"
 
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        return *h.etas, *h.step_sizes
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return (h.lr if t == 1 else 0.0,)
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        scalars = {"decay_factor": cls.kernel_decay_factor(hp), "lr": hp.lr}
+        if hp.kernel == "sign_sgd":
+            return scalars
+        return {**scalars, "momentum": hp.momentum, "one_minus_momentum": 1.0 - hp.momentum}
 
 
 class SignSGD(Optimizer):
@@ -95,9 +112,9 @@ class SignSGD(Optimizer):
     weight_decay : float or schedule
         Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -110,29 +127,33 @@ class SignSGD(Optimizer):
     problems", ICML 2018.
     """
 
-    STATES: States = {"sign_sgd": (), "signum": ("momentum_buffer",)}
+    RULE = SignSGDRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0, weight_decay: FloatOrSchedule = 0.0,
-        *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1e-3, momentum: FloatOrSchedule = 0.0,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...
+
+
+class LionRule(Rule):
+    """Update rule of `Lion`."""
+
+    STATES = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
+    CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
+    DECAY = "decoupled"
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "signum" if h.momentum else "sign_sgd"
+    def kernel(hp: Hyperparameters) -> str:
+        return "cautious_lion" if hp.cautious else "lion"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas)}
 
     @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        keep = 1.0 - h.lr * h.weight_decay
-        return (keep, h.lr, h.momentum, 1.0 - h.momentum) if h.rule == "signum" else (keep, h.lr)
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        return {"lr": hp.lr * hp.cautious_scale() if hp.cautious else hp.lr}
 
 
 class Lion(Optimizer):
@@ -153,18 +174,18 @@ class Lion(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     weight_decay : float or schedule
         Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     cautious : bool
         Move only the numbers whose step agrees in sign with the gradient, and those farther: by the
         array's size over their count (at most 1000 times).
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     convention : {"torch", "keras", "optax"}
         Dialect: numbers where they are not given; "torch", which has no such rule, stands for the paper.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -178,39 +199,11 @@ class Lion(Optimizer):
     arXiv:2411.16085, 2024 (cautious).
     """
 
-    STATES: States = {"lion": ("exp_avg",), "cautious_lion": ("exp_avg",)}
+    RULE = LionRule
 
-    CONVENTIONS: Conventions = {"torch": {}, "keras": {"lr": 1e-3}, "optax": {"weight_decay": 1e-3}}
-
-    @dialects
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-4, betas: Pair = (0.9, 0.99), weight_decay: FloatOrSchedule = 0.0,
-        cautious: bool = False,
-        *, maximize: bool = False, convention: Dialect = "torch", **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "weight_decay": weight_decay, "cautious": cautious,
-            "maximize": maximize, "convention": convention,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "cautious_lion" if h.cautious else "lion"
-
-    @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def keep(h: Hyperparameters) -> float:
-        return 1.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        return (h.lr * h.boost() if h.cautious else h.lr,)
+        self, params: Params, lr: FloatOrSchedule = 1e-4, betas: Pair = (0.9, 0.99),
+        weight_decay: FloatOrSchedule = 0.0, cautious: bool = False, *, maximize: bool = False,
+        convention: Convention = "torch", **options: Unpack[Options],
+    ) -> None: ...

@@ -6,11 +6,28 @@ from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
-from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers.base import Optimizer, constructor
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params, States
-    from fastopt.optimizers.groups import Hyperparameters
+    from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+class AdaBeliefRule(Rule):
+    """Update rule of `AdaBelief`."""
+
+    STATES = {"adabelief": ("exp_avg", "exp_avg_var")}
+    DECAY = "decoupled"
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        return {"decay_factor": cls.kernel_decay_factor(hp), **beta_scalars(*hp.betas), "eps": hp.eps}
+
+    @staticmethod
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        return {"lr": hp.lr / (1.0 - power(beta1, t)), "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t))}
 
 
 class AdaBelief(Optimizer):
@@ -29,15 +46,15 @@ class AdaBelief(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`, much smaller than Adam's: it is added under the root, too.
     weight_decay : float or schedule
         Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -50,34 +67,35 @@ class AdaBelief(Optimizer):
     NeurIPS 2020.
     """
 
-    STATES: States = {"adabelief": ("exp_avg", "exp_avg_var")}
+    RULE = AdaBeliefRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-16,
-        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
+        self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-16, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None: ...
+
+
+class YogiRule(Rule):
+    """Update rule of `Yogi`."""
+
+    STATES = {"yogi": ("exp_avg", "exp_avg_sq")}
 
     @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "adabelief"
+    def init_value(name: str, hp: Hyperparameters) -> float:
+        return hp.initial_accumulator_value
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        scalars = {"beta1": beta1, "one_minus_beta1": 1.0 - beta1, "one_minus_beta2": 1.0 - beta2}
+        return {"decay_factor": 1.0, **scalars, "eps": hp.eps}
 
     @staticmethod
-    def decay(h: Hyperparameters) -> float:
-        return 0.0
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return 1.0 - h.lr * h.weight_decay, beta1, 1.0 - beta1, beta2, 1.0 - beta2, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+    def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
+        beta1, beta2 = hp.betas
+        return {"lr": hp.lr / (1.0 - power(beta1, t)), "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t))}
 
 
 class Yogi(Optimizer):
@@ -96,7 +114,7 @@ class Yogi(Optimizer):
     lr : float or schedule
         Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
         :math:`\epsilon \ge 0`.
     initial_accumulator_value : float
@@ -104,9 +122,9 @@ class Yogi(Optimizer):
     weight_decay : float or schedule
         L2 penalty: ``weight_decay * p`` is added to the gradient.
     maximize : bool
-        Ascend.
+        Maximize the objective instead of minimizing it.
     **options
-        What all optimizers take: see `Optimizer`.
+        Options common to all optimizers, see `Optimizer`.
 
     Raises
     ------
@@ -118,33 +136,11 @@ class Yogi(Optimizer):
     Zaheer, Reddi, Sachan, Kale, Kumar, "Adaptive methods for nonconvex optimization", NeurIPS 2018.
     """
 
-    STATES: States = {"yogi": ("exp_avg", "exp_avg_sq")}
+    RULE = YogiRule
 
+    @constructor
     def __init__(
-        self, params: Params, lr: FloatOrSchedule = 1e-2, betas: Pair = (0.9, 0.999), eps: FloatOrSchedule = 1e-3,
-        initial_accumulator_value: Number = 1e-6, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
-        **options: Unpack[Options],
-    ) -> None:
-        hyperparameters = {
-            "lr": lr, "betas": betas, "eps": eps, "initial_accumulator_value": initial_accumulator_value,
-            "weight_decay": weight_decay, "maximize": maximize,
-        }
-        super().__init__(params, hyperparameters, **options)
-
-    @staticmethod
-    def rule(h: Hyperparameters) -> str:
-        return "yogi"
-
-    @staticmethod
-    def initial(name: str, h: Hyperparameters) -> float:
-        return h.initial_accumulator_value
-
-    @staticmethod
-    def constants(h: Hyperparameters) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return 1.0, beta1, 1.0 - beta1, 1.0 - beta2, h.eps
-
-    @staticmethod
-    def variables(h: Hyperparameters, t: int) -> tuple[float, ...]:
-        beta1, beta2 = h.betas
-        return h.lr / (1.0 - power(beta1, t)), 1.0 / sqrt(1.0 - power(beta2, t))
+        self, params: Params, lr: FloatOrSchedule = 1e-2, betas: Pair = (0.9, 0.999),
+        eps: FloatOrSchedule = 1e-3, initial_accumulator_value: Number = 1e-6,
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+    ) -> None: ...

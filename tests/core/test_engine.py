@@ -49,9 +49,9 @@ def test_a_step_is_one_call_into_the_compiled_module():
     params, grads = small_net()
     opt = fastopt.Adam(params)
     opt.step(grads)
-    opt._table = Spy(opt._table)
+    opt._plan.table = Spy(opt._plan.table)
     opt.step(grads)
-    assert opt._table.asked == ["rows", "step"]
+    assert opt._plan.table.asked == ["step_scalars", "step"]
 
 
 def test_a_step_does_no_python_work_per_array_or_element():

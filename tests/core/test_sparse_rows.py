@@ -12,9 +12,9 @@ from sparse_gradients import ROWS, WIDTH, all_same, arrays_of, as_dense, batch, 
 
 import fastopt
 from fastopt import Rows, schedules
-from fastopt.optimizers.sparse import steps_to_rest
+from fastopt.optimizers.options.sparse import steps_to_rest
 
-SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.SPARSE and not rule.couples_elements]
+SPARSE = [rule for rule in RULES if "exact" in rule.optimizer.RULE.SPARSE and not rule.couples_elements]
 # Optimizers whose rows are always replayed step by step in these tests. The others (without momentum, with a
 # short momentum, or with decoupled weight decay) multiply an idle row by one product of factors, which is
 # rounded once.

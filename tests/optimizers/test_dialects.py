@@ -18,9 +18,9 @@ STEPS = 200
 SPEAKERS = [
     kind
     for name in fastopt.optimizers.__all__
-    if len((kind := getattr(fastopt, name)).CONVENTIONS) > 1
+    if len((kind := getattr(fastopt, name)).RULE.CONVENTIONS) > 1
 ]
-CELLS = [(kind, convention) for kind in SPEAKERS for convention in kind.CONVENTIONS]
+CELLS = [(kind, convention) for kind in SPEAKERS for convention in kind.RULE.CONVENTIONS]
 
 
 def walk(kind, **options):
@@ -166,12 +166,12 @@ def test_the_signature_has_the_defaults_of_torch(kind):
 @pytest.mark.parametrize(("kind", "convention"), CELLS, ids=str)
 def test_what_is_given_is_kept_and_what_is_not_is_the_dialects(kind, convention):
     defaults = {n: p.default for n, p in inspect.signature(kind).parameters.items()}
-    defaults |= kind.CONVENTIONS[convention]
+    defaults |= kind.RULE.CONVENTIONS[convention]
     group = kind(np.zeros(3), convention=convention).groups[0]
     for name, value in group.hyperparameters().items():
         if name not in ("convention", "independent_weight_decay"):
             assert value == defaults[name]
-    for name in kind.CONVENTIONS[convention]:
+    for name in kind.RULE.CONVENTIONS[convention]:
         torchs = inspect.signature(kind).parameters[name].default
         given = {name: torchs}
         if (kind, name) == (fastopt.FTRL, "initial_accumulator_value"):
@@ -220,10 +220,10 @@ ROW = re.compile(r"^\| `(\w+)` \| `(\w+)` \| (.+) \| (.+) \|$", re.M)
 def numbers_of(kind, convention):
     """What a rule begins with: of torch's dialect all that others have otherwise, of the others that."""
     signature = inspect.signature(kind).parameters
-    elsewhere = [n for n in signature if any(n in numbers for numbers in kind.CONVENTIONS.values())]
+    elsewhere = [n for n in signature if any(n in numbers for numbers in kind.RULE.CONVENTIONS.values())]
     numbers = {n: signature[n].default for n in elsewhere}
     if convention != "torch":
-        own = kind.CONVENTIONS[convention]
+        own = kind.RULE.CONVENTIONS[convention]
         numbers = {n: own[n] for n in elsewhere if n in own}
     return ", ".join(f"`{n}={value!r}`" for n, value in numbers.items()) or "the same"
 
@@ -239,4 +239,4 @@ def test_the_page_has_every_dialect_and_its_numbers():
 @pytest.mark.parametrize("kind", SPEAKERS, ids=lambda kind: kind.__name__)
 def test_the_docstring_names_the_dialects(kind):
     named = re.search(r"convention : \{(.*)\}", kind.__doc__)[1]
-    assert named.replace('"', "").split(", ") == list(kind.CONVENTIONS)
+    assert named.replace('"', "").split(", ") == list(kind.RULE.CONVENTIONS)

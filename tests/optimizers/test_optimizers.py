@@ -100,7 +100,7 @@ def test_state_can_be_read_and_set():
 def test_state_is_set_by_name_and_copied():
     p, opt, _, _ = adam_pair(4)
     state = opt.state[0]
-    with pytest.raises(ValueError, match="velocity: no such state here, expected one of exp_avg"):
+    with pytest.raises(ValueError, match="velocity: unknown state array, expected one of exp_avg"):
         state["velocity"] = np.zeros(4)
     with pytest.raises(TypeError):
         opt.state[0] = {}
@@ -430,15 +430,15 @@ def test_while_swapped_no_step_and_no_saving():
     opt.step(np.ones(3))
     saved = opt.state_dict()
     with pytest.raises(KeyError), opt.swapped_ema():
-        with pytest.raises(RuntimeError, match="step: not inside of swapped_ema"):
+        with pytest.raises(RuntimeError, match="step: not allowed inside swapped_ema"):
             opt.step(np.ones(3))
-        with pytest.raises(RuntimeError, match="state_dict: not inside"):
+        with pytest.raises(RuntimeError, match="state_dict: not allowed inside"):
             opt.state_dict()
-        with pytest.raises(RuntimeError, match="load_state_dict: not inside"):
+        with pytest.raises(RuntimeError, match="load_state_dict: not allowed inside"):
             opt.load_state_dict(saved)
-        with pytest.raises(RuntimeError, match="add_param_group: not inside"):
+        with pytest.raises(RuntimeError, match="add_param_group: not allowed inside"):
             opt.add_param_group({"params": np.zeros(2)})
-        with pytest.raises(RuntimeError, match="swapped_ema: not inside"), opt.swapped_ema():
+        with pytest.raises(RuntimeError, match="swapped_ema: not allowed inside"), opt.swapped_ema():
             pass
         raise KeyError
     assert (p == -1).all() and opt.steps == 1
@@ -451,7 +451,7 @@ def test_while_swapped_no_step_and_no_saving():
 def test_no_copy_of_what_could_not_be_swapped_back(swapped, again):
     opt = fastopt.SGDScheduleFree(np.zeros(3), ema=0.5)
     opt.step(np.ones(3))
-    with getattr(opt, swapped)(), pytest.raises(RuntimeError, match=r"copying: not inside of .* or averaged"):
+    with getattr(opt, swapped)(), pytest.raises(RuntimeError, match=r"copying: not allowed inside .* or averaged"):
         again(opt)
     again(opt)
 
@@ -529,4 +529,33 @@ def test_swapped_ema_without_an_average():
 
 def test_repr_says_what_is_optimized():
     text = repr(fastopt.Adam([np.zeros((3, 4)), np.zeros(4)], lr=0.5))
-    assert "Adam(" in text and "lr=0.5" in text and "2 arrays, 16 numbers" in text
+    assert "Adam(" in text and "lr=0.5" in text and "2 arrays, 16 elements" in text
+
+
+# --- Scalars by name ---------------------------------------------------------------------------------
+
+
+def broken_adam(**methods):
+    """A class of Adam whose rule has other scalars."""
+    rule = type("BrokenRule", (fastopt.Adam.RULE,), {name: classmethod(f) for name, f in methods.items()})
+    return type("Broken", (fastopt.Adam,), {"RULE": rule})
+
+
+SCALARS = fastopt.Adam.RULE
+
+
+@pytest.mark.parametrize(("methods", "message"), [
+    ({"constants": lambda cls, hp: {"beta1": 0.9}}, "adam: expected the scalars decay_factor, one_minus_beta1, "),
+    ({"constants": lambda cls, hp: {**SCALARS.constants(hp), "beta3": 0.9}}, "adam: unknown scalar 'beta3'"),
+    ({"step_scalars": lambda cls, hp, t: {"lr": 0.1}}, "expected the scalars lr, denom_scale .* got lr$"),
+    ({"step_scalars": lambda cls, hp, t: {**SCALARS.step_scalars(hp, t), "t": 1.0}}, "got lr, denom_scale, t$"),
+    ({"step_scalars": lambda cls, hp, t: {"lr": 0.1, "scale": 1.0}}, "got lr, scale$"),
+    ({"step_scalars": lambda cls, hp, t: {}}, "got none$"),
+])
+def test_scalars_that_are_not_those_of_the_kernel_are_refused(methods, message):
+    p, g = np.ones(3), np.ones(3)
+    opt = broken_adam(**methods)(p, lr=0.1)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=message):
+            opt.step(g)
+    assert (p == 1).all() and opt.steps == 0 and not opt.state[0]["exp_avg"].any()

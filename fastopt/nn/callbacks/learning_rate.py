@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastopt._core.validation import check_float, check_int
 from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.callbacks.monitor import monitored_value, resolve_mode
-from fastopt.optimizers.groups import check_number, is_schedule
+from fastopt.optimizers.hyperparameters import check_number, is_schedule
 from fastopt.schedules import ReduceOnPlateau
 
 if TYPE_CHECKING:

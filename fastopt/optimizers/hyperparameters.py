@@ -1,0 +1,146 @@
+"""Hyperparameters: valid ranges, schedules, and the values of one step."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastopt._core.typing import Bounds, Ranges, ScalarState
+    from fastopt.optimizers.rule import Rule
+
+# Half-open ranges [low, high), one per entry of a pair or triple. NaN is in none of them; a third element
+# None means that the value may be None. Optimizers with other ranges define `Rule.RANGES`.
+RANGES: Ranges = {
+    "lr": (0.0, math.inf),
+    "lr_decay": (0.0, math.inf),
+    "weight_decay": (0.0, math.inf),
+    "eps": (0.0, math.inf),
+    "initial_accumulator_value": (0.0, math.inf),
+    "momentum": (0.0, math.inf),
+    "dampening": (-math.inf, math.inf),
+    "rho": (0.0, 1.0),
+    "momentum_decay": (0.0, math.inf),
+    "etas": ((0.0, 1.0), (1.0, math.inf)),
+    "step_sizes": ((0.0, math.inf), (0.0, math.inf)),
+    "lambd": (0.0, math.inf),
+    "t0": (0.0, math.inf),
+    "beta": (0.0, math.inf),
+    "l1": (0.0, math.inf),
+    "l2": (0.0, math.inf),
+    "clip_exp": (0.0, math.inf, None),
+    "alpha_warmup": (0.0, math.inf),
+    "beta3_warmup": (0.0, math.inf),
+    "warmup_steps": (0.0, math.inf),
+    "r": (0.0, math.inf),
+    "weight_lr_power": (0.0, math.inf),
+    "trust_coefficient": (0.0, math.inf),
+    "d0": (0.0, math.inf),
+    "d_coef": (0.0, math.inf),
+    "growth_rate": (1.0, math.inf, None),
+    "alpha": (0.0, 1.0),
+    "betas": ((0.0, 1.0), (0.0, 1.0)),
+    "independent_weight_decay": (0.0, 1.0),
+    "unit_clip": (0.0, math.inf),
+    "ema": (0.0, 1.0),
+    "max_norm": (0.0, math.inf),
+    "clip_value": (0.0, math.inf),
+    "grad_scale": (-math.inf, math.inf),
+}
+UP_TO_ONE = (0.0, math.nextafter(1.0, 2.0))
+# Hyperparameters that are read before the first step only.
+UNSCHEDULED = ("initial_accumulator_value", "d0")
+
+
+def check_number(name: str, value: Any, bounds: Bounds | None = None) -> Any:
+    """Return `value` as a float, or as None where allowed; raise if it is outside the range of `name`."""
+    bounds = bounds or RANGES[name]
+    if value is None and len(bounds) > 2:
+        return None
+    low, high = bounds[:2]
+    if type(value) is float and low <= value < high and value != -math.inf:
+        return value  # the usual case, quickly
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not low <= number < high or math.isinf(number):
+        raise ValueError(f"{name}: expected a finite number in [{low:g}, {high:g}), got {value!r}")
+    return number
+
+
+def check_hyperparameter(name: str, value: Any, rule: type[Rule]) -> Any:
+    """Return a hyperparameter as a group stores it: number, schedule, tuple of these, choice or bool."""
+    choices = rule.CONVENTIONS if name == "convention" else rule.CHOICES.get(name)
+    if choices:
+        if value not in tuple(choices):
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+        return value
+    if name not in rule.RANGES:
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+        return bool(value)
+    bounds = rule.RANGES[name]
+    if not isinstance(bounds[0], tuple):
+        return _check_number_or_schedule(name, value, bounds)
+    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(bounds):
+        count = "a pair of" if len(bounds) == 2 else len(bounds)
+        raise ValueError(f"{name}: expected {count} numbers, got {value!r}")
+    return tuple(_check_number_or_schedule(name, v, b) for v, b in zip(value, bounds, strict=True))
+
+
+def _check_number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
+    return value if callable(value) and name not in UNSCHEDULED else check_number(name, value, bounds)
+
+
+def evaluate(name: str, value: Any, step: int, bounds: Bounds | None = None) -> Any:
+    """Value of a hyperparameter: schedules are called with the number of finished steps."""
+    if isinstance(value, tuple):
+        return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
+    return check_number(name, value(step), bounds) if callable(value) else value
+
+
+def is_schedule(value: Any) -> bool:
+    return callable(value) or (isinstance(value, tuple) and any(map(callable, value)))
+
+
+class Hyperparameters:
+    """Hyperparameters of a group as attributes, which are faster to read than items of a dict."""
+
+    convention = "torch"  # of optimizers without the argument
+
+    # Attributes that are not a float, and those that the step plan adds.
+    betas: tuple[float, ...]
+    etas: tuple[float, ...]
+    step_sizes: tuple[float, ...]
+    ns_coefficients: tuple[float, float, float]
+    adamw_betas: tuple[float, ...]
+    eps: Any  # a pair for Adafactor
+    clip_exp: float | None
+    growth_rate: float | None
+    adjust_lr_fn: str | None
+    centered: bool
+    maximize: bool
+    kernel: str
+    scalar_state: ScalarState
+    sums: tuple[float, ...] | None
+    totals: tuple[float, ...] | None
+    size: int
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> float: ...
+
+    def cautious_scale(self) -> float:
+        """Scale of a cautious update: size of the array over the number of elements that move."""
+        return 1.0 if self.sums is None else 1.0 / max(self.sums[0] / max(self.size, 1), 1e-3)

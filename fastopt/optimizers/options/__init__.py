@@ -1,0 +1,1 @@
+"""Options common to all optimizers, one file per option."""

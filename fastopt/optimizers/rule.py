@@ -1,0 +1,136 @@
+"""The declaration of an update rule, which each optimizer refers to as its `RULE`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from fastopt.optimizers.hyperparameters import RANGES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastopt._core.typing import Array, Choices, Conventions, Ranges, ScalarState, SparseModes, States
+    from fastopt.optimizers.hyperparameters import Hyperparameters
+
+
+def beta_scalars(*betas: float) -> dict[str, float]:
+    """Scalars ``beta1``, ``one_minus_beta1``, ``beta2``, ... of a kernel."""
+    scalars = {}
+    for i, beta in enumerate(betas, 1):
+        scalars |= {f"beta{i}": beta, f"one_minus_beta{i}": 1.0 - beta}
+    return scalars
+
+
+class Rule:
+    """Kernels, state and scalars of an optimizer. A subclass overrides attributes and static methods.
+
+    A rule has no instances and holds no arrays. Scalars are passed to a kernel by name: the keys of
+    `constants` and `step_scalars` together are the fields of the kernel's struct in `kernels.pyx`.
+
+    Attributes
+    ----------
+    STATES : dict of str to tuple of str
+        Names of the state arrays, by kernel.
+    CONVENTIONS : dict of str to dict
+        Supported framework conventions, each with the defaults that differ from those of the signature.
+    RANGES, CHOICES : dict
+        Valid values of the hyperparameters: half-open intervals, or a tuple of allowed values.
+    SCALAR_STATE : dict of str to float
+        Initial values of the scalars that are carried from step to step.
+    SPARSE : tuple of str
+        Supported modes for sparse rows; the first is the default.
+    PRECOMPUTED : tuple of str
+        Kernels that apply an update computed by `compute_update` in NumPy.
+    DECAY : {"l2", "decoupled", "optional"}
+        How `weight_decay` acts: it is added to the gradient (under the convention "keras" the parameters are
+        scaled before the update); the kernel's own scalars contain it; or `decoupled_weight_decay` selects
+        one of the two.
+    """
+
+    STATES: ClassVar[States] = {}
+    CONVENTIONS: ClassVar[Conventions] = {"torch": {}}
+    RANGES: ClassVar[Ranges] = RANGES
+    CHOICES: ClassVar[Choices] = {}
+    SCALAR_STATE: ClassVar[ScalarState] = {}
+    SPARSE: ClassVar[SparseModes] = ("dense",)
+    PRECOMPUTED: ClassVar[tuple[str, ...]] = ()
+    DECAY: ClassVar[Literal["l2", "decoupled", "optional"]] = "l2"
+
+    @staticmethod
+    def check(hp: Hyperparameters) -> None:
+        """Raise ValueError for hyperparameters that cannot be combined."""
+
+    @classmethod
+    def kernel(cls, hp: Hyperparameters) -> str:
+        """Name of the kernel for these hyperparameters, where a schedule counts as true."""
+        (name,) = cls.STATES
+        return name
+
+    @classmethod
+    def kernel_for(cls, hp: Hyperparameters, array: Array) -> str:
+        """Name of the kernel for one array, if it depends on the array."""
+        return cls.kernel(hp)
+
+    @classmethod
+    def state_shapes(cls, kernel: str, array: Array) -> dict[str, tuple[int, ...]]:
+        """Shapes of the state arrays of one parameter array, by name."""
+        return dict.fromkeys(cls.STATES[kernel], array.shape)
+
+    @staticmethod
+    def init_value(name: str, hp: Hyperparameters) -> float:
+        """Value with which a state array is filled before the first step."""
+        return 0.0
+
+    @classmethod
+    def constants(cls, hp: Hyperparameters) -> dict[str, float]:
+        """Scalars of the kernel `hp.kernel` that depend on the hyperparameters only."""
+        return {}
+
+    @classmethod
+    def step_scalars(cls, hp: Hyperparameters, t: int) -> dict[str, float]:
+        """Scalars of the kernel that also depend on the step `t`; the first step is 1."""
+        return {}
+
+    @staticmethod
+    def advance(hp: Hyperparameters, t: int, scalar_state: ScalarState) -> ScalarState:
+        """Scalar state after step `t`, as a new dict."""
+        return scalar_state
+
+    @staticmethod
+    def compute_update(
+        hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]
+    ) -> Array:
+        """Array that the kernel of a `PRECOMPUTED` rule takes in place of the gradient `g`."""
+        raise NotImplementedError
+
+    @classmethod
+    def l2_decay(cls, hp: Hyperparameters) -> float:
+        """Weight decay that is added to the gradient."""
+        if cls.DECAY == "optional":
+            return 0.0 if hp.decoupled_weight_decay else hp.weight_decay
+        return hp.weight_decay if cls.DECAY == "l2" and hp.convention != "keras" else 0.0
+
+    @classmethod
+    def decay_factor(cls, hp: Hyperparameters) -> float:
+        """Factor by which the parameters are multiplied before the update."""
+        return 1.0 - hp.lr * hp.weight_decay if cls.DECAY == "l2" and hp.convention == "keras" else 1.0
+
+    @classmethod
+    def kernel_decay_factor(cls, hp: Hyperparameters) -> float:
+        """Scalar ``decay_factor`` of a kernel: decoupled weight decay."""
+        is_decoupled = cls.DECAY == "decoupled" or (cls.DECAY == "optional" and hp.decoupled_weight_decay)
+        return 1.0 - hp.lr * hp.weight_decay if is_decoupled else 1.0
+
+    @classmethod
+    def idle_decay(cls, hp: Hyperparameters) -> tuple[float, tuple[float, ...]] | None:
+        """Effect of steps without a gradient, apart from L2 weight decay.
+
+        Returns
+        -------
+        (ratio, factors) or None
+            Each such step is at most ``ratio`` times the previous one, apart from bias corrections, and the
+            parameter does not move once the first state array is zero. ``factors`` are what one such
+            step multiplies the parameter (when it no longer moves) and each state array by. None
+            if there is no such ratio.
+        """
+        return None
