@@ -8,7 +8,6 @@ import pytest
 
 import fastopt
 from fastopt._core import dispatch
-from fastopt.optimizers.jobs import kernel_of
 
 measure = pytest.importorskip("benchmarks.measure", reason="benchmarks/ is not next to tests/")
 cli = pytest.importorskip("benchmarks.__main__", reason="benchmarks/ is not next to tests/")
@@ -33,8 +32,8 @@ def test_every_optimizer_and_every_kernel_is_measured():
     kernels = set()
     for workload in optimizers.WORKLOADS:
         opt = warm(optimizers.find(f"{workload.row}/100"))[1]
-        kernels |= {kernel_of(type(opt), rule) for rule in opt._rules}
-    assert kernels == set(dispatch.kernels.RULES)
+        kernels |= {"apply_update" if k in opt.RULE.PRECOMPUTED else k for k in opt._kernels}
+    assert kernels == set(dispatch.kernels.KERNEL_INDEX)
 
 
 @pytest.mark.parametrize("workload", optimizers.WORKLOADS, ids=lambda workload: workload.row)
@@ -47,9 +46,9 @@ def test_a_workload_has_the_streams_of_its_state(workload):
     assert letters >= {"p", "g"}
     others = {"p", "g", "o"} if workload.row == "muon" else {"p", "g"}
     assert len(letters - others) == len(full)
-    assert opt._rules[0] in opt.STATES
+    assert opt._kernels[0] in opt.RULE.STATES
     kernels = dispatch.kernels
-    combines = opt._rules[0] in {*kernels.SURVEYS, *kernels.ROWWISE, *opt.DIRECTED}
+    combines = opt._kernels[0] in {*kernels.TWO_PASS, *kernels.ROWWISE, *opt.RULE.PRECOMPUTED}
     assert workload.elementwise == (not combines)
     assert len(workload.passes) == 1 or not workload.elementwise
 
