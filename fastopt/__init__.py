@@ -11,7 +11,8 @@ _NAMES = {
     "fastopt._config": ("show_config",),
     "fastopt._core.rows": ("Rows",),
     "fastopt._core.threads": ("get_num_threads", "set_num_threads"),
-    "fastopt.nn": ("MLP", "Callback", "History", "Trainer", "lr_find"),
+    "fastopt.lr_range_test": ("lr_find",),
+    "fastopt.nn": ("MLP", "Callback", "History", "Trainer"),
     "fastopt.optimizers": (
         "ADOPT", "ASGD", "FTRL", "LAMB", "LARS", "SGD", "AdEMAMix", "AdaBelief", "Adadelta", "Adafactor",
         "Adagrad", "Adam", "AdamW", "AdamWScheduleFree", "Adamax", "Adan", "Lion", "Muon", "NAdam",

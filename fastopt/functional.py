@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 from fastopt import optimizers, reference
 from fastopt._core.pytree import flatten
 from fastopt.optimizers.groups import Dirty, Group
-from fastopt.optimizers.hyperparameters import Hyperparameters, check_hyperparameter, evaluate
+from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
 
@@ -91,10 +91,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
             raise ValueError("step: expected a positive integer, got 0")
         rule = optimizer.RULE
         hyperparameters = defaults | {
-            name: evaluate(
-                name, check_hyperparameter(name, arguments.pop(name), rule), step - 1,
-                rule.RANGES.get(name),
-            )
+            name: rule.evaluate(name, rule.check_hyperparameter(name, arguments.pop(name)), step - 1)
             for name in keywords if name != "step"
         }
         p, g, numbers = arguments.pop("p"), arguments.pop("g"), arguments.pop("numbers", None)
@@ -105,7 +102,8 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
             if hyperparameters[name] and not enabled[name]:
                 raise ValueError(f"{array}: expected an array with {name}={hyperparameters[name]}, got None")
             if name not in keywords:
-                hyperparameters[name] = enabled[name]
+                is_number = name in rule.RANGES
+                hyperparameters[name] = float(enabled[name]) if is_number else enabled[name]
         _step(rule, hyperparameters, enabled, p, g, given, numbers, step)
 
     update.__module__ = __name__

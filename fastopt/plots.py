@@ -177,7 +177,7 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
 
     Parameters
     ----------
-    found : fastopt.nn.lr_find.LRFind
+    found : fastopt.lr_range_test.LRFind
         Result of `fastopt.lr_find`.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...

@@ -244,7 +244,8 @@ def lion_(
 
 def adagrad_(
     p: Array, g: Array, acc: Array, *, lr: float, eps: float = 1e-10, lr_decay: float = 0.0, step: int = 1,
-    weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False, convention: Convention = "torch",
+    weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False,
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of AdaGrad.
 
@@ -1275,7 +1276,8 @@ def _moments(cast: Cast, g: Array, m: Array, v: Array, betas: tuple[float, float
 
 
 def _prepare(
-    p: Array, g: Array, weight_decay: float, maximize: bool, convention: Convention = "torch", lr: float = 0.0,
+    p: Array, g: Array, weight_decay: float, maximize: bool, convention: Convention = "torch",
+    lr: float = 0.0,
 ) -> tuple[Cast, Array]:
     """Cast of scalars, and the gradient with its sign and its L2 penalty."""
     cast = p.dtype.type

@@ -79,9 +79,8 @@ def test_public_names_are_there_and_documented():
 
 def test_type_checkers_see_the_public_names():
     stub = ast.parse((Path(fastopt.__file__).with_suffix(".pyi")).read_text(encoding="utf-8"))
-    declared = [
-        (node.module, alias.name) for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    ]
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    declared = [(node.module, alias.name) for node in imports for alias in node.names]
     expected = [(module, name) for name, module in fastopt._MODULE_OF.items()]
     expected += [("fastopt", name) for name in fastopt._SUBMODULES] + [("fastopt._version", "__version__")]
     assert sorted(declared) == sorted(expected)

@@ -4,8 +4,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import disjoint_base
 
-from fastopt._core.typing import Array
-
 MAX_DEFERRED_STEPS: int
 NO_ROWS: Rows
 
@@ -19,4 +17,6 @@ class Rows:
 
 @disjoint_base
 class RowUpdater:
-    def __new__(cls, param: Array, path: str, row_sums: Array | None) -> RowUpdater: ...
+    def __new__(
+        cls, param: NDArray[np.floating[Any]], path: str, row_sums: NDArray[np.floating[Any]] | None
+    ) -> RowUpdater: ...

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fastopt._core.typing import AnyArray
+    from numpy.typing import NDArray
 
 _T = TypeVar("_T")
 
@@ -62,7 +62,7 @@ def check_choice(name: str, value: _T, choices: Iterable[Any]) -> _T:
     raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[AnyArray, AnyArray]:
+def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return samples and labels as arrays, or raise if they differ in length or have none.
 
     A sparse matrix of samples comes back in CSR format.

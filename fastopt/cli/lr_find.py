@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.parser import FAILED, print_error
-from fastopt.nn import lr_find
+from fastopt.lr_range_test import lr_find
 
 if TYPE_CHECKING:
     import argparse
 
     from fastopt.cli.parser import Parser
-    from fastopt.nn.lr_find import LRFind
+    from fastopt.lr_range_test import LRFind
 
 __all__ = ["add_options", "run"]
 

@@ -4,8 +4,7 @@ from fastopt.nn import data, metrics
 from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.gradient_check import check_gradients
 from fastopt.nn.history import History
-from fastopt.nn.lr_find import lr_find
 from fastopt.nn.mlp import MLP
 from fastopt.nn.trainer import Trainer
 
-__all__ = ["MLP", "Callback", "History", "Trainer", "check_gradients", "data", "lr_find", "metrics"]
+__all__ = ["MLP", "Callback", "History", "Trainer", "check_gradients", "data", "metrics"]

@@ -59,7 +59,7 @@ class SparseMatrix(Protocol):
 
 
 class LRFindResult(Protocol):
-    """The attributes of `fastopt.nn.lr_find.LRFind`."""
+    """The attributes of `fastopt.lr_range_test.LRFind`."""
 
     @property
     def lr(self) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from fastopt._core.pytree import assemble
 from fastopt._core.rows import NO_ROWS, Rows
 from fastopt._core.validation import check_bool, check_int
 from fastopt.optimizers.groups import ParamGroups
-from fastopt.optimizers.hyperparameters import check_hyperparameter, check_number
+from fastopt.optimizers.hyperparameters import check_number
 from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.ema import EMA, swap
 from fastopt.optimizers.options.gradients import unit_transform
@@ -62,7 +62,7 @@ def constructor(signature_of: Init) -> Init:
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         given, rule = dict(bound.arguments), self.RULE
-        convention = check_hyperparameter("convention", given.get("convention", "torch"), rule)
+        convention = rule.check_hyperparameter("convention", given.get("convention", "torch"))
         bound.apply_defaults()
         values = {**bound.arguments, **rule.CONVENTIONS[convention], **given}
         unknown = bound.arguments["options"].keys() - _OPTIONS

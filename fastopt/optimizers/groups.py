@@ -6,7 +6,7 @@ from collections import UserDict
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fastopt._core.pytree import count_leaves, flatten
-from fastopt.optimizers.hyperparameters import Hyperparameters, check_hyperparameter, evaluate, is_schedule
+from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,7 +69,7 @@ class Group(UserDict[str, Any]):
         self._dirty = dirty
         self.data = {"params": params}
         for name, value in hyperparameters.items():
-            self.data[name] = check_hyperparameter(name, value, rule)
+            self.data[name] = rule.check_hyperparameter(name, value)
 
     @property
     def numbers(self) -> ScalarState:
@@ -82,7 +82,7 @@ class Group(UserDict[str, Any]):
         if name not in self.data:
             known = ", ".join(k for k in self.data if k != "params")
             raise ValueError(f"{name}: unknown hyperparameter, expected one of {known}")
-        self.data[name] = check_hyperparameter(name, value, self.rule)
+        self.data[name] = self.rule.check_hyperparameter(name, value)
         self._dirty.mark()
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
@@ -101,10 +101,8 @@ class Group(UserDict[str, Any]):
 
     def evaluate_schedules(self, step: int) -> dict[str, Any]:
         """Values of the scheduled hyperparameters after `step` finished steps."""
-        return {name: self._evaluate(name, step) for name, v in self.hyperparameters().items() if is_schedule(v)}
-
-    def _evaluate(self, name: str, step: int) -> Any:
-        return evaluate(name, self.data[name], step, self.rule.RANGES.get(name))
+        items = self.hyperparameters().items()
+        return {name: self.rule.evaluate(name, v, step) for name, v in items if is_schedule(v)}
 
     def update_current(self, step: int, *, everything: bool) -> None:
         """Evaluate the schedules, or all hyperparameters, after `step` finished steps."""
@@ -112,7 +110,7 @@ class Group(UserDict[str, Any]):
             self.current = Hyperparameters(self.hyperparameters() | {"totals": None})
             self.scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
         for name in self.scheduled:
-            setattr(self.current, name, self._evaluate(name, step))
+            setattr(self.current, name, self.rule.evaluate(name, self.data[name], step))
 
     def stateful_schedules(self) -> Iterator[tuple[str, Any]]:
         """Schedules that have a state, by name: ``lr``, ``betas[0]``."""

@@ -6,13 +6,10 @@ import math
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from fastopt._core.typing import Bounds, Ranges, ScalarState
-    from fastopt.optimizers.rule import Rule
 
 # Half-open ranges [low, high), one per entry of a pair or triple. NaN is in none of them; a third element
 # None means that the value may be None. Optimizers with other ranges define `Rule.RANGES`.
@@ -76,27 +73,8 @@ def check_number(name: str, value: Any, bounds: Bounds | None = None) -> Any:
     return number
 
 
-def check_hyperparameter(name: str, value: Any, rule: type[Rule]) -> Any:
-    """Return a hyperparameter as a group stores it: number, schedule, tuple of these, choice or bool."""
-    choices = rule.CONVENTIONS if name == "convention" else rule.CHOICES.get(name)
-    if choices:
-        if value not in tuple(choices):
-            raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
-        return value
-    if name not in rule.RANGES:
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-        return bool(value)
-    bounds = rule.RANGES[name]
-    if not isinstance(bounds[0], tuple):
-        return _check_number_or_schedule(name, value, bounds)
-    if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(bounds):
-        count = "a pair of" if len(bounds) == 2 else len(bounds)
-        raise ValueError(f"{name}: expected {count} numbers, got {value!r}")
-    return tuple(_check_number_or_schedule(name, v, b) for v, b in zip(value, bounds, strict=True))
-
-
-def _check_number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
+def check_number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
+    """Return a schedule as it is; check any other value with `check_number`."""
     return value if callable(value) and name not in UNSCHEDULED else check_number(name, value, bounds)
 
 

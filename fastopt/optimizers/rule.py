@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from fastopt.optimizers.hyperparameters import RANGES
+import numpy as np
+
+from fastopt.optimizers.hyperparameters import RANGES, check_number_or_schedule, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,6 +57,31 @@ class Rule:
     SPARSE: ClassVar[SparseModes] = ("dense",)
     PRECOMPUTED: ClassVar[tuple[str, ...]] = ()
     DECAY: ClassVar[Literal["l2", "decoupled", "optional"]] = "l2"
+
+    @classmethod
+    def check_hyperparameter(cls, name: str, value: Any) -> Any:
+        """Return a hyperparameter as a group stores it: number, schedule, tuple of these, choice or bool."""
+        choices = cls.CONVENTIONS if name == "convention" else cls.CHOICES.get(name)
+        if choices:
+            if value not in tuple(choices):
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, choices))}, got {value!r}")
+            return value
+        if name not in cls.RANGES:
+            if not isinstance(value, (bool, np.bool_)):
+                raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+            return bool(value)
+        bounds = cls.RANGES[name]
+        if not isinstance(bounds[0], tuple):
+            return check_number_or_schedule(name, value, bounds)
+        if not isinstance(value, (tuple, list, np.ndarray)) or len(value) != len(bounds):
+            count = "a pair of" if len(bounds) == 2 else len(bounds)
+            raise ValueError(f"{name}: expected {count} numbers, got {value!r}")
+        return tuple(check_number_or_schedule(name, v, b) for v, b in zip(value, bounds, strict=True))
+
+    @classmethod
+    def evaluate(cls, name: str, value: Any, step: int) -> Any:
+        """Value of a hyperparameter after `step` finished steps."""
+        return evaluate(name, value, step, cls.RANGES.get(name))
 
     @staticmethod
     def check(hp: Hyperparameters) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt.optimizers.hyperparameters import Hyperparameters, check_hyperparameter, is_schedule
+from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -90,7 +90,7 @@ def check_state_dict(
         check_steps(f"{name}['start']", foreign["start"])
         local = group.hyperparameters()
         taken = {
-            n: check_hyperparameter(n, foreign[n], rule)
+            n: rule.check_hyperparameter(n, foreign[n])
             for n, value in local.items()
             if n in foreign and not is_schedule(value)
         }

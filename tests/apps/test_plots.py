@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from fastopt.lr_range_test import LRFind
 from fastopt.nn import History
-from fastopt.nn.lr_find import LRFind
 from fastopt.plots import (
     check_path,
     plot_comparison,

@@ -451,7 +451,8 @@ def test_while_swapped_no_step_and_no_saving():
 def test_no_copy_of_what_could_not_be_swapped_back(swapped, again):
     opt = fastopt.SGDScheduleFree(np.zeros(3), ema=0.5)
     opt.step(np.ones(3))
-    with getattr(opt, swapped)(), pytest.raises(RuntimeError, match=r"copying: not allowed inside .* or averaged"):
+    message = r"copying: not allowed inside .* or averaged"
+    with getattr(opt, swapped)(), pytest.raises(RuntimeError, match=message):
         again(opt)
     again(opt)
 
@@ -545,10 +546,10 @@ SCALARS = fastopt.Adam.RULE
 
 
 @pytest.mark.parametrize(("methods", "message"), [
-    ({"constants": lambda cls, hp: {"beta1": 0.9}}, "adam: expected the scalars decay_factor, one_minus_beta1, "),
+    ({"constants": lambda cls, hp: {"beta1": 0.9}}, "expected the scalars decay_factor, one_minus_beta1, "),
     ({"constants": lambda cls, hp: {**SCALARS.constants(hp), "beta3": 0.9}}, "adam: unknown scalar 'beta3'"),
     ({"step_scalars": lambda cls, hp, t: {"lr": 0.1}}, "expected the scalars lr, denom_scale .* got lr$"),
-    ({"step_scalars": lambda cls, hp, t: {**SCALARS.step_scalars(hp, t), "t": 1.0}}, "got lr, denom_scale, t$"),
+    ({"step_scalars": lambda cls, hp, t: {**SCALARS.step_scalars(hp, t), "t": 1.0}}, ", t$"),
     ({"step_scalars": lambda cls, hp, t: {"lr": 0.1, "scale": 1.0}}, "got lr, scale$"),
     ({"step_scalars": lambda cls, hp, t: {}}, "got none$"),
 ])

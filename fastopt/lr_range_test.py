@@ -60,7 +60,6 @@ class LRFind:
         -------
         matplotlib.figure.Figure
         """
-        # The only use of `plots` in this package: `plots` imports the types of `nn`.
         from fastopt.plots import plot_lr_find
 
         return plot_lr_find(self, path)

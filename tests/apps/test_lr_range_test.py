@@ -9,9 +9,9 @@ import pytest
 
 import fastopt
 from fastopt import lr_find, schedules
+from fastopt.lr_range_test import LRFind, _steepest
 from fastopt.nn import MLP, Trainer
 from fastopt.nn.data import load_digits
-from fastopt.nn.lr_find import LRFind, _steepest
 
 X4, Y4 = np.zeros((4, 1)), np.zeros(4)
 
