@@ -166,10 +166,13 @@ def denormal_note(run):
 # --- Tables of optimizers -------------------------------------------------------------------------
 
 OPTIMIZERS_CAPTION = (
-    "Median time of a step in microseconds. Streams: arrays read + written, and bytes: of these, per "
-    "parameter; limit: these streams with almost no arithmetic; ratio: fastopt's time over the limit's; "
-    "torch: the fastest of its modes for the optimizer; gain: its time over fastopt's; over default: time of "
-    "torch without a mode, one tensor at a time, over fastopt's."
+    "Median time of a step in microseconds. Streams: arrays read + written; limit: these streams with almost no "
+    "arithmetic; ratio: fastopt's time over the limit's; torch: the fastest of its modes for the optimizer; "
+    "gain: its time over fastopt's."
+)
+WIDE_CAPTION = (
+    " Bytes: of the streams, per parameter; over default: time of torch without a mode, one tensor at a time, "
+    "over fastopt's."
 )
 
 
@@ -229,7 +232,7 @@ def optimizer_notes(run):
         f"Above {AIM} of the limit with {threads} thread{'s' * (threads > 1)}: {', '.join(rows)}."
         for threads, rows in above.items()
     ]
-    if spreads:
+    if any(spreads):
         notes.append(
             f"Interquartile range of {run['settings']['rounds']} rounds relative to the median, for limit "
             f"and fastopt: {median(spreads):.0%} in the median of all rows, at most {max(spreads):.0%}."
@@ -275,7 +278,7 @@ def text(run, details=False, width=80):
 
 def markdown(run):
     """Return the run for the documentation."""
-    parts = [bullets(facts(run)), OPTIMIZERS_CAPTION if run["suite"] == "optimizers" else ""]
+    parts = [bullets(facts(run)), OPTIMIZERS_CAPTION + WIDE_CAPTION if run["suite"] == "optimizers" else ""]
     for table in tables(run, is_wide=True):
         lines = [table.head, ["---", *["---:"] * (len(table.head) - 1)], *table.rows]
         parts += [table.caption, "\n".join(f"| {' | '.join(cells)} |" for cells in lines)]

@@ -228,9 +228,12 @@ def report(run: Run) -> str:
         for name in cells.keys() - {"limit"} if "limit" in cells else ():
             cells[name] += f" ({short(seconds[name] / seconds['limit'])})"
         rows.append([title, *(cells.get(name, "") for name in names)])
-    caption = f"Adam, float32, {run['threads']} thread{'s' * (run['threads'] > 1)}: median microseconds per step"
+    threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+    caption = f"Adam, float32, {threads}: median microseconds per step"
     if "limit" in names:
-        caption += ", and in parentheses the\nratio to the memory-bandwidth limit, an SGD step on as many bytes"
+        caption += (
+            ", and in parentheses the\nratio to the memory-bandwidth limit, an SGD step on as many bytes"
+        )
     return "\n".join([
         f"{caption}.\n", text_table(["elements", *names], rows), "", *dict.fromkeys(run["versions"].values()),
         *(f"{name}: {reason}" for name, reason in run["failed"].items()),
