@@ -167,8 +167,8 @@ def denormal_note(run):
 
 OPTIMIZERS_CAPTION = (
     "Median time of a step in microseconds. Streams: arrays read + written; limit: these streams with almost "
-    "no arithmetic; ratio: fastopt's time over the limit's; torch: the fastest of its modes for the optimizer; "
-    "gain: its time over fastopt's."
+    "no arithmetic; ratio: fastopt's time over the limit's; torch: the fastest of its modes for the "
+    "optimizer; gain: its time over fastopt's."
 )
 WIDE_CAPTION = (
     " Bytes: of the streams, per parameter; over default: time of torch without a mode, one tensor at a "
