@@ -20,6 +20,7 @@ from fastopt import optimizers, reference
 from fastopt._core.pytree import flatten
 from fastopt.optimizers.groups import Dirty, Group
 from fastopt.optimizers.hyperparameters import Hyperparameters
+from fastopt.optimizers.parameter_docs import FUNCTION, complete
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
 
@@ -39,9 +40,7 @@ __all__ = [
     "sgd_schedule_free_", "sign_sgd_", "yogi_",
 ]
 
-_SHARED_SECTIONS = """
-
-Raises
+_SECTIONS = """Raises
 ------
 ValueError, TypeError
     If an argument is out of range or an array cannot be updated in place. The message names the argument;
@@ -50,8 +49,7 @@ ValueError, TypeError
 See Also
 --------
 fastopt.{} : The optimizer, with formula, paper and options.
-fastopt.reference.{} : The same update in NumPy.
-"""
+fastopt.reference.{} : The same update in NumPy."""
 # State arrays whose argument has a shorter name than the entry in ``opt.state``.
 _ARGUMENT_OF = {"momentum_buffer": "buf", "sum": "acc"}
 
@@ -107,8 +105,8 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
         _step(rule, hyperparameters, enabled, p, g, given, numbers, step)
 
     update.__module__ = __name__
-    shared = _SHARED_SECTIONS.format(optimizer.__name__, function.__name__)
-    update.__doc__ = inspect.cleandoc(function.__doc__ or "") + shared
+    sections = _SECTIONS.format(optimizer.__name__, function.__name__)
+    update.__doc__ = complete(function.__doc__ or "", function, FUNCTION, sections)
     return update
 
 

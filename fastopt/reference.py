@@ -45,14 +45,6 @@ def sgd_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    lr : float
-        Learning rate.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "article", "keras", "sklearn", "optax"}
         "keras" uses decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
     """
@@ -71,24 +63,14 @@ def momentum_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     buf : ndarray like `p`
         Velocity, updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     momentum : float
         Decay rate of the velocity.
     dampening : float
         Reduces the weight of the gradient from the second step on.
     nesterov : bool
         Nesterov momentum: ``p -= lr * ((1 - dampening) * g + momentum * buf)``.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "article", "keras", "sklearn", "optax"}
         "article", "keras" and "sklearn" multiply the gradient by the learning rate before it is added to the
         velocity: ``buf = momentum * buf + lr * g``, then ``p -= buf``. "keras" uses decoupled weight decay.
@@ -113,24 +95,14 @@ def asgd_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     ax : ndarray like `p`
         Average of the parameters, updated in place.
-    lr : float
-        Learning rate.
     lambd : float
         Decay of the parameters and of the learning rate.
     alpha : float
         Exponent of the learning rate's annealing.
     t0 : float
         Step after which averaging starts. Until then `ax` equals `p`.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, weight_decay, maximize)
     eta = lr / power(1.0 + lambd * lr * (step - 1), alpha)
@@ -150,8 +122,6 @@ def rprop_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     prev, step_size : ndarray like `p`
         Previous gradient and step size of each element, updated in place; zeros before the first step.
     lr : float
@@ -160,10 +130,6 @@ def rprop_(
         Factors of the step size after a change of sign and without one.
     step_sizes : pair of float
         Smallest and largest step size.
-    step : int
-        Number of this step; the first is 1.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     eta_minus, eta_plus = map(cast, etas)
@@ -186,19 +152,13 @@ def sign_sgd_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     buf : ndarray like `p`, optional
         Exponential moving average of the gradient, updated in place; zeros before the first step. If given,
         its sign is used.
-    lr : float
-        Learning rate.
     momentum : float
         Decay rate of the average.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     if buf is not None:
@@ -216,20 +176,14 @@ def lion_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg : ndarray like `p`
         Exponential moving average of the gradient, updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     betas : pair of float
         Decay rates of the average whose sign is used and of the stored one, in [0, 1).
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
     cautious : bool
         Update only elements whose step has the sign of the gradient, and divide their step by their share.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
@@ -253,24 +207,12 @@ def adagrad_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     acc : ndarray like `p`, or of length ``len(p)``
         Sum of squared gradients, updated in place.
-    lr : float
-        Learning rate.
-    eps : float
-        Added to the denominator.
     lr_decay : float
         The learning rate is ``lr / (1 + (step - 1) * lr_decay)``.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
     rowwise : bool
         Keep one element of `acc` per row of `p`: the sum of the row's mean squared gradients.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "article", "keras", "optax"}
         "keras" and "optax" divide by ``sqrt(acc + eps)``; "keras" uses decoupled weight decay.
     """
@@ -295,21 +237,13 @@ def adadelta_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     square_avg, acc_delta : ndarray like `p`
         Exponential moving averages of the squared gradient and of ``d * d``, updated in place; zeros before
         the first step.
-    lr : float
-        Learning rate.
     rho : float
         Decay rate of the averages, in [0, 1).
     eps : float
         Added under both square roots.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "keras", "optax"}
         "keras" uses decoupled weight decay.
     """
@@ -332,8 +266,6 @@ def ftrl_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     accumulator, linear : ndarray like `p`
         Sum of squared gradients and linear term, updated in place. `linear` is zeros before the first step,
         and `accumulator` should be positive.
@@ -343,10 +275,6 @@ def ftrl_(
         Weights of the penalties.
     beta : float
         Added to the square root of the accumulator.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "keras"}
         "keras" doubles `l2` and uses decoupled weight decay.
     """
@@ -371,8 +299,6 @@ def rmsprop_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     square_avg : ndarray like `p`
         Exponential moving average of the squared gradient, updated in place.
     buf : ndarray like `p`, optional
@@ -381,18 +307,10 @@ def rmsprop_(
     grad_avg : ndarray like `p`, optional
         Exponential moving average of the gradient, updated in place. If given, the gradient is divided by its
         standard deviation (centered RMSprop).
-    lr : float
-        Learning rate.
     alpha : float
         Decay rate of the averages, in [0, 1).
-    eps : float
-        Added to the denominator.
     momentum : float
         Decay rate of the velocity; needs `buf`.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "article", "keras", "optax"}
         "keras" and "optax" add epsilon under the root and multiply the gradient by the learning rate before
         it is added to the velocity; "keras" uses decoupled weight decay.
@@ -426,26 +344,6 @@ def adam_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    exp_avg, exp_avg_sq : ndarray like `p`
-        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
-        first step.
-    max_exp_avg_sq : ndarray like `p`, optional
-        Maximum of `exp_avg_sq` so far, updated in place. If given, it takes the place of `exp_avg_sq` in the
-        denominator (AMSGrad).
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     cautious : bool
         Update only elements whose step has the sign of the gradient, and divide their step by their share.
         Not with `max_exp_avg_sq`.
@@ -470,26 +368,8 @@ def adamw_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    exp_avg, exp_avg_sq : ndarray like `p`
-        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
-        first step.
-    max_exp_avg_sq : ndarray like `p`, optional
-        Maximum of `exp_avg_sq` so far, updated in place. If given, it takes the place of `exp_avg_sq` in the
-        denominator (AMSGrad).
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     cautious : bool
         Update only elements whose step has the sign of the gradient, and divide their step by their share.
         Not with `max_exp_avg_sq`.
@@ -515,23 +395,13 @@ def adamax_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_inf : ndarray like `p`
         Exponential moving average and decaying maximum of the gradient, updated in place; zeros before the
         first step.
-    lr : float
-        Learning rate.
     betas : pair of float
         Decay rates of the average and of the maximum, in [0, 1).
     eps : float
         Added to the absolute gradient.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "keras", "optax"}
         "keras" adds epsilon to `exp_inf` in the denominator instead, and uses decoupled weight decay.
     """
@@ -556,29 +426,8 @@ def nadam_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    exp_avg, exp_avg_sq : ndarray like `p`
-        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
-        first step.
-    numbers : dict of str to float
-        Scalar state, updated in place; empty before the first step.
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
     momentum_decay : float
         Speed of the momentum's warmup.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "keras", "optax"}
         "optax" has no warmup of the momentum.
     """
@@ -606,25 +455,6 @@ def radam_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    exp_avg, exp_avg_sq : ndarray like `p`
-        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
-        first step.
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "optax"}
         "torch" adds epsilon before bias correction, "optax" after it.
     """
@@ -656,23 +486,13 @@ def adabelief_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_avg_var : ndarray like `p`
         Exponential moving averages of the gradient and of its squared deviation from `exp_avg`, updated in
         place; zeros before the first step.
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
     eps : float
         Added to `exp_avg_var` in each step, and to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, True, maximize)
     beta1, beta2 = betas
@@ -694,22 +514,10 @@ def yogi_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_avg_sq : ndarray like `p`
         First and second moment, updated in place; a small value such as 1e-6 before the first step.
-    lr : float
-        Learning rate.
     betas : pair of float
         Decay rates of the two moments, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, weight_decay, maximize)
     beta1, beta2 = betas
@@ -731,27 +539,13 @@ def adopt_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_avg_sq : ndarray like `p`
         Exponential moving averages of the scaled gradient and of the squared gradient, updated in place;
         zeros before the first step.
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
     eps : float
         Lower bound of the denominator.
     clip_exp : float or None
         The scaled gradient is clipped to ``(step - 1) ** clip_exp``; None for no clipping.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, decoupled_weight_decay, maximize)
     beta1, beta2 = betas
@@ -777,27 +571,17 @@ def ademamix_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg_fast, exp_avg_slow, exp_avg_sq : ndarray like `p`
         Exponential moving averages of the gradient, with ``beta1`` and ``beta3``, and of its square, with
         ``beta2``, updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     betas : triple of float
         Decay rates ``beta1, beta2, beta3`` of the averages, in [0, 1).
     alpha : float
         Weight of the slow average.
     alpha_warmup, beta3_warmup : float
         Number of steps in which `alpha` and ``beta3`` rise to their values; 0 for no warmup.
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g, decay_factor = _prepare_decay(p, g, lr, weight_decay, True, maximize)
     beta1, beta2, beta3 = betas
@@ -825,25 +609,15 @@ def adan_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_avg_diff, exp_avg_sq, pre_grad : ndarray like `p`
         Exponential moving averages of the gradient, of the difference ``d`` of successive gradients, and of
         ``(g + beta2 * d) ** 2``; previous gradient. Updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     betas : triple of float
         Decay rates ``beta1, beta2, beta3`` of the averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Proximal weight decay: ``p /= 1 + lr * weight_decay`` after the step.
     no_prox : bool
         Use ``p *= 1 - lr * weight_decay`` before the step instead.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2, beta3 = betas
@@ -872,24 +646,16 @@ def lars_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     buf : ndarray like `p`
         Velocity, updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     momentum : float
         Decay rate of the velocity.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
     trust_coefficient : float
         Factor of the trust ratio.
     eps : float
         Added to the denominator of the trust ratio.
     adapt : bool
         If False, leave the trust ratio out.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     p_norm, g_norm = _norm(p), _norm(g)
@@ -910,25 +676,10 @@ def lamb_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    exp_avg, exp_avg_sq : ndarray like `p`
-        Exponential moving averages of the gradient and of its square, updated in place; zeros before the
-        first step.
-    lr : float
-        Learning rate.
-    betas : pair of float
-        Decay rates of the two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         ``weight_decay * p`` is added to the step direction.
     adapt : bool
         If False, leave the ratio of the norms out.
-    maximize : bool
-        Maximize: use the negative gradient.
     convention : {"torch", "keras", "optax"}
         "keras" uses decoupled weight decay.
     """
@@ -957,21 +708,13 @@ def prodigy_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     exp_avg, exp_avg_sq, s, p0 : ndarray like `p`
         Exponential moving averages of the gradient, of its square and of the weighted gradients; parameters
         before the first step. Updated in place; zeros before the first step.
-    numbers : dict of str to float
-        Scalar state, updated in place; empty before the first step.
     lr : float
         Factor of the estimated learning rate.
     betas : pair of float
         Decay rates of the first two averages, in [0, 1).
-    eps : float
-        Added to the denominator.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - d * lr * weight_decay`` before the step.
     use_bias_correction : bool
@@ -984,8 +727,6 @@ def prodigy_(
         Factor of new estimates.
     growth_rate : float or None
         Largest ratio of successive estimates; None for no limit.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
@@ -1024,26 +765,8 @@ def sgd_schedule_free_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    z : ndarray like `p`
-        Iterates of the base optimizer, updated in place; zeros before the first step.
-    numbers : dict of str to float
-        Scalar state, updated in place; empty before the first step.
-    lr : float
-        Learning rate.
     momentum : float
         Weight of the average in `p`, in (0, 1).
-    warmup_steps : float
-        Number of steps in which the learning rate rises linearly; 0 for no warmup.
-    r, weight_lr_power : float
-        Exponents of the step and of the learning rate in the weight of an iterate in the average.
-    step : int
-        Number of this step; the first is 1.
-    weight_decay : float
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, weight_decay, maximize)
     _schedule_free(cast, p, g, z, numbers, lr, momentum, warmup_steps, r, weight_lr_power, step)
@@ -1060,30 +783,12 @@ def adamw_schedule_free_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
-    z : ndarray like `p`
-        Iterates of the base optimizer, updated in place; zeros before the first step.
     exp_avg_sq : ndarray like `p`
         Exponential moving average of the squared gradient, updated in place; zeros before the first step.
-    numbers : dict of str to float
-        Scalar state, updated in place; empty before the first step.
-    lr : float
-        Learning rate.
     betas : pair of float
         Weight of the average in `p`, in (0, 1), and decay rate of `exp_avg_sq`, in [0, 1).
-    eps : float
-        Added to the denominator.
-    warmup_steps : float
-        Number of steps in which the learning rate rises linearly; 0 for no warmup.
-    r, weight_lr_power : float
-        Exponents of the step and of the learning rate in the weight of an iterate in the average.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         ``weight_decay * p`` is added to the step direction.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
@@ -1127,8 +832,6 @@ def adafactor_(
 
     Parameters
     ----------
-    p, g : ndarray of float32 or float64
-        Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     row_var, col_var : ndarray of the dtype of `p`, optional
         If `p` has two or more axes: means of the squared gradient over the last axis and over the one before,
         with length 1 in that axis. Updated in place; zeros before the first step.
@@ -1143,12 +846,8 @@ def adafactor_(
         of `p`.
     d : float
         Clipping threshold of the update's root mean square.
-    step : int
-        Number of this step; the first is 1.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     x, g = p.astype(float), g.astype(float) * (-1.0 if maximize else 1.0)
@@ -1195,8 +894,6 @@ def muon_(
         Parameters, updated in place, and gradient, which is only read; same shape and dtype.
     momentum_buffer : ndarray like `p`
         Exponential moving average of the gradient, updated in place; zeros before the first step.
-    lr : float
-        Learning rate.
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
     momentum : float
@@ -1212,8 +909,6 @@ def muon_(
     adjust_lr_fn : {None, "original", "match_rms_adamw"}
         The scale of an m by n matrix is ``sqrt(max(1, m / n))`` (None, "original") or
         ``0.2 * sqrt(max(m, n))``.
-    maximize : bool
-        Maximize: use the negative gradient.
     """
     a, b, c = ns_coefficients
     m, n = p.shape

@@ -1,4 +1,4 @@
-"""AdaGrad and what came of it: Adadelta and FTRL."""
+"""AdaGrad, Adadelta and FTRL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AdagradRule(Rule):
 
 
 class Adagrad(Optimizer):
-    r"""AdaGrad: each number's rate falls with the squares of its gradients so far.
+    r"""AdaGrad: per-parameter learning rates that decrease with the sum of squared gradients.
 
     .. math::
         s_t = s_{t-1} + g_t^2, \qquad
@@ -60,33 +60,16 @@ class Adagrad(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     lr_decay : float or schedule
-        :math:`\eta \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
+        Learning rate decay :math:`\eta \ge 0`.
     initial_accumulator_value : float
-        :math:`s_0 \ge 0`.
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
+        Initial sum :math:`s_0 \ge 0`.
     rowwise : bool
-        Keep one accumulator for each row (each index of the first axis) rather than for each number, and
-        add to it the mean of the row's squares: a table takes half the memory and less of it is moved.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "article", "keras", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "keras" and "optax" add
-        epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`; "keras" has decoupled weight decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Keep one accumulator per row (index of the first axis) instead of one per element, and add the mean
+        of the row's squared gradients to it. This halves the memory of an embedding table with its state.
+    convention
+        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`; "keras" has
+        decoupled weight decay.
 
     References
     ----------
@@ -128,7 +111,7 @@ class AdadeltaRule(Rule):
 
 
 class Adadelta(Optimizer):
-    r"""Adadelta: steps in the units of the parameter, so that it needs no learning rate.
+    r"""Adadelta: steps scaled by a running average of squared updates, without a global learning rate.
 
     .. math::
         s_t = \rho s_{t-1} + (1 - \rho) g_t^2, \qquad
@@ -138,27 +121,14 @@ class Adadelta(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
-        :math:`\gamma \ge 0`; the paper has 1.
+        :math:`\gamma \ge 0`; 1 in the paper.
     rho : float or schedule
-        Weight of the past :math:`\rho`, in [0, 1).
+        Decay rate :math:`\rho` of the averages, in [0, 1).
     eps : float or schedule
-        :math:`\epsilon \ge 0`; with 0 nothing ever moves.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras", "optax"}
-        Dialect: numbers where they are not given; "keras" has decoupled decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        :math:`\epsilon \ge 0`; with 0 the parameters never move.
+    convention
+        "keras" has decoupled weight decay.
 
     References
     ----------
@@ -202,42 +172,28 @@ class FTRLRule(Rule):
 
 
 class FTRL(Optimizer):
-    r"""Follow the regularized leader, proximal: AdaGrad whose L1 penalty sets numbers to exactly zero.
+    r"""FTRL-Proximal (follow the regularized leader): AdaGrad with an L1 penalty that yields exact zeros.
 
     .. math::
         n_t = n_{t-1} + g_t^2, \qquad
         z_t = z_{t-1} + g_t - \frac{\sqrt{n_t} - \sqrt{n_{t-1}}}{\gamma} p_{t-1}, \qquad
         p_t = -\frac{z_t - \min(\max(z_t, -\lambda_1), \lambda_1)}{(\beta + \sqrt{n_t}) / \gamma + \lambda_2}
 
-    For sparse linear models of many features.
+    It is intended for sparse linear models with many features.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
         Learning rate :math:`\gamma > 0`, the paper's :math:`\alpha`.
     l1, l2 : float or schedule
-        Penalties :math:`\lambda_1, \lambda_2 \ge 0`.
+        L1 and L2 penalties :math:`\lambda_1, \lambda_2 \ge 0`.
     beta : float or schedule
         :math:`\beta \ge 0`.
     initial_accumulator_value : float
-        :math:`n_0 \ge 0`; one of it and `beta` must be above zero.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras"}
-        Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
-        the paper. "keras" counts `l2` twice, as the gradient of :math:`\lambda_2 p^2`, and has decoupled
-        decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Initial sum :math:`n_0 \ge 0`. This or `beta` must be positive.
+    convention
+        "torch" is the paper's formula: torch has no FTRL. "keras" doubles `l2`, as the gradient of
+        :math:`\lambda_2 p^2`, and has decoupled weight decay.
 
     References
     ----------

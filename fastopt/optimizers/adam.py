@@ -72,47 +72,25 @@ class AdamRule(Rule):
 
 
 class Adam(Optimizer):
-    r"""Adam: momentum over the root mean square, both corrected for their start at zero.
+    r"""Adam: adaptive moment estimation.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \qquad
         p_t = p_{t-1} - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    With `amsgrad`, the largest :math:`v` so far takes the place of :math:`v_t` under the root.
+    With `amsgrad`, :math:`v_t` in the last formula is replaced by its maximum over all steps.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
     amsgrad : bool
-        Never let the denominator fall.
-    cautious : bool
-        Move only the numbers whose step agrees in sign with the gradient, and those farther: by the
-        array's size over their count (at most 1000 times). Not together with `amsgrad`.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "article", "keras", "sklearn", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "keras" and "sklearn" add
-        epsilon before bias correction (the paper's epsilon-hat):
-        :math:`\gamma \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`.
-        "keras" has decoupled weight decay. With "optax", `amsgrad` takes the maximum of the bias-corrected
-        :math:`v_t`.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        AMSGrad: divide by the running maximum of the second moment.
+    cautious
+        Cannot be combined with `amsgrad`.
+    convention
+        "keras" and "sklearn" add epsilon before bias correction (the paper's epsilon-hat): :math:`\gamma
+        \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`. "keras" has decoupled
+        weight decay. With "optax", `amsgrad` takes the maximum of the bias-corrected :math:`v_t`.
 
     References
     ----------
@@ -156,22 +134,14 @@ class AdamWRule(AdamRule):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay.
 
-    Before Adam's step, :math:`p \leftarrow (1 - \gamma \lambda) p`, and nothing is added to the
-    gradient.
+    As `Adam`, but :math:`p \leftarrow (1 - \gamma \lambda) p` before each step in place of the L2 penalty.
 
     Parameters
     ----------
-    params, lr, betas, eps, amsgrad, cautious, maximize, **options
-        As for `Adam`.
-    weight_decay : float or schedule
-        :math:`\lambda \ge 0`.
-    convention : {"torch", "keras", "optax"}
-        As for `Adam`, with other defaults of the decay.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+    amsgrad : bool
+        AMSGrad: divide by the running maximum of the second moment.
+    convention
+        See `Adam`.
 
     References
     ----------
@@ -210,7 +180,7 @@ class AdamaxRule(Rule):
 
 
 class Adamax(Optimizer):
-    r"""Adamax: Adam whose second moment is the largest gradient of late, rather than a mean square.
+    r"""Adamax: Adam with the infinity norm in place of the second moment.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -219,29 +189,9 @@ class Adamax(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "keras" adds epsilon
-        outside the maximum, :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` and
-        :math:`m_t / (u_t + \epsilon)`, and has decoupled weight decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+    convention
+        "keras" adds epsilon outside the maximum, :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` and :math:`m_t
+        / (u_t + \epsilon)`, and has decoupled weight decay.
 
     References
     ----------
@@ -289,7 +239,7 @@ class NAdamRule(Rule):
 
 
 class NAdam(Optimizer):
-    r"""Adam with Nesterov's momentum, which warms up.
+    r"""NAdam: Adam with Nesterov momentum and momentum warmup.
 
     .. math::
         \mu_t = \beta_1 (1 - \tfrac12 0.96^{t \psi}), \qquad
@@ -301,32 +251,10 @@ class NAdam(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Shrink the parameters instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     momentum_decay : float or schedule
-        :math:`\psi \ge 0`.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "optax" uses
-        :math:`\mu_t = \beta_1` and ignores `momentum_decay`.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Momentum decay :math:`\psi \ge 0`.
+    convention
+        "optax" uses :math:`\mu_t = \beta_1` and ignores `momentum_decay`.
 
     References
     ----------
@@ -370,7 +298,7 @@ class RAdamRule(Rule):
 
 
 class RAdam(Optimizer):
-    r"""Rectified Adam: plain momentum until the second moment can be trusted, then Adam, warmed up.
+    r"""RAdam: rectified Adam, which uses momentum only until the variance of the second moment is tractable.
 
     .. math::
         \rho_\infty = \frac{2}{1 - \beta_2} - 1, \qquad
@@ -383,34 +311,12 @@ class RAdam(Optimizer):
             1 & \text{else}
         \end{cases}
 
-    where :math:`\hat m_t, v_t` are Adam's moments. The kernel is Adam's.
+    where :math:`\hat m_t, v_t` are Adam's moments.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Shrink the parameters instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "optax"}
-        "optax" adds epsilon to the corrected root,
-        :math:`r_t / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)`.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+    convention
+        "optax" adds epsilon after bias correction, :math:`r_t / (\sqrt{v_t / (1 - \beta_2^t)} + \epsilon)`.
 
     References
     ----------

@@ -23,6 +23,7 @@ from fastopt.optimizers.options.ema import EMA, swap
 from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.lookahead import Lookahead
 from fastopt.optimizers.options.sparse import check_mode, index_of
+from fastopt.optimizers.parameter_docs import document
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
 from fastopt.optimizers.state import State, allocate
@@ -72,6 +73,7 @@ def constructor(signature_of: Init) -> Init:
         hyperparameters = {name: values[name] for name in names}
         Optimizer.__init__(self, given["params"], hyperparameters, **bound.arguments["options"])
 
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     return cast(Init, __init__)
 
 
@@ -136,6 +138,10 @@ class Optimizer:
     """
 
     RULE: ClassVar[type[Rule]] = Rule
+
+    def __init_subclass__(cls) -> None:
+        if cls.__doc__ and {"RULE", "__init__"} <= vars(cls).keys():
+            cls.__doc__ = document(cls.__doc__, cls.__init__, cls.RULE)
 
     def __init__(
         self, params: Params, hyperparameters: Mapping[str, Any], *, ema: FloatOrSchedule | None = None,

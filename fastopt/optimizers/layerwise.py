@@ -1,7 +1,4 @@
-"""Rules whose step is in proportion to the norm of the array: LARS and LAMB.
-
-The norms take a pass of their own over the parameters, so a step costs more than its formula shows.
-"""
+"""Optimizers with a layer-wise learning rate, LARS and LAMB. The norms require a second pass."""
 
 from __future__ import annotations
 
@@ -36,40 +33,25 @@ class LARSRule(Rule):
 
 
 class LARS(Optimizer):
-    r"""Layer-wise adaptive rate scaling: momentum, with a rate for each array, for large batches.
+    r"""LARS: momentum with layer-wise adaptive learning rates, for large batches.
 
     .. math::
         \tau = \frac{\eta \|p_{t-1}\|}{\|g_t\| + \lambda \|p_{t-1}\| + \epsilon}, \qquad
         b_t = \mu b_{t-1} + \gamma \tau (g_t + \lambda p_{t-1}), \qquad
         p_t = p_{t-1} - b_t
 
-    Norms are those of an array; where one of them is zero, :math:`\tau = 1`.
+    Norms are per array; if one of them is zero, :math:`\tau = 1`.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     momentum : float or schedule
-        :math:`\mu \ge 0`.
+        Momentum :math:`\mu \ge 0`.
     weight_decay : float or schedule
         L2 penalty :math:`\lambda \ge 0`.
     trust_coefficient : float or schedule
-        :math:`\eta \ge 0`.
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
+        Trust coefficient :math:`\eta \ge 0`.
     adapt : bool
-        False for :math:`\tau = 1`: usual for a group of biases and scales, with no weight decay.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        False for :math:`\tau = 1`, which is usual for biases and normalization scales.
 
     References
     ----------
@@ -117,42 +99,21 @@ class LAMBRule(Rule):
 
 
 class LAMB(Optimizer):
-    r"""LAMB: AdamW, with a rate for each array in proportion to its norm, for large batches.
+    r"""LAMB: AdamW with layer-wise adaptive learning rates, for large batches.
 
     .. math::
         d_t = \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon} + \lambda p_{t-1}, \qquad
         p_t = p_{t-1} - \gamma \frac{\|p_{t-1}\|}{\|d_t\|} d_t
 
-    where :math:`m_t, v_t` are Adam's moments. Norms are those of an array; where one of them is zero,
-    their ratio counts as 1.
+    where :math:`m_t, v_t` are Adam's moments. Norms are per array; if one of them is zero, their ratio is 1.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        :math:`\lambda \ge 0`.
     adapt : bool
-        False for a ratio of 1: usual for a group of biases and scales, with no weight decay.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras", "optax"}
-        Dialect: formula, and numbers where they are not given; "torch", which has no such rule, stands for
-        the paper. "keras" has decoupled decay: :math:`p \leftarrow (1 - \gamma \lambda) p` before the
-        step, and :math:`\lambda` is left out of :math:`d_t`.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        False for a ratio of 1, which is usual for biases and normalization scales.
+    convention
+        "torch" is the paper's formula: torch has no LAMB. "keras" has decoupled weight decay in place of
+        :math:`\lambda p_{t-1}` in :math:`d_t`.
 
     References
     ----------

@@ -51,7 +51,7 @@ class AdafactorRule(Rule):
 
 
 class Adafactor(Optimizer):
-    r"""Adafactor: a second moment stored as a column and a row, for memory's sake.
+    r"""Adafactor: a factored second moment, stored as row and column averages.
 
     .. math::
         R_t = (1 - w_t) R_{t-1} + w_t \operatorname{rowmean} G_t^2, \quad
@@ -63,32 +63,19 @@ class Adafactor(Optimizer):
             - \frac{\max(\epsilon_2, \operatorname{RMS} P_{t-1}) \min(\gamma, 1 / \sqrt t)}
                    {\max(1, \operatorname{RMS} U_t / d)} U_t
 
-    Rows and columns are those of the last two axes. A vector keeps its full second moment.
+    Rows and columns are those of the last two axes. Vectors have a full second moment.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
-        Bound :math:`\gamma \ge 0` of the relative step.
+        Upper bound :math:`\gamma \ge 0` of the relative step size.
     beta2_decay : float or schedule
-        :math:`c \le 0`.
+        Exponent :math:`c \le 0`.
     eps : pair of float or schedule or None
-        :math:`\epsilon_1 \ge 0`, whose square bounds the second moment from below (None: the spacing
-        of numbers at 1), and :math:`\epsilon_2 \ge 0`.
+        :math:`\epsilon_1 \ge 0`, whose square is the lower bound of the second moment (None: the machine
+        epsilon of the dtype), and :math:`\epsilon_2 \ge 0`.
     d : float or schedule
-        Bound :math:`d \ge 1` of the step's root mean square.
-    weight_decay : float or schedule
-        Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Clipping threshold :math:`d \ge 1` of the root mean square of the update.
 
     References
     ----------
@@ -158,50 +145,35 @@ class MuonRule(Rule):
 
 
 class Muon(Optimizer):
-    r"""Muon: momentum whose singular values are all brought near one, by Newton-Schulz iterations.
+    r"""Muon: momentum orthogonalized by Newton-Schulz iterations.
 
     .. math::
         B_t = \mu B_{t-1} + (1 - \mu) G_t, \qquad
         O_t = \operatorname{NS}(\mu B_t + (1 - \mu) G_t), \qquad
         P_t = (1 - \gamma \lambda) P_{t-1} - \gamma' O_t
 
-    Without `nesterov` :math:`O_t = \operatorname{NS}(B_t)`. Arrays that are not matrices, and groups with
-    ``muon=False``, as embeddings and output layers should have, take the steps of `AdamW`.
+    Without `nesterov` :math:`O_t = \operatorname{NS}(B_t)`. Non-matrix parameters and groups with
+    ``muon=False``, which is recommended for embeddings and output layers, use `AdamW`.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    weight_decay : float or schedule
-        Decoupled: :math:`\lambda \ge 0`.
     momentum : float or schedule
-        :math:`\mu`, in [0, 1).
+        Momentum :math:`\mu`, in [0, 1).
     nesterov : bool
-        Look ahead by the gradient.
+        Use Nesterov momentum.
     ns_coefficients : triple of float or schedule
-        :math:`a, b, c` of one iteration :math:`X \leftarrow a X + (b A + c A^2) X, A = X X^\top`.
+        Coefficients :math:`a, b, c` of an iteration :math:`X \leftarrow a X + (b A + c A^2) X, A = X X^\top`.
     eps : float or schedule
-        Least norm by which the matrix is divided at first.
+        Lower bound of the norm by which the matrix is divided before the iterations.
     ns_steps : int
-        Iterations.
+        Number of iterations.
     adjust_lr_fn : {None, "original", "match_rms_adamw"}
-        :math:`\gamma' = \gamma \sqrt{\max(1, m / n)}` for an m by n matrix (both None and "original",
-        meant for matrices of outputs by inputs) or :math:`0.2 \gamma \sqrt{\max(m, n)}`.
+        :math:`\gamma' = \gamma \sqrt{\max(1, m / n)}` for an m by n matrix of outputs by inputs (None and
+        "original"), or :math:`0.2 \gamma \sqrt{\max(m, n)}`.
     muon : bool
-        False for AdamW on matrices, too.
+        If False, the group uses AdamW for matrices, too.
     adamw_lr, adamw_betas, adamw_eps
-        `lr`, `betas`, `eps` of AdamW; `weight_decay` is common to both.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        `lr`, `betas` and `eps` of AdamW; `weight_decay` is shared.
 
     References
     ----------

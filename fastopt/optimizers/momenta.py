@@ -1,4 +1,4 @@
-"""Adam with another first moment: ADOPT, AdEMAMix and Adan."""
+"""Optimizers with another first moment than Adam's: ADOPT, AdEMAMix and Adan."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ADOPTRule(Rule):
 
 
 class ADOPT(Optimizer):
-    r"""ADOPT: Adam that divides before it averages, by the second moment of the steps before.
+    r"""ADOPT: Adam that normalizes the gradient by the previous second moment before averaging.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1)
@@ -44,33 +44,12 @@ class ADOPT(Optimizer):
         v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2, \qquad
         p_t = p_{t-1} - \gamma m_t
 
-    It converges for every :math:`\beta_2`. The first step only sets :math:`v_1 = g_1^2`.
+    It converges for every :math:`\beta_2`. The first step only initializes :math:`v_1 = g_1^2`.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    decoupled_weight_decay : bool
-        Shrink the parameters instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
     clip_exp : float or schedule or None
-        The power :math:`c \ge 0`; None for no clipping.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Exponent :math:`c \ge 0` of the clipping bound; None for no clipping.
 
     References
     ----------
@@ -118,7 +97,7 @@ class AdEMAMixRule(Rule):
 
 
 class AdEMAMix(Optimizer):
-    r"""AdEMAMix: AdamW with a second, much slower momentum beside the first.
+    r"""AdEMAMix: AdamW with an additional, much slower moving average of the gradient.
 
     .. math::
         m^{(1)}_t = \beta_1 m^{(1)}_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -132,31 +111,14 @@ class AdEMAMix(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     betas : triple of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2, \beta_3`, in [0, 1).
+        Decay rates :math:`\beta_1, \beta_2, \beta_3`, in [0, 1).
     alpha : float or schedule
-        Weight :math:`\alpha \ge 0` of the slow momentum.
+        Weight :math:`\alpha \ge 0` of the slow moving average.
     alpha_warmup, beta3_warmup : float or schedule
-        Steps in which :math:`\alpha_t` rises from 0, linearly, and :math:`\beta_{3,t}` from
-        :math:`\beta_1`, so that its half-life rises linearly; 0 for none. The paper takes all steps of
-        the training.
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Number of steps in which :math:`\alpha_t` increases linearly from 0, and :math:`\beta_{3,t}` from
+        :math:`\beta_1` with a linearly increasing half-life; 0 for no warmup. The paper uses all steps of
+        the training run.
 
     References
     ----------
@@ -202,7 +164,7 @@ class AdanRule(Rule):
 
 
 class Adan(Optimizer):
-    r"""Adan: Nesterov's momentum from the differences of successive gradients.
+    r"""Adan: adaptive Nesterov momentum based on differences of successive gradients.
 
     .. math::
         d_t = g_t - g_{t-1}, \qquad
@@ -219,27 +181,12 @@ class Adan(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     betas : triple of float or schedule
-        Weights of the past :math:`\beta_1, \beta_2, \beta_3`, in [0, 1): one minus those of the paper.
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
+        Decay rates :math:`\beta_1, \beta_2, \beta_3`, in [0, 1): one minus those of the paper.
     weight_decay : float or schedule
-        :math:`\lambda \ge 0`, proximal as in the formula.
+        Proximal weight decay :math:`\lambda \ge 0`.
     no_prox : bool
-        Decoupled decay as AdamW's instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Use decoupled weight decay as in `AdamW` instead of the proximal one.
 
     References
     ----------

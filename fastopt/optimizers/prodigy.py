@@ -1,4 +1,4 @@
-"""Prodigy."""
+"""Prodigy, which estimates its learning rate."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ProdigyRule(Rule):
 
 
 class Prodigy(Optimizer):
-    r"""Prodigy: Adam that finds its learning rate, an estimate :math:`d` of the way to the solution.
+    r"""Prodigy: Adam with a learning rate that is estimated from the distance :math:`d` to the solution.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) d_t g_t, \quad
@@ -69,40 +69,23 @@ class Prodigy(Optimizer):
         d_{t+1} = \max\Big(d_t, c \frac{r_t}{\|s_t\|_1}\Big), \qquad
         p_t = (1 - \gamma d_t \lambda) p_{t-1} - \gamma d_t \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon}
 
-    Sums go over all parameters. The estimate is ``groups[0].scalar_state["d"]``. It takes a pass of its own
-    over the parameters, so a step costs more than its formula shows.
+    Inner products and norms are over all parameters. The estimate is
+    ``groups[0].scalar_state["d"]``. It requires a second pass over the parameters.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
-        :math:`\gamma \ge 0`, a factor of the estimate: 1, or a schedule that falls from 1 to 0.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        Decoupled: :math:`\lambda \ge 0`.
+        Factor :math:`\gamma \ge 0` of the estimate: 1, or a schedule that decays from 1 to 0.
     use_bias_correction : bool
-        Take :math:`\gamma \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)` for :math:`\gamma`.
+        Replace :math:`\gamma` by :math:`\gamma \sqrt{1 - \beta_2^t} / (1 - \beta_1^t)`.
     safeguard_warmup : bool
-        Leave :math:`\gamma` out of :math:`s_t`, so that a warmup of it does not make estimates too large.
+        Omit :math:`\gamma` from :math:`s_t`, so that a learning rate warmup does not inflate the estimate.
     d0 : float
-        First estimate, above 0.
+        Initial estimate :math:`d_0 > 0`.
     d_coef : float or schedule
-        :math:`c \ge 0`: smaller for smaller steps, at best within 0.5 to 2.
+        Coefficient :math:`c \ge 0` of the estimate, usually between 0.5 and 2.
     growth_rate : float or schedule or None
-        How many times larger an estimate may be than the one before, at least 1; None for any.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Largest ratio of successive estimates, at least 1; None for no limit.
 
     References
     ----------

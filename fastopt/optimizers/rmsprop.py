@@ -46,7 +46,7 @@ class RMSpropRule(Rule):
 
 
 class RMSprop(Optimizer):
-    r"""RMSprop: the gradient over a moving root mean square of itself.
+    r"""RMSprop: the gradient divided by a running root mean square of past gradients.
 
     .. math::
         s_t = \alpha s_{t-1} + (1 - \alpha) g_t^2, \qquad
@@ -54,39 +54,20 @@ class RMSprop(Optimizer):
         b_t = \mu b_{t-1} + d_t, \qquad
         p_t = p_{t-1} - \gamma b_t
 
-    With `centered`, the root is that of the variance :math:`s_t - \bar g_t^2`, where :math:`\bar g_t`
-    is the same average of the gradient. Rounding can leave the variance just below zero; it counts
-    as zero then.
+    With `centered`, :math:`s_t` under the root is replaced by the variance :math:`s_t - \bar g_t^2`, where
+    :math:`\bar g_t` is the running average of the gradient. A variance that is negative due to rounding is
+    treated as zero.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     alpha : float or schedule
-        Weight of the past :math:`\alpha`, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    momentum : float or schedule
-        :math:`\mu \ge 0`; 0 for none.
+        Decay rate :math:`\alpha` of the averages, in [0, 1).
     centered : bool
-        Divide by the standard deviation rather than the root mean square.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "article", "keras", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "keras" and "optax" add
-        epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and multiply the learning rate into the
-        velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled weight decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Divide by the standard deviation instead of the root mean square.
+    convention
+        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and multiply
+        the learning rate into the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled
+        weight decay.
 
     References
     ----------

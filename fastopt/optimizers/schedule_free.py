@@ -1,4 +1,4 @@
-"""Schedule-free rules: averaging takes the place of a learning rate that falls."""
+"""Schedule-free optimizers, which average iterates instead of decaying the learning rate."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _ScheduleFreeRule(Rule):
 
 
 class _ScheduleFree(Optimizer):
-    """What the schedule-free rules share: the weights of the average, and the way to see it."""
+    """Base class of the schedule-free optimizers: access to the averaged parameters."""
 
     RULE = _ScheduleFreeRule
 
@@ -44,7 +44,7 @@ class _ScheduleFree(Optimizer):
     def averaged(self) -> Iterator[None]:
         """``with opt.averaged():`` the parameters hold their averages, and no step can be taken.
 
-        They are what to evaluate and what to keep; gradients are to be taken outside.
+        Evaluate and save the averages; compute gradients outside of the context.
         """
         self._refuse_swapped("averaged")
         saved = [array.copy() for array in self._params.arrays]
@@ -58,7 +58,7 @@ class _ScheduleFree(Optimizer):
             self._mark_swapped(False)
 
     def keep_average(self) -> None:
-        """Put the averages into the parameters; further steps go on from there."""
+        """Copy the averages to the parameters; further steps continue from them."""
         self._refuse_swapped("keep_average")
         self._average()
         for array, state in zip(self._params.arrays, self.state, strict=True):
@@ -83,7 +83,7 @@ class SGDScheduleFreeRule(_ScheduleFreeRule):
 
 
 class SGDScheduleFree(_ScheduleFree):
-    r"""Schedule-free SGD: gradients are taken between the steps' own path and its average.
+    r"""Schedule-free SGD.
 
     .. math::
         y_t = (1 - \beta) z_t + \beta x_t, \qquad
@@ -91,32 +91,20 @@ class SGDScheduleFree(_ScheduleFree):
         x_{t+1} = (1 - c_{t+1}) x_t + c_{t+1} z_{t+1}, \qquad
         c_{t+1} = \frac{w_t}{\sum_{i \le t} w_i}, \quad w_t = t^r \max_{i \le t} \gamma_i^q
 
-    The parameters are :math:`y`, the state is :math:`z`; inside of ``with opt.averaged():`` the
-    parameters are :math:`x`, for evaluation. Keep the learning rate as it is, but for a warmup.
+    Gradients are computed at the parameters :math:`y`; the state is :math:`z`. Inside
+    ``with opt.averaged():`` the parameters are the averages :math:`x`, for evaluation. Use a constant
+    learning rate, optionally with warmup.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`, larger than of SGD with a schedule.
+        Learning rate :math:`\gamma \ge 0`, larger than for SGD with a schedule.
     momentum : float or schedule
-        :math:`\beta`, in (0, 1).
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
+        Interpolation weight :math:`\beta`, in (0, 1).
     warmup_steps : float or schedule
-        Steps in which the learning rate rises linearly; 0 for none.
+        Number of steps in which the learning rate increases linearly; 0 for no warmup.
     r, weight_lr_power : float or schedule
-        Powers :math:`r` of the step and :math:`q` of the learning rate in an iterate's weight.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Exponents :math:`r` of the step and :math:`q` of the learning rate in the weight of an iterate.
 
     References
     ----------
@@ -152,37 +140,20 @@ class AdamWScheduleFreeRule(_ScheduleFreeRule):
 
 
 class AdamWScheduleFree(_ScheduleFree):
-    r"""Schedule-free AdamW: as `SGDScheduleFree`, with Adam's division in place of the gradient alone.
+    r"""Schedule-free AdamW: `SGDScheduleFree` with Adam's normalization of the gradient.
 
     .. math::
         d_t = \frac{g(y_t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon} + \lambda y_t, \qquad
         z_{t+1} = z_t - \gamma_t d_t
 
-    where :math:`v_t` is Adam's second moment, and :math:`\beta_1` stands for :math:`\beta`.
+    where :math:`v_t` is Adam's second moment, and :math:`\beta_1` is :math:`\beta` of `SGDScheduleFree`.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     betas : pair of float or schedule
         :math:`\beta_1` in (0, 1), :math:`\beta_2` in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
-    weight_decay : float or schedule
-        Decoupled: :math:`\lambda \ge 0`.
     warmup_steps, r, weight_lr_power : float or schedule
-        As for `SGDScheduleFree`.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        See `SGDScheduleFree`.
 
     References
     ----------

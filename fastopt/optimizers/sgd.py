@@ -1,4 +1,4 @@
-"""Gradient descent: with momentum, and with an average of its path."""
+"""SGD and averaged SGD."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SGDRule(Rule):
 
 
 class SGD(Optimizer):
-    r"""Stochastic gradient descent, with momentum and Nesterov's momentum.
+    r"""Stochastic gradient descent, optionally with momentum or Nesterov momentum.
 
     .. math::
         b_t = \mu b_{t-1} + (1 - \tau) g_t, \quad b_1 = g_1, \qquad
@@ -71,32 +71,15 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    momentum : float or schedule
-        :math:`\mu \ge 0`; 0 for none.
     dampening : float or schedule
-        :math:`\tau`, not applied in the first step.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
+        :math:`\tau`, applied from the second step on.
     nesterov : bool
-        Needs a momentum (but with "keras" and "sklearn", where it does nothing without) and no dampening.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "article", "keras", "sklearn", "optax"}
-        Framework convention: formula, and defaults of arguments that are not given. "article", "keras" and
-        "sklearn" multiply the learning rate into the velocity, :math:`b_t = \mu b_{t-1} + \gamma g_t` and
-        :math:`p_t = p_{t-1} - b_t`: another path when the learning rate changes. "keras" has decoupled
-        decay.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Use Nesterov momentum. Requires a momentum and zero dampening; without a momentum it is ignored under
+        "keras" and "sklearn".
+    convention
+        "article", "keras" and "sklearn" multiply the learning rate into the velocity, :math:`b_t = \mu
+        b_{t-1} + \gamma g_t` and :math:`p_t = p_{t-1} - b_t`, which differs when the learning rate changes.
+        "keras" has decoupled weight decay.
 
     References
     ----------
@@ -146,7 +129,7 @@ class ASGDRule(Rule):
 
 
 class ASGD(Optimizer):
-    r"""Averaged stochastic gradient descent: the average of the path is kept in ``state[k]["ax"]``.
+    r"""Averaged stochastic gradient descent. The average is stored in ``state[k]["ax"]``.
 
     .. math::
         \eta_t = \frac{\gamma}{(1 + \lambda \gamma (t - 1))^\alpha}, \qquad
@@ -155,27 +138,12 @@ class ASGD(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
     lambd : float or schedule
-        Decay :math:`\lambda \ge 0` of the parameters and of the rate.
+        Decay :math:`\lambda \ge 0` of the parameters and of the learning rate.
     alpha : float or schedule
-        Power :math:`\alpha \ge 0` with which the rate falls.
+        Exponent :math:`\alpha \ge 0` of the learning rate decay.
     t0 : float or schedule
-        Step :math:`t_0` after which averaging begins; before, the average is the parameter.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Step :math:`t_0` after which averaging starts. Until then the average equals the parameter.
 
     References
     ----------

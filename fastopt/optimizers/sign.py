@@ -1,4 +1,4 @@
-"""Rules that take of the gradient, or of its momentum, the sign alone."""
+"""Optimizers that use the sign of the gradient: Rprop, SignSGD and Lion."""
 
 from __future__ import annotations
 
@@ -29,35 +29,25 @@ class RpropRule(Rule):
 
 
 class Rprop(Optimizer):
-    r"""Resilient backpropagation: every number has a step of its own, which grows while the sign holds.
+    r"""Rprop: resilient backpropagation with a step size per element.
 
     .. math::
         \Delta_t = \min(\max(\eta \Delta_{t-1}, \Delta_\min), \Delta_\max), \quad
         \eta = \eta^+, \eta^-, 1 \text{ as } g_t g_{t-1} >, <, = 0, \qquad
         p_t = p_{t-1} - \Delta_t \operatorname{sign} g_t
 
-    Where the sign has turned, the step is left out and the gradient counts as zero. For full batches:
-    the noise of minibatches turns signs at random. A NaN stays one, where torch takes its sign for zero.
+    After a change of sign the element does not move, and its gradient is stored as zero. Use it with full
+    batches: the noise of minibatches changes signs at random. A NaN in the gradient yields NaN; torch treats
+    its sign as zero.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
     lr : float or schedule
-        First step :math:`\Delta_0 \ge 0`.
+        Initial step size :math:`\Delta_0 \ge 0`.
     etas : pair of float or schedule
-        :math:`\eta^-` in [0, 1) and :math:`\eta^+ \ge 1`.
+        Factors of the step size: :math:`\eta^-` in [0, 1) and :math:`\eta^+ \ge 1`.
     step_sizes : pair of float or schedule
-        :math:`\Delta_\min, \Delta_\max \ge 0`.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Smallest and largest step size :math:`\Delta_\min, \Delta_\max \ge 0`.
 
     References
     ----------
@@ -93,33 +83,13 @@ class SignSGDRule(Rule):
 
 
 class SignSGD(Optimizer):
-    r"""The sign of the gradient; with momentum, Signum: the sign of the gradient's average.
+    r"""SignSGD: the sign of the gradient; with momentum, Signum: the sign of its moving average.
 
     .. math::
         m_t = \mu m_{t-1} + (1 - \mu) g_t, \qquad
         p_t = (1 - \gamma \lambda) p_{t-1} - \gamma \operatorname{sign} m_t
 
     The sign of zero is zero.
-
-    Parameters
-    ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    momentum : float or schedule
-        :math:`\mu \ge 0`; 0 for none.
-    weight_decay : float or schedule
-        Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
 
     References
     ----------
@@ -157,40 +127,20 @@ class LionRule(Rule):
 
 
 class Lion(Optimizer):
-    r"""Lion, evolved sign momentum: the sign of one average of the gradient, while another is kept.
+    r"""Lion: evolved sign momentum.
 
     .. math::
         d_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
         m_t = \beta_2 m_{t-1} + (1 - \beta_2) g_t, \qquad
         p_t = (1 - \gamma \lambda) p_{t-1} - \gamma \operatorname{sign} d_t
 
-    Every number moves by the learning rate, so it should be three to ten times smaller, and the decay
-    as much larger, than Adam's. The sign of zero is zero.
+    Every element moves by the learning rate, which should therefore be three to ten times smaller than
+    Adam's, with a weight decay that is larger by the same factor. The sign of zero is zero.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    weight_decay : float or schedule
-        Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    cautious : bool
-        Move only the numbers whose step agrees in sign with the gradient, and those farther: by the
-        array's size over their count (at most 1000 times).
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    convention : {"torch", "keras", "optax"}
-        Dialect: numbers where they are not given; "torch", which has no such rule, stands for the paper.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+    convention
+        "torch" is the paper's formula: torch has no Lion.
 
     References
     ----------

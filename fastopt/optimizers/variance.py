@@ -1,4 +1,4 @@
-"""Adam with another second moment: AdaBelief and Yogi."""
+"""Optimizers with another second moment than Adam's: AdaBelief and Yogi."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AdaBeliefRule(Rule):
 
 
 class AdaBelief(Optimizer):
-    r"""AdaBelief: Adam that divides by how far gradients are from what their average lets expect.
+    r"""AdaBelief: Adam with the variance of the gradient around its running mean as second moment.
 
     .. math::
         m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t, \qquad
@@ -41,25 +41,8 @@ class AdaBelief(Optimizer):
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
     eps : float or schedule
-        :math:`\epsilon \ge 0`, much smaller than Adam's: it is added under the root, too.
-    weight_decay : float or schedule
-        Decoupled: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        :math:`\epsilon \ge 0`, much smaller than Adam's because it is also added to :math:`s_t`.
 
     References
     ----------
@@ -99,37 +82,18 @@ class YogiRule(Rule):
 
 
 class Yogi(Optimizer):
-    r"""Yogi: Adam whose second moment changes by the square of the gradient, not in proportion to itself.
+    r"""Yogi: Adam with additive updates of the second moment.
 
     .. math::
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - g_t^2) g_t^2, \qquad
         p_t = p_{t-1} - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    where :math:`m_t` is Adam's. So it forgets large gradients slowly.
+    where :math:`m_t` is Adam's. The second moment decreases more slowly than Adam's after large gradients.
 
     Parameters
     ----------
-    params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place.
-    lr : float or schedule
-        Learning rate :math:`\gamma \ge 0`.
-    betas : pair of float or schedule
-        Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).
-    eps : float or schedule
-        :math:`\epsilon \ge 0`.
     initial_accumulator_value : float
-        :math:`m_0 = v_0 \ge 0`.
-    weight_decay : float or schedule
-        L2 penalty: ``weight_decay * p`` is added to the gradient.
-    maximize : bool
-        Maximize the objective instead of minimizing it.
-    **options
-        Options common to all optimizers, see `Optimizer`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a hyperparameter is out of its range or a parameter cannot be updated in place.
+        Initial moments :math:`m_0 = v_0 \ge 0`.
 
     References
     ----------
