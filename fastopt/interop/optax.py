@@ -19,7 +19,7 @@ from fastopt.interop.state_dict import (
 from fastopt.optimizers import Optimizer
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Shape
+    from fastopt._core.typing import TreeDef
 
 __all__ = ["from_optax", "to_optax"]
 
@@ -119,7 +119,7 @@ def to_optax(optimizer: Optimizer, state: Any) -> Any:
 
 def _read_both(
     optimizer: Any, state: Any
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], Shape]:
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], TreeDef]:
     """Return the state dict of an optimizer, its group, the fields of an optax state, and the nesting."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a fastopt optimizer, got {type(optimizer).__name__}")
@@ -133,7 +133,7 @@ def _read_both(
 
 
 def _match_arrays(
-    name: str, group: Mapping[str, Any], fields: Mapping[str, Any], treedef: Shape
+    name: str, group: Mapping[str, Any], fields: Mapping[str, Any], treedef: TreeDef
 ) -> Iterator[tuple[str, str, list[np.ndarray]]]:
     """Yield the name of each state array in fastopt and in optax, and its values in optax."""
     for local, foreign in array_names(name, group, _OPTAX[name]).items():
@@ -160,7 +160,7 @@ def _replace_fields(state: Any, new: Mapping[str, Any]) -> Any:
     return type(state)(*inner) if hasattr(state, "_fields") else tuple(inner)
 
 
-def _leaves(tree: Any, treedef: Shape, path: str) -> list[np.ndarray]:
+def _leaves(tree: Any, treedef: TreeDef, path: str) -> list[np.ndarray]:
     """Return the arrays of a tree with the nesting of the parameters, in the order of the parameters."""
     if isinstance(treedef, int):
         return [to_array(tree, path)]
@@ -173,7 +173,7 @@ def _leaves(tree: Any, treedef: Shape, path: str) -> list[np.ndarray]:
     return [leaf for key, child in inner for leaf in _leaves(tree[key], child, path + item(key))]
 
 
-def _unflatten_like(tree: Any, treedef: Shape, arrays: list[Any]) -> Any:
+def _unflatten_like(tree: Any, treedef: TreeDef, arrays: list[Any]) -> Any:
     """Return a tree of the same containers with other arrays."""
     if isinstance(treedef, int):
         return arrays[treedef]

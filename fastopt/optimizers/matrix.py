@@ -42,8 +42,7 @@ class AdafactorRule(Rule):
 
     @staticmethod
     def compute_update(hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
-        keywords = {"lr": hp.lr, "beta2_decay": hp.beta2_decay, "eps": hp.eps, "d": hp.d}
-        return factored_update(p, g, **state, **keywords, step=t)
+        return factored_update(p, g, state, hp.lr, hp.beta2_decay, hp.eps, hp.d, t)
 
     @classmethod
     def constants(cls, hp: Hyperparameters) -> dict[str, float]:
@@ -195,27 +194,26 @@ class Muon(Optimizer):
 
 
 def factored_update(
-    p: Array, g: Array, row_var: Array | None = None, col_var: Array | None = None,
-    variance: Array | None = None, *, lr: float, beta2_decay: float, eps: tuple[float | None, float],
-    d: float, step: int,
+    p: Array, g: Array, state: Mapping[str, Array], lr: float, beta2_decay: float,
+    eps: tuple[float | None, float], d: float, step: int,
 ) -> Array:
-    """Return what Adafactor subtracts from `p`, and update its second moment in place."""
+    """Return the update of Adafactor, which is subtracted from `p`; update its second moment in place."""
     eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     weight, size = power(step, beta2_decay), max(p.size, 1)
-    u = np.multiply(g, g, out=np.empty_like(g))     # an array also if `g` has no axes
-    if variance is None:
-        assert row_var is not None and col_var is not None
+    u = np.multiply(g, g, out=np.empty_like(g))  # an array also if `g` has no axes
+    if "variance" in state:
+        variance = state["variance"]
+        variance[...] = variance + weight * (u - variance)
+        u[...] = variance
+    else:
+        row_var, col_var = state["row_var"], state["col_var"]
         row_var[...] = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
         col_var[...] = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
         np.multiply(row_var, col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), eps1), out=u)
-    else:
-        variance[...] = variance + weight * (u - variance)
-        u[...] = variance
     np.maximum(u, eps1 * eps1, out=u)
     np.divide(g, np.sqrt(u, out=u), out=u)
     rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
-    rate: float = max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
-    u *= rate
+    u *= max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
     return u
 
 

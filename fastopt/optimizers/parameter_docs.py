@@ -121,7 +121,7 @@ def complete(
     """
     doc = inspect.cleandoc(doc)
     section = _SECTION.search(doc)
-    own = {}
+    own: dict[str, str] = {}
     for entry in _ENTRY.finditer(section[1] + "\n" if section else ""):
         names = [name.strip("* ") for name in entry["names"].split(",")]
         kind, text = entry["kind"], entry["text"].rstrip()

@@ -185,8 +185,9 @@ class StepPlan:
             for k, array in enumerate(self.arrays):
                 units = array.shape[-1] if array.ndim > 1 else 1
                 if array.size:
-                    sums = table.unit_sums(k, units)
-                    table.set_units(k, *self._unit_transform(sums, array.size // units, array.ndim < 2))
+                    g_sums = table.unit_sums(k, units)
+                    scale_shift = self._unit_transform(g_sums, array.size // units, array.ndim < 2)
+                    table.set_units(k, *scale_shift)
         if any(g.kernel in rule.PRECOMPUTED for g in self.scalar_groups):
             for k, array in enumerate(self.arrays):
                 scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
@@ -200,10 +201,10 @@ class StepPlan:
             # One after the other: `sum` is more exact from Python 3.12 on, so its bits differ.
             totals = tuple(reduce(add, column) for column in zip(*sums, strict=True))
             for i, scalar_group in enumerate(self.scalar_groups):
-                k = scalar_group.array
-                if k is None or scalar_group.kernel not in two_pass:
+                own = scalar_group.array
+                if own is None or scalar_group.kernel not in two_pass:
                     continue
                 hp, group, own_t = scalar_group.hp, scalar_group.group, t - scalar_group.start
-                hp.sums, hp.totals, hp.size = sums[k], totals, self.arrays[k].size
+                hp.sums, hp.totals, hp.size = sums[own], totals, self.arrays[own].size
                 group.next_scalar_state = hp.scalar_state = rule.advance(hp, own_t, group.scalar_state)
                 table.step_scalars[i] = rule.step_scalars(hp, own_t)

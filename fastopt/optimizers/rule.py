@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def beta_scalars(*betas: float) -> dict[str, float]:
     """Scalars ``beta1``, ``one_minus_beta1``, ``beta2``, ... of a kernel."""
-    scalars = {}
+    scalars: dict[str, float] = {}
     for i, beta in enumerate(betas, 1):
         scalars |= {f"beta{i}": beta, f"one_minus_beta{i}": 1.0 - beta}
     return scalars

@@ -82,8 +82,8 @@ def allocate(
         for name, array in state.items():
             if name in old and old[name].shape == array.shape:
                 array[...] = old[name]
-            elif value := rule.init_value(name, hp):
-                array[...] = value
+            elif initial := rule.init_value(name, hp):
+                array[...] = initial
     buffers = {}
     for i, name in enumerate(buffer_names):
         buffers[name] = [own_views[i - len(buffer_names)] for own_views in views]

@@ -81,7 +81,8 @@ def check_state_dict(
     check_steps("state_dict['steps']", saved["steps"])
     check_steps("state_dict['skipped_steps']", saved["skipped_steps"])
     _check_length("state_dict['groups']", saved["groups"], len(groups))
-    values, schedules, expected = [], [], {}
+    values, schedules = [], []
+    expected: dict[int, tuple[str, bool]] = {}
     for i, (group, indices) in enumerate(groups):
         name, foreign = f"state_dict['groups'][{i}]", saved["groups"][i]
         _check_keys(name, foreign, ("params", "start", "schedules"))
