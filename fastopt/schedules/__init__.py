@@ -16,31 +16,13 @@ If ``torch.optim.lr_scheduler`` has the same schedule, the values agree, with on
 "epochs".
 """
 
-from fastopt.schedules.decay import (
-    SWA,
-    Constant,
-    Cosine,
-    CosineRestarts,
-    Exponential,
-    InverseTime,
-    MultiStep,
-    Polynomial,
-    Step,
-)
+from fastopt.schedules.base import Constant
 from fastopt.schedules.plateau import ReduceOnPlateau
-from fastopt.schedules.warmup import LinearWarmup, OneCycle
+from fastopt.schedules.stateless import (
+    SWA, Cosine, CosineRestarts, Exponential, InverseTime, LinearWarmup, MultiStep, OneCycle, Polynomial, Step,
+)
 
 __all__ = [
-    "SWA",
-    "Constant",
-    "Cosine",
-    "CosineRestarts",
-    "Exponential",
-    "InverseTime",
-    "LinearWarmup",
-    "MultiStep",
-    "OneCycle",
-    "Polynomial",
-    "ReduceOnPlateau",
-    "Step",
+    "SWA", "Constant", "Cosine", "CosineRestarts", "Exponential", "InverseTime", "LinearWarmup", "MultiStep",
+    "OneCycle", "Polynomial", "ReduceOnPlateau", "Step",
 ]

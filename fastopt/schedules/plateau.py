@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, Literal
 
-from fastopt.schedules.checks import check_fields, check_step, nonnegative, nonnegative_int, one_of, positive
+from fastopt.schedules.base import Checked, check_any_float, check_step, nonnegative, nonnegative_int
 
 
 @dataclass
-class ReduceOnPlateau:
+class ReduceOnPlateau(Checked):
     """Reduce the value when a metric has stopped improving.
 
     This is the only schedule with a state. Pass the metric to `report`, usually the validation loss once per
@@ -81,20 +80,7 @@ class ReduceOnPlateau:
     cooldown_left: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            lr=nonnegative,
-            mode=one_of("min", "max"),
-            factor=positive,
-            patience=nonnegative_int,
-            threshold=nonnegative,
-            threshold_mode=one_of("rel", "abs"),
-            cooldown=nonnegative_int,
-            min_lr=nonnegative,
-            eps=nonnegative,
-        )
-        if self.factor >= 1.0:
-            raise ValueError(f"factor: expected a number below 1, got {self.factor!r}")
+        super().__post_init__()
         self.current_lr = self.lr
         self.best = math.inf if self.mode == "min" else -math.inf
 
@@ -109,26 +95,22 @@ class ReduceOnPlateau:
         ----------
         metric : float
             The monitored metric, such as the validation loss.
-
-        Raises
-        ------
-        TypeError
-            If `metric` is not a number.
         """
         try:
             metric = float(metric)
         except (TypeError, ValueError):
             raise TypeError(f"metric: expected a number, got {metric!r}") from None
+        self.num_bad_reports += 1
         if self._is_better(metric):
             self.best = metric
             self.num_bad_reports = 0
-        else:
-            self.num_bad_reports += 1
         if self.cooldown_left > 0:
             self.cooldown_left -= 1
             self.num_bad_reports = 0
         if self.num_bad_reports > self.patience:
-            self._reduce()
+            reduced = max(self.current_lr * self.factor, self.min_lr)
+            if self.current_lr - reduced > self.eps:
+                self.current_lr = reduced
             self.cooldown_left = self.cooldown
             self.num_bad_reports = 0
 
@@ -139,10 +121,7 @@ class ReduceOnPlateau:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict` of a schedule with the same arguments.
 
-        Raises
-        ------
-        ValueError, TypeError
-            If `state` has wrong keys or values; the schedule is then unchanged.
+        If `state` has wrong keys or values, the schedule is unchanged.
         """
         if set(state) != set(_STATE):
             raise ValueError(f"state: expected the keys {sorted(_STATE)}, got {sorted(state)}")
@@ -151,29 +130,14 @@ class ReduceOnPlateau:
             setattr(self, name, value)
 
     def _is_better(self, metric: float) -> bool:
-        sign = 1.0 if self.mode == "max" else -1.0
-        if self.threshold_mode == "rel":
-            bar = self.best * (1.0 + sign * self.threshold)
-        else:
-            bar = self.best + sign * self.threshold
+        change = self.threshold if self.mode == "max" else -self.threshold
+        bar = self.best * (1.0 + change) if self.threshold_mode == "rel" else self.best + change
         return metric > bar if self.mode == "max" else metric < bar
-
-    def _reduce(self) -> None:
-        reduced = max(self.current_lr * self.factor, self.min_lr)
-        if self.current_lr - reduced > self.eps:
-            self.current_lr = reduced
-
-
-def _check_number(name: str, value: Any) -> float:
-    """Return `value` as a float; infinity is valid, as it is the best metric before the first report."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)
 
 
 _STATE: dict[str, Callable[[str, Any], float]] = {
     "current_lr": nonnegative,
-    "best": _check_number,
+    "best": check_any_float,    # infinite before the first report
     "num_bad_reports": nonnegative_int,
     "cooldown_left": nonnegative_int,
 }

@@ -1,46 +1,18 @@
-"""Schedules without warmup that depend on the step alone."""
+"""Schedules that depend on the step alone."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
-from fastopt.schedules.checks import (
-    check_fields,
-    check_order,
-    check_step,
-    nonnegative,
-    nonnegative_int,
-    positive,
-    positive_int,
-)
+from fastopt.schedules.base import Checked, check_step
 
 
 @dataclass(frozen=True)
-class Constant:
-    """The same value at every step: ``lr``.
-
-    Parameters
-    ----------
-    lr : float
-        The value, at least 0.
-    """
-
-    lr: float
-
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative)
-
-    def __call__(self, step: int) -> float:
-        check_step(step)
-        return self.lr
-
-
-@dataclass(frozen=True)
-class Step:
+class Step(Checked):
     """Multiply by ``gamma`` every ``step_size`` steps: ``lr * gamma ** (t // step_size)``.
 
     Parameters
@@ -61,15 +33,12 @@ class Step:
     step_size: int
     gamma: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, step_size=positive_int, gamma=positive)
-
     def __call__(self, step: int) -> float:
         return self.lr * self.gamma ** (check_step(step) // self.step_size)
 
 
 @dataclass(frozen=True)
-class MultiStep:
+class MultiStep(Checked):
     """Multiply by ``gamma`` at each milestone: ``lr * gamma ** #{m in milestones: m <= t}``.
 
     Parameters
@@ -90,26 +59,12 @@ class MultiStep:
     milestones: Sequence[int]
     gamma: float = 0.1
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, milestones=_check_milestones, gamma=positive)
-
     def __call__(self, step: int) -> float:
         return self.lr * self.gamma ** bisect_right(self.milestones, check_step(step))
 
 
-def _check_milestones(name: str, value: Any) -> tuple[int, ...]:
-    try:
-        items = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a sequence of whole numbers, got {value!r}") from None
-    milestones = tuple(nonnegative_int(f"{name}[{index}]", item) for index, item in enumerate(items))
-    if list(milestones) != sorted(milestones):
-        raise ValueError(f"{name}: expected increasing order, got {value!r}")
-    return milestones
-
-
 @dataclass(frozen=True)
-class Exponential:
+class Exponential(Checked):
     """Multiply by ``gamma`` at every step: ``lr * gamma ** t``.
 
     Parameters
@@ -127,15 +82,12 @@ class Exponential:
     lr: float
     gamma: float
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, gamma=positive)
-
     def __call__(self, step: int) -> float:
         return self.lr * self.gamma ** check_step(step)
 
 
 @dataclass(frozen=True)
-class InverseTime:
+class InverseTime(Checked):
     """Decay inversely with time: ``lr / (1 + decay * t) ** power``.
 
     Parameters
@@ -158,15 +110,24 @@ class InverseTime:
     decay: float
     power: float = 1.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, decay=nonnegative, power=positive)
-
     def __call__(self, step: int) -> float:
         return self.lr / float((1.0 + self.decay * check_step(step)) ** self.power)
 
 
+class _Annealing(Checked):
+    """Base of the schedules from `lr` to a smaller `min_lr`."""
+
+    lr: float
+    min_lr: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr: expected at most lr={self.lr!r}, got {self.min_lr!r}")
+
+
 @dataclass(frozen=True)
-class Polynomial:
+class Polynomial(_Annealing):
     """Decay to ``min_lr`` over ``steps`` steps with a power of the remaining time, then stay constant.
 
     ``min_lr + (lr - min_lr) * (1 - min(t, steps) / steps) ** power``
@@ -192,17 +153,13 @@ class Polynomial:
     power: float = 1.0
     min_lr: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, steps=positive_int, power=positive, min_lr=nonnegative)
-        check_order("min_lr", self.min_lr, "lr", self.lr)
-
     def __call__(self, step: int) -> float:
         remaining = 1.0 - min(check_step(step), self.steps) / self.steps
         return self.min_lr + (self.lr - self.min_lr) * float(remaining**self.power)
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(_Annealing):
     """Anneal to ``min_lr`` over ``steps`` steps along half a cosine.
 
     ``min_lr + (lr - min_lr) * (1 + cos(pi * t / steps)) / 2``
@@ -231,16 +188,12 @@ class Cosine:
     steps: int
     min_lr: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(self, lr=nonnegative, steps=positive_int, min_lr=nonnegative)
-        check_order("min_lr", self.min_lr, "lr", self.lr)
-
     def __call__(self, step: int) -> float:
-        return half_cosine(self.lr, self.min_lr, check_step(step) / self.steps)
+        return _half_cosine(self.lr, self.min_lr, check_step(step) / self.steps)
 
 
 @dataclass(frozen=True)
-class CosineRestarts:
+class CosineRestarts(_Annealing):
     """Cosine annealing that restarts from ``lr`` after each cycle (SGDR).
 
     ``min_lr + (lr - min_lr) * (1 + cos(pi * t_cur / t_cycle)) / 2``, where ``t_cur`` is the number of steps
@@ -268,15 +221,9 @@ class CosineRestarts:
     multiplier: int = 1
     min_lr: float = 0.0
 
-    def __post_init__(self) -> None:
-        check_fields(
-            self, lr=nonnegative, steps=positive_int, multiplier=positive_int, min_lr=nonnegative
-        )
-        check_order("min_lr", self.min_lr, "lr", self.lr)
-
     def __call__(self, step: int) -> float:
         current, cycle = self._position(check_step(step))
-        return half_cosine(self.lr, self.min_lr, current / cycle)
+        return _half_cosine(self.lr, self.min_lr, current / cycle)
 
     def _position(self, step: int) -> tuple[int, int]:
         """Return the number of steps since the last restart, and the length of the current cycle."""
@@ -291,7 +238,130 @@ class CosineRestarts:
 
 
 @dataclass(frozen=True)
-class SWA:
+class LinearWarmup(Checked):
+    """Increase linearly for ``steps`` steps, then follow another schedule.
+
+    ``then(0) * (start_factor + (1 - start_factor) * t / steps)`` for ``t < steps``, and ``then(t - steps)``
+    afterwards: the other schedule begins at its step 0.
+
+    Parameters
+    ----------
+    steps : int
+        Steps of the warmup, at least 1.
+    then : float or callable
+        Schedule after the warmup, or a constant value.
+    start_factor : float, default 1/3
+        Initial value as a fraction of ``then(0)``, between 0 and 1.
+
+    Notes
+    -----
+    P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017, section 2.2. Agrees
+    with ``LinearLR`` followed by another scheduler in a ``SequentialLR`` of ``torch.optim.lr_scheduler``.
+
+    Examples
+    --------
+    >>> schedule = LinearWarmup(4, then=Cosine(0.5, steps=100), start_factor=0.0)
+    >>> [schedule(step) for step in range(5)]
+    [0.0, 0.125, 0.25, 0.375, 0.5]
+    """
+
+    steps: int
+    then: float | Callable[[int], float]
+    start_factor: float = 1.0 / 3.0
+
+    def __call__(self, step: int) -> float:
+        step = check_step(step)
+        then = cast("Callable[[int], float]", self.then)  # numbers were converted to Constant
+        if step >= self.steps:
+            return then(step - self.steps)
+        return then(0) * (self.start_factor + (1.0 - self.start_factor) * step / self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of `then`, which is empty unless it is a `ReduceOnPlateau`."""
+        then: Any = self.then
+        return then.state_dict() if hasattr(then, "state_dict") else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `then` from the result of `state_dict`."""
+        then: Any = self.then
+        if hasattr(then, "load_state_dict"):
+            then.load_state_dict(state)
+        elif state:
+            raise ValueError(f"state: expected an empty dict, as {then!r} has no state, got {dict(state)!r}")
+
+
+@dataclass(frozen=True)
+class OneCycle(Checked):
+    """Increase to ``max_lr``, then anneal to far below the initial value (the 1cycle policy).
+
+    The value rises from ``max_lr / div_factor`` to ``max_lr`` over the first ``pct_start`` of the steps,
+    then falls to ``max_lr / div_factor / final_div_factor`` at the last step, and stays there. With
+    ``three_phase`` it first falls to the initial value as fast as it rose, then to the final value.
+
+    Parameters
+    ----------
+    max_lr : float
+        Peak value, at least 0.
+    steps : int
+        Steps of the training run, at least 1.
+    pct_start : float, default 0.3
+        Fraction of the steps before the peak, between 0 and 1 (0.5 with `three_phase`).
+    anneal : {"cos", "linear"}, default "cos"
+        Shape of each phase: half a cosine, or linear.
+    div_factor : float, default 25.0
+        Ratio of the peak to the initial value, above 0.
+    final_div_factor : float, default 1e4
+        Ratio of the initial to the final value, above 0.
+    three_phase : bool, default False
+        Whether to return to the initial value before the final phase.
+
+    Notes
+    -----
+    L. N. Smith and N. Topin, "Super-Convergence: Very Fast Training of Neural Networks Using Large Learning
+    Rates", 2018. Agrees with ``torch.optim.lr_scheduler.OneCycleLR`` at all its steps. To cycle the momentum
+    in the opposite direction, pass another schedule as the optimizer's ``momentum``.
+    """
+
+    max_lr: float
+    steps: int
+    pct_start: float = 0.3
+    anneal: Literal["cos", "linear"] = "cos"
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    three_phase: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.three_phase and self.pct_start > 0.5:
+            raise ValueError(f"pct_start: expected at most 0.5 with three_phase, got {self.pct_start!r}")
+
+    def __call__(self, step: int) -> float:
+        step = min(check_step(step), self.steps - 1)
+        begin = 0.0
+        for phase in self._phases():
+            if step <= phase[0]:
+                break
+            begin = phase[0]
+        end, start_lr, end_lr = phase
+        # A phase of length 0 ends as soon as it begins.
+        progress = (step - begin) / (end - begin) if end != begin else 1.0
+        if self.anneal == "cos":
+            return _half_cosine(start_lr, end_lr, progress)
+        return start_lr + (end_lr - start_lr) * progress
+
+    def _phases(self) -> list[tuple[float, float, float]]:
+        """Return the last step, which can be fractional, and the first and last value of each phase."""
+        low = self.max_lr / self.div_factor
+        rise = (self.pct_start * self.steps - 1, low, self.max_lr)
+        last_step, last_lr = self.steps - 1, low / self.final_div_factor
+        if not self.three_phase:
+            return [rise, (last_step, self.max_lr, last_lr)]
+        fall = (2 * self.pct_start * self.steps - 2, self.max_lr, low)
+        return [rise, fall, (last_step, low, last_lr)]
+
+
+@dataclass(frozen=True)
+class SWA(Checked):
     """Decay rate that turns the EMA of an optimizer into stochastic weight averaging (SWA).
 
     ``fastopt.SGD(params, ema=SWA(start=9000, every=100))`` averages the parameters after steps 9100, 9200,
@@ -313,9 +383,6 @@ class SWA:
     start: int = 0
     every: int = 1
 
-    def __post_init__(self) -> None:
-        check_fields(self, start=nonnegative_int, every=positive_int)
-
     def __call__(self, step: int) -> float:
         count, remainder = divmod(check_step(step) + 1 - self.start, self.every)
         if count < 1:
@@ -323,6 +390,6 @@ class SWA:
         return 1.0 if remainder else (count - 1) / count
 
 
-def half_cosine(start: float, end: float, progress: float) -> float:
+def _half_cosine(start: float, end: float, progress: float) -> float:
     """Interpolate from `start` (`progress` 0) to `end` (`progress` 1) along half a cosine."""
     return end + (start - end) * (1.0 + math.cos(math.pi * progress)) / 2.0
