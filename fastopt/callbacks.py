@@ -4,25 +4,18 @@ Callbacks run in the order in which they are passed to the trainer. A callback s
 time: it is reset when another trainer uses it, and keeps its state over further calls of `Trainer.fit`.
 """
 
-from fastopt.nn.callbacks.backup import BackupAndRestore
 from fastopt.nn.callbacks.base import Callback
-from fastopt.nn.callbacks.checkpoint import ModelCheckpoint
-from fastopt.nn.callbacks.csv_logger import CSVLogger
-from fastopt.nn.callbacks.early_stopping import EarlyStopping
-from fastopt.nn.callbacks.lambda_callback import LambdaCallback
-from fastopt.nn.callbacks.learning_rate import LearningRateScheduler, ReduceLROnPlateau
-from fastopt.nn.callbacks.swap_ema_weights import SwapEMAWeights
-from fastopt.nn.callbacks.terminate_on_nan import TerminateOnNaN
+from fastopt.nn.callbacks.control import (
+    EarlyStopping,
+    LambdaCallback,
+    LearningRateScheduler,
+    ReduceLROnPlateau,
+    SwapEMAWeights,
+    TerminateOnNaN,
+)
+from fastopt.nn.callbacks.saving import BackupAndRestore, CSVLogger, ModelCheckpoint
 
 __all__ = [
-    "BackupAndRestore",
-    "CSVLogger",
-    "Callback",
-    "EarlyStopping",
-    "LambdaCallback",
-    "LearningRateScheduler",
-    "ModelCheckpoint",
-    "ReduceLROnPlateau",
-    "SwapEMAWeights",
-    "TerminateOnNaN",
+    "BackupAndRestore", "CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "LearningRateScheduler",
+    "ModelCheckpoint", "ReduceLROnPlateau", "SwapEMAWeights", "TerminateOnNaN",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt.nn import MLP, data
-from fastopt.nn.mlp_files import is_safetensors
+from fastopt.nn.files import is_safetensors
 
 if TYPE_CHECKING:
     from _typeshed import StrPath

@@ -1,4 +1,4 @@
-"""Evaluation of a model after an epoch."""
+"""Sample weights and class weights, and the evaluation of a model after an epoch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import numpy as np
 
 from fastopt._core.validation import check_X_y
 from fastopt.nn.metrics import accuracy
-from fastopt.nn.weighting import check_sample_weight
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from fastopt._core.typing import AnyArray
-    from fastopt.nn.typing import Logs, Validation
+    from fastopt.nn.typing import ClassWeight, Logs, Validation
 
     EvaluationData: TypeAlias = tuple[AnyArray, AnyArray, AnyArray | None]
 
-__all__ = ["check_validation_data", "evaluate"]
+__all__ = ["check_validation_data", "combined_weights", "evaluate"]
 
 
 def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
@@ -72,3 +73,81 @@ def check_validation_data(data: Validation | None, X: AnyArray) -> EvaluationDat
     if len(data) == 2 or data[2] is None:
         return X_val, y_val, None
     return X_val, y_val, check_sample_weight("validation_data[2]", data[2], len(y_val))
+
+
+def combined_weights(
+    y: AnyArray, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None
+) -> NDArray[np.float64] | None:
+    """Return the weight of every sample, or None if there are no weights.
+
+    Parameters
+    ----------
+    y : ndarray, shape (n,) or (n, 1)
+        Labels. Of any shape if there are no class weights.
+    sample_weight : array_like, shape (n,), optional
+        Weights of the samples.
+    class_weight : dict or "balanced", optional
+        Weights of labels; a label that is not in the dict has weight 1. ``"balanced"`` gives all classes
+        the same total weight: ``n / (n_classes * n_samples_of_the_class)``, as in scikit-learn.
+
+    Returns
+    -------
+    ndarray of float64, shape (n,), or None
+        The product of both.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a weight is negative or not finite, or all are zero; if there are class weights but `y` does
+        not hold classes; or if classes and class weights do not match.
+    """
+    weights = None
+    if sample_weight is not None:
+        weights = check_sample_weight("sample_weight", sample_weight, len(y))
+    if class_weight is not None:
+        class_weights = _expand_class_weight(y, class_weight)
+        weights = class_weights if weights is None else weights * class_weights
+        if not weights.any():
+            raise ValueError("class_weight: expected a positive weight for some sample, got only zeros")
+    return weights
+
+
+def check_sample_weight(name: str, weights: ArrayLike, n: int) -> NDArray[np.float64]:
+    """Return `weights` as float64 of shape ``(n,)``, or raise if one is negative or all are zero."""
+    weights = _check_weights(name, weights)
+    if weights.shape != (n,):
+        raise ValueError(f"{name}: expected one weight per sample, shape ({n},), got {weights.shape}")
+    if not weights.any():
+        raise ValueError(f"{name}: expected at least one positive weight, got only zeros")
+    return weights
+
+
+def _expand_class_weight(y: AnyArray, class_weight: ClassWeight) -> NDArray[np.float64]:
+    """Return the class weight of every sample."""
+    if y.dtype.kind == "f" or y.ndim > 2 or (y.ndim == 2 and y.shape[1] != 1):
+        raise ValueError(
+            f"class_weight: expected y to hold one label per sample, got {y.dtype} of shape {y.shape}"
+        )
+    classes, index, counts = np.unique(y.ravel(), return_inverse=True, return_counts=True)
+    if isinstance(class_weight, str) and class_weight == "balanced":
+        return (len(y) / (len(classes) * counts))[index]
+    if not isinstance(class_weight, Mapping):
+        raise TypeError(f"class_weight: expected a dict or 'balanced', got {class_weight!r}")
+    labels = classes.tolist()
+    missing = [label for label in labels if label not in class_weight]
+    unknown = [label for label in class_weight if label not in labels]
+    if missing and unknown:
+        raise ValueError(
+            f"class_weight: the labels {missing} of y have no weight, and {unknown} are not labels of y"
+        )
+    return _check_weights("class_weight", [class_weight.get(label, 1.0) for label in labels])[index]
+
+
+def _check_weights(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """Return `values` as float64, or raise if one of them is not a finite number of at least 0."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "biuf":
+        raise TypeError(f"{name}: expected real numbers, got {values.dtype}")
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+        raise ValueError(f"{name}: expected finite numbers of at least 0")
+    return values.astype(np.float64)

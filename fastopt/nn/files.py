@@ -1,23 +1,81 @@
-"""Files of plain arrays: reading ``.npz`` archives, and writing files atomically."""
+"""Weights of models in memory; files of arrays, training states and models, written without pickle."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from _typeshed import StrPath
 
     from fastopt._core.typing import AnyArray
 
-__all__ = ["atomic_write", "load_tree", "read_arrays", "save_tree"]
+__all__ = [
+    "atomic_write", "get_weights", "is_safetensors", "load_tree", "read_arrays", "read_model", "save_tree",
+    "set_weights", "write_model",
+]
 
 _TREE = "tree"  # the member of an archive that describes how its arrays are nested
+_CONFIG = "fastopt_mlp"  # the member of an .npz file that holds the arguments as JSON
+
+
+def get_weights(net: Any) -> dict[str, AnyArray]:
+    """Return copies of a model's arrays by name.
+
+    Parameters
+    ----------
+    net : object
+        A model with ``state_dict()``, whose result is returned; or with ``params``, a list of layers,
+        each a list of arrays, which are named by their indices: ``"params[0][1]"``.
+
+    Returns
+    -------
+    dict of ndarray
+    """
+    if hasattr(net, "state_dict"):
+        state: dict[str, AnyArray] = net.state_dict()
+        return state
+    return {name: array.copy() for name, array in _named_arrays(net)}
+
+
+def set_weights(net: Any, weights: Mapping[str, AnyArray]) -> None:
+    """Copy `weights` into the arrays of a model.
+
+    Parameters
+    ----------
+    net : object
+        The model.
+    weights : dict of ndarray
+        As returned by `get_weights`.
+
+    Raises
+    ------
+    ValueError
+        If the names or shapes differ from the model's. Nothing has been changed then.
+    """
+    if hasattr(net, "load_state_dict"):
+        net.load_state_dict(weights)
+        return
+    arrays = dict(_named_arrays(net))
+    expected = {name: array.shape for name, array in arrays.items()}
+    actual = {name: np.shape(array) for name, array in weights.items()}
+    if actual != expected:
+        raise ValueError(f"weights: expected arrays of the shapes {expected}, got {actual}")
+    for name, array in arrays.items():
+        array[...] = weights[name]
+
+
+def _named_arrays(net: Any) -> Iterator[tuple[str, AnyArray]]:
+    for i, layer in enumerate(net.params):
+        for j, array in enumerate(layer):
+            yield f"params[{i}][{j}]", array
 
 
 def read_arrays(path: StrPath) -> dict[str, AnyArray]:
@@ -149,3 +207,98 @@ def _insert_arrays(tree: Any, arrays: Mapping[str, AnyArray]) -> Any:
     if "array" in tree:
         return arrays[tree["array"]]
     return {key: _insert_arrays(value, arrays) for key, value in tree["dict"].items()}
+
+
+def is_safetensors(path: StrPath) -> bool:
+    """Whether a model is saved at `path` in the format of safetensors."""
+    return os.fspath(path).endswith(".safetensors")
+
+
+def write_model(path: StrPath, config: Mapping[str, Any], arrays: dict[str, AnyArray]) -> None:
+    """Write a model, see `fastopt.MLP.save`.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    config : dict
+        The format version, as ``"format"``, and the arguments of the constructor.
+    arrays : dict of ndarray
+        The arrays by name.
+    """
+    import json
+
+    if is_safetensors(path):
+        with open(_config_path(path), "w", encoding="utf-8") as file:
+            json.dump(config, file, indent=1)
+        _safetensors().save_file(arrays, path)
+    else:
+        members = {_CONFIG: np.array(json.dumps(config)), **arrays}
+        with open(path, "wb") as file:
+            np.savez(file, **members)  # type: ignore[arg-type]  # no name is allow_pickle
+
+
+def read_model(
+    path: StrPath, version: int, required: Collection[str]
+) -> tuple[dict[str, Any], dict[str, AnyArray]]:
+    """Return the arguments and the arrays of a model that `write_model` wrote.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+    version : int
+        The supported format version.
+    required : collection of str
+        Names of the arguments that the file must have.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged or not a saved model.
+    """
+    if is_safetensors(path):
+        with open(_config_path(path), encoding="utf-8") as file:
+            text = file.read()
+        try:
+            arrays = _safetensors().load_file(path)
+        except Exception as error:
+            if isinstance(error, OSError | ImportError):
+                raise
+            raise ValueError(f"{path}: {error}") from None
+    else:
+        arrays = read_arrays(path)
+        if _CONFIG not in arrays:
+            raise ValueError(f"{path}: not a saved fastopt.MLP")
+        text = str(arrays[_CONFIG])
+    try:
+        return _parse_config(text, version, required), arrays
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _parse_config(text: str, version: int, required: Collection[str]) -> dict[str, Any]:
+    import json
+
+    try:
+        config: dict[str, Any] = json.loads(text)
+        actual = config.pop("format")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError("the file does not describe a fastopt.MLP") from None
+    if actual != version:
+        raise ValueError(f"expected format {version}, got {actual}")
+    if missing := set(required) - config.keys():
+        raise ValueError(f"{min(missing)!r} is missing")
+    return config
+
+
+def _config_path(path: StrPath) -> str:
+    return os.fspath(path).removesuffix(".safetensors") + ".json"
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("this format needs safetensors: pip install 'fastopt[safetensors]'") from None
+    return safetensors.numpy

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 import numpy as np
 
 from fastopt._core.validation import check_choice, check_float, check_int
-from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, NORMS
-from fastopt.nn.losses import LOSSES
-from fastopt.nn.mlp_files import read_model, write_model
+from fastopt.nn.files import read_model, write_model
+from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, LOSSES, NORMS
 from fastopt.nn.network import Network, TrainingData
 
 if TYPE_CHECKING:

@@ -13,14 +13,13 @@ from fastopt.nn._core import dispatch
 from fastopt.nn._core.blas import blas
 from fastopt.nn._core.net import NORMS as NORM_CODES
 from fastopt.nn._core.net import Pass, Source
-from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS
-from fastopt.nn.losses import LOSSES, loss_for
+from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, LOSSES, loss_for
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray, Array
-    from fastopt.nn.losses import BinaryCrossEntropy, CrossEntropy, SquaredError
+    from fastopt.nn.layers import BinaryCrossEntropy, CrossEntropy, SquaredError
     from fastopt.nn.typing import Activation, Initializer, Layers, Loss, LossName, Norm, Samples
     from fastopt.optimizers import Optimizer
 

@@ -14,11 +14,9 @@ import numpy as np
 from fastopt._core.validation import check_float, check_int, check_X_y
 from fastopt.nn.batches import Batches, make_batches
 from fastopt.nn.callbacks.base import Callback
-from fastopt.nn.evaluation import check_validation_data, evaluate
-from fastopt.nn.history import History, format_logs, format_stop
-from fastopt.nn.progress import Progress
-from fastopt.nn.snapshot import get_weights, set_weights
-from fastopt.nn.weighting import combined_weights
+from fastopt.nn.evaluation import check_validation_data, combined_weights, evaluate
+from fastopt.nn.files import get_weights, set_weights
+from fastopt.nn.history import History, Progress, format_logs, format_stop
 from fastopt.optimizers.hyperparameters import check_number
 
 if TYPE_CHECKING:

@@ -8,8 +8,7 @@ import pytest
 from mlp_helpers import FEATURES, OUTPUTS, N, batch, flat, make
 
 from fastopt.nn import MLP, check_gradients
-from fastopt.nn.layers import ACTIVATIONS
-from fastopt.nn.losses import LOSSES
+from fastopt.nn.layers import ACTIVATIONS, LOSSES
 
 # --- Gradients and losses --------------------------------------------------------------------
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from mlp_helpers import FEATURES, OUTPUTS, batch, flat
 
-from fastopt.nn.layers import ACTIVATIONS
-from fastopt.nn.losses import LOSSES
+from fastopt.nn.layers import ACTIVATIONS, LOSSES
 from fastopt.nn.mlp import MLP
 
 torch = pytest.importorskip("torch", reason="torch is not installed")

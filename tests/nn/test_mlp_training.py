@@ -10,8 +10,7 @@ import fastopt
 from fastopt.nn import MLP, network
 from fastopt.nn._core import blas
 from fastopt.nn._core.gemm import Blas
-from fastopt.nn.layers import ACTIVATIONS
-from fastopt.nn.losses import LOSSES
+from fastopt.nn.layers import ACTIVATIONS, LOSSES
 
 
 def test_dropout_differs_per_step_depends_on_the_seed_and_is_off_in_predictions():

@@ -73,7 +73,7 @@ LINES = (
 
 def test_a_terminal_shows_one_progress_bar_over_all_epochs(monkeypatch):
     pytest.importorskip("tqdm")
-    monkeypatch.setattr("fastopt.nn.progress._SECONDS", 0.0)  # update after every batch
+    monkeypatch.setattr("fastopt.nn.history._SECONDS", 0.0)  # update after every batch
     out, shown = fit_on_a_terminal(monkeypatch)
     assert out == LINES
     frames = [frame.strip() for frame in shown.split("\r") if "%" in frame]
@@ -88,7 +88,7 @@ def test_a_terminal_shows_one_progress_bar_over_all_epochs(monkeypatch):
 
 def test_messages_of_callbacks_appear_above_the_bar(monkeypatch):
     tqdm = pytest.importorskip("tqdm").tqdm
-    monkeypatch.setattr("fastopt.nn.progress._SECONDS", 0.0)
+    monkeypatch.setattr("fastopt.nn.history._SECONDS", 0.0)
     cleared = []
     clear = tqdm.clear
     monkeypatch.setattr(tqdm, "clear", lambda *args, **kwargs: cleared.append(clear(*args, **kwargs)))

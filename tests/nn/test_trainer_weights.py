@@ -8,7 +8,7 @@ from trainer_helpers import Recorder, RecordingNet, digits_trainer, rows, split_
 
 import fastopt
 from fastopt.nn import MLP, Trainer
-from fastopt.nn.weighting import combined_weights
+from fastopt.nn.evaluation import combined_weights
 
 # --- Clipping --------------------------------------------------------------------------------
 

@@ -1,15 +1,21 @@
-"""The base class of all callbacks, and the part of the trainer that callbacks use."""
+"""The base classes of callbacks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from fastopt._core.validation import check_choice, check_float
 
 if TYPE_CHECKING:
     from fastopt.nn.history import History
-    from fastopt.nn.typing import Logs
+    from fastopt.nn.typing import Logs, Mode
 
-__all__ = ["Callback", "StatefulCallback", "TrainerProtocol"]
+__all__ = ["Callback", "MonitorCallback", "StatefulCallback", "monitored_value", "resolve_mode"]
+
+# Whether a smaller or a larger value is better, by the metric's name without "val_".
+_MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
 
 class TrainerProtocol(Protocol):
@@ -89,24 +95,59 @@ class StatefulCallback(Callback):
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Restore the initial state."""
         self.__dict__.update(self.initial_state())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state by attribute name."""
         return {name: getattr(self, name) for name in self.initial_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the state returned by `state_dict`.
-
-        Raises
-        ------
-        ValueError
-            If the keys of `state` differ from those of `state_dict`.
-        """
         expected = self.initial_state()
         if set(state) != set(expected):
             raise ValueError(
                 f"state of {type(self).__name__}: expected the keys {sorted(expected)}, got {sorted(state)}"
             )
         self.__dict__.update(state)
+
+
+class MonitorCallback(StatefulCallback):
+    """A callback that compares a metric with its best value so far."""
+
+    def __init__(self, monitor: str, mode: Mode, min_delta: float = 0.0) -> None:
+        self.monitor = monitor
+        self.mode = resolve_mode(mode, monitor)
+        self.min_delta: float = abs(check_float("min_delta", min_delta))
+
+    @property
+    def worst(self) -> float:
+        """The value that every finite value improves on."""
+        return math.inf if self.mode == "min" else -math.inf
+
+    def is_better(self, value: float, reference: float) -> bool:
+        """Whether `value` improves on `reference` by more than `min_delta`; NaN never does."""
+        if self.mode == "min":
+            return value + self.min_delta < reference
+        return value - self.min_delta > reference
+
+
+def resolve_mode(mode: Mode, monitor: str) -> Literal["min", "max"]:
+    """Return "min" or "max"; "auto" is inferred from the name of the metric."""
+    check_choice("mode", mode, ("auto", "min", "max"))
+    if mode != "auto":
+        return mode
+    if not isinstance(monitor, str) or monitor.removeprefix("val_") not in _MODES:
+        raise ValueError(
+            f"mode: cannot infer whether to minimize or maximize {monitor!r}; pass mode='min' or mode='max'"
+        )
+    return _MODES[monitor.removeprefix("val_")]
+
+
+def monitored_value(callback: Callback, monitor: str, logs: Logs) -> float:
+    """Return the value of the metric that a callback monitors, or raise if `logs` does not have it."""
+    if monitor in logs:
+        return logs[monitor]
+    is_missing = monitor.startswith("val_") and not any(name.startswith("val_") for name in logs)
+    hint = "; Trainer.fit needs validation_data for it" if is_missing else ""
+    raise ValueError(
+        f"monitor: {type(callback).__name__} finds no {monitor!r}, expected one of "
+        f"{', '.join(sorted(logs))}{hint}"
+    )

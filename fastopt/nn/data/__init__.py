@@ -5,24 +5,11 @@ returns samples to predict; `load` returns a data set ready to train on. A damag
 ValueError that names the file and the defect.
 """
 
-from fastopt.nn.data.csv import read_csv
-from fastopt.nn.data.dataset import Dataset, load, read
-from fastopt.nn.data.digits import load_digits
-from fastopt.nn.data.idx import read_idx, read_idx_folder, read_idx_pair
-from fastopt.nn.data.npz import read_npz
-from fastopt.nn.data.split import train_test_split
+from fastopt.nn.data.dataset import Dataset, load, load_digits, read, train_test_split
+from fastopt.nn.data.readers import read_csv, read_idx, read_idx_folder, read_idx_pair, read_npz
 from fastopt.nn.files import read_arrays
 
 __all__ = [
-    "Dataset",
-    "load",
-    "load_digits",
-    "read",
-    "read_arrays",
-    "read_csv",
-    "read_idx",
-    "read_idx_folder",
-    "read_idx_pair",
-    "read_npz",
-    "train_test_split",
+    "Dataset", "load", "load_digits", "read", "read_arrays", "read_csv", "read_idx", "read_idx_folder",
+    "read_idx_pair", "read_npz", "train_test_split",
 ]

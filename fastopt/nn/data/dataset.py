@@ -1,4 +1,4 @@
-"""Reads a data set of any supported format."""
+"""Data sets that are ready to train on."""
 
 from __future__ import annotations
 
@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from fastopt._core.validation import check_choice, check_float
-from fastopt.nn.data.csv import read_csv
-from fastopt.nn.data.digits import load_digits
-from fastopt.nn.data.idx import read_idx_folder, read_idx_pair
-from fastopt.nn.data.npz import PARTS, read_npz
-from fastopt.nn.data.split import train_test_split
+from fastopt._core.validation import check_choice, check_float, check_X_y
+from fastopt.nn.data.readers import PARTS, read_csv, read_idx_folder, read_idx_pair, read_npz
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Header, Task
 
     Part: TypeAlias = tuple[AnyArray, AnyArray | None]
 
-__all__ = ["Dataset", "load", "read"]
+__all__ = ["Dataset", "load", "load_digits", "read", "train_test_split"]
 
 
 @dataclass(frozen=True)
@@ -190,3 +186,60 @@ def _targets(path: StrPath, y: AnyArray, task: Task) -> tuple[AnyArray, AnyArray
         raise ValueError(f"{path}: expected one label per sample, got labels of shape {y.shape}")
     classes, labels = np.unique(y, return_inverse=True)
     return labels.astype(np.int64, copy=False), classes
+
+
+def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return 1797 images of handwritten digits and their labels.
+
+    Returns
+    -------
+    X : ndarray of float32, shape (1797, 64)
+        Images of 8 x 8 pixels in row-major order, with values from 0 to 1 in steps of 1/16.
+    y : ndarray of int64, shape (1797,)
+        Digits 0 to 9.
+
+    References
+    ----------
+    E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0.
+    """
+    arrays = read_npz(Path(__file__).parent.with_name("digits.npz"))
+    return arrays["X"].astype(np.float32) / 16.0, arrays["y"].astype(np.int64)
+
+
+def train_test_split(
+    X: ArrayLike, y: ArrayLike, test_size: float = 0.2, seed: int = 0
+) -> tuple[AnyArray, AnyArray, AnyArray, AnyArray]:
+    """Split samples into random training and test sets, stratified by class.
+
+    Parameters
+    ----------
+    X : ndarray, shape (n, ...)
+        Samples.
+    y : ndarray, shape (n, ...)
+        Labels or values. One-dimensional labels that are not floating-point numbers are stratified:
+        the test set holds ``test_size`` of each class, rounded up or down.
+    test_size : float, default 0.2
+        Fraction of the samples in the test set, between 0 and 1, both excluded.
+    seed : int, default 0
+        Seed of the random split.
+
+    Returns
+    -------
+    X_train, X_test, y_train, y_test : ndarray
+        Copies, in the original order.
+    """
+    X, y = check_X_y("X", X, "y", y)
+    test_size = check_float("test_size", test_size, 0.0, 1.0, open_low=True)
+    n = len(y)
+    n_test = round(n * test_size)
+    if not 0 < n_test < n:
+        raise ValueError(f"test_size: {test_size!r} of {n} samples leaves one part empty")
+    order = np.random.default_rng(seed).permutation(n)
+    if y.ndim == 1 and y.dtype.kind != "f":
+        order = order[np.argsort(y[order], kind="stable")]
+    # Evenly spaced positions in an order sorted by class hold every class in proportion.
+    picks = order[((np.arange(n_test) + 0.5) * n / n_test).astype(np.intp)]
+    test = np.zeros(n, bool)
+    test[picks] = True
+    return X[~test], X[test], y[~test], y[test]

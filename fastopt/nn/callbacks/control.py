@@ -1,0 +1,406 @@
+"""Callbacks that change the course of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fastopt._core.validation import check_float, check_int
+from fastopt.nn.callbacks.base import Callback, MonitorCallback, monitored_value, resolve_mode
+from fastopt.nn.files import get_weights, set_weights
+from fastopt.optimizers.hyperparameters import check_number, is_schedule
+from fastopt.schedules import ReduceOnPlateau
+
+if TYPE_CHECKING:
+    from fastopt._core.typing import AnyArray
+    from fastopt.nn.typing import Logs, Mode
+
+__all__ = [
+    "EarlyStopping", "LambdaCallback", "LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights",
+    "TerminateOnNaN",
+]
+
+
+class EarlyStopping(MonitorCallback):
+    """Stop training when a metric has not improved for a number of epochs.
+
+    Parameters
+    ----------
+    monitor : str, default "val_loss"
+        Metric of the history to monitor.
+    min_delta : float, default 0
+        Smallest change that counts as an improvement.
+    patience : int, default 0
+        Number of consecutive epochs without improvement after which training stops.
+    verbose : int, default 0
+        1 prints a message on stopping and on restoring weights.
+    mode : {"auto", "min", "max"}, default "auto"
+        Whether a smaller or a larger value is better. ``"auto"`` infers it for the loss and the accuracy.
+    baseline : float, optional
+        An epoch counts as an improvement only if the metric is also better than this value.
+    restore_best_weights : bool, default False
+        At the end of `Trainer.fit`, for whatever reason, restore the weights of the best epoch, whether
+        or not it was better than `baseline`. The state of the optimizer is not restored.
+    start_from_epoch : int, default 0
+        Number of epochs before monitoring starts.
+
+    Attributes
+    ----------
+    best : float
+        Best value so far.
+    best_epoch : int
+        Epoch of the best value.
+    wait : int
+        Epochs since the last improvement.
+    stopped_epoch : int or None
+        Epoch after which the callback stopped training. A further fit starts with the full patience.
+
+    Examples
+    --------
+    >>> stop = fastopt.callbacks.EarlyStopping(patience=5, restore_best_weights=True)
+    >>> fastopt.Trainer(net, opt, [stop]).fit(X, y, epochs=100, validation_data=(X_val, y_val))
+    """
+
+    best: float
+    best_epoch: int
+    best_weights: dict[str, AnyArray] | None
+    wait: int
+    stopped_epoch: int | None
+
+    def __init__(
+        self, monitor: str = "val_loss", min_delta: float = 0, patience: int = 0, verbose: int = 0,
+        mode: Mode = "auto", baseline: float | None = None, restore_best_weights: bool = False,
+        start_from_epoch: int = 0,
+    ) -> None:
+        super().__init__(monitor, mode, min_delta)
+        self.patience: int = check_int("patience", patience, 0)
+        self.verbose = verbose
+        self.baseline: float | None = None if baseline is None else check_float("baseline", baseline)
+        self.restore_best_weights = restore_best_weights
+        self.start_from_epoch: int = check_int("start_from_epoch", start_from_epoch, 0)
+        self.reset()
+
+    def initial_state(self) -> dict[str, Any]:
+        return {"best": self.worst, "best_epoch": 0, "best_weights": None, "wait": 0, "stopped_epoch": None}
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Reset the patience if the callback stopped the previous fit."""
+        if self.stopped_epoch is not None:
+            self.wait, self.stopped_epoch = 0, None
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        value = monitored_value(self, self.monitor, logs)
+        if epoch < self.start_from_epoch:
+            return
+        is_better = self.is_better(value, self.best)
+        if self.restore_best_weights and (is_better or self.best_weights is None):
+            self.best_weights = get_weights(self.trainer.net)
+            self.best_epoch = epoch
+        self.wait += 1
+        if is_better:
+            self.best, self.best_epoch = value, epoch
+            if self.baseline is None or self.is_better(value, self.baseline):
+                self.wait = 0
+        elif self.wait >= self.patience and epoch > 0:
+            self.stopped_epoch = epoch
+            self.trainer.stop_training = True
+            if self.verbose:
+                self.trainer.write(f"Epoch {epoch + 1}: early stopping")
+
+    def on_train_end(self, logs: Logs) -> None:
+        if self.best_weights is not None:
+            set_weights(self.trainer.net, self.best_weights)
+            if self.verbose:
+                self.trainer.write(f"Restored the weights of the best epoch: {self.best_epoch + 1}")
+
+
+class TerminateOnNaN(Callback):
+    """Stop training after the first batch whose loss is NaN or infinite.
+
+    Parameters
+    ----------
+    raise_error : bool, default False
+        Raise a RuntimeError instead. `Trainer.fit` then ends without `on_train_end`.
+    """
+
+    def __init__(self, raise_error: bool = False) -> None:
+        self.raise_error = raise_error
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        if math.isfinite(logs["loss"]):
+            return
+        if self.raise_error:
+            epoch = len(self.trainer.history.epoch)
+            raise RuntimeError(f"the loss of batch {batch} of epoch {epoch} is {logs['loss']}")
+        self.trainer.stop_training = True
+
+
+class ReduceLROnPlateau(Callback):
+    """Reduce the learning rate when a metric has not improved for a number of epochs.
+
+    This callback follows Keras's definitions of the arguments and can monitor any metric. The schedule
+    `fastopt.schedules.ReduceOnPlateau`, which it uses internally, follows PyTorch's and monitors the
+    validation loss. The learning rates of all parameter groups are reduced.
+
+    Parameters
+    ----------
+    monitor : str, default "val_loss"
+        Metric of the history to monitor.
+    factor : float, default 0.1
+        Factor of a reduction, above 0 and below 1.
+    patience : int, default 10
+        Number of consecutive epochs without improvement after which the learning rate is reduced. (The
+        schedule waits for one more.)
+    verbose : int, default 0
+        1 prints a message on each reduction.
+    mode : {"auto", "min", "max"}, default "auto"
+        Whether a smaller or a larger value is better. ``"auto"`` infers it for the loss and the accuracy.
+    min_delta : float, default 1e-4
+        Smallest change that counts as an improvement.
+    cooldown : int, default 0
+        Epochs after a reduction during which the patience does not run.
+    min_lr : float, default 0.0
+        Lower bound of the learning rate.
+
+    Raises
+    ------
+    ValueError
+        In `Trainer.fit`, if the learning rate is a schedule, which cannot be set.
+    """
+
+    def __init__(
+        self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, verbose: int = 0,
+        mode: Mode = "auto", min_delta: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = resolve_mode(mode, monitor)
+        self.verbose = verbose
+        # The epoch that exhausts the patience or the cooldown counts in Keras, but not in the schedule.
+        self._schedule = ReduceOnPlateau(
+            0.0, mode=self.mode, factor=factor, patience=max(check_int("patience", patience, 0) - 1, 0),
+            threshold=abs(check_float("min_delta", min_delta)), threshold_mode="abs",
+            cooldown=max(check_int("cooldown", cooldown, 0) - 1, 0), min_lr=min_lr, eps=0.0,
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        self.plateaus: list[ReduceOnPlateau] = []  # one per parameter group, all with the same reports
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"plateaus": [plateau.state_dict() for plateau in self.plateaus]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        plateaus = []
+        for saved in state["plateaus"]:
+            plateaus.append(replace(self._schedule))
+            plateaus[-1].load_state_dict(saved)
+        self.plateaus = plateaus
+
+    def on_train_begin(self, logs: Logs) -> None:
+        groups = _groups_with_settable_lr(self)
+        if not self.plateaus:
+            self.plateaus = [replace(self._schedule, lr=group["lr"]) for group in groups]
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        value = monitored_value(self, self.monitor, logs)
+        for group, plateau in zip(_groups_with_settable_lr(self), self.plateaus, strict=True):
+            before = plateau.current_lr = group["lr"]  # another callback may have set it
+            plateau.report(value)
+            if plateau.current_lr != before:
+                group["lr"] = plateau.current_lr
+                if self.verbose:
+                    self.trainer.write(f"Epoch {epoch + 1}: reduced the learning rate to {group['lr']:.4g}")
+
+
+class LearningRateScheduler(Callback):
+    """Set the learning rate at the beginning of each epoch.
+
+    Schedules are called at every step and are saved with the optimizer: see `fastopt.schedules`.
+
+    Parameters
+    ----------
+    schedule : callable
+        ``schedule(epoch, lr) -> lr``, with epochs numbered from 0. Called once per parameter group.
+    verbose : int, default 0
+        1 prints the learning rate.
+
+    Raises
+    ------
+    ValueError
+        In `Trainer.fit`, if the learning rate is already a schedule, or `schedule` returns an invalid
+        value.
+
+    Examples
+    --------
+    >>> halve = fastopt.callbacks.LearningRateScheduler(lambda epoch, lr: lr / 2 if epoch else lr)
+    """
+
+    def __init__(self, schedule: Callable[[int, float], float], verbose: int = 0) -> None:
+        if not callable(schedule):
+            raise TypeError(f"schedule: expected a function of the epoch and the rate, got {schedule!r}")
+        self.schedule = schedule
+        self.verbose = verbose
+
+    def on_train_begin(self, logs: Logs) -> None:
+        _groups_with_settable_lr(self)
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        for group in _groups_with_settable_lr(self):
+            group["lr"] = check_number("lr", self.schedule(epoch, group["lr"]))
+            if self.verbose:
+                self.trainer.write(f"Epoch {epoch + 1}: set the learning rate to {group['lr']:.4g}")
+
+
+def _groups_with_settable_lr(callback: Callback) -> Sequence[MutableMapping[str, Any]]:
+    """Return the parameter groups of the optimizer, or raise if a learning rate is a schedule."""
+    name, opt = type(callback).__name__, callback.trainer.opt
+    groups: Sequence[MutableMapping[str, Any]] | None = getattr(opt, "groups", None)
+    if not groups:
+        raise TypeError(f"opt: {name} expected an object with 'groups', got {type(opt).__name__}")
+    for i, group in enumerate(groups):
+        if is_schedule(group["lr"]):
+            raise ValueError(
+                f"{name}: it sets the learning rate, but that of group {i} is a schedule, "
+                f"{group['lr']!r}; give the optimizer a number as lr, or leave {name} out"
+            )
+    return groups
+
+
+class SwapEMAWeights(Callback):
+    """Use the averaged weights for evaluation and at the end of training.
+
+    The averages are those kept by the optimizer: an exponential moving average of the parameters
+    (``fastopt.Adam(net.params, ema=0.999)``), or the evaluation weights of a schedule-free optimizer
+    (``fastopt.AdamWScheduleFree``). The model holds them while an epoch is evaluated, and keeps them at
+    the end of the fit; a further fit continues from there.
+
+    Place it before callbacks that store weights, and let it swap at the end of the epoch, too::
+
+        [SwapEMAWeights(swap_on_epoch=True), ModelCheckpoint("best.npz", save_best_only=True)]
+
+    Place it after callbacks whose `on_test_end` evaluates the model.
+
+    Parameters
+    ----------
+    swap_on_epoch : bool, default False
+        Whether the model holds the averages when the following callbacks run `on_epoch_end`.
+
+    Raises
+    ------
+    ValueError
+        In `Trainer.fit`, if the optimizer keeps no averages; or if another callback would select the
+        best epoch by the metrics of the averages but store the weights themselves.
+
+    Notes
+    -----
+    Only the parameters that the optimizer updates are averaged. The running statistics of batch
+    normalization remain those of the weights.
+    """
+
+    def __init__(self, swap_on_epoch: bool = False) -> None:
+        self.swap_on_epoch = swap_on_epoch
+        self.swapped: bool = False
+
+    def on_train_begin(self, logs: Logs) -> None:
+        opt, callbacks = self.trainer.opt, self.trainer.callbacks
+        if not (self._has_ema() or hasattr(opt, "averaged")):
+            raise ValueError(
+                "SwapEMAWeights: the optimizer keeps no averages; create it with ema=0.999, for example"
+            )
+        for i, callback in enumerate(callbacks):
+            keeps_best = any(getattr(callback, n, False) for n in ("save_best_only", "restore_best_weights"))
+            if keeps_best and not (self.swap_on_epoch and i > callbacks.index(self)):
+                raise ValueError(
+                    f"SwapEMAWeights: {type(callback).__name__} would monitor the averages and store the "
+                    "weights; place it after SwapEMAWeights(swap_on_epoch=True)"
+                )
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        self.swap_out()
+
+    def on_test_begin(self, logs: Logs) -> None:
+        self.swap_in()
+
+    def on_test_end(self, logs: Logs) -> None:
+        self.swap_out()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if self.swap_on_epoch:
+            self.swap_in()
+
+    def on_train_end(self, logs: Logs) -> None:
+        self.swap_out()
+        if self._has_ema():
+            with self.trainer.opt.swapped_ema():
+                averages = get_weights(self.trainer.net)
+            set_weights(self.trainer.net, averages)
+        else:
+            self.trainer.opt.keep_average()
+
+    def close(self) -> None:
+        self.swap_out()
+
+    def _has_ema(self) -> bool:
+        return getattr(self.trainer.opt, "ema", None) is not None
+
+    def swap_in(self) -> None:
+        """Copy the averages into the model, unless it already holds them."""
+        if not self.swapped:
+            opt = self.trainer.opt
+            self._swap = opt.swapped_ema() if self._has_ema() else opt.averaged()
+            self._swap.__enter__()
+            self.swapped = True
+
+    def swap_out(self) -> None:
+        """Restore the weights, unless the model already holds them."""
+        if self.swapped:
+            self._swap.__exit__(None, None, None)
+            self.swapped = False
+
+
+class LambdaCallback(Callback):
+    """Call a function at each of the given hooks.
+
+    Parameters
+    ----------
+    on_epoch_begin, on_epoch_end : callable, optional
+        Function of ``(epoch, logs)``.
+    on_train_begin, on_train_end : callable, optional
+        Function of ``(logs)``.
+    on_train_batch_begin, on_train_batch_end : callable, optional
+        Function of ``(batch, logs)``.
+    **hooks : callable
+        Any other method of `Callback`, such as ``on_test_end``.
+
+    Examples
+    --------
+    >>> def f1(logs):
+    ...     logs["val_f1"] = f1_score(y_val, net.predict(X_val))
+    >>> measure = fastopt.callbacks.LambdaCallback(on_test_end=f1)
+    """
+
+    def __init__(
+        self,
+        on_epoch_begin: Callable[[int, Logs], object] | None = None,
+        on_epoch_end: Callable[[int, Logs], object] | None = None,
+        on_train_begin: Callable[[Logs], object] | None = None,
+        on_train_end: Callable[[Logs], object] | None = None,
+        on_train_batch_begin: Callable[[int, Logs], object] | None = None,
+        on_train_batch_end: Callable[[int, Logs], object] | None = None,
+        **hooks: Callable[..., object] | None,
+    ) -> None:
+        hooks |= {
+            "on_epoch_begin": on_epoch_begin, "on_epoch_end": on_epoch_end,
+            "on_train_begin": on_train_begin, "on_train_end": on_train_end,
+            "on_train_batch_begin": on_train_batch_begin, "on_train_batch_end": on_train_batch_end,
+        }
+        for name, function in hooks.items():
+            if function is None:
+                continue
+            if name.startswith("_") or not callable(getattr(Callback, name, None)):
+                raise TypeError(f"LambdaCallback: {name!r} is not a method of Callback")
+            if not callable(function):
+                raise TypeError(f"{name}: expected a function, got {function!r}")
+            setattr(self, name, function)

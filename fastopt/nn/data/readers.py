@@ -1,0 +1,270 @@
+"""Readers of IDX files (the format in which MNIST is published), NPZ files and CSV files."""
+
+from __future__ import annotations
+
+import math
+import operator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastopt._core.validation import check_choice
+from fastopt.nn.files import read_arrays
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from _typeshed import StrPath
+    from numpy.typing import NDArray
+
+    from fastopt._core.typing import AnyArray
+    from fastopt.nn.typing import Header
+
+__all__ = ["PARTS", "read_csv", "read_idx", "read_idx_folder", "read_idx_pair", "read_npz"]
+
+PARTS = ("", "_train", "_test")  # suffixes of the array names X and y
+_SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
+_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # of IDX files
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_idx(path: StrPath) -> AnyArray:
+    """Return the array of an IDX file, the format in which MNIST is published.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file may be compressed by gzip, whatever its name.
+
+    Returns
+    -------
+    ndarray
+        Array of the dtype and shape given in the file, in native byte order.
+
+    Notes
+    -----
+    The header consists of two zero bytes, one byte for the type, one for the number of dimensions, and
+    each dimension as a big-endian uint32. The values follow, big-endian, in C order.
+    """
+    content = _read_bytes(path)
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
+        raise ValueError(f"{path}: not an IDX file, it begins with {content[:4].hex(' ')!r}")
+    dtype, ndim = np.dtype(_DTYPES[content[2]]), content[3]
+    start = 4 + 4 * ndim
+    if len(content) < start:
+        raise ValueError(f"{path}: truncated in the header")
+    shape = tuple(np.frombuffer(content, ">u4", ndim, 4).tolist())
+    expected = math.prod(shape) * dtype.itemsize
+    if len(content) - start != expected:
+        raise ValueError(
+            f"{path}: truncated or damaged, shape {shape} needs {expected} bytes of values, "
+            f"the file holds {len(content) - start}"
+        )
+    values = np.frombuffer(content, dtype, offset=start).reshape(shape)
+    return values.astype(dtype.newbyteorder("="))
+
+
+def _read_bytes(path: StrPath) -> bytes:
+    content = Path(path).read_bytes()
+    if not content.startswith(_GZIP_MAGIC):
+        return content
+    import gzip
+    import zlib
+
+    try:
+        return gzip.decompress(content)
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path}: damaged gzip file ({error})") from None
+
+
+def read_idx_pair(images: StrPath, labels: StrPath) -> tuple[AnyArray, AnyArray]:
+    """Return ``X, y`` from an IDX file of images and one of labels.
+
+    Parameters
+    ----------
+    images, labels : str or path-like
+        The two files.
+
+    Returns
+    -------
+    X : ndarray, shape (n, ...)
+    y : ndarray, shape (n,)
+    """
+    X, y = read_idx(images), read_idx(labels)
+    if y.ndim != 1:
+        raise ValueError(f"{labels}: expected a vector of labels, got the shape {y.shape}")
+    check_part(images, "the file of images", X, f"the file of labels {labels}", y)
+    return X, y
+
+
+def read_idx_folder(path: StrPath) -> dict[str, AnyArray]:
+    """Return the data set of a folder with the IDX files of MNIST.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A folder that holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
+        ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``. Each name may have the suffix
+        ``.gz``, and a dot in place of the second hyphen.
+
+    Returns
+    -------
+    dict of ndarray
+        ``X_train``, ``y_train``, ``X_test``, ``y_test``.
+    """
+    arrays = {}
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        pair = [_find_idx(path, f"{prefix}-{name}") for name in ("images", "labels")]
+        arrays[f"X_{part}"], arrays[f"y_{part}"] = read_idx_pair(*pair)
+    return arrays
+
+
+def _find_idx(folder: StrPath, stem: str) -> Path:
+    for suffix in ("-idx?-ubyte", "-idx?-ubyte.gz", ".idx?-ubyte", ".idx?-ubyte.gz"):
+        for file in Path(folder).glob(stem + suffix):
+            return file
+    kind = "idx3" if stem.endswith("images") else "idx1"
+    raise ValueError(f"{folder}: the file {stem}-{kind}-ubyte (or .gz) is missing")
+
+
+def read_npz(path: StrPath) -> dict[str, AnyArray]:
+    """Return the arrays of a data set in an ``.npz`` file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A file that holds ``X`` and ``y``; or ``X_train``, ``y_train``, ``X_test`` and ``y_test`` (as
+        Keras's ``mnist.npz``); or ``X`` without labels. The case of the names does not matter. Other
+        arrays are ignored.
+
+    Returns
+    -------
+    dict of ndarray
+        The arrays under these names.
+    """
+    found = {name.lower(): array for name, array in read_arrays(path).items()}
+    for names in (("X", "y"), _SPLIT_NAMES, ("X",)):
+        if all(name.lower() in found for name in names):
+            arrays = {name: found[name.lower()] for name in names}
+            for part in PARTS:
+                if "X" + part in arrays:
+                    X, y = "X" + part, "y" + part
+                    check_part(path, X, arrays[X], y, arrays.get(y))
+            return arrays
+    raise ValueError(
+        f"{path}: expected the arrays X and y, or {', '.join(_SPLIT_NAMES)}; "
+        f"found {', '.join(found) or 'none'}"
+    )
+
+
+def check_part(path: StrPath, X_name: str, X: AnyArray, y_name: str, y: AnyArray | None) -> None:
+    """Raise if `X` is not a nonempty array of samples, or `y` differs from it in length."""
+    if X.ndim < 2:
+        raise ValueError(f"{path}: expected at least two dimensions of {X_name}, got the shape {X.shape}")
+    if X.size == 0:
+        raise ValueError(f"{path}: {X_name} is empty, its shape is {X.shape}")
+    if y is not None:
+        n = len(y) if y.ndim else 0
+        if n != len(X):
+            raise ValueError(f"{path}: {X_name} has {len(X)} rows, {y_name} has {n}")
+
+
+def read_csv(
+    path: StrPath, label: str | int | None = -1, header: Header = "auto", features: int | None = None
+) -> tuple[NDArray[np.float64], AnyArray | None]:
+    """Return ``X, y`` from a table of numbers and, optionally, a column of labels.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file. It is decompressed by gzip if its name ends in ``.gz``.
+    label : str, int or None, default -1
+        Name or index of the column of labels (negative: from the right). None: the table has no labels.
+    header : bool or "auto", default "auto"
+        Whether the first line holds column names. ``"auto"``: it does if none of its cells is a number.
+    features : int, optional
+        Expected number of features. A table with exactly this many columns has no labels, whatever
+        `label` is.
+
+    Returns
+    -------
+    X : ndarray of float64, shape (n, features)
+    y : ndarray of int64, float64 or strings, shape (n,), or None
+
+    Raises
+    ------
+    ValueError
+        If a cell is missing or is not a finite number, rows differ in length, or the column of labels
+        does not exist. Row numbers in the message start at 1 and exclude the header.
+    ImportError
+        If pandas is not installed: ``pip install 'fastopt[data]'``.
+    """
+    check_choice("header", header, (True, False, "auto"))
+    table, names = _read_table(path, header)
+    label_index = None if len(names) == features else _label_index(path, names, label)
+    _check_cells(path, table, names, label_index)
+    if label_index is None:
+        return table.to_numpy(np.float64), None
+    y = table.pop(label_index)  # type: ignore[arg-type,unused-ignore]  # the column names are integers
+    return table.to_numpy(np.float64), y.to_numpy(None if y.dtype.kind in "biuf" else str)
+
+
+def _read_table(path: StrPath, header: Header) -> tuple[pd.DataFrame, list[Any]]:
+    """Return the table, whose columns are numbered, and the column names (numbers without a header)."""
+    try:
+        import pandas as pd
+    except ImportError:
+        raise ImportError("reading CSV needs pandas: pip install 'fastopt[data]'") from None
+    import zlib
+
+    options: dict[str, Any] = {"header": None, "keep_default_na": False, "na_values": [""]}
+    try:
+        first = pd.read_csv(path, nrows=1, dtype=str, **options).iloc[0]
+        if header == "auto":
+            header = bool(pd.to_numeric(first, errors="coerce").isna().all())
+        table = pd.read_csv(path, skiprows=int(header), low_memory=False, **options)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a valid CSV file ({error})") from None
+    names = list(first) if header else list(range(len(first)))
+    if table.shape[1] != len(names):
+        raise ValueError(
+            f"{path}: the first line has {len(names)} columns, the other lines have {table.shape[1]}"
+        )
+    return table, names
+
+
+def _label_index(path: StrPath, names: list[Any], label: str | int | None) -> int | None:
+    """Return the index of the column of labels, or None if there is none."""
+    if label is None:
+        return None
+    n = len(names)
+    if n < 2:
+        raise ValueError(f"{path}: expected features and a column of labels, found one column")
+    if isinstance(label, str):
+        if label not in names:
+            raise ValueError(f"{path}: no column {label!r} among {', '.join(map(str, names))}")
+        return names.index(label)
+    try:
+        label = operator.index(label)
+    except TypeError:
+        raise TypeError(f"label: expected a column name, an index or None, got {label!r}") from None
+    if not -n <= label < n:
+        raise ValueError(f"{path}: label={label} is not one of the {n} columns")
+    return label % n
+
+
+def _check_cells(path: StrPath, table: pd.DataFrame, names: list[Any], label_index: int | None) -> None:
+    """Raise if a cell is missing or a feature is not a finite number."""
+    import pandas as pd
+
+    for i, name in enumerate(names):
+        cells = table[i]
+        is_bad, defect = cells.isna(), "is missing"
+        if not is_bad.any() and (i != label_index or cells.dtype.kind == "f"):
+            values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64)
+            is_bad, defect = ~np.isfinite(values), "is not a finite number"
+        if is_bad.any():
+            row = int(np.argmax(is_bad))
+            raise ValueError(f"{path}: the cell in row {row + 1} of column {name!r} {defect}")
