@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int
-from fastopt.optimizers import BY_NAME, arguments_of
+from fastopt.optimizers import BY_NAME, TRAINING_OPTIONS, arguments_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,8 +71,6 @@ MAXITER_REACHED: int = 1
 NOT_FINITE: int = 3
 STOPPED: int = 99
 
-# Options of optimizers that change the problem or do not apply to a function of one array.
-_EXCLUDED_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
 _DIFFERENCE_STEP = math.sqrt(np.finfo(float).eps)
 
 
@@ -344,7 +342,7 @@ def _make_result(
 def _make_method(name: str, cls: type[Optimizer]) -> Callable[..., OptimizeResult]:
     hyperparameters = {
         option: parameter.replace(kind=parameter.KEYWORD_ONLY)
-        for option, parameter in arguments_of(cls).items() if option not in _EXCLUDED_OPTIONS
+        for option, parameter in arguments_of(cls).items() if option not in TRAINING_OPTIONS
     }
     settings = [
         p.replace(kind=p.KEYWORD_ONLY, annotation=p.empty)

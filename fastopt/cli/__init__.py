@@ -1,8 +1,7 @@
 """The command line: ``fastopt train``, ``predict``, ``compare``, ``lr-find``, ``bench`` and ``info``.
 
-Each command is a module with ``add_options(parser)``, which declares its options, and ``run(args)``, which
-returns an exit status. The module is imported only if the command is on the command line. Errors in
-arguments and files are exceptions; only `main` prints them.
+Each command is a module with ``add_options(parser)``, and ``run(args)``, which returns an exit status. It
+is imported only if the command is on the command line. Errors are exceptions; only `main` prints them.
 """
 
 from __future__ import annotations
@@ -30,18 +29,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
+    """Run a command with the arguments in `argv`, by default those of the process.
 
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments without the program name; by default those of the process.
-
-    Returns
-    -------
-    int
-        Exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with a
-        one-line message on standard error; 130 after Ctrl-C.
+    Return the exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with
+    a one-line message on standard error; 130 after Ctrl-C.
     """
     try:
         args = parse_args(sys.argv[1:] if argv is None else argv)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     Run = dict[str, Any]
 
-__all__ = ["add_options", "run"]
-
 
 class WorkerError(Exception):
     """A contender failed."""

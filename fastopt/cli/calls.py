@@ -11,57 +11,29 @@ import ast
 import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    Table = Mapping[str, Collection[str]]
+Table = Mapping[str, Collection[str]]   # arguments by name
 
 _MAX_INT = 2**63 - 1  # larger integers overflow in compiled code
-
-__all__ = ["Call", "parse_call", "parse_calls", "suggest"]
 
 
 @dataclass(frozen=True)
 class Call:
-    """A name and its keyword arguments.
-
-    Attributes
-    ----------
-    name : str
-    arguments : dict
-        Literals, or `Call` objects.
-    text : str
-        Source text, which `parse_call` accepts.
-    """
+    """A name and its keyword arguments."""
 
     name: str
-    arguments: dict[str, Any]
-    text: str
+    arguments: dict[str, Any]   # literals or calls
+    text: str                   # which `parse_call` accepts
 
     def __str__(self) -> str:
         return self.text
 
 
 def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[Call, ...]:
-    """Parse a comma-separated list of calls.
+    """Parse a comma-separated list of ``name`` or ``name(argument=value, ...)``.
 
-    Parameters
-    ----------
-    text : str
-        ``name`` or ``name(argument=value, ...)``, any number of times.
-    table : mapping of str to collection of str
-        Allowed names, each with its allowed arguments.
-    nested : collection of str
-        Arguments whose value may be another call.
-
-    Returns
-    -------
-    tuple of Call
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If the syntax is invalid, or a name or an argument is not in the table.
+    `table` has the allowed names and arguments; the value of a `nested` argument may be another call.
     """
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
@@ -96,20 +68,16 @@ def _parse_node(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
     named = [(keyword.arg, keyword.value) for keyword in keywords if keyword.arg is not None]
     if isinstance(node, ast.Call) and (node.args or len(named) < len(keywords)):
         raise argparse.ArgumentTypeError(f"expected arguments as in name(argument=value), got {text!r}")
-    arguments = {}
+    arguments, known = {}, table[function.id]
     for name, value in named:
-        _check_argument(function.id, name, table[function.id])
+        if not known:
+            raise argparse.ArgumentTypeError(f"{function.id} takes no arguments here, got {name!r}")
+        if name not in known:
+            raise argparse.ArgumentTypeError(
+                f"{function.id} has no argument {name!r} here; {suggest(name, known)}"
+            )
         arguments[name] = _parse_value(name, value, table, nested)
     return Call(function.id, arguments, text)
-
-
-def _check_argument(name: str, argument: str, known: Collection[str]) -> None:
-    if not known:
-        raise argparse.ArgumentTypeError(f"{name} takes no arguments here, got {argument!r}")
-    if argument not in known:
-        raise argparse.ArgumentTypeError(
-            f"{name} has no argument {argument!r} here; {suggest(argument, known)}"
-        )
 
 
 def _parse_value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> Any:

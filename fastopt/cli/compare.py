@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from fastopt import callbacks, plots
 from fastopt.cli import options, outputs, registry, surface, training
 from fastopt.cli.calls import Call
-from fastopt.cli.parser import INTERRUPTED
-from fastopt.nn import Callback, Trainer
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt.cli.parser import Parser
-    from fastopt.nn import History
-    from fastopt.nn.data import Dataset
-    from fastopt.nn.typing import Logs
-
-__all__ = ["COMPARED", "add_options", "run"]
+from fastopt.cli.parser import INTERRUPTED, Parser
+from fastopt.nn import Callback, History, Trainer
+from fastopt.nn.data import Dataset
+from fastopt.nn.typing import Logs
 
 COMPARED = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
 
@@ -64,20 +56,22 @@ def run(args: argparse.Namespace) -> int:
             print("Interrupted: the last row may have fewer epochs than the others.")
             break
     print("\nLoss: mean over the samples of the last epoch. Time: training steps only.")
-    if args.plot is not None:
-        _draw(args.plot, histories)
+    if args.plot is not None and histories:
+        plots.plot_comparison(histories, args.plot)
+        print(f"Saved the plot in {args.plot}")
+    elif args.plot is not None:
+        print("Nothing to plot: no epoch was finished")
     return INTERRUPTED if interrupted else 0
 
 
 def _train(name: str, args: argparse.Namespace, dataset: Dataset) -> History:
     """Train with one optimizer. The initial weights depend on the seed only."""
     net = training.make_model(args, dataset)
-    lr = registry.OPTIMIZERS[name][1]
-    opt = registry.make_optimizer(Call(name, {}, name), net.params, lr)
+    opt = registry.make_optimizer(Call(name, {}, name), net.params, registry.OPTIMIZERS[name][1])
     hooks: list[Callback] = [callbacks.TerminateOnNaN()]
     if sys.stdout.isatty():
         hooks.append(_Status(name, args.epochs))
-    trainer = Trainer(net, opt, hooks, max_norm=training.none_if_inf(args.max_norm))
+    trainer = Trainer(net, opt, hooks, max_norm=training.none_if_off(args.max_norm))
     return training.fit(trainer, args, dataset, verbose=0, training_accuracy=False)
 
 
@@ -97,14 +91,6 @@ def _results(name: str, history: History) -> dict[str, str]:
 
 def _format_row(cells: Mapping[str, str]) -> str:
     return _ROW.format(*(cells.get(column, "") for column in _COLUMNS))
-
-
-def _draw(path: str, histories: Mapping[str, History]) -> None:
-    if histories:
-        plots.plot_comparison(histories, path)
-        print(f"Saved the plot in {path}")
-    else:
-        print("Nothing to plot: no epoch was finished")
 
 
 class _Status(Callback):

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import tomllib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt._config import config as versions
 from fastopt.cli.calls import suggest
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt.cli.parser import Parser
-
-__all__ = ["format_config", "read_config"]
+from fastopt.cli.parser import Parser
 
 _NOT_SAVED = ("config", "out", "overwrite")  # input and output of the run, not its settings
 
 
 def read_config(path: str, command: Parser, train: Parser) -> list[str]:
-    """Return the options of a file as command-line arguments.
+    """Return the options of a TOML file as command-line arguments.
 
-    Parameters
-    ----------
-    path : str
-        TOML file with option names as keys, and numbers, strings, booleans or lists as values.
-    command : Parser
-        The command to run. Options that it does not have are skipped.
-    train : Parser
-        The parser of ``fastopt train``, whose options are allowed in the file.
-
-    Returns
-    -------
-    list of str
-
-    Raises
-    ------
-    ValueError
-        If the file is not valid TOML, or has an unknown key or a value of an unsupported type.
+    The options of `train` are allowed in the file; those that `command` does not have are skipped.
     """
     with open(path, "rb") as file:
         try:
@@ -56,19 +35,7 @@ def read_config(path: str, command: Parser, train: Parser) -> list[str]:
 
 
 def format_config(args: argparse.Namespace, command: Parser) -> str:
-    """Return the text of a TOML file that repeats a run.
-
-    Parameters
-    ----------
-    args : argparse.Namespace
-        Parsed arguments of the run. Options that are None are left out.
-    command : Parser
-        The parser of the command.
-
-    Returns
-    -------
-    str
-    """
+    """Return the text of a TOML file that repeats a run; options that are None are left out."""
     lines = [
         "# 'fastopt train --config' with this file repeats the run, bit for bit with these versions:",
         *(f"#   {name:16} {value}" for name, value in versions().items()),

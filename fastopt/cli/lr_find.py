@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from fastopt.cli import options, outputs, registry, training
-from fastopt.cli.parser import FAILED, print_error
+from fastopt.cli.parser import FAILED, Parser, print_error
 from fastopt.lr_range_test import lr_find
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt.cli.parser import Parser
-    from fastopt.lr_range_test import LRFind
-
-__all__ = ["add_options", "run"]
 
 _MAX_ROWS = 20  # of the printed table
 
@@ -42,25 +34,19 @@ def run(args: argparse.Namespace) -> int:
     outputs.check_plot(args.plot, args.data)
     dataset = training.load(args)
     net = training.make_model(args, dataset)
-    opt = registry.make_optimizer(
-        args.optimizer, net.params, args.start_lr, weight_decay=args.weight_decay
-    )
+    opt = registry.make_optimizer(args.optimizer, net.params, args.start_lr, weight_decay=args.weight_decay)
     print(training.describe(args, dataset, net))
     print(f"Optimizer: {args.optimizer}, batch size {args.batch_size}\n")
     result = lr_find(
-        net,
-        opt,
-        dataset.X_train,
-        dataset.y_train,
-        args.batch_size,
-        start_lr=args.start_lr,
-        end_lr=args.end_lr,
-        steps=args.steps,
-        seed=args.seed,
-        class_weight=training.none_if_off(args.class_weight),
-        max_norm=training.none_if_inf(args.max_norm),
+        net, opt, dataset.X_train, dataset.y_train, args.batch_size,
+        start_lr=args.start_lr, end_lr=args.end_lr, steps=args.steps, seed=args.seed,
+        class_weight=training.none_if_off(args.class_weight), max_norm=training.none_if_off(args.max_norm),
     )
-    _print_table(result)
+    every = -(-len(result.lr) // _MAX_ROWS)
+    print(f"{'Learning rate':>13}{'Loss':>12}")
+    for lr, loss in zip(result.lr[::every], result.smoothed[::every], strict=True):
+        print(f"{lr:>13.2g}{loss:>12.4f}")
+    print("\nLoss: moving average over the minibatches so far.")
     if args.plot is not None:
         result.plot(args.plot)
         print(f"Saved the plot in {args.plot}")
@@ -68,11 +54,3 @@ def run(args: argparse.Namespace) -> int:
         return print_error("fastopt: no suggestion, as the loss never decreases", FAILED)
     print(f"Suggestion: --lr {result.suggestion:.2g}, where the loss decreases fastest")
     return 0
-
-
-def _print_table(result: LRFind) -> None:
-    every = -(-len(result.lr) // _MAX_ROWS)
-    print(f"{'Learning rate':>13}{'Loss':>12}")
-    for lr, loss in zip(result.lr[::every], result.smoothed[::every], strict=True):
-        print(f"{lr:>13.2g}{loss:>12.4f}")
-    print("\nLoss: moving average over the minibatches so far.")

@@ -8,27 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.typing import AnyArray
 from fastopt.nn import MLP, data
 from fastopt.nn.files import is_safetensors
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
-    from fastopt._core.typing import AnyArray
-
-__all__ = ["Model", "load_model"]
-
 
 class Model(MLP):
-    """An MLP that is saved together with its class labels.
-
-    Parameters
-    ----------
-    classes : ndarray or None
-        Label of each class index; None for a regression.
-    **options
-        Arguments of `fastopt.MLP`.
-    """
+    """An MLP that is saved with the labels of its classes, which are None for a regression."""
 
     def __init__(self, *, classes: AnyArray | None, **options: Any) -> None:
         super().__init__(**options)

@@ -5,38 +5,19 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeAlias, TypeVar
 
 from fastopt.cli import registry
 from fastopt.cli.calls import suggest
+from fastopt.cli.parser import Parser
 from fastopt.nn.layers import ACTIVATIONS
 
-if TYPE_CHECKING:
-    from fastopt.cli.parser import Parser
-
-    Container = argparse._ActionsContainer  # a parser, or a group of its options
-
-__all__ = [
-    "add_data_options",
-    "add_epochs_option",
-    "add_label_option",
-    "add_model_options",
-    "add_optimizer_options",
-    "add_training_options",
-    "fraction",
-    "positive_float",
-    "positive_int",
-    "positive_or_inf",
-    "steps",
-]
+Container: TypeAlias = argparse._ActionsContainer   # a parser, or a group of its options
 
 _MAX_COUNT = 2**31 - 1  # keeps array sizes within NumPy's range
-_T = TypeVar("_T")
-_N = TypeVar("_N", int, float)
 _NORMS = ("none", "batch", "layer")
-
-
-# --- Options of several commands -----------------------------------------------------------------
+_N = TypeVar("_N", int, float)
+_T = TypeVar("_T")
 
 
 def add_data_options(command: Parser) -> None:
@@ -115,7 +96,7 @@ def add_optimizer_options(command: Parser) -> Container:
 
 
 def _number(kind: Callable[[str], _N], is_valid: Callable[[_N], bool], expected: str) -> Callable[[str], _N]:
-    """Return a converter to numbers that satisfy `is_valid`, which `expected` describes."""
+    """Return a converter to numbers that satisfy `is_valid`."""
     def convert(text: str) -> _N:
         try:
             number = kind(text)

@@ -7,18 +7,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import plots
-
-if TYPE_CHECKING:
-    from fastopt._core.typing import AnyArray
-    from fastopt.nn import History
-
-__all__ = [
-    "HISTORY", "MODELS", "RUN_FILES", "check_plot", "check_writable", "create_folder", "find_model",
-    "write_config", "write_confusion_matrix", "write_plots", "write_summary",
-]
+from fastopt._core.typing import AnyArray
+from fastopt.nn import History
 
 CONFIG = "config.toml"
 HISTORY = "history.csv"
@@ -67,25 +60,10 @@ def _is_same_file(path: str, other: str) -> bool:
 
 
 def create_folder(path: str | None, overwrite: bool, data: str) -> str:
-    """Create an empty folder for a run.
+    """Create an empty folder for a run and return its path.
 
-    Parameters
-    ----------
-    path : str or None
-        None selects the first unused name of fastopt-run, fastopt-run-2, fastopt-run-3, ...
-    overwrite : bool
-        Remove the files of an earlier run. A folder with any other file is refused.
-    data : str
-        Path of the data set, which is never removed.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError
-        If the folder cannot be created, or is not empty and must not be overwritten.
+    If `path` is None, it is the first unused name of fastopt-run, fastopt-run-2, fastopt-run-3, ... With
+    `overwrite`, the files of an earlier run are removed, but not the data set or any other file.
     """
     try:
         if path is None and not overwrite:
@@ -113,23 +91,15 @@ def _remove_run(path: str, overwrite: bool, data: str) -> None:
     names = set(os.listdir(path))
     if names and not overwrite:
         raise ValueError(f"--out: {path} is not empty; choose another folder, or add --overwrite")
-    foreign = sorted(names - RUN_FILES)
-    if foreign:
-        raise ValueError(
-            f"--overwrite: {path} contains {foreign[0]}, which no run writes; nothing was removed"
-        )
+    foreign = min(names - RUN_FILES, default=None)
+    if foreign is not None:
+        raise ValueError(f"--overwrite: {path} contains {foreign}, which no run writes; nothing was removed")
     files = [os.path.join(path, name) for name in sorted(names)]
     for file in files:
         if _is_same_file(file, data):
             raise ValueError(f"--overwrite: {file} is the data set of this run; nothing was removed")
     for file in files:
         os.remove(file)
-
-
-def write_config(folder: str, text: bytes) -> None:
-    """Write the options of the run."""
-    with open(os.path.join(folder, CONFIG), "wb") as file:
-        file.write(text)
 
 
 def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
@@ -149,13 +119,7 @@ def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> 
 
 
 def write_plots(folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None) -> None:
-    """Draw the training curves and, for a classification, the confusion matrix.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    """
+    """Draw the training curves and, for a classification, the confusion matrix."""
     if history.epoch:
         plots.plot_history(history, os.path.join(folder, CURVES))
     if matrix is not None:

@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
-__all__ = ["FAILED", "INTERRUPTED", "USAGE_ERROR", "Parser", "UsageError", "print_error"]
-
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130  # shells report 130 after Ctrl-C
 
 

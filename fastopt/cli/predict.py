@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastopt._core.typing import AnyArray
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.model import load_model
-from fastopt.nn import data
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt._core.typing import AnyArray
-    from fastopt.cli.parser import Parser
-    from fastopt.nn import MLP
-
-__all__ = ["add_options", "run"]
+from fastopt.cli.parser import Parser
+from fastopt.nn import MLP, data
 
 
 def add_options(command: Parser) -> None:
@@ -42,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
     if classes is not None:
         predicted = classes[predicted]
     score = None if y is None else _score(args.data, y, predicted, net, classes)
-    _write_lines(predicted, args.output)
+    with contextlib.ExitStack() as stack:
+        file = sys.stdout
+        if args.output is not None:
+            file = stack.enter_context(open(args.output, "w", encoding="utf-8"))
+        rows = predicted.reshape(len(predicted), -1)
+        file.writelines(f"{','.join(map(str, row))}\n" for row in rows)
     if score is not None:
         n_samples = training.plural(len(predicted), "sample")
         print(f"{training.format_score(*score)} ({n_samples})", file=sys.stderr)
@@ -76,12 +74,3 @@ def _score(
     if unknown:
         raise ValueError(f"{path}: expected labels among the classes of the model, got {unknown[0]!r}")
     return training.score(y.reshape(predicted.shape) if y.size == predicted.size else y, predicted, known)
-
-
-def _write_lines(predicted: AnyArray, path: str | None) -> None:
-    rows = predicted.reshape(len(predicted), -1)
-    with contextlib.ExitStack() as stack:
-        file = sys.stdout
-        if path is not None:
-            file = stack.enter_context(open(path, "w", encoding="utf-8"))
-        file.writelines(f"{','.join(map(str, row))}\n" for row in rows)

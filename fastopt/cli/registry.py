@@ -5,17 +5,14 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastopt import callbacks, schedules
+from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.outputs import RUN_FILES
-from fastopt.optimizers import BY_NAME, SGD, Adam, SignSGD, arguments_of
-
-if TYPE_CHECKING:
-    from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
-    from fastopt.nn import Callback
-    from fastopt.optimizers import Optimizer
+from fastopt.nn import Callback
+from fastopt.optimizers import BY_NAME, SGD, Adam, Optimizer, SignSGD, arguments_of
 
 _T = TypeVar("_T")
 
@@ -63,15 +60,8 @@ LOSSES: dict[Literal["classification", "regression"], dict[str, tuple[str, ...]]
         "mse": (), "squared_error": (), "huber": ("delta",), "quantile": ("quantile",), "poisson": (),
     },
 }
-_CONSTANT = Call("constant", {}, "constant")
-
 # Arguments that have an option of their own, or are not for training.
 _OPTIMIZER_OPTIONS = ("lr", "weight_decay", "maximize", "ema")
-_SCHEDULE_OPTIONS = ("lr", "max_lr")
-_CALLBACK_OPTIONS = ("raise_error",)
-
-
-# --- Parsing -------------------------------------------------------------------------------------
 
 
 def _arguments(function: Callable[..., Any], without: Collection[str] = ()) -> list[str]:
@@ -90,13 +80,13 @@ def parse_optimizer(text: str) -> Call:
 
 def parse_schedule(text: str) -> Call:
     """Parse ``--lr-schedule``."""
-    table = {name: _arguments(schedule, _SCHEDULE_OPTIONS) for name, schedule in SCHEDULES.items()}
+    table = {name: _arguments(schedule, without=("lr", "max_lr")) for name, schedule in SCHEDULES.items()}
     return parse_call(text, table, nested=["then"])
 
 
 def parse_callbacks(text: str) -> tuple[Call, ...]:
     """Parse ``--callbacks``."""
-    table = {name: _arguments(callback, _CALLBACK_OPTIONS) for name, callback in CALLBACKS.items()}
+    table = {name: _arguments(callback, without=("raise_error",)) for name, callback in CALLBACKS.items()}
     return parse_calls(text, table)
 
 
@@ -106,9 +96,6 @@ def optimizer_arguments(without: Collection[str]) -> dict[str, list[str]]:
         name: [argument for argument in arguments_of(cls) if argument not in without]
         for name, (cls, _, _) in OPTIMIZERS.items()
     }
-
-
-# --- Construction --------------------------------------------------------------------------------
 
 
 def make_optimizer(call: Call, params: Params, lr: FloatOrSchedule, **options: Any) -> Optimizer:
@@ -128,14 +115,8 @@ def is_schedule_free(call: Call) -> bool:
 def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
     """Return the schedule of ``--lr-schedule``, or a float if it is constant.
 
-    Parameters
-    ----------
-    call : Call
-    lr : float
-        Initial value, or the peak of a one-cycle schedule.
-    steps : int
-        Steps of the training run: the default length of a schedule. A schedule after a warmup gets the
-        remaining steps.
+    `lr` is the initial value, or the peak of a one-cycle schedule. `steps` is the default length of a
+    schedule; a schedule after a warmup gets the remaining steps.
     """
     if call.name == "constant":
         return lr
@@ -143,7 +124,7 @@ def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
     arguments = dict(call.arguments)
     if call.name == "linear_warmup":
         remaining = steps - arguments["steps"] if isinstance(arguments.get("steps"), int) else steps
-        then = arguments.get("then", _CONSTANT)
+        then = arguments.get("then", Call("constant", {}, "constant"))
         if not isinstance(then, Call):
             raise ValueError(f"--lr-schedule: linear_warmup: then: expected a schedule, got {then!r}")
         arguments["then"] = make_schedule(then, lr, max(remaining, 1))
@@ -162,13 +143,7 @@ def make_callbacks(calls: Sequence[Call], folder: str) -> list[Callback]:
 def check_callbacks(calls: Sequence[Call], schedule: Call, classes: AnyArray | None) -> None:
     """Raise if a callback cannot be constructed or would fail during training.
 
-    Parameters
-    ----------
-    calls : sequence of Call
-    schedule : Call
-        The learning-rate schedule.
-    classes : ndarray or None
-        Class labels. Without them there is no accuracy to monitor.
+    `schedule` is that of the learning rate. Without `classes` there is no accuracy to monitor.
     """
     metrics = ["loss", "val_loss", "lr", "seconds"]
     metrics += [] if classes is None else ["accuracy", "val_accuracy"]
@@ -202,9 +177,7 @@ def _check_path(call: Call, fields: Mapping[str, float]) -> None:
         try:
             formatted = path.format(**fields) if name == "filepath" else path
         except (LookupError, AttributeError, ValueError):
-            raise ValueError(
-                f"{name}: expected only {', '.join(fields)} in braces, got {path!r}"
-            ) from None
+            raise ValueError(f"{name}: expected only {', '.join(fields)} in braces, got {path!r}") from None
         if not os.path.basename(formatted) or "\0" in formatted:
             raise ValueError(f"{name}: expected a file name, got {path!r}")
         if os.path.normpath(formatted) in RUN_FILES:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fastopt import plots, surfaces
+from fastopt._core.typing import Array
 from fastopt.cli import options, outputs, registry, training
-from fastopt.cli.calls import parse_calls
-
-if TYPE_CHECKING:
-    from fastopt._core.typing import Array
-    from fastopt.cli.calls import Call
-    from fastopt.cli.parser import Parser
-    from fastopt.optimizers import Optimizer
-
-    OptimizerFactory = Callable[[Array, float], Optimizer]
-
-__all__ = ["add_options", "check_options", "run"]
+from fastopt.cli.calls import Call, parse_calls
+from fastopt.cli.parser import Parser
+from fastopt.optimizers import TRAINING_OPTIONS, Optimizer
 
 _OPTIONS = ("surface", "optimizers", "steps", "start")  # --plot is valid with and without --surface
 _ARRIVED = 0.1  # distance from a minimum
-_UNSUPPORTED = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
-
 _ROW = "{:>13}{:>7}{:>10}{:>10}{:>10}{:>10}{:>9}"
 _COLUMNS = ("Learning rate", "Steps", "x", "y", "Value", "Distance", "Arrived")
 
@@ -79,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     for label, (make, lr) in factories.items():
         if lr is None:
             lr = surfaces.find_rate(surface, make, steps, start)
-        paths[label] = surfaces.descend(surface, _fix_rate(make, lr), steps, start)
+        paths[label] = surfaces.descend(surface, partial(make, lr=lr), steps, start)
         print(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])), flush=True)
     print(f"\nDistance: to the nearest minimum. Arrived: steps after which it stays below {_ARRIVED}.")
     if args.plot is not None:
@@ -89,35 +81,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parse_optimizers(text: str) -> tuple[Call, ...]:
-    calls = parse_calls(text, registry.optimizer_arguments(without=_UNSUPPORTED))
+    calls = parse_calls(text, registry.optimizer_arguments(without=TRAINING_OPTIONS))
     if not calls:
         raise argparse.ArgumentTypeError("expected at least one optimizer")
     return calls
 
 
-def _make_factories(calls: Sequence[Call]) -> dict[str, tuple[OptimizerFactory, float | None]]:
+def _make_factories(calls: Sequence[Call]) -> dict[str, tuple[partial[Optimizer], float | None]]:
     """Return ``make(point, lr)`` and the learning rate, or None if it is not given, for each label."""
     names = [call.name for call in calls]
-    factories: dict[str, tuple[OptimizerFactory, float | None]] = {}
+    factories: dict[str, tuple[partial[Optimizer], float | None]] = {}
     for call in calls:
         label = call.name if names.count(call.name) == 1 else call.text
         cls, _, preset = registry.OPTIMIZERS[call.name]
         arguments = preset | call.arguments
         lr = arguments.pop("lr", None)
-
-        def make(
-            point: Array, lr: float, call: Call = call, cls: type[Optimizer] = cls,
-            arguments: dict[str, Any] = arguments,
-        ) -> Optimizer:
-            return registry.make("--optimizers", call, cls, params=point, lr=lr, **arguments)
-
+        make = partial(_make, call, cls, arguments)
         make(np.zeros(2), surfaces.RATES[0] if lr is None else lr)  # raises before anything is printed
         factories[label] = make, lr
     return factories
 
 
-def _fix_rate(make: OptimizerFactory, lr: float) -> Callable[[Array], Optimizer]:
-    return lambda point: make(point, lr)
+def _make(call: Call, cls: type[Optimizer], arguments: dict[str, Any], point: Array, lr: float) -> Optimizer:
+    return registry.make("--optimizers", call, cls, params=point, lr=lr, **arguments)
 
 
 def _results(surface: surfaces.Surface, path: Array) -> tuple[Any, ...]:

@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt import callbacks
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.config import format_config
-from fastopt.cli.parser import FAILED, INTERRUPTED, print_error
-from fastopt.nn import Trainer, metrics
-from fastopt.optimizers import arguments_of
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt.cli.model import Model
-    from fastopt.cli.parser import Parser
-    from fastopt.nn import Callback, History
-    from fastopt.nn.data import Dataset
-    from fastopt.optimizers import Optimizer
-
-__all__ = ["add_options", "run"]
+from fastopt.cli.model import Model
+from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
+from fastopt.nn import Callback, History, Trainer, metrics
+from fastopt.nn.data import Dataset
+from fastopt.optimizers import Optimizer, arguments_of
 
 
 def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt train``."""
     options.add_data_options(command)
     options.add_model_options(command)
-    _add_optimizer_options(options.add_optimizer_options(command).add_argument)
-    _add_training_options(options.add_training_options(command))
-    add = command.add_argument_group("results").add_argument
-    add("--out", metavar="FOLDER",
-        help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
-    add("--overwrite", action="store_true", help="replace the run in this folder")
-    add("--model-format", choices=outputs.MODELS, default="npz", metavar="NAME",
-        help=f"{' or '.join(outputs.MODELS)} (default: %(default)s)")
-
-
-def _add_optimizer_options(add: Callable[..., argparse.Action]) -> None:
+    add = options.add_optimizer_options(command).add_argument
     add("--lr", type=options.positive_float, metavar="RATE",
         help="learning rate (default: depends on the optimizer)")
     add("--lr-schedule", type=registry.parse_schedule, default="constant", metavar="NAME",
@@ -51,9 +32,7 @@ def _add_optimizer_options(add: Callable[..., argparse.Action]) -> None:
     add("--ema", type=options.fraction, default=0.0, metavar="DECAY",
         help="decay rate of an exponential moving average (EMA) of the parameters, for example 0.999; "
              "the averages are evaluated and saved (default: %(default)s, no average)")
-
-
-def _add_training_options(group: Any) -> None:
+    group = options.add_training_options(command)
     options.add_epochs_option(group)
     add = group.add_argument
     add("--max-time", type=options.positive_or_inf, default=math.inf, metavar="SECONDS",
@@ -61,6 +40,12 @@ def _add_training_options(group: Any) -> None:
     add("--callbacks", type=registry.parse_callbacks, default="", metavar="LIST",
         help=f"comma-separated list of {', '.join(registry.CALLBACKS)}, for example "
              "'early_stopping(patience=5)' (default: none)")
+    add = command.add_argument_group("results").add_argument
+    add("--out", metavar="FOLDER",
+        help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
+    add("--overwrite", action="store_true", help="replace the run in this folder")
+    add("--model-format", choices=outputs.MODELS, default="npz", metavar="NAME",
+        help=f"{' or '.join(outputs.MODELS)} (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,17 +56,18 @@ def run(args: argparse.Namespace) -> int:
     opt = _make_optimizer(args, net, dataset)
     registry.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
     config = format_config(args, args.command).encode()
-    _check_saving(args, net)
+    with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
+        net.save(os.path.join(temporary, outputs.MODELS[args.model_format]))
     folder = outputs.create_folder(args.out, args.overwrite, args.data)
-    outputs.write_config(folder, config)
+    with open(os.path.join(folder, outputs.CONFIG), "wb") as file:
+        file.write(config)
     print(training.describe(args, dataset, net))
-    print(f"Optimizer: {_describe_optimizer(args)}\n")
+    schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
+    print(f"Optimizer: {args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}\n")
 
-    trainer = Trainer(
-        net, opt, _make_callbacks(args, folder), max_norm=training.none_if_inf(args.max_norm)
-    )
+    trainer = Trainer(net, opt, _make_callbacks(args, folder), max_norm=training.none_if_off(args.max_norm))
     start = time.perf_counter()
-    history = training.fit(trainer, args, dataset, max_time=training.none_if_inf(args.max_time))
+    history = training.fit(trainer, args, dataset, max_time=training.none_if_off(args.max_time))
     seconds = time.perf_counter() - start
     if history.epoch and not math.isfinite(history.last()["loss"]):
         return print_error(
@@ -89,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
             f"try a lower --lr than {args.lr:g}",
             FAILED,
         )
-    print(f"\nTime: {seconds:.2f} s{_describe_step_time(history)}")
+    in_steps = f", {sum(history.history.get('seconds', ())):.2f} s of it in training steps"
+    # The history lacks the epoch that Ctrl-C has interrupted.
+    print(f"\nTime: {seconds:.2f} s{'' if history.interrupted else in_steps}")
     _save_results(args, dataset, net, history, folder)
     return INTERRUPTED if history.interrupted else 0
 
@@ -115,12 +103,6 @@ def _make_optimizer(args: argparse.Namespace, net: Model, dataset: Dataset) -> O
     )
 
 
-def _check_saving(args: argparse.Namespace, net: Model) -> None:
-    """Raise before training if the model cannot be saved in the selected format."""
-    with tempfile.TemporaryDirectory() as folder:
-        net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
-
-
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
     swaps = bool(args.ema) or registry.is_schedule_free(args.optimizer)
     return [
@@ -129,18 +111,6 @@ def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
         callbacks.CSVLogger(os.path.join(folder, outputs.HISTORY)),
         callbacks.TerminateOnNaN(),
     ]
-
-
-def _describe_optimizer(args: argparse.Namespace) -> str:
-    schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
-    return f"{args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}"
-
-
-def _describe_step_time(history: History) -> str:
-    """Return the time of the training steps; unknown after Ctrl-C, as history lacks the last epoch."""
-    if history.interrupted:
-        return ""
-    return f", {sum(history.history['seconds']):.2f} s of it in training steps"
 
 
 def _save_results(

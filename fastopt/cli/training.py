@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
+from fastopt._core.typing import AnyArray
 from fastopt.cli import registry
 from fastopt.cli.model import Model
-from fastopt.nn import data, metrics
-
-if TYPE_CHECKING:
-    import argparse
-
-    from fastopt._core.typing import AnyArray
-    from fastopt.nn import History, Trainer
-    from fastopt.nn.data import Dataset
-    from fastopt.nn.typing import Task
-
-__all__ = [
-    "count_parameters", "describe", "fit", "format_float", "format_score", "label_column", "load",
-    "make_model", "none_if_inf", "none_if_off", "plural", "score",
-]
-
-_T = TypeVar("_T")
-
-# --- Data ----------------------------------------------------------------------------------------
+from fastopt.nn import History, Trainer, data, metrics
+from fastopt.nn.data import Dataset
+from fastopt.nn.typing import Task
 
 
 def load(args: argparse.Namespace) -> Dataset:
@@ -66,17 +53,13 @@ def _check_loss(
 ) -> None:
     loss = args.loss.name
     if loss not in ("auto", *registry.LOSSES[task]):
-        raise ValueError(
-            f"--loss: expected a loss for {task}, {', '.join(registry.LOSSES[task])}; got {loss}"
-        )
+        valid = ", ".join(registry.LOSSES[task])
+        raise ValueError(f"--loss: expected a loss for {task}, {valid}; got {loss}")
     classes = () if dataset.classes is None else dataset.classes
     if loss == "binary_cross_entropy" and len(classes) > 2:
         raise ValueError(f"--loss: {loss} needs two classes, got {len(classes)}")
     if loss == "poisson" and min(dataset.y_train.min(), dataset.y_test.min()) < 0.0:
         raise ValueError(f"--loss: {loss} needs non-negative labels, and {args.data} has negative ones")
-
-
-# --- Network and training ------------------------------------------------------------------------
 
 
 def make_model(args: argparse.Namespace, dataset: Dataset) -> Model:
@@ -104,22 +87,15 @@ def make_model(args: argparse.Namespace, dataset: Dataset) -> Model:
 
 def _per_layer(option: str, values: Sequence[Any], args: argparse.Namespace) -> Any:
     """Return one value for all hidden layers, or a list with one per layer."""
-    n_layers = len(args.hidden)
-    if len(values) not in (1, n_layers):
-        raise ValueError(
-            f"{option}: expected one value, or one per hidden layer ({n_layers}), got {len(values)}"
-        )
-    return none_if_off(values[0]) if len(values) == 1 else [none_if_off(value) for value in values]
+    n_layers, n = len(args.hidden), len(values)
+    if n not in (1, n_layers):
+        raise ValueError(f"{option}: expected one value, or one per hidden layer ({n_layers}), got {n}")
+    return none_if_off(values[0]) if n == 1 else [none_if_off(value) for value in values]
 
 
-def none_if_off(value: _T | Literal["none"]) -> _T | None:
-    """Return the value of an option, or None for ``none``."""
-    return None if value == "none" else value
-
-
-def none_if_inf(value: float) -> float | None:
-    """Return a limit, or None for infinity."""
-    return None if math.isinf(value) else value
+def none_if_off(value: Any) -> Any:
+    """Return the value of an option, or None for ``none`` and ``inf``."""
+    return None if value in ("none", math.inf) else value
 
 
 def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options: Any) -> History:
@@ -127,18 +103,10 @@ def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options:
     # A diverging loss is reported as such; NumPy's warnings would only garble the output.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return trainer.fit(
-            dataset.X_train,
-            dataset.y_train,
-            batch_size=args.batch_size,
-            epochs=args.epochs,
-            validation_data=(dataset.X_test, dataset.y_test),
-            seed=args.seed,
-            class_weight=none_if_off(args.class_weight),
-            **options,
+            dataset.X_train, dataset.y_train, batch_size=args.batch_size, epochs=args.epochs,
+            validation_data=(dataset.X_test, dataset.y_test), seed=args.seed,
+            class_weight=none_if_off(args.class_weight), **options,
         )
-
-
-# --- Text ----------------------------------------------------------------------------------------
 
 
 def describe(args: argparse.Namespace, dataset: Dataset, net: Model) -> str:

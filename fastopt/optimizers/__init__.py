@@ -54,6 +54,9 @@ __all__ = [
 # Every rule under its name in lower case, as SciPy's methods and the command line have them.
 BY_NAME = {name.lower(): globals()[name] for name in __all__ if name != "Optimizer"}
 
+# Options for training, which do not apply to the minimization of a function of one array.
+TRAINING_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
+
 
 def arguments_of(rule: type[Optimizer]) -> dict[str, Parameter]:
     """Parameters of an optimizer's signature by name: its own, then those that all take, but `params`."""

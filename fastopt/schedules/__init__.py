@@ -19,7 +19,16 @@ If ``torch.optim.lr_scheduler`` has the same schedule, the values agree, with on
 from fastopt.schedules.base import Constant
 from fastopt.schedules.plateau import ReduceOnPlateau
 from fastopt.schedules.stateless import (
-    SWA, Cosine, CosineRestarts, Exponential, InverseTime, LinearWarmup, MultiStep, OneCycle, Polynomial, Step,
+    SWA,
+    Cosine,
+    CosineRestarts,
+    Exponential,
+    InverseTime,
+    LinearWarmup,
+    MultiStep,
+    OneCycle,
+    Polynomial,
+    Step,
 )
 
 __all__ = [
