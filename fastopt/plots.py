@@ -14,8 +14,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from os import PathLike
 
+    from _typeshed import StrPath
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -33,11 +33,9 @@ __all__ = [
 # The colors of Okabe and Ito, "Color universal design", 2008, which color-blind readers can distinguish,
 # without yellow, which is too faint on white, and without black, which is the color of the text.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-# Dashes distinguish curves in grayscale. There are six colors and seven dashes, so the combination repeats
-# only after 42 curves.
+# Dashes distinguish curves in grayscale. Six colors and seven dashes repeat only after 42 curves.
 _DASHES = (
-    "-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)),
-    (0, (10, 2)),
+    "-", (0, (6, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (6, 2, 1, 2, 1, 2)), (0, (10, 2)),
 )
 _DPI = 150
 _MAX_COUNTS = 24    # with more classes, counts in the cells are too small to read
@@ -47,7 +45,7 @@ _MAX_FRAMES, _FRAME_TIME, _LAST_FRAME_TIME = 100, 50, 2000
 _ANIMATION_DPI = 100
 
 
-def plot_history(history: History, path: str | PathLike[str] | None = None) -> Figure:
+def plot_history(history: History, path: StrPath | None = None) -> Figure:
     """Plot the loss and, for a classification, the accuracy of a training run against epochs.
 
     Parameters
@@ -60,32 +58,23 @@ def plot_history(history: History, path: str | PathLike[str] | None = None) -> F
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        If `history` has no epochs, or matplotlib does not support the suffix of `path`.
-    ImportError
-        If matplotlib is not installed.
     """
     _check_histories({"history": history})
     quantities = [("loss", "Loss (mean per sample)", 1.0), ("accuracy", "Accuracy (%)", 100.0)]
     shown = [q for q in quantities if {q[0], "val_" + q[0]} & history.history.keys()]
     figure, panels = _figure(len(shown), path)
-    epochs = _epochs(history)
     for panel, (name, label, unit) in zip(panels, shown, strict=True):
         for index, (key, part) in enumerate([(name, "training"), ("val_" + name, "test")]):
             if key in history.history:
                 values = unit * np.asarray(history.history[key])
-                _draw(panel, epochs, values, index, part)
-        _label(panel, "Epoch", label)
-        _count_epochs(panel)
+                _draw(panel, np.asarray(history.epoch) + 1, values, index, part)
+        _label_epochs(panel, label)
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
     panels[-1].legend(frameon=False)
     return _finish(figure, path)
 
 
-def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] | None = None) -> Figure:
+def plot_comparison(histories: Mapping[str, History], path: StrPath | None = None) -> Figure:
     """Plot the training losses of several training runs against epochs and against seconds.
 
     Parameters
@@ -98,22 +87,14 @@ def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] 
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        If there are no histories, one has no epochs, or matplotlib does not support the suffix of `path`.
-    ImportError
-        If matplotlib is not installed.
     """
     _check_histories(histories)
     figure, (by_epoch, by_time) = _figure(2, path, sharey=True)
     for index, (name, history) in enumerate(histories.items()):
         loss = np.asarray(history.history["loss"])
-        _draw(by_epoch, _epochs(history), loss, index, name)
+        _draw(by_epoch, np.asarray(history.epoch) + 1, loss, index, name)
         _draw(by_time, np.cumsum(history.history["seconds"]), loss, index, name)
-    _label(by_epoch, "Epoch", "Training loss (mean per sample)")
-    _count_epochs(by_epoch)
+    _label_epochs(by_epoch, "Training loss (mean per sample)")
     _label(by_time, "Time of the training steps (s)")
     by_time.set_xlim(left=0.0)
     _scale_losses(by_epoch)
@@ -122,8 +103,7 @@ def plot_comparison(histories: Mapping[str, History], path: str | PathLike[str] 
 
 
 def plot_confusion_matrix(
-    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None,
-    path: str | PathLike[str] | None = None,
+    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None, path: StrPath | None = None
 ) -> Figure:
     """Plot a confusion matrix.
 
@@ -143,14 +123,6 @@ def plot_confusion_matrix(
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        If `matrix` is not a square matrix of counts, its length differs from that of `classes`, or
-        matplotlib does not support the suffix of `path`.
-    ImportError
-        If matplotlib is not installed.
     """
     counts = _check_confusion_matrix(matrix)
     n = len(counts)
@@ -172,7 +144,7 @@ def plot_confusion_matrix(
     return _finish(figure, path)
 
 
-def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -> Figure:
+def plot_lr_find(found: LRFindResult, path: StrPath | None = None) -> Figure:
     """Plot the losses of a learning-rate range test against the learning rates.
 
     Parameters
@@ -185,22 +157,14 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        If matplotlib does not support the suffix of `path`.
-    ImportError
-        If matplotlib is not installed.
     """
     figure, (panel,) = _figure(1, path)
     panel.plot(found.lr, found.loss, color="0.75", linewidth=1.0, label="each batch")
     _draw(panel, found.lr, found.smoothed, 0, "smoothed")
     if found.suggestion is not None:
         loss = np.interp(found.suggestion, found.lr, found.smoothed)
-        panel.plot(
-            [found.suggestion], [loss], "o", color=_COLORS[1], label=f"suggestion {found.suggestion:.2g}"
-        )
+        label = f"suggestion {found.suggestion:.2g}"
+        panel.plot([found.suggestion], [loss], "o", color=_COLORS[1], label=label)
     panel.set_xscale("log")
     # The losses of the last batches, which have diverged, must not determine the scale.
     low, high = found.smoothed.min(), found.smoothed.max()
@@ -211,9 +175,7 @@ def plot_lr_find(found: LRFindResult, path: str | PathLike[str] | None = None) -
     return _finish(figure, path)
 
 
-def plot_paths(
-    surface: Surface, paths: Mapping[str, ArrayLike], path: str | PathLike[str] | None = None,
-) -> Figure:
+def plot_paths(surface: Surface, paths: Mapping[str, ArrayLike], path: StrPath | None = None) -> Figure:
     """Plot the paths of optimizers over the contours of a function of two variables.
 
     Contours are spaced evenly in the logarithm of the value above the minimum.
@@ -231,28 +193,20 @@ def plot_paths(
     Returns
     -------
     matplotlib.figure.Figure
-
-    Raises
-    ------
-    ValueError
-        If there are no paths, one is not a list of points, or matplotlib does not support the suffix of
-        `path`.
-    ImportError
-        If matplotlib is not installed.
     """
     arrays = _check_paths(paths)
     figure, (panel,) = _figure(1, path, moving=True)
     figure.set_size_inches(7.2, max(5.0, 0.21 * len(arrays) + 1.0))     # the legend grows
-    _draw_contours(figure, panel, surface)
+    _draw_contours(panel, surface)
     artists = [_draw_path(panel, *item, index, len(arrays)) for index, item in enumerate(arrays.items())]
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    if path is not None and Path(path).suffix.lower() == ".gif":
-        _animate(figure, panel, artists, list(arrays.values()), path)
-        return figure
-    return _finish(figure, path)
+    if path is None or Path(path).suffix.lower() != ".gif":
+        return _finish(figure, path)
+    _animate(figure, panel, artists, list(arrays.values()), path)
+    return figure
 
 
-def check_path(path: str | PathLike[str], argument: str = "path", moving: bool = False) -> None:
+def check_path(path: StrPath, argument: str = "path", moving: bool = False) -> None:
     """Raise if matplotlib is not installed, or does not support the suffix of a path.
 
     Parameters
@@ -262,17 +216,11 @@ def check_path(path: str | PathLike[str], argument: str = "path", moving: bool =
         Name of the argument in error messages.
     moving : bool, default False
         Whether ``.gif`` is supported, for animations.
-
-    Raises
-    ------
-    ValueError, ImportError
     """
     suffix = Path(path).suffix.lower().removeprefix(".")
     known = {*make_figure().canvas.get_supported_filetypes(), *(["gif"] if moving else [])}
     if suffix not in known:
-        raise ValueError(
-            f"{argument}: expected a name that ends in .{', .'.join(sorted(known))}; got {path}"
-        )
+        raise ValueError(f"{argument}: expected a name that ends in .{', .'.join(sorted(known))}; got {path}")
 
 
 def make_figure(**options: Any) -> Figure:
@@ -315,7 +263,7 @@ def _label_classes(panel: Axes, labels: list[str]) -> None:
 
 
 def _figure(
-    columns: int, path: str | PathLike[str] | None, moving: bool = False, **options: Any,
+    columns: int, path: StrPath | None, moving: bool = False, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     if path is not None:
         check_path(path, moving=moving)
@@ -323,32 +271,25 @@ def _figure(
     return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 
-def _epochs(history: History) -> NDArray[np.int_]:
-    """Return the epoch numbers, starting at 1."""
-    return np.asarray(history.epoch) + 1
-
-
 def _draw(panel: Axes, x: AnyArray, y: AnyArray, index: int, name: str) -> None:
     """Draw a curve; its index selects color and dashes."""
-    color = _COLORS[index % len(_COLORS)]
-    dashes = _DASHES[index % len(_DASHES)]
+    color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
     marker = "o" if len(x) == 1 else None  # a line through a single point is invisible
     panel.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, marker=marker, label=name)
 
 
-def _label(panel: Axes, x: str, y: str | None = None) -> None:
-    panel.set_xlabel(x)
-    if y is not None:
-        panel.set_ylabel(y)
+def _label(panel: Axes, x: str, y: str = "") -> None:
+    panel.set(xlabel=x, ylabel=y)
     panel.grid(color="0.9", linewidth=0.8)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _count_epochs(panel: Axes) -> None:
-    """Place ticks at integers only."""
+def _label_epochs(panel: Axes, y: str) -> None:
+    """Label the axes, with ticks at integers only."""
     from matplotlib.ticker import MaxNLocator
 
+    _label(panel, "Epoch", y)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
 
@@ -375,7 +316,7 @@ def _check_paths(paths: Mapping[str, ArrayLike]) -> dict[str, Array]:
     return checked
 
 
-def _draw_contours(figure: Figure, panel: Axes, surface: Surface) -> None:
+def _draw_contours(panel: Axes, surface: Surface) -> None:
     """Draw contours in light grays, on which colored paths are visible, and mark the minima."""
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
 
@@ -403,8 +344,7 @@ def _draw_path(panel: Axes, name: str, points: Array, index: int, count: int) ->
 
 
 def _animate(
-    figure: Figure, panel: Axes, artists: list[tuple[Line2D, Line2D]], paths: list[Array],
-    path: str | PathLike[str],
+    figure: Figure, panel: Axes, artists: list[tuple[Line2D, Line2D]], paths: list[Array], path: StrPath
 ) -> None:
     """Write an animation that extends the drawn paths step by step.
 
@@ -451,7 +391,7 @@ def _palette() -> bytes:
     return (255.0 * np.concatenate([grays, *edges])).round().astype(np.uint8).tobytes()
 
 
-def _finish(figure: Figure, path: str | PathLike[str] | None) -> Figure:
+def _finish(figure: Figure, path: StrPath | None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=_DPI)
     return figure

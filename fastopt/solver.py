@@ -52,12 +52,7 @@ __all__ = [
     "rmsprop", "rmsprop_update", "sgd", "sgd_momentum", "vanilla_update",
 ]
 
-# The article's epsilons, added after the square root.
-_ADAGRAD_EPS = 1e-8
-_RMSPROP_EPS = 1e-4
-_ADAM_EPS = 1e-4
-
-# --- Data ----------------------------------------------------------------------------------------
+_ADAGRAD_EPS, _RMSPROP_EPS, _ADAM_EPS = 1e-8, 1e-4, 1e-4    # the article's, added after the square root
 
 
 def get_minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> list[tuple[AnyArray, AnyArray]]:
@@ -79,13 +74,6 @@ def get_minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> list[tuple
     list of (X_batch, y_batch)
         Copies; every sample is in exactly one minibatch.
 
-    Raises
-    ------
-    ValueError
-        If `X` and `y` differ in length or are empty, or `minibatch_size` is below 1.
-    TypeError
-        If `minibatch_size` is not a whole number.
-
     Examples
     --------
     >>> batches = get_minibatches(np.zeros((10, 8, 8)), np.arange(10), 4)
@@ -94,9 +82,6 @@ def get_minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> list[tuple
     """
     X, y = check_X_y("X", X, "y", y)
     return list(_minibatches(X, y, check_int("minibatch_size", minibatch_size, 1)))
-
-
-# --- One step ------------------------------------------------------------------------------------
 
 
 def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
@@ -109,11 +94,6 @@ def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -
     grads : list of layers, each a list of arrays
         Gradients, starting with those of the last layer.
     learning_rate : float, default 0.01
-
-    Raises
-    ------
-    ValueError, TypeError
-        If `grads` is not nested like `params` in reverse order, or an array has the wrong shape or dtype.
     """
     for p, g in _zip_arrays(params, grads):
         functional.sgd_(p, g, lr=learning_rate)
@@ -133,11 +113,6 @@ def momentum_update(
     mu : float, default 0.9
         Momentum: decay rate of the velocity.
 
-    Raises
-    ------
-    ValueError, TypeError
-        As `vanilla_update`, also for `velocity`.
-
     Notes
     -----
     B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. The velocity
@@ -156,11 +131,6 @@ def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: 
         Nested like `params`, zeros before the first step; changed in place.
     params, grads, learning_rate
         As in `vanilla_update`.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `vanilla_update`, also for `cache`.
 
     Notes
     -----
@@ -186,11 +156,6 @@ def rmsprop_update(
         As in `vanilla_update`.
     decay_rate : float, default 0.9
         Decay rate of the cache.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `vanilla_update`, also for `cache`.
 
     Notes
     -----
@@ -230,12 +195,6 @@ def adam_update(
     eps : float, default 1e-4
         Added after the square root.
 
-    Raises
-    ------
-    ValueError, TypeError
-        As `vanilla_update`, also for `velocity` and `cache`; if `t` is below 1; if `velocity` and `cache`
-        share an array.
-
     Notes
     -----
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article has no function
@@ -249,9 +208,6 @@ def adam_update(
         functional.adam_(
             p, g, v, c, lr=learning_rate, betas=(beta1, beta2), eps=eps, step=t, convention="article"
         )
-
-
-# --- Training ------------------------------------------------------------------------------------
 
 
 def sgd(
@@ -286,13 +242,6 @@ def sgd(
     -------
     nnet
         The same object.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If samples and labels differ in length, only one of `X_test` and `y_test` is given,
-        `minibatch_size` is below 1, `epoch` is below 0, or the gradients are not nested like the parameters.
-        The message names the argument or the array.
     """
     optimizer = SGD(nnet.params, lr=learning_rate, convention="article")
     return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
@@ -322,11 +271,6 @@ def sgd_momentum(
     -------
     nnet
         The same object.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As `sgd`.
 
     Notes
     -----
@@ -437,9 +381,6 @@ def _evaluate(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float
     starts = range(0, len(X), minibatch_size)
     predicted = [nnet.predict(X[start : start + minibatch_size]) for start in starts]
     return accuracy(y, np.concatenate(predicted))
-
-
-# --- Samples, layers and checks ------------------------------------------------------------------
 
 
 def _minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> Iterator[tuple[AnyArray, AnyArray]]:

@@ -70,16 +70,7 @@ class Surface:
         return bool(((points >= (left, bottom)) & (points <= (right, top))).all())
 
     def distance(self, points: ArrayLike) -> Any:
-        """Return the distances to the nearest minimum.
-
-        Parameters
-        ----------
-        points : array_like, shape (..., 2)
-
-        Returns
-        -------
-        ndarray, shape (...)
-        """
+        """Return the distances from the points, shape (..., 2), to the nearest minimum."""
         offsets = np.asarray(points)[..., None, :] - np.array(self.minima)
         return np.hypot(offsets[..., 0], offsets[..., 1]).min(axis=-1)
 
@@ -105,11 +96,6 @@ def descend(
     -------
     ndarray, shape (steps + 1, 2)
         Points, beginning with the starting point. All points and their values are finite.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `steps` or `start` are not as described.
     """
     steps = check_int("steps", surface.steps if steps is None else steps, 0)
     point = np.array([check_float("start", value) for value in (surface.start if start is None else start)])
