@@ -1,8 +1,8 @@
 """scikit-learn's multilayer perceptrons, trained by fastopt.
 
-Replace ``from sklearn.neural_network import MLPClassifier`` with ``from fastopt.sklearn import
-MLPClassifier``: arguments, attributes and results are the same, and there are additional options.
-`patch` instead speeds up scikit-learn's own classes.
+Replace ``from sklearn.neural_network import MLPClassifier`` with
+``from fastopt.sklearn import MLPClassifier``: arguments, attributes and results are the same, and there are
+additional options. `patch` instead speeds up scikit-learn's own classes.
 """
 
 try:
@@ -12,8 +12,7 @@ except ImportError as error:
         "fastopt.sklearn needs scikit-learn 1.6 or newer: pip install 'fastopt[sklearn]'"
     ) from error
 
-from fastopt.sklearn.classifier import MLPClassifier
+from fastopt.sklearn.estimators import MLPClassifier, MLPRegressor
 from fastopt.sklearn.patching import patch, unpatch
-from fastopt.sklearn.regressor import MLPRegressor
 
 __all__ = ["MLPClassifier", "MLPRegressor", "patch", "unpatch"]

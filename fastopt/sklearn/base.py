@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from sklearn.base import is_classifier, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Samples, Validation
-    from fastopt.sklearn.training import ValidationData
-
-__all__ = ["BaseMLP", "if_stochastic"]
+    from fastopt.sklearn.training import Data
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -40,33 +39,23 @@ def _is_stochastic(estimator: MLPAttributes) -> bool:
     return True
 
 
-def if_stochastic(method: _F) -> _F:
-    """Make a method available only if the estimator's solver is stochastic."""
-    available: _F = available_if(_is_stochastic)(method)
-    return available
+if_stochastic: Callable[[_F], _F] = available_if(_is_stochastic)
 
 
 class BaseMLP(MLPAttributes):
-    """Base class of the classifier and the regressor, which implement the methods without a body.
-
-    "Encoded" targets are in the form that the loss of the net expects.
-    """
+    """Base class of the classifier and the regressor, which implement the methods without a body."""
 
     _net: PenalizedMLP
     _net_made_with: dict[str, Any]
     _random_state: np.random.RandomState
     _training: TrainingState
 
-    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
-        """Return X and y as arrays of the right type and shape."""
-        raise NotImplementedError
-
     def _set_target_attributes(self, y: AnyArray, incremental: bool) -> None:
         """Set `n_outputs_`, `out_activation_` and `classes_`."""
         raise NotImplementedError
 
     def _encode(self, y: Any) -> AnyArray:
-        """Return encoded targets."""
+        """Return targets in the form that the loss of the net expects."""
         raise NotImplementedError
 
     def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
@@ -77,18 +66,14 @@ class BaseMLP(MLPAttributes):
         """Return the arguments of the net that select the loss."""
         raise NotImplementedError
 
-    def _stratifies(self) -> bool:
-        """Return whether the validation split preserves the class proportions."""
-        raise NotImplementedError
-
     def fit(
         self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None,
         validation_data: Validation | None = None,
     ) -> Self:
         """Train on `X` and `y`.
 
-        Training starts from new weights. With `warm_start`, it resumes from the last fit: weights,
-        optimizer state, learning rate and order of the samples.
+        Training starts from new weights. With `warm_start`, it resumes from the last fit: weights, optimizer
+        state, learning rate and order of the samples.
 
         Parameters
         ----------
@@ -99,12 +84,17 @@ class BaseMLP(MLPAttributes):
         sample_weight : array_like, shape (n,), optional
             Weight of each sample.
         validation_data : (X, y) or (X, y, sample_weight), optional
-            Samples to score after each epoch. With `early_stopping`, their score decides when to stop,
-            and no training samples are set aside. Not supported by solver "lbfgs".
+            Samples to score after each epoch. With `early_stopping`, their score decides when to stop, and no
+            training samples are set aside. Not supported by solver "lbfgs".
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError, TypeError
+            If a hyperparameter or the data is invalid, or if training diverged.
         """
         return self._fit(X, y, sample_weight, validation_data, incremental=False)
 
@@ -130,8 +120,8 @@ class BaseMLP(MLPAttributes):
         if self.solver == "lbfgs":
             self._fit_lbfgs(X, y, weights)
         else:
-            validation = self._validate_validation(validation_data)
-            self._fit_stochastic(X, y, weights, validation, incremental)
+            data = (X, y) if weights is None else (X, y, weights)
+            self._fit_stochastic(data, self._validate_validation(validation_data), incremental)
         if not all(np.isfinite(array).all() for layer in self._net.params for array in layer):
             raise ValueError(
                 "weights: expected finite values after training, got NaN or Inf; scale the features "
@@ -232,12 +222,17 @@ class BaseMLP(MLPAttributes):
                 stacklevel=4,
             )
 
-    def _fit_stochastic(
-        self, X: Any, y: AnyArray, weights: AnyArray | None, validation: ValidationData | None,
-        incremental: bool,
-    ) -> None:
+    def _fit_stochastic(self, data: Data, validation: Data | None, incremental: bool) -> None:
         if self.early_stopping and validation is None:
-            X, y, weights, validation = self._split(X, y, weights)
+            data, validation = self._split(data)
+        X, y, weights = (*data, None)[:3]
+        n_samples = X.shape[0]
+        batch_size = min(200, n_samples) if self.batch_size == "auto" else self.batch_size
+        if batch_size > n_samples:
+            warnings.warn(
+                f"batch_size: expected at most {n_samples}, the number of samples, got {batch_size}",
+                stacklevel=4,
+            )
         if validation is not None and self.validation_scores_ is None:
             self.validation_scores_, self.validation_loss_curve_ = [], []
             self.best_validation_score_ = -np.inf
@@ -254,9 +249,8 @@ class BaseMLP(MLPAttributes):
         epochs = 1 if incremental else self.max_iter
         try:
             trainer.fit(
-                X, y, _n_batch_samples(self.batch_size, X.shape[0]), epochs, validation, verbose=0,
-                shuffle=self.shuffle, seed=order, sample_weight=weights, max_time=self.max_time,
-                training_accuracy=False,
+                X, y, min(batch_size, n_samples), epochs, validation, verbose=0, shuffle=self.shuffle,
+                seed=order, sample_weight=weights, max_time=self.max_time, training_accuracy=False,
             )
         finally:
             for callback in self.callbacks:     # clone and pickle would copy the trainer
@@ -274,37 +268,44 @@ class BaseMLP(MLPAttributes):
                 stacklevel=4,
             )
 
-    def _split(
-        self, X: Any, y: AnyArray, weights: AnyArray | None
-    ) -> tuple[Any, AnyArray, AnyArray | None, ValidationData]:
+    def _split(self, data: Data) -> tuple[Data, Data]:
         """Set samples aside for validation: the same ones in every fit that resumes."""
         random_state = self._random_state
         if self.t_:
             random_state = np.random.RandomState()
             random_state.set_state(self._training.split_state)
-        arrays = [X, y] if weights is None else [X, y, weights]
+        # As in scikit-learn, the proportions of the classes are preserved for a single output only.
+        stratify = data[1] if is_classifier(self) and self.n_outputs_ == 1 else None
         parts = train_test_split(
-            *arrays,
-            test_size=self.validation_fraction,
-            random_state=random_state,
-            stratify=y if self._stratifies() else None,
+            *data, test_size=self.validation_fraction, random_state=random_state, stratify=stratify
         )
-        if parts[1].shape[0] < 2:
+        train, validation = tuple(parts[::2]), tuple(parts[1::2])
+        n_validation = validation[0].shape[0]
+        if n_validation < 2:
             raise ValueError(
                 "validation_fraction: expected at least 2 samples for validation, got "
-                f"{parts[1].shape[0]} of {X.shape[0]}"
+                f"{n_validation} of {data[0].shape[0]}"
             )
-        train = parts[::2]
-        return train[0], train[1], None if weights is None else train[2], tuple(parts[1::2])
+        return train, validation
 
     # --- Data ------------------------------------------------------------------------------------
+
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
+        """Return X and y as arrays of the right type and shape."""
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", multi_output=True, y_numeric=is_regressor(self),
+            dtype=(np.float64, np.float32), reset=reset,
+        )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        return X, y
 
     def _sample_weight(
         self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool
     ) -> AnyArray | None:
         return None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=X.dtype)
 
-    def _validate_validation(self, data: Validation | None) -> ValidationData | None:
+    def _validate_validation(self, data: Validation | None) -> Data | None:
         if data is None:
             return None
         if not isinstance(data, tuple | list) or len(data) not in (2, 3):
@@ -340,14 +341,3 @@ class BaseMLP(MLPAttributes):
         super().__setstate__(state)
         if "_net" in state:
             self._connect()
-
-
-def _n_batch_samples(batch_size: int | Literal["auto"], n_samples: int) -> int:
-    if batch_size == "auto":
-        return min(200, n_samples)
-    if batch_size > n_samples:
-        warnings.warn(
-            f"batch_size: expected at most {n_samples}, the number of samples, got {batch_size}",
-            stacklevel=5,
-        )
-    return min(batch_size, n_samples)

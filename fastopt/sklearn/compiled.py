@@ -12,14 +12,9 @@ from fastopt.optimizers import SGD, Adam
 if TYPE_CHECKING:
     from fastopt._core.typing import Array
 
-__all__ = ["CompiledAdam", "CompiledSGD"]
-
 
 class _Compiled:
-    """Base of the two adapters: holds a fastopt optimizer of the parameters of the last step.
-
-    The parameters are different arrays after a model was copied or its weights were replaced.
-    """
+    """Base of the two adapters, which hold a fastopt optimizer of the parameters of the last step."""
 
     _original: Any
     _opt: Any = None
@@ -36,14 +31,8 @@ class _Compiled:
         raise NotImplementedError
 
     def update_params(self, params: list[Array], grads: list[Array]) -> None:
-        """Take a step, in place.
-
-        Parameters
-        ----------
-        params, grads : list of ndarray
-            Weights of all layers, then biases.
-        """
         opt = self._opt
+        # The parameters are different arrays after a model was copied or its weights were replaced.
         if opt is None or any(a is not b for a, b in zip(params, opt.params, strict=True)):
             self._opt = opt = self._bind(list(params))
         self._step(opt, [g.astype(p.dtype, copy=False) for p, g in zip(params, grads, strict=True)])
@@ -62,10 +51,8 @@ class CompiledAdam(_Compiled, originals.AdamOptimizer):
     vs: list[Array]
 
     def _bind(self, params: list[Array]) -> Adam:
-        opt = Adam(
-            params, self.learning_rate_init, (self.beta_1, self.beta_2), self.epsilon,
-            convention="sklearn",
-        )
+        betas = (self.beta_1, self.beta_2)
+        opt = Adam(params, self.learning_rate_init, betas, self.epsilon, convention="sklearn")
         opt.steps = self.t
         for state, m, v in zip(opt.state, self.ms, self.vs, strict=True):
             state["exp_avg"], state["exp_avg_sq"] = m, v
@@ -90,13 +77,10 @@ class CompiledSGD(_Compiled, originals.SGDOptimizer):
     velocities: list[Array]
 
     def _bind(self, params: list[Array]) -> SGD:
-        velocities = self.state_arrays()["velocities"]
-        opt = SGD(
-            params, self.learning_rate, self.momentum, convention="sklearn",
-            nesterov=bool(self.nesterov and self.momentum),
-        )
-        for state, velocity in zip(opt.state, velocities, strict=True):
-            if self.momentum:
+        nesterov = bool(self.nesterov and self.momentum)
+        opt = SGD(params, self.learning_rate, self.momentum, nesterov=nesterov, convention="sklearn")
+        if self.momentum:
+            for state, velocity in zip(opt.state, self.state_arrays()["velocities"], strict=True):
                 state["momentum_buffer"] = -velocity    # fastopt subtracts the buffer, scikit-learn adds it
         return opt
 

@@ -18,23 +18,13 @@ if TYPE_CHECKING:
     from fastopt.nn.typing import Samples
     from fastopt.optimizers import Optimizer
 
-__all__ = ["PenalizedMLP", "draw_weights"]
-
 
 class PenalizedMLP(MLP):
     """An MLP whose L2 penalty is divided by the weight of the batch.
 
-    The loss of a batch is ``sum(w * l) / sum(w) + 0.5 * alpha * sum(W**2) / sum(w)``, where ``l`` is
-    the loss of a sample, summed over the outputs, and ``w`` its weight, 1 by default. The penalty
-    therefore counts more in a smaller last batch, as in scikit-learn.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-    alpha : float
-        Strength of the penalty.
-    **options
-        Options of `fastopt.MLP`.
+    The loss of a batch is ``sum(w * l) / sum(w) + 0.5 * alpha * sum(W**2) / sum(w)``, where ``l`` is the loss
+    of a sample, summed over the outputs, and ``w`` its weight, 1 by default. The penalty therefore counts
+    more in a smaller last batch, as in scikit-learn.
     """
 
     def __init__(self, sizes: Sequence[int], *, alpha: float, **options: Any) -> None:
@@ -44,7 +34,6 @@ class PenalizedMLP(MLP):
         self._n_samples = 0
 
     def bind_data(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> PenalizedData:
-        """Check data once and return a `PenalizedData` that trains on batches of it."""
         return PenalizedData(self, X, y, sample_weight)
 
     def evaluate(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -59,17 +48,9 @@ class PenalizedMLP(MLP):
     def reported_loss(self, loss: float, penalty: float, y: Any, sample_weight: Any = None) -> float:
         """Return the loss that scikit-learn reports for a minimized loss.
 
-        scikit-learn reports the squared error as the mean over the outputs, but follows the gradient
-        of the sum. It reports the Poisson loss as a deviance, which is 0 for a perfect prediction.
-
-        Parameters
-        ----------
-        loss : float
-            Loss of a batch, including the penalty.
-        penalty : float
-            Penalty term of `loss`; used only for the squared error of several outputs.
-        y, sample_weight : ndarray
-            Targets and weights of the batch; used only for the Poisson loss.
+        scikit-learn reports the squared error as the mean over the outputs, but follows the gradient of the
+        sum. It reports the Poisson loss as a deviance, which is 0 for a perfect prediction. `penalty`, a term
+        of `loss`, is used only for the former, the targets and weights of the batch only for the latter.
         """
         if self.reports_mean_over_outputs():
             return (loss - penalty) / self.sizes[-1] + penalty
@@ -148,13 +129,7 @@ class PenalizedData(TrainingData):
 def draw_weights(net: PenalizedMLP, random_state: np.random.RandomState) -> None:
     """Draw initial weights and biases as scikit-learn does: uniformly, after Glorot & Bengio (2010).
 
-    The bound is ``sqrt(6 / (fan_in + fan_out))``, or ``sqrt(2 / (fan_in + fan_out))`` if the
-    activation is the logistic function. The last layer uses the activation of the layer before it.
-
-    Parameters
-    ----------
-    net : PenalizedMLP
-    random_state : numpy.random.RandomState
+    The last layer uses the activation of the layer before it.
     """
     activations: list[str | None] = [*net.activation, *net.activation[-1:]] or [None]
     for (W, b, *_), activation in zip(net.params, activations, strict=True):

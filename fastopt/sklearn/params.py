@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,49 +21,13 @@ if TYPE_CHECKING:
     from fastopt.nn.typing import Activation, Layers, Norm
     from fastopt.optimizers import Optimizer
 
-__all__ = ["MLPAttributes", "check_params", "hidden_sizes"]
 
-_NON_NEGATIVE = ("alpha", "power_t", "tol", "momentum")
-_BELOW_1 = ("validation_fraction", "beta_1", "beta_2")
-_POSITIVE = ("epsilon", "learning_rate_init", "max_time")
-_FLAGS = ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping")
-_LEARNING_RATES = ("constant", "invscaling", "adaptive")
-_NOT_WITH_LBFGS = ("callbacks", "dropout")
-
-
-class MLPAttributes(BaseEstimator):
-    """Hyperparameters and public fitted attributes that both estimators share."""
-
-    hidden_layer_sizes: int | Sequence[int]
-    activation: Activation | Sequence[Activation]
-    solver: str | Callable[[Layers], Optimizer]
-    alpha: float
-    batch_size: int | Literal["auto"]
-    learning_rate: Literal["constant", "invscaling", "adaptive"]
-    learning_rate_init: FloatOrSchedule
-    power_t: float
-    max_iter: int
-    shuffle: bool
-    random_state: int | np.random.RandomState | None
-    tol: float
-    verbose: bool
-    warm_start: bool
-    momentum: float
-    nesterovs_momentum: bool
-    early_stopping: bool
-    validation_fraction: float
-    beta_1: float
-    beta_2: float
-    epsilon: float
-    n_iter_no_change: float
-    max_fun: int
-    dropout: float | Sequence[float]
-    norm: Norm | Sequence[Norm]
-    callbacks: Sequence[Callback]
-    max_time: float | None
+class FittedAttributes(BaseEstimator):
+    """Public attributes that `fit` sets."""
 
     coefs_: list[Array]
     intercepts_: list[Array]
+    classes_: AnyArray
     loss_: float
     loss_curve_: list[float]
     best_loss_: float | None
@@ -78,22 +43,45 @@ class MLPAttributes(BaseEstimator):
     n_features_in_: int
     feature_names_in_: AnyArray
 
-    def _store_params(self, arguments: Mapping[str, Any]) -> None:
-        """Store the ``locals()`` of ``__init__``, which are its arguments, as attributes."""
-        for name, value in arguments.items():
-            if name != "self":
-                setattr(self, name, value)
+
+@dataclass(eq=False, repr=False)
+class MLPAttributes(FittedAttributes):
+    """Constructor arguments that both estimators share."""
+
+    hidden_layer_sizes: int | Sequence[int] = (100,)
+    activation: Activation | Sequence[Activation] = "relu"
+    _: KW_ONLY
+    solver: str | Callable[[Layers], Optimizer] = "adam"
+    alpha: float = 0.0001
+    batch_size: int | Literal["auto"] = "auto"
+    learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant"
+    learning_rate_init: FloatOrSchedule = 0.001
+    power_t: float = 0.5
+    max_iter: int = 200
+    shuffle: bool = True
+    random_state: int | np.random.RandomState | None = None
+    tol: float = 1e-4
+    verbose: bool = False
+    warm_start: bool = False
+    momentum: float = 0.9
+    nesterovs_momentum: bool = True
+    early_stopping: bool = False
+    validation_fraction: float = 0.1
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    n_iter_no_change: float = 10
+    max_fun: int = 15000
+    dropout: float | Sequence[float] = 0.0
+    norm: Norm | Sequence[Norm] = None
+    callbacks: Sequence[Callback] = ()
+    max_time: float | None = None
 
 
 def check_params(estimator: MLPAttributes) -> None:
     """Check types and values of the hyperparameters, except for those that `fastopt.MLP` checks.
 
     scikit-learn requires estimators to do so in `fit`, not in the constructor.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a hyperparameter is invalid.
     """
     params = estimator.get_params(deep=False)
     for name in ("max_iter", "max_fun"):
@@ -102,25 +90,33 @@ def check_params(estimator: MLPAttributes) -> None:
         check_int("batch_size", params["batch_size"], 1)
     if params["n_iter_no_change"] != math.inf:
         check_int("n_iter_no_change", params["n_iter_no_change"], 1)
-    for name in _FLAGS:
+    for name in ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping"):
         if not isinstance(params[name], bool | np.bool_):
             raise TypeError(f"{name}: expected True or False, got {params[name]!r}")
-    for name in _NON_NEGATIVE:
+    for name in ("alpha", "power_t", "tol", "momentum"):
         check_float(name, params[name], 0.0)
     if params["momentum"] > 1.0:
         raise ValueError(f"momentum: expected a number in [0, 1], got {params['momentum']!r}")
-    for name in _BELOW_1:
+    for name in ("validation_fraction", "beta_1", "beta_2"):
         check_float(name, params[name], 0.0, 1.0)
-    for name in _POSITIVE:
-        is_schedule = name == "learning_rate_init" and callable(params[name])
-        if not is_schedule and not (name == "max_time" and params[name] is None):
-            check_float(name, params[name], 0.0, open_low=True)
-    check_choice("learning_rate", params["learning_rate"], _LEARNING_RATES)
+    check_float("epsilon", params["epsilon"], 0.0, open_low=True)
+    if not callable(params["learning_rate_init"]):
+        check_float("learning_rate_init", params["learning_rate_init"], 0.0, open_low=True)
+    if params["max_time"] is not None:
+        check_float("max_time", params["max_time"], 0.0, open_low=True)
+    check_choice("learning_rate", params["learning_rate"], ("constant", "invscaling", "adaptive"))
     if not callable(params["solver"]):
         check_choice("solver", params["solver"], SOLVERS)
-    _check_callbacks(params["callbacks"])
+    callbacks = params["callbacks"]
+    if not isinstance(callbacks, list | tuple) or not all(isinstance(c, Callback) for c in callbacks):
+        raise TypeError(f"callbacks: expected a list of fastopt.Callback objects, got {callbacks!r}")
+    if any(isinstance(c, BackupAndRestore) for c in callbacks):
+        raise ValueError(
+            "callbacks: expected no BackupAndRestore, which does not save the estimator's attributes; "
+            "use warm_start and pickle the estimator"
+        )
     if params["solver"] == "lbfgs":
-        for name in _NOT_WITH_LBFGS:
+        for name in ("callbacks", "dropout"):
             if np.any(params[name]):
                 raise ValueError(f"{name}: expected none with solver='lbfgs', got {params[name]!r}")
 
@@ -129,13 +125,3 @@ def hidden_sizes(value: Any) -> list[int]:
     """Return `hidden_layer_sizes`, an int or a sequence of int, as a list of int."""
     values = [value] if isinstance(value, Integral) else list(value)
     return [check_int("hidden_layer_sizes", size, 1) for size in values]
-
-
-def _check_callbacks(callbacks: Any) -> None:
-    if not isinstance(callbacks, list | tuple) or not all(isinstance(c, Callback) for c in callbacks):
-        raise TypeError(f"callbacks: expected a list of fastopt.Callback objects, got {callbacks!r}")
-    if any(isinstance(c, BackupAndRestore) for c in callbacks):
-        raise ValueError(
-            "callbacks: expected no BackupAndRestore, which does not save the estimator's attributes; "
-            "use warm_start and pickle the estimator"
-        )

@@ -13,9 +13,9 @@ TESTED = ("1.6", "1.7", "1.8", "1.9")
 def patch() -> None:
     """Make scikit-learn's MLPClassifier and MLPRegressor use fastopt's compiled Adam and SGD steps.
 
-    Nothing else changes: arguments, formulas and results (up to rounding) remain scikit-learn's.
-    Repeated calls have no further effect; `unpatch` restores the original optimizers. Fitted models
-    can be pickled, and fastopt is not needed to load them.
+    Nothing else changes: arguments, formulas and results (up to rounding) remain scikit-learn's. Repeated
+    calls have no further effect; `unpatch` restores the original optimizers. Fitted models can be pickled,
+    and fastopt is not needed to load them.
 
     Raises
     ------

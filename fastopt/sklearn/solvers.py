@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fastopt.nn.typing import Layers, Samples
     from fastopt.sklearn.net import PenalizedMLP
 
-__all__ = ["SOLVERS", "make_optimizer", "minimize_lbfgs", "transfer_state"]
-
 # Additional names for SGD that fix `nesterovs_momentum`.
 _SGD_NESTEROV = {"momentum": False, "nesterov": True}
 SOLVERS = sorted({"lbfgs", *BY_NAME, *_SGD_NESTEROV})
@@ -30,26 +28,12 @@ def make_optimizer(
     params: Layers, *, solver: str | Callable[[Layers], Optimizer], learning_rate_init: FloatOrSchedule,
     momentum: float, nesterovs_momentum: bool, beta_1: float, beta_2: float, epsilon: float,
 ) -> Optimizer:
-    """Return the optimizer for a stochastic `solver`.
+    """Return the optimizer for a stochastic `solver`, with the hyperparameters of the estimator.
 
-    Parameters
-    ----------
-    params : list of list of ndarray
-    solver : str or callable
-        ``"adam"``, ``"adamw"`` and ``"sgd"`` use all hyperparameters given here and scikit-learn's
-        formulas; the other optimizers use the learning rate and their own defaults. A callable
-        receives the parameters and sets all hyperparameters itself.
-    learning_rate_init : float or schedule
-        A schedule is copied, because it may have state.
-    momentum, nesterovs_momentum, beta_1, beta_2, epsilon
-        As in scikit-learn's estimators.
-
-    Raises
-    ------
-    TypeError
-        If a callable does not return an optimizer.
+    Adam, its variants and SGD use all of them; the other optimizers use the learning rate and their own
+    defaults. A callable sets all hyperparameters itself.
     """
-    lr = copy.deepcopy(learning_rate_init)
+    lr = copy.deepcopy(learning_rate_init)      # a schedule may have state
     if callable(solver):
         opt = copy.deepcopy(solver)(params)
         if not isinstance(opt, Optimizer):
@@ -63,21 +47,15 @@ def make_optimizer(
         # scikit-learn has Adam, but none of its variants.
         convention: Literal["sklearn", "torch"] = "sklearn" if cls is Adam else "torch"
         return cls(params, lr, (beta_1, beta_2), epsilon, convention=convention)
-    made: Optimizer = cls(params, lr=lr)
-    return made
+    other: Optimizer = cls(params, lr=lr)
+    return other
 
 
 def transfer_state(opt: Optimizer, saved: Mapping[str, Any], same_params: bool) -> None:
-    """Let a new optimizer resume from the state of a previous one.
+    """Let a new optimizer resume from the state dict of a previous one, unless their classes differ.
 
-    Parameters
-    ----------
-    opt : Optimizer
-    saved : dict
-        `state_dict` of the previous optimizer. It is ignored if its class differs.
-    same_params : bool
-        Whether both have the same hyperparameters. If so, the whole state dict is loaded; otherwise
-        `opt` keeps its hyperparameters and takes the step count and the state arrays that both have.
+    Without `same_params`, `opt` keeps its hyperparameters and takes the step count and the state arrays that
+    both have.
     """
     if saved["optimizer"] != type(opt).__name__:
         return
@@ -94,24 +72,9 @@ def minimize_lbfgs(
     net: PenalizedMLP, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, *, max_iter: int,
     max_fun: int, tol: float, max_time: float | None, verbose: bool,
 ) -> OptimizeResult:
-    """Minimize the loss of all samples with SciPy's L-BFGS-B.
+    """Minimize the loss of all samples with SciPy's L-BFGS-B, from the current parameters of the net.
 
-    Parameters
-    ----------
-    net : PenalizedMLP
-        Its parameters are the starting point and are set to the solution.
-    X, y, sample_weight
-        As in `fastopt.MLP.train_step`.
-    max_iter, max_fun, tol
-        Maximum number of iterations and of evaluations; largest gradient component of a solution.
-    max_time : float or None
-        Time limit in seconds.
-    verbose : bool
-        Print the loss after each iteration.
-
-    Returns
-    -------
-    scipy.optimize.OptimizeResult
+    `tol` is the largest gradient component of a solution, and `max_time` a limit in seconds.
     """
     from scipy.optimize import minimize
 
@@ -134,11 +97,7 @@ def minimize_lbfgs(
             raise StopIteration
 
     result = minimize(
-        evaluate,
-        _pack(arrays),
-        method="L-BFGS-B",
-        jac=True,
-        callback=after_iteration,
+        evaluate, _pack(arrays), method="L-BFGS-B", jac=True, callback=after_iteration,
         options={"maxiter": max_iter, "maxfun": max_fun, "gtol": tol},
     )
     _unpack(result.x, arrays)

@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Layers, Logs
     from fastopt.sklearn.net import PenalizedMLP
     from fastopt.sklearn.params import MLPAttributes
 
     # Validated X and encoded y, with or without sample weights.
-    ValidationData: TypeAlias = tuple[Any, AnyArray] | tuple[Any, AnyArray, AnyArray]
-
-__all__ = ["EpochOrder", "NoImprovement", "TrainingState"]
+    Data: TypeAlias = tuple[Any, ...]
 
 _MIN_ADAPTIVE_LR = 1e-6
 _OPTIMIZER_PARAMS = (
@@ -37,36 +34,16 @@ _OPTIMIZER_PARAMS = (
 
 @dataclass
 class TrainingState:
-    """State that is kept between fits, in addition to the weights and the public attributes.
+    """State that is kept between fits, in addition to the weights and the public attributes."""
 
-    Attributes
-    ----------
-    split_state : tuple
-        State of the random generator before the first split into training and validation samples.
-    optimizer : Optimizer, dict or None
-        An optimizer; its state dict in a copy of an estimator; None before the first step.
-    optimizer_params : dict
-        The estimator's hyperparameters that the optimizer was made with.
-    base_lrs : list
-        Initial learning rate of each parameter group.
-    lr_divisor : float
-        Divisor of the learning rate, for ``learning_rate="adaptive"``.
-    no_improvement_count : int
-        Consecutive epochs without improvement.
-    order : ndarray of int or None
-        The last order of the samples, with `warm_start`.
-    seen_callbacks : list of Callback
-        Callbacks of the last fit, which keep their state if they are used again.
-    """
-
-    split_state: Any
-    optimizer: Any = None
-    optimizer_params: dict[str, Any] = field(default_factory=dict)
-    base_lrs: list[Any] = field(default_factory=list)
-    lr_divisor: float = 1.0
-    no_improvement_count: int = 0
-    order: NDArray[np.int64] | None = None
-    seen_callbacks: list[Callback] = field(default_factory=list)
+    split_state: Any        # state of the random generator before the first split of the samples
+    optimizer: Any = None   # its state dict in a copy of an estimator; None before the first step
+    optimizer_params: dict[str, Any] = field(default_factory=dict)  # hyperparameters of the estimator
+    base_lrs: list[Any] = field(default_factory=list)               # initial learning rate of each group
+    lr_divisor: float = 1.0                                         # for learning_rate="adaptive"
+    no_improvement_count: int = 0                                   # consecutive epochs
+    order: NDArray[np.int64] | None = None                          # of the samples, with `warm_start`
+    seen_callbacks: list[Callback] = field(default_factory=list)    # they keep their state in the next fit
 
     def detached(self) -> TrainingState:
         """Return a state to be copied or pickled, with a state dict in place of the optimizer."""
@@ -110,13 +87,7 @@ def lr_varies(estimator: MLPAttributes) -> bool:
 
 
 class EpochOrder(np.random.Generator):
-    """A generator with scikit-learn's permutations: each shuffles the previous one.
-
-    Attributes
-    ----------
-    order : ndarray of int or None
-        The last permutation.
-    """
+    """A generator with scikit-learn's permutations: each shuffles the previous one, `order`."""
 
     def __init__(self, random_state: np.random.RandomState, order: NDArray[np.int64] | None) -> None:
         super().__init__(random_state._bit_generator)
@@ -124,7 +95,6 @@ class EpochOrder(np.random.Generator):
         self.order = order
 
     def permutation(self, n: int) -> NDArray[np.int64]:  # type: ignore[override]
-        """Return the order of `n` samples in the next epoch."""
         previous = np.arange(n) if self.order is None or len(self.order) != n else self.order
         order: NDArray[np.int64] = shuffle(previous, random_state=self._random_state)
         self.order = order
@@ -134,31 +104,15 @@ class EpochOrder(np.random.Generator):
 class NoImprovement(Callback):
     """Updates the estimator's attributes after each epoch and stops training as scikit-learn does.
 
-    Parameters
-    ----------
-    estimator : MLPAttributes
-    state : TrainingState
-    net : PenalizedMLP
-    validation : tuple or None
-        Validated X and encoded y, with or without sample weights.
-    score : callable
-        ``score(X, y[, sample_weight]) -> float`` of the net.
-
-    Attributes
-    ----------
-    best : dict or None
-        State dict of the net at its best validation score, with `early_stopping`.
+    With `early_stopping`, `best` is the state dict of the net at its best validation score.
     """
 
     def __init__(
-        self, estimator: MLPAttributes, state: TrainingState, net: PenalizedMLP,
-        validation: ValidationData | None, score: Callable[..., float],
+        self, estimator: MLPAttributes, state: TrainingState, net: PenalizedMLP, validation: Data | None,
+        score: Callable[..., float],
     ) -> None:
-        self._estimator = estimator
-        self._state = state
-        self._net = net
-        self._validation = validation
-        self._score = score
+        self._estimator, self._state, self._net = estimator, state, net
+        self._validation, self._score = validation, score
         self.best = net.state_dict() if estimator.early_stopping else None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
@@ -185,10 +139,9 @@ class NoImprovement(Callback):
             return
         losses.append(logs["val_loss"])
         has_score = "val_accuracy" in logs and validation[1].ndim == 1
-        score = logs["val_accuracy"] if has_score else self._score(*validation)
-        scores.append(score)
+        scores.append(logs["val_accuracy"] if has_score else self._score(*validation))
         if estimator.verbose:
-            print(f"Validation score: {score:f}")
+            print(f"Validation score: {scores[-1]:f}")
 
     def _update_best(self) -> bool:
         """Count epochs without improvement; return whether the validation score is the best."""

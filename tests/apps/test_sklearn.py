@@ -367,10 +367,10 @@ def test_validation_split_is_kept_between_fits():
     seen = []
 
     class Peek(MLPClassifier):
-        def _split(self, X, y, weights):
-            parts = super()._split(X, y, weights)
-            seen.append(parts[3][0])
-            return parts
+        def _split(self, data):
+            train, validation = super()._split(data)
+            seen.append(validation[0])
+            return train, validation
 
     model = Peek(hidden_layer_sizes=3, max_iter=2, warm_start=True, early_stopping=True, random_state=0)
     model.fit(IRIS_X, IRIS_Y).fit(IRIS_X, IRIS_Y)

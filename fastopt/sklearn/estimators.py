@@ -1,17 +1,17 @@
-"""`MLPClassifier`: scikit-learn's classifier, trained by fastopt."""
+"""`MLPClassifier` and `MLPRegressor`: scikit-learn's estimators, trained by fastopt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import ClassifierMixin
-from sklearn.utils import column_or_1d
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.metrics import r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
-from sklearn.utils.validation import validate_data
 
 from fastopt.sklearn.base import BaseMLP, if_stochastic
 
@@ -20,20 +20,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike
 
-    from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
-    from fastopt.nn import Callback
-    from fastopt.nn.typing import Activation, ClassWeight, Layers, Norm, Samples
-    from fastopt.optimizers import Optimizer
-
-__all__ = ["MLPClassifier"]
+    from fastopt._core.typing import AnyArray, Array
+    from fastopt.nn.typing import ClassWeight, Samples
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class MLPClassifier(ClassifierMixin, BaseMLP):
     """Multilayer perceptron classifier with scikit-learn's interface.
 
-    The parameters of ``sklearn.neural_network.MLPClassifier`` have the same meaning and default, and
-    the same random state gives the same model, up to rounding. `solver`, `activation` and
-    `learning_rate_init` accept more values. The parameters after `max_fun` are additional.
+    The parameters of ``sklearn.neural_network.MLPClassifier`` have the same meaning and default, and the same
+    random state gives the same model, up to rounding. `solver`, `activation` and `learning_rate_init` accept
+    more values. The parameters after `max_fun` are additional.
 
     Parameters
     ----------
@@ -42,21 +39,21 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     activation : str or sequence of str, default "relu"
         Any activation of `fastopt.MLP`: one name, or one per hidden layer.
     solver : str or callable, default "adam"
-        ``"lbfgs"``, or the lower-case name of any fastopt optimizer: ``"adam"``, ``"sgd"``,
-        ``"adamw"``, ``"rmsprop"``, ...; ``"momentum"`` and ``"nesterov"`` are ``"sgd"`` with a fixed
-        `nesterovs_momentum`. All use the learning rate `learning_rate_init`; some optimizers, such as
-        ``"adadelta"`` and ``"prodigy"``, need a value near 1. Alternatively, a callable that takes the
-        parameters and returns an optimizer, such as ``functools.partial(fastopt.AdamW, lr=3e-4)``; it
-        sets all hyperparameters itself, and `learning_rate_init` is ignored.
+        ``"lbfgs"``, or the lower-case name of any fastopt optimizer: ``"adam"``, ``"sgd"``, ``"adamw"``,
+        ``"rmsprop"``, ...; ``"momentum"`` and ``"nesterov"`` are ``"sgd"`` with a fixed `nesterovs_momentum`.
+        All use the learning rate `learning_rate_init`; some optimizers, such as ``"adadelta"`` and
+        ``"prodigy"``, need a value near 1. Alternatively, a callable that takes the parameters and returns an
+        optimizer, such as ``functools.partial(fastopt.AdamW, lr=3e-4)``; it sets all hyperparameters itself,
+        and `learning_rate_init` is ignored.
     alpha : float, default 1e-4
-        L2 penalty of the weights. The loss of a batch includes ``alpha / 2 * sum(W**2)``, divided by
-        the number of samples.
+        L2 penalty of the weights. The loss of a batch includes ``alpha / 2 * sum(W**2)``, divided by the
+        number of samples.
     batch_size : int or "auto", default "auto"
         ``"auto"`` is 200 or the number of samples, whichever is smaller. ``"lbfgs"`` uses all samples.
     learning_rate : {"constant", "invscaling", "adaptive"}, default "constant"
         ``"invscaling"`` divides the learning rate by ``(t_ + 1) ** power_t`` after each epoch;
-        ``"adaptive"`` divides it by 5 when training would otherwise stop without improvement, and
-        stops once it is at most 1e-6. Ignored by ``"adam"``.
+        ``"adaptive"`` divides it by 5 when training would otherwise stop without improvement, and stops once
+        it is at most 1e-6. Ignored by ``"adam"``.
     learning_rate_init : float or schedule, default 1e-3
         A schedule is a callable of the number of finished steps, see `fastopt.schedules`; it requires
         ``learning_rate="constant"``.
@@ -74,15 +71,15 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     verbose : bool, default False
         Print the loss of each epoch.
     warm_start : bool, default False
-        Let `fit` resume from the last one, including optimizer state, learning rate and order of the
-        samples: two fits of five epochs equal one of ten.
+        Let `fit` resume from the last one, including optimizer state, learning rate and order of the samples:
+        two fits of five epochs equal one of ten.
     momentum : float, default 0.9
         Momentum of ``"sgd"``.
     nesterovs_momentum : bool, default True
         Use Nesterov momentum with ``"sgd"``.
     early_stopping : bool, default False
-        Set training samples aside for validation, stop when their score no longer improves, and
-        restore the weights of the best epoch.
+        Set training samples aside for validation, stop when their score no longer improves, and restore the
+        weights of the best epoch.
     validation_fraction : float, default 0.1
         Fraction of the samples set aside, unless `fit` is given validation data.
     beta_1, beta_2, epsilon : float, default 0.9, 0.999, 1e-8
@@ -95,18 +92,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Dropout probability: one value, or one per hidden layer.
     norm : {None, "batch", "layer"} or a sequence of them, default None
         Normalization before the activation: one value, or one per hidden layer.
-    class_weight : dict, "balanced" or None, default None
-        Class weights, which are multiplied by the sample weights.
     callbacks : sequence of fastopt.Callback, default ()
         Callbacks of the training run; not supported by ``"lbfgs"``.
     max_time : float or None, default None
         Time limit in seconds, after which `fit` stops at the end of a batch.
+    class_weight : dict, "balanced" or None, default None
+        Class weights, which are multiplied by the sample weights.
 
     Attributes
     ----------
     coefs_, intercepts_ : list of ndarray
-        Weights ``(in, out)`` and biases of each layer. These are the arrays of the network: you can
-        modify or replace them.
+        Weights ``(in, out)`` and biases of each layer. These are the arrays of the network: you can modify or
+        replace them.
     classes_ : ndarray
         Sorted labels.
     loss_ : float
@@ -136,11 +133,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     feature_names_in_ : ndarray of str
         Feature names, if `X` has them.
 
-    Raises
-    ------
-    ValueError, TypeError
-        In `fit`, if a parameter or the data is invalid, or if training diverged.
-
     References
     ----------
     Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks",
@@ -153,25 +145,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     >>> model.fit(X_train, y_train).score(X_test, y_test)
     """
 
-    class_weight: ClassWeight | None
-    classes_: AnyArray
-
-    def __init__(
-        self, hidden_layer_sizes: int | Sequence[int] = (100,),
-        activation: Activation | Sequence[Activation] = "relu", *,
-        solver: str | Callable[[Layers], Optimizer] = "adam", alpha: float = 0.0001,
-        batch_size: int | Literal["auto"] = "auto",
-        learning_rate: Literal["constant", "invscaling", "adaptive"] = "constant",
-        learning_rate_init: FloatOrSchedule = 0.001, power_t: float = 0.5, max_iter: int = 200,
-        shuffle: bool = True, random_state: int | np.random.RandomState | None = None, tol: float = 1e-4,
-        verbose: bool = False, warm_start: bool = False, momentum: float = 0.9,
-        nesterovs_momentum: bool = True, early_stopping: bool = False, validation_fraction: float = 0.1,
-        beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-8, n_iter_no_change: float = 10,
-        max_fun: int = 15000, dropout: float | Sequence[float] = 0.0, norm: Norm | Sequence[Norm] = None,
-        class_weight: ClassWeight | None = None, callbacks: Sequence[Callback] = (),
-        max_time: float | None = None,
-    ) -> None:
-        self._store_params(locals())
+    class_weight: ClassWeight | None = None
 
     @if_stochastic
     def partial_fit(
@@ -198,9 +172,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             if not hasattr(self, "classes_"):
                 self.classes_ = labels
             elif not np.array_equal(self.classes_, labels):
-                raise ValueError(
-                    f"classes: expected those of the first call, {self.classes_}, got {labels}"
-                )
+                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {labels}")
         elif not hasattr(self, "classes_"):
             raise ValueError("classes: expected all labels in the first call of partial_fit, got None")
         return self._fit(X, y, sample_weight, None, incremental=True)
@@ -249,14 +221,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         probabilities = self.predict_proba(X)
         with np.errstate(divide="ignore"):
             return np.log(probabilities, out=probabilities)
-
-    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", multi_output=True, dtype=(np.float64, np.float32), reset=reset
-        )
-        if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
-        return X, y
 
     def _set_target_attributes(self, y: AnyArray, incremental: bool) -> None:
         check_classification_targets(y)
@@ -307,10 +271,6 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         softmax = self.out_activation_ == "softmax"
         return {"loss": "cross_entropy" if softmax else "binary_cross_entropy"}
 
-    def _stratifies(self) -> bool:
-        """Return whether the split is stratified: as in scikit-learn, only for a single output."""
-        return self.n_outputs_ == 1
-
     def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
         correct = self._net.predict(X) == y
         correct = correct.all(axis=1) if correct.ndim == 2 else correct
@@ -320,3 +280,110 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_label = True
         return tags
+
+
+@dataclass(eq=False, repr=False)
+class _RegressionLoss:
+    """The first argument of the regressor's constructor. A base class, because fields of bases come first."""
+
+    loss: Literal["squared_error", "poisson", "huber", "quantile"] = "squared_error"
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
+    """Multilayer perceptron regressor with scikit-learn's interface.
+
+    The parameters of ``sklearn.neural_network.MLPRegressor`` have the same meaning and default, and the same
+    random state gives the same model, up to rounding.
+
+    Parameters
+    ----------
+    loss : {"squared_error", "poisson", "huber", "quantile"}, default "squared_error"
+        Half the squared error; the Poisson loss of non-negative targets, for which the net's output is the
+        logarithm of the prediction; the Huber loss with threshold `delta`; or the pinball loss of the
+        `quantile`. Losses are summed over the outputs.
+    hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t
+        See `MLPClassifier`.
+    max_iter, shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum
+        See `MLPClassifier`.
+    early_stopping, validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun
+        See `MLPClassifier`.
+    dropout, norm, callbacks, max_time
+        See `MLPClassifier`.
+    delta : float, default 1.0
+        Absolute error at which the Huber loss changes from quadratic to linear.
+    quantile : float, default 0.5
+        Quantile predicted with ``loss="quantile"``, between 0 and 1.
+
+    Attributes
+    ----------
+    validation_scores_, best_validation_score_
+        R2 of the validation data, NaN if a prediction is not finite.
+    out_activation_ : str
+        "identity", or "exp" for the Poisson loss.
+    coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_loss_curve_, history_
+        See `MLPClassifier`.
+    n_iter_, t_, n_layers_, n_outputs_, n_features_in_, feature_names_in_
+        See `MLPClassifier`.
+
+    Examples
+    --------
+    >>> from fastopt.sklearn import MLPRegressor
+    >>> model = MLPRegressor(hidden_layer_sizes=64, norm="layer", max_iter=500)
+    >>> model.fit(X_train, y_train).predict(X_test)
+    """
+
+    delta: float = 1.0
+    quantile: float = 0.5
+
+    @if_stochastic
+    def partial_fit(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Train for one epoch on `X` and `y`, resuming from the last call or `fit`.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+        y : array_like, shape (n,) or (n, outputs)
+        sample_weight : array_like, shape (n,), optional
+
+        Returns
+        -------
+        self
+        """
+        return self._fit(X, y, sample_weight, None, incremental=True)
+
+    def predict(self, X: Samples) -> Array:
+        """Return the predicted values.
+
+        Parameters
+        ----------
+        X : array_like or sparse matrix, shape (n, features)
+
+        Returns
+        -------
+        ndarray, shape (n,) or (n, outputs)
+        """
+        X = self._validate_X(X)
+        return self._current_net().predict(X)
+
+    def _validate(self, X: Any, y: Any, reset: bool) -> tuple[Any, AnyArray]:
+        X, y = super()._validate(X, y.toarray() if issparse(y) else y, reset)
+        if self.loss == "poisson" and (y < 0).any():
+            raise ValueError(f"y: expected no negative value for loss='poisson', got {y.min()}")
+        return X, y.astype(X.dtype, copy=False)
+
+    def _set_target_attributes(self, y: AnyArray, incremental: bool) -> None:
+        self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
+        self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
+
+    def _encode(self, y: AnyArray) -> AnyArray:
+        return y
+
+    def _loss_options(self) -> dict[str, Any]:
+        return {"loss": self.loss, "delta": self.delta, "quantile": self.quantile}
+
+    def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
+        predicted = self._net.predict(X)
+        if not np.isfinite(predicted).all():
+            return math.nan
+        return float(r2_score(y, predicted, sample_weight=sample_weight))
