@@ -66,22 +66,10 @@ class LRFind:
 
 
 def lr_find(
-    net: Net,
-    opt: Stepper,
-    X: Samples,
-    y: ArrayLike,
-    batch_size: int = 32,
-    *,
-    start_lr: float = 1e-7,
-    end_lr: float = 10.0,
-    steps: int = 200,
-    smoothing: float = 0.9,
-    divergence: float = 4.0,
-    seed: int | None = None,
-    sample_weight: ArrayLike | None = None,
-    class_weight: ClassWeight | None = None,
-    max_norm: float | None = None,
-    clip_value: float | None = None,
+    net: Net, opt: Stepper, X: Samples, y: ArrayLike, batch_size: int = 32, *, start_lr: float = 1e-7,
+    end_lr: float = 10.0, steps: int = 200, smoothing: float = 0.9, divergence: float = 4.0,
+    seed: int | None = None, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None,
+    max_norm: float | None = None, clip_value: float | None = None,
 ) -> LRFind:
     """Train for a few steps with increasing learning rates and find where the loss decreases fastest.
 
@@ -109,11 +97,6 @@ def lr_find(
     LRFind
         The attributes ``lr``, ``loss``, ``smoothed`` and ``suggestion``, and the method ``plot(path)``.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is invalid, or the loss of the first batch is not finite.
-
     Notes
     -----
     Step ``i`` of ``n`` has the learning rate ``start_lr * (end_lr / start_lr) ** (i / (n - 1))``. With
@@ -138,26 +121,21 @@ def lr_find(
     >>> opt.groups[0]["lr"] = result.suggestion
     """
     steps = check_int("steps", steps, 10)
-    sweep = _Sweep(
-        _rates(start_lr, end_lr, steps),
-        check_float("smoothing", smoothing, 0.0, 1.0),
-        check_float("divergence", divergence, 1.0),
-    )
+    start_lr, end_lr = check_float("start_lr", start_lr), check_float("end_lr", end_lr)
+    if not 0.0 < start_lr < end_lr:
+        raise ValueError(f"start_lr: expected 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}")
+    rates = start_lr * (end_lr / start_lr) ** (np.arange(steps) / (steps - 1))
+    smoothing = check_float("smoothing", smoothing, 0.0, 1.0)
+    sweep = _Sweep(rates, smoothing, check_float("divergence", divergence, 1.0))
     if not getattr(opt, "groups", None):
         raise TypeError(f"opt: expected an object with 'groups', got {type(opt).__name__}")
     net, opt = copy.deepcopy((net, opt))
     trainer = Trainer(net, opt, [sweep], max_norm=max_norm, clip_value=clip_value)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        # The number of epochs is an upper bound: the callback stops training.
         history = trainer.fit(
-            X,
-            y,
-            batch_size,
-            epochs=steps,  # an upper bound: the callback stops training
-            verbose=0,
-            seed=seed,
-            sample_weight=sample_weight,
-            class_weight=class_weight,
-            training_accuracy=False,
+            X, y, batch_size, steps, verbose=0, seed=seed, sample_weight=sample_weight,
+            class_weight=class_weight, training_accuracy=False,
         )
     if history.interrupted:
         raise KeyboardInterrupt
@@ -168,9 +146,7 @@ class _Sweep(Callback):
     """Set the learning rate of each step and record the losses."""
 
     def __init__(self, rates: NDArray[np.float64], smoothing: float, divergence: float) -> None:
-        self._rates = rates
-        self._smoothing = smoothing
-        self._divergence = divergence
+        self._rates, self._smoothing, self._divergence = rates, smoothing, divergence
         self._average = 0.0
         self._loss: list[float] = []
         self._smoothed: list[float] = []
@@ -194,9 +170,7 @@ class _Sweep(Callback):
         self.trainer.stop_training = diverged or len(self._loss) == len(self._rates)
 
     def result(self) -> LRFind:
-        """Return the result of the test."""
-        n = len(self._loss)
-        lr, smoothed = self._rates[:n], np.array(self._smoothed)
+        lr, smoothed = self._rates[: len(self._loss)], np.array(self._smoothed)
         suggestion = _steepest(lr, smoothed, len(self._rates) // 10)
         return LRFind(lr, np.array(self._loss), smoothed, suggestion)
 
@@ -209,10 +183,3 @@ def _steepest(lr: NDArray[np.float64], smoothed: NDArray[np.float64], first: int
     slope = np.gradient(smoothed, np.log(lr))[first : last + 1]
     steepest = int(np.argmin(slope))
     return float(lr[first + steepest]) if slope[steepest] < 0.0 else None
-
-
-def _rates(start_lr: float, end_lr: float, steps: int) -> NDArray[np.float64]:
-    start_lr, end_lr = check_float("start_lr", start_lr), check_float("end_lr", end_lr)
-    if not 0.0 < start_lr < end_lr:
-        raise ValueError(f"start_lr: expected 0 < start_lr < end_lr, got {start_lr!r} and {end_lr!r}")
-    return start_lr * (end_lr / start_lr) ** (np.arange(steps) / (steps - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +11,10 @@ from fastopt.nn.mlp import MLP
 from fastopt.optimizers.base import Optimizer
 
 if TYPE_CHECKING:
+    from numpy.random import Generator
     from numpy.typing import NDArray
 
+    from fastopt.nn.network import TrainingData
     from fastopt.nn.typing import Net
 
 __all__ = ["Batches", "make_batches"]
@@ -21,44 +23,20 @@ __all__ = ["Batches", "make_batches"]
 _MIN_PARAMS_TO_LEASE = 1 << 13
 
 
-def make_batches(
-    net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
-) -> Batches:
+def make_batches(net: Net, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> Batches:
     """Return the batches of a training run; each iteration over them is an epoch in a new order.
 
-    Parameters
-    ----------
-    net : object
-        The model.
-    columns : tuple
-        X, y and, optionally, the sample weights.
-    batch_size : int
-        Samples per batch; the last batch may be smaller.
-    rng : numpy.random.Generator or None
-        Generator for shuffling. None keeps the order of the data.
-
-    Returns
-    -------
-    Batches
+    The columns are X, y and, optionally, the sample weights. Without `rng`, they keep their order.
     """
     # A subclass that overrides train_step must be trained through it.
-    if isinstance(net, MLP) and type(net).train_step is MLP.train_step:
-        return CompiledBatches(net, columns, batch_size, rng)
-    return GatheredBatches(net, columns, batch_size, rng)
+    is_compiled = isinstance(net, MLP) and type(net).train_step is MLP.train_step
+    return (CompiledBatches if is_compiled else GatheredBatches)(net, columns, batch_size, rng)
 
 
 class Batches:
-    """Iterable of the ranges (begin, end) of the batches in the order of the epoch.
+    """Iterable of the ranges (begin, end) of the batches in the order of the epoch."""
 
-    Parameters
-    ----------
-    net, columns, batch_size, rng
-        See `make_batches`.
-    """
-
-    def __init__(
-        self, net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
-    ) -> None:
+    def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         self._net = net
         self._columns = columns
         self._n_samples = len(columns[1])
@@ -90,15 +68,12 @@ class Batches:
 class CompiledBatches(Batches):
     """Batches of an MLP, whose compiled step reads the samples directly from the data."""
 
-    def __init__(
-        self, net: MLP, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
-    ) -> None:
+    def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         super().__init__(net, columns, batch_size, rng)
-        self._data = net.bind_data(*columns)
+        self._data: TrainingData = net.bind_data(*columns)
         self._is_large = sum(array.size for layer in net.params for array in layer) >= _MIN_PARAMS_TO_LEASE
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
-        """Take a step on a batch and return its loss."""
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)
         if may_lease and opt._can_lease(self._net.params):
             return self._data.step(self._order, begin, end - begin, opt)
@@ -110,9 +85,7 @@ class CompiledBatches(Batches):
 class GatheredBatches(Batches):
     """Batches copied into reused buffers, or views of the data if the order is that of the data."""
 
-    def __init__(
-        self, net: Net, columns: tuple[Any, ...], batch_size: int, rng: np.random.Generator | None
-    ) -> None:
+    def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         super().__init__(net, columns, batch_size, rng)
         self._grads_reversed = getattr(net, "grads_reversed", True)
         n = min(batch_size, self._n_samples)
@@ -122,7 +95,6 @@ class GatheredBatches(Batches):
         ]
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
-        """Take a step on a batch and return its loss."""
         loss, grads = self._net.train_step(*self._gather(begin, end))
         opt.step(grads[::-1] if self._grads_reversed else grads, **options)
         return float(loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,46 +15,29 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray
-    from fastopt.nn.typing import ClassWeight, Logs, Validation
+    from fastopt.nn.typing import ClassWeight, Logs, Net, Validation
 
     EvaluationData: TypeAlias = tuple[AnyArray, AnyArray, AnyArray | None]
 
-__all__ = ["check_validation_data", "combined_weights", "evaluate"]
+__all__ = ["check_accepts_weights", "check_validation_data", "combined_weights", "evaluate"]
 
 
 def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
-    """Return the accuracy and the loss of a model on data sets.
+    """Return the accuracy and the loss of a model on data sets, given by the prefix of their metrics.
 
-    Parameters
-    ----------
-    net : object
-        The model.
-    data_sets : dict of (X, y, sample_weight or None)
-        By the prefix of the metrics' names; that of the training data, whose loss is not evaluated, is "".
-
-    Returns
-    -------
-    dict of float
-        Accuracies are omitted if predictions are values; losses, if the model has no `evaluate`.
+    The loss of the training data, whose prefix is "", is not evaluated. Accuracies are omitted if
+    predictions are values; losses, if the model has no `evaluate`.
     """
     logs: Logs = {}
     for prefix, (X, y, weights) in data_sets.items():
-        value = _accuracy(net, X, y, weights)
-        if value is not None:
-            logs[f"{prefix}accuracy"] = value
+        if y.dtype.kind not in "fc":
+            predicted = np.asarray(net.predict(X))
+            if predicted.dtype.kind not in "fc" and predicted.size == y.size:
+                logs[f"{prefix}accuracy"] = accuracy(y, predicted.reshape(y.shape), weights)
         if prefix and hasattr(net, "evaluate"):
             args = (X, y) if weights is None else (X, y, weights)
             logs[f"{prefix}loss"] = float(net.evaluate(*args))
     return logs
-
-
-def _accuracy(net: Any, X: AnyArray, y: AnyArray, weights: AnyArray | None) -> float | None:
-    if y.dtype.kind in "fc":
-        return None
-    predicted = np.asarray(net.predict(X))
-    if predicted.dtype.kind in "fc" or predicted.size != y.size:
-        return None
-    return accuracy(y, predicted.reshape(y.shape), weights)
 
 
 def check_validation_data(data: Validation | None, X: AnyArray) -> EvaluationData | None:
@@ -78,29 +62,7 @@ def check_validation_data(data: Validation | None, X: AnyArray) -> EvaluationDat
 def combined_weights(
     y: AnyArray, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None
 ) -> NDArray[np.float64] | None:
-    """Return the weight of every sample, or None if there are no weights.
-
-    Parameters
-    ----------
-    y : ndarray, shape (n,) or (n, 1)
-        Labels. Of any shape if there are no class weights.
-    sample_weight : array_like, shape (n,), optional
-        Weights of the samples.
-    class_weight : dict or "balanced", optional
-        Weights of labels; a label that is not in the dict has weight 1. ``"balanced"`` gives all classes
-        the same total weight: ``n / (n_classes * n_samples_of_the_class)``, as in scikit-learn.
-
-    Returns
-    -------
-    ndarray of float64, shape (n,), or None
-        The product of both.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If a weight is negative or not finite, or all are zero; if there are class weights but `y` does
-        not hold classes; or if classes and class weights do not match.
-    """
+    """Return the product of sample weights and class weights (see `Trainer.fit`), or None without any."""
     weights = None
     if sample_weight is not None:
         weights = check_sample_weight("sample_weight", sample_weight, len(y))
@@ -151,3 +113,24 @@ def _check_weights(name: str, values: ArrayLike) -> NDArray[np.float64]:
     if not (np.isfinite(values).all() and (values >= 0).all()):
         raise ValueError(f"{name}: expected finite numbers of at least 0")
     return values.astype(np.float64)
+
+
+def check_accepts_weights(net: Net, weights: AnyArray | None, validation: EvaluationData | None) -> None:
+    """Raise if there are weights but the model's methods do not accept them."""
+    required = []
+    if weights is not None:
+        required.append(("sample_weight and class_weight", "train_step"))
+    if validation is not None and validation[2] is not None and hasattr(net, "evaluate"):
+        required.append(("validation_data[2]", "evaluate"))
+    for argument, method in required:
+        try:
+            signature = inspect.signature(getattr(net, method))
+        except ValueError:  # compiled methods may have no signature
+            continue
+        try:
+            signature.bind(None, None, None)
+        except TypeError:
+            raise TypeError(
+                f"{argument}: expected a model with {method}(X, y, sample_weight), "
+                f"got {type(net).__name__}.{method}{signature}"
+            ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -27,18 +28,7 @@ _CONFIG = "fastopt_mlp"  # the member of an .npz file that holds the arguments a
 
 
 def get_weights(net: Any) -> dict[str, AnyArray]:
-    """Return copies of a model's arrays by name.
-
-    Parameters
-    ----------
-    net : object
-        A model with ``state_dict()``, whose result is returned; or with ``params``, a list of layers,
-        each a list of arrays, which are named by their indices: ``"params[0][1]"``.
-
-    Returns
-    -------
-    dict of ndarray
-    """
+    """Return ``net.state_dict()``, or copies of the arrays of ``net.params``, named ``"params[0][1]"``."""
     if hasattr(net, "state_dict"):
         state: dict[str, AnyArray] = net.state_dict()
         return state
@@ -46,20 +36,7 @@ def get_weights(net: Any) -> dict[str, AnyArray]:
 
 
 def set_weights(net: Any, weights: Mapping[str, AnyArray]) -> None:
-    """Copy `weights` into the arrays of a model.
-
-    Parameters
-    ----------
-    net : object
-        The model.
-    weights : dict of ndarray
-        As returned by `get_weights`.
-
-    Raises
-    ------
-    ValueError
-        If the names or shapes differ from the model's. Nothing has been changed then.
-    """
+    """Copy the result of `get_weights` into a model, or raise a ValueError and change nothing."""
     if hasattr(net, "load_state_dict"):
         net.load_state_dict(weights)
         return
@@ -84,12 +61,7 @@ def read_arrays(path: StrPath) -> dict[str, AnyArray]:
     Parameters
     ----------
     path : str or path-like
-        The file.
-
-    Raises
-    ------
-    ValueError
-        If the file is not an ``.npz`` archive, is damaged, or holds anything but plain arrays.
+        The file. A ValueError is raised if it is damaged or holds anything but plain arrays.
     """
     import zipfile
     import zlib
@@ -127,11 +99,6 @@ def atomic_write(path: StrPath) -> Iterator[Path]:
     The replacement is atomic: a reader, or a crash, sees either the old file or the complete new one.
     Files written next to the temporary path with another suffix are moved as well, before it. Missing
     folders are created.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The file to replace.
     """
     import shutil
     import tempfile
@@ -153,36 +120,27 @@ def atomic_write(path: StrPath) -> Iterator[Path]:
 def save_tree(path: StrPath, tree: Any) -> None:
     """Write nested dicts and lists of arrays, numbers and strings atomically to an ``.npz`` file.
 
-    Parameters
-    ----------
-    path : str or path-like
-        The file to replace.
-    tree : dict or list
-        The keys of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
+    The keys of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
     """
-    import json
-
     arrays: dict[str, AnyArray] = {}
     text = json.dumps(_extract_arrays(tree, arrays))
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays, **{_TREE: text})  # type: ignore[arg-type]  # no name is allow_pickle
+    with atomic_write(path) as temporary:
+        _save_npz(temporary, arrays | {_TREE: np.array(text)})
 
 
 def load_tree(path: StrPath) -> Any:
-    """Return the nested dicts and lists that `save_tree` wrote.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or was not written by `save_tree`.
-    """
-    import json
-
+    """Return the nested dicts and lists that `save_tree` wrote, or raise a ValueError."""
     arrays = read_arrays(path)
     try:
         return _insert_arrays(json.loads(str(arrays[_TREE])), arrays)
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: not a saved training state") from error
+
+
+def _save_npz(path: StrPath, arrays: Mapping[str, AnyArray]) -> None:
+    """Write an archive to this very path: given a name, NumPy would add a missing ``.npz``."""
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no name is allow_pickle
 
 
 def _extract_arrays(tree: Any, arrays: dict[str, AnyArray]) -> Any:
@@ -215,47 +173,21 @@ def is_safetensors(path: StrPath) -> bool:
 
 
 def write_model(path: StrPath, config: Mapping[str, Any], arrays: dict[str, AnyArray]) -> None:
-    """Write a model, see `fastopt.MLP.save`.
-
-    Parameters
-    ----------
-    path : str or path-like
-        The file.
-    config : dict
-        The format version, as ``"format"``, and the arguments of the constructor.
-    arrays : dict of ndarray
-        The arrays by name.
-    """
-    import json
-
+    """Write a model, see `fastopt.MLP.save`: the constructor's arguments and ``"format"``, and arrays."""
     if is_safetensors(path):
         with open(_config_path(path), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=1)
         _safetensors().save_file(arrays, path)
     else:
-        members = {_CONFIG: np.array(json.dumps(config)), **arrays}
-        with open(path, "wb") as file:
-            np.savez(file, **members)  # type: ignore[arg-type]  # no name is allow_pickle
+        _save_npz(path, {_CONFIG: np.array(json.dumps(config)), **arrays})
 
 
 def read_model(
     path: StrPath, version: int, required: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, AnyArray]]:
-    """Return the arguments and the arrays of a model that `write_model` wrote.
+    """Return the arguments, those `required` among them, and the arrays that `write_model` wrote.
 
-    Parameters
-    ----------
-    path : str or path-like
-        The file.
-    version : int
-        The supported format version.
-    required : collection of str
-        Names of the arguments that the file must have.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged or not a saved model.
+    Raises a ValueError if the file is damaged or not a model of this format version.
     """
     if is_safetensors(path):
         with open(_config_path(path), encoding="utf-8") as file:
@@ -272,24 +204,15 @@ def read_model(
             raise ValueError(f"{path}: not a saved fastopt.MLP")
         text = str(arrays[_CONFIG])
     try:
-        return _parse_config(text, version, required), arrays
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-def _parse_config(text: str, version: int, required: Collection[str]) -> dict[str, Any]:
-    import json
-
-    try:
         config: dict[str, Any] = json.loads(text)
         actual = config.pop("format")
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("the file does not describe a fastopt.MLP") from None
+        raise ValueError(f"{path}: the file does not describe a fastopt.MLP") from None
     if actual != version:
-        raise ValueError(f"expected format {version}, got {actual}")
+        raise ValueError(f"{path}: expected format {version}, got {actual}")
     if missing := set(required) - config.keys():
-        raise ValueError(f"{min(missing)!r} is missing")
-    return config
+        raise ValueError(f"{path}: {min(missing)!r} is missing")
+    return config, arrays
 
 
 def _config_path(path: StrPath) -> str:

@@ -12,7 +12,6 @@ from fastopt.nn.mlp import MLP
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastopt._core.typing import Array
     from fastopt.nn.typing import Net, Samples
 
     _TrainStep = Callable[..., tuple[SupportsFloat, Sequence[Any]]]
@@ -30,9 +29,8 @@ def check_gradients(
     Parameters
     ----------
     net : object
-        `fastopt.MLP`, or any object with ``params``, a list of layers, each a list of arrays, and
-        ``train_step(X, y) -> (loss, grads)``. Its parameters must be float64, because the differences
-        are too coarse otherwise. The model is left unchanged.
+        A model as for `fastopt.Trainer`. Its parameters must be float64, because the differences are too
+        coarse otherwise. It is left unchanged.
     X, y, sample_weight : array_like
         Arguments of `train_step`.
     eps : float, default 1e-6
@@ -43,11 +41,6 @@ def check_gradients(
     float
         Maximum of ``|g - d| / max(1, |d|)`` over all parameters, of the gradient g and the difference
         ``d = (loss(p + eps) - loss(p - eps)) / (2 eps)``.
-
-    Raises
-    ------
-    TypeError
-        If a parameter is not float64.
 
     Notes
     -----
@@ -74,24 +67,17 @@ def check_gradients(
     for layer, layer_grads in zip(net.params, grads, strict=True):
         for array, gradient in zip(layer, layer_grads, strict=True):
             for index in np.ndindex(array.shape):
-                difference = _central_difference(train_step, args, array, index, eps)
-                error = abs(gradient[index] - difference) / max(1.0, abs(difference))
-                worst = max(worst, float(error))
+                value = array[index]
+                try:
+                    array[index] = value + eps
+                    above, _ = train_step(*args)
+                    array[index] = value - eps
+                    below, _ = train_step(*args)
+                finally:
+                    array[index] = value
+                difference = (float(above) - float(below)) / (2.0 * eps)
+                worst = max(worst, float(abs(gradient[index] - difference) / max(1.0, abs(difference))))
     return worst
-
-
-def _central_difference(
-    train_step: _TrainStep, args: tuple[Any, ...], array: Array, index: tuple[int, ...], eps: float
-) -> float:
-    value = array[index]
-    try:
-        array[index] = value + eps
-        above, _ = train_step(*args)
-        array[index] = value - eps
-        below, _ = train_step(*args)
-    finally:
-        array[index] = value
-    return (float(above) - float(below)) / (2.0 * eps)
 
 
 def _repeatable_step(net: Net) -> _TrainStep:

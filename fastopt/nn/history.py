@@ -99,14 +99,7 @@ def format_stop(history: History) -> str:
 class Progress:
     """One bar for all epochs of a fit; shown only on a terminal where tqdm is installed.
 
-    Parameters
-    ----------
-    last : int
-        Number of the last epoch, counted from 1.
-    n_batches : int, default 0
-        Number of batches in all epochs.
-    shown : bool, default False
-        Whether to show the bar.
+    `last` is the number of the last epoch, counted from 1; `n_batches` is the total of all epochs.
     """
 
     def __init__(self, last: int = 0, n_batches: int = 0, shown: bool = False) -> None:
@@ -115,23 +108,12 @@ class Progress:
         self._n_pending = 0  # batches since the last update of the bar
         self._next_update = time.perf_counter() + _SECONDS
 
-    def track(self, batches: Iterable[_T], epoch: int, metrics: Callable[[], str]) -> Iterable[_T]:
-        """Return `batches`; iterating over them advances the bar.
-
-        Parameters
-        ----------
-        batches : iterable
-            The batches of an epoch.
-        epoch : int
-            Index of the epoch, from 0.
-        metrics : callable
-            Returns the current metrics as text. Called only after the first batch is done.
-        """
-        return batches if self._bar is None else self._track(self._bar, batches, epoch, metrics)
-
-    def _track(
-        self, bar: tqdm[Any], batches: Iterable[_T], epoch: int, metrics: Callable[[], str]
-    ) -> Iterator[_T]:
+    def track(self, batches: Iterable[_T], epoch: int, metrics: Callable[[], str]) -> Iterator[_T]:
+        """Yield `batches` and advance the bar. `metrics` is called only after the first batch is done."""
+        bar = self._bar
+        if bar is None:
+            yield from batches
+            return
         bar.set_description_str(f"Epoch {epoch + 1}/{self._last}", refresh=False)
         for batch in batches:
             yield batch
@@ -162,12 +144,9 @@ def _make_bar(n_batches: int) -> tqdm[Any] | None:
         from tqdm import tqdm
     except ImportError:
         return None
+    # The interval is 0 because `track` limits the updates. The speed is the mean (smoothing 0), because
+    # epochs end with an evaluation.
     return tqdm(
-        total=n_batches,
-        leave=False,
-        bar_format=_FORMAT,
-        dynamic_ncols=True,
-        mininterval=0.0,  # `_track` limits the updates
-        delay=_SECONDS,
-        smoothing=0.0,  # the mean speed, because epochs end with an evaluation
+        total=n_batches, leave=False, bar_format=_FORMAT, dynamic_ncols=True, mininterval=0.0,
+        delay=_SECONDS, smoothing=0.0,
     )

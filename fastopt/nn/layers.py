@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray, Array
     from fastopt.nn.typing import Activation, Initializer, LossName, Norm
 
-__all__ = ["ACTIVATIONS", "INITIALIZERS", "LOSSES", "NORMS", "loss_for"]
+__all__ = ["ACTIVATIONS", "INITIALIZERS", "LOSSES", "NORMS", "LossSpec", "loss_for"]
 
 #: The initializer that ``init="auto"`` selects for a layer before each activation.
 ACTIVATIONS: dict[Activation, Initializer] = {
-    "identity": "glorot",
-    "relu": "he",
-    "leaky_relu": "he",
-    "elu": "he",
-    "gelu": "he",
-    "gelu_tanh": "he",
-    "silu": "he",
-    "tanh": "glorot",
-    "sigmoid": "glorot",
+    "identity": "glorot", "relu": "he", "leaky_relu": "he", "elu": "he", "gelu": "he", "gelu_tanh": "he",
+    "silu": "he", "tanh": "glorot", "sigmoid": "glorot",
 }
 
 NORMS: tuple[Norm, ...] = (None, "batch", "layer")
@@ -51,151 +44,50 @@ INITIALIZERS: dict[Initializer, Callable[[np.random.Generator, int, int], NDArra
 }
 
 
-class CrossEntropy:
-    """Softmax cross-entropy of integer class labels, ``logsumexp(z) - z[y]``."""
+class LossSpec(NamedTuple):
+    """A loss of the outputs ``z``, which have the shape ``(n, outputs)``."""
 
-    kernel = "cross_entropy"
-    factor: float = 1.0
-
-    @staticmethod
-    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return checked labels, int64 of shape ``(n,)``."""
-        _check_labels(y)
-        if y.ndim != 1:
-            raise ValueError(f"y: expected one label per sample, shape ({shape[0]},), got {y.shape}")
-        if y.min() < 0 or y.max() >= shape[1]:
-            raise ValueError(
-                f"y: expected labels from 0 to {shape[1] - 1}, as the model has {shape[1]} outputs, "
-                f"got {y.min()} to {y.max()}"
-            )
-        return np.ascontiguousarray(y, np.int64)
-
-    @staticmethod
-    def probabilities(z: Array) -> Array:
-        """Return the softmax of the logits, shape ``(n, classes)``."""
-        p: Array = np.exp(z - z.max(axis=1, keepdims=True))
-        p /= p.sum(axis=1, keepdims=True)
-        return p
-
-    @staticmethod
-    def predictions(z: Array) -> AnyArray:
-        """Return the most probable class of each sample, int64, shape ``(n,)``."""
-        labels: AnyArray = z.argmax(axis=1)
-        return labels.astype(np.int64, copy=False)
+    kernel: str  # its name in the compiled module
+    factor: float  # of the kernel's values
+    targets: Callable[[AnyArray, tuple[int, int], np.dtype[Any]], AnyArray]  # checks targets for `z`
+    predictions: Callable[[Array], AnyArray]
+    probabilities: Callable[[Array], Array] | None = None
 
 
-class BinaryCrossEntropy:
-    """Sigmoid cross-entropy of 0/1 labels, one or many per sample: ``log(1 + exp(z)) - y z``."""
-
-    kernel = "binary_cross_entropy"
-    factor: float = 1.0
-
-    @staticmethod
-    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return checked labels in the dtype of the model, shape ``(n, outputs)``."""
-        _check_labels(y)
-        y = _check_shape(y, shape)
-        if y.min() < 0 or y.max() > 1:
-            raise ValueError(f"y: expected labels 0 and 1, got {y.min()} to {y.max()}")
-        return np.ascontiguousarray(y, dtype)
-
-    @staticmethod
-    def probabilities(z: Array) -> Array:
-        """Return the sigmoid, ``(n, outputs)``; for a single output ``(n, 2)``, the columns of 0 and of 1."""
-        if z.shape[1] == 1:
-            z = np.concatenate([-z, z], axis=1)
-        with np.errstate(over="ignore"):  # exp overflows where the probability is 0
-            return 1 / (1 + np.exp(-z))
-
-    @staticmethod
-    def predictions(z: Array) -> AnyArray:
-        """Return 0/1 labels, int64, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
-        labels = (z > 0).astype(np.int64)
-        return labels[:, 0] if z.shape[1] == 1 else labels
+def _class_targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
+    _check_labels(y)
+    if y.ndim != 1:
+        raise ValueError(f"y: expected one label per sample, shape ({shape[0]},), got {y.shape}")
+    if y.min() < 0 or y.max() >= shape[1]:
+        raise ValueError(
+            f"y: expected labels from 0 to {shape[1] - 1}, as the model has {shape[1]} outputs, "
+            f"got {y.min()} to {y.max()}"
+        )
+    return np.ascontiguousarray(y, np.int64)
 
 
-class SquaredError:
-    """Half the squared error, ``(z - y)^2 / 2``, as in scikit-learn."""
-
-    kernel = "squared_error"
-    factor: float = 1.0
-
-    @staticmethod
-    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return checked values in the dtype of the model, shape ``(n, outputs)``."""
-        if y.dtype.kind not in "iubf":
-            raise ValueError(f"y: expected real numbers, got {y.dtype}")
-        y = np.ascontiguousarray(_check_shape(y, shape), dtype)
-        if not np.isfinite(y).all():
-            raise ValueError(f"y: expected finite numbers in {dtype}, got NaN or Inf")
-        return y
-
-    @staticmethod
-    def probabilities(z: Array) -> Array:
-        """Raise, because a regression has no probabilities."""
-        raise ValueError("predict_proba needs a classifier, but the loss is that of a regression")
-
-    @staticmethod
-    def predictions(z: Array) -> AnyArray:
-        """Return a copy of the outputs, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
-        return z[:, 0].copy() if z.shape[1] == 1 else z.copy()
+def _binary_targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
+    _check_labels(y)
+    y = _check_shape(y, shape)
+    if y.min() < 0 or y.max() > 1:
+        raise ValueError(f"y: expected labels 0 and 1, got {y.min()} to {y.max()}")
+    return np.ascontiguousarray(y, dtype)
 
 
-class MeanSquaredError(SquaredError):
-    """Squared error, ``(z - y)^2``."""
-
-    factor: float = 2.0
-
-
-class Huber(SquaredError):
-    """``e^2 / 2`` up to an error e of ``delta``, ``delta (|e| - delta / 2)`` beyond (Huber 1964)."""
-
-    kernel = "huber"
+def _real_targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
+    if y.dtype.kind not in "iubf":
+        raise ValueError(f"y: expected real numbers, got {y.dtype}")
+    y = np.ascontiguousarray(_check_shape(y, shape), dtype)
+    if not np.isfinite(y).all():
+        raise ValueError(f"y: expected finite numbers in {dtype}, got NaN or Inf")
+    return y
 
 
-class Quantile(SquaredError):
-    """``q (y - z)`` below the target, ``(1 - q)(z - y)`` above it (Koenker & Bassett 1978)."""
-
-    kernel = "quantile"
-
-
-class Poisson(SquaredError):
-    """``exp(z) - y z``: negative log-likelihood of counts whose mean is ``exp(z)``."""
-
-    kernel = "poisson"
-
-    @staticmethod
-    def targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-        """Return checked counts in the dtype of the model, shape ``(n, outputs)``."""
-        y = SquaredError.targets(y, shape, dtype)
-        if y.min() < 0:
-            raise ValueError(f"y: expected values of at least 0 for the loss 'poisson', got {y.min()}")
-        return y
-
-    @staticmethod
-    def predictions(z: Array) -> AnyArray:
-        """Return the expected counts, shape ``(n, outputs)``, or ``(n,)`` for a single output."""
-        return SquaredError.predictions(np.exp(z))
-
-
-LOSSES: dict[LossName, type[CrossEntropy | BinaryCrossEntropy | SquaredError]] = {
-    "cross_entropy": CrossEntropy,
-    "binary_cross_entropy": BinaryCrossEntropy,
-    "mse": MeanSquaredError,
-    "squared_error": SquaredError,
-    "huber": Huber,
-    "quantile": Quantile,
-    "poisson": Poisson,
-}
-
-
-def loss_for(y: AnyArray, outputs: int) -> LossName:
-    """Return the name of the loss that ``loss="auto"`` selects for the targets `y`."""
-    if y.dtype.kind == "f":
-        return "mse"
-    if y.dtype.kind not in "iub":
-        raise ValueError(f"y: expected integer or boolean labels or real values, got {y.dtype}")
-    return "binary_cross_entropy" if y.ndim == 2 or outputs == 1 else "cross_entropy"
+def _counts(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
+    y = _real_targets(y, shape, dtype)
+    if y.min() < 0:
+        raise ValueError(f"y: expected values of at least 0 for the loss 'poisson', got {y.min()}")
+    return y
 
 
 def _check_labels(y: AnyArray) -> None:
@@ -209,3 +101,59 @@ def _check_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
         return y.reshape(shape)
     single = f" or {shape[:1]}" if shape[1] == 1 else ""
     raise ValueError(f"y: expected the shape {shape}{single}, got {y.shape}")
+
+
+def _softmax(z: Array) -> Array:
+    p: Array = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
+def _sigmoid(z: Array) -> Array:
+    """Return the sigmoid, ``(n, outputs)``; for a single output ``(n, 2)``, the columns of 0 and of 1."""
+    if z.shape[1] == 1:
+        z = np.concatenate([-z, z], axis=1)
+    with np.errstate(over="ignore"):  # exp overflows where the probability is 0
+        return 1 / (1 + np.exp(-z))
+
+
+def _largest(z: Array) -> AnyArray:
+    labels: AnyArray = z.argmax(axis=1)
+    return labels.astype(np.int64, copy=False)
+
+
+def _positive(z: Array) -> AnyArray:
+    return _squeeze((z > 0).astype(np.int64))
+
+
+def _values(z: Array) -> AnyArray:
+    return _squeeze(z).copy()
+
+
+def _exp(z: Array) -> AnyArray:
+    return _squeeze(np.exp(z))
+
+
+def _squeeze(z: AnyArray) -> AnyArray:
+    return z[:, 0] if z.shape[1] == 1 else z
+
+
+#: The formulas are in the docstring of `fastopt.MLP`.
+LOSSES: dict[LossName, LossSpec] = {
+    "cross_entropy": LossSpec("cross_entropy", 1.0, _class_targets, _largest, _softmax),
+    "binary_cross_entropy": LossSpec("binary_cross_entropy", 1.0, _binary_targets, _positive, _sigmoid),
+    "mse": LossSpec("squared_error", 2.0, _real_targets, _values),
+    "squared_error": LossSpec("squared_error", 1.0, _real_targets, _values),
+    "huber": LossSpec("huber", 1.0, _real_targets, _values),  # Huber 1964
+    "quantile": LossSpec("quantile", 1.0, _real_targets, _values),  # Koenker & Bassett 1978
+    "poisson": LossSpec("poisson", 1.0, _counts, _exp),  # negative log-likelihood, up to a constant
+}
+
+
+def loss_for(y: AnyArray, outputs: int) -> LossName:
+    """Return the name of the loss that ``loss="auto"`` selects for the targets `y`."""
+    if y.dtype.kind == "f":
+        return "mse"
+    if y.dtype.kind not in "iub":
+        raise ValueError(f"y: expected integer or boolean labels or real values, got {y.dtype}")
+    return "binary_cross_entropy" if y.ndim == 2 or outputs == 1 else "cross_entropy"

@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["MLP"]
 
 _T = TypeVar("_T")
-_ALIASES: dict[str, Activation] = {"logistic": "sigmoid"}
 _FORMAT_VERSION = 2
 # Constructor arguments that are saved in a file, besides `sizes` and `dtype`.
 _CONFIG = (
-    "activation", "loss", "l2", "init", "dropout", "norm",
-    "label_smoothing", "reduction", "delta", "quantile",
+    "activation", "loss", "l2", "init", "dropout", "norm", "label_smoothing", "reduction", "delta", "quantile"
 )
 
 
@@ -135,21 +133,11 @@ class MLP(Network):
     grads_reversed = False
 
     def __init__(
-        self,
-        sizes: Iterable[SupportsIndex],
-        activation: Activation | Sequence[Activation] = "relu",
-        loss: Loss = "auto",
-        dtype: FloatType = "float32",
-        seed: int | None = None,
-        *,
-        l2: float = 0.0,
-        init: Literal["auto"] | Initializer = "auto",
-        dropout: float | Sequence[float] = 0.0,
-        norm: Norm | Sequence[Norm] = None,
-        label_smoothing: float = 0.0,
-        reduction: Literal["mean", "sum"] = "mean",
-        delta: float = 1.0,
-        quantile: float = 0.5,
+        self, sizes: Iterable[SupportsIndex], activation: Activation | Sequence[Activation] = "relu",
+        loss: Loss = "auto", dtype: FloatType = "float32", seed: int | None = None, *, l2: float = 0.0,
+        init: Literal["auto"] | Initializer = "auto", dropout: float | Sequence[float] = 0.0,
+        norm: Norm | Sequence[Norm] = None, label_smoothing: float = 0.0,
+        reduction: Literal["mean", "sum"] = "mean", delta: float = 1.0, quantile: float = 0.5,
     ) -> None:
         self.sizes = _check_sizes(sizes)
         n_hidden = len(self.sizes) - 2
@@ -193,8 +181,6 @@ class MLP(Network):
         lines = ["  ".join(map(str.ljust, row[:-1], widths)) + row[-1].rjust(widths[-1] + 2) for row in rows]
         return "\n".join([*lines, f"{total:,} parameters, {self.dtype.name}, loss {self.loss}"])
 
-    # --- Training and evaluation -------------------------------------------------------------
-
     def train_step(
         self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None
     ) -> tuple[float, Layers]:
@@ -220,22 +206,14 @@ class MLP(Network):
         Raises
         ------
         ValueError
-            If shapes, dtypes or labels are invalid, or `X` or `y` holds NaN or Inf. The gradients of the
-            previous step are unchanged then.
+            If data are invalid or hold NaN or Inf. The gradients of the previous step are unchanged then.
         """
         return self.bind_data(X, y, sample_weight).step(None), self._grads
 
     def bind_data(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> TrainingData:
         """Check data once and return an object that trains on batches of it. Used by `Trainer`.
 
-        Parameters
-        ----------
-        X, y, sample_weight : array_like
-            As for `train_step`. They are read at each step and must not change.
-
-        Returns
-        -------
-        TrainingData
+        The arguments are those of `train_step`. They are read at each step and must not change.
         """
         return TrainingData(self, *self._source(X, y, sample_weight))
 
@@ -246,12 +224,8 @@ class MLP(Network):
 
         Parameters
         ----------
-        X, y, sample_weight : array_like
+        X, y, sample_weight
             As for `train_step`.
-
-        Returns
-        -------
-        float
         """
         source, name = self._source(X, y, sample_weight)
         total_loss = total_weight = 0.0
@@ -267,7 +241,6 @@ class MLP(Network):
         Parameters
         ----------
         X : array_like or sparse matrix, shape (n, sizes[0])
-            Samples.
 
         Returns
         -------
@@ -278,36 +251,28 @@ class MLP(Network):
         return self._outputs(X, self._resolved_loss().predictions)
 
     def predict_proba(self, X: Samples) -> Array:
-        """Return the probability of each class.
+        """Return the probability of each class, or raise a ValueError for a regression.
 
         Parameters
         ----------
         X : array_like or sparse matrix, shape (n, sizes[0])
-            Samples.
 
         Returns
         -------
         ndarray
             Shape ``(n, classes)`` in the model's dtype. A single output gives ``(n, 2)``, as in
             scikit-learn; a multi-label model gives the probability of each label.
-
-        Raises
-        ------
-        ValueError
-            If the model is not a classifier.
         """
-        return self._outputs(X, self._resolved_loss().probabilities)
-
-    # --- Saving and loading ------------------------------------------------------------------
+        probabilities = self._resolved_loss().probabilities
+        if probabilities is None:
+            raise ValueError("predict_proba needs a classifier, but the loss is that of a regression")
+        return self._outputs(X, probabilities)
 
     def state_dict(self) -> dict[str, AnyArray]:
         """Return copies of the parameters, the running averages and the state of dropout.
 
-        Returns
-        -------
-        dict of ndarray
-            ``W1``, ``b1``, ``scale1``, ``mean1``, ``variance1``, ``W2``, ...; and, if the model has
-            dropout, ``dropout``: the state of its random generator.
+        Their names are ``W1``, ``b1``, ``scale1``, ``mean1``, ``variance1``, ``W2``, ..., and, for the
+        random generator of dropout, ``dropout``.
         """
         state: dict[str, AnyArray] = {name: array.copy() for name, array in self._named_arrays()}
         if any(self.dropout):
@@ -320,12 +285,8 @@ class MLP(Network):
         Parameters
         ----------
         state_dict : dict of ndarray
-            As returned by `state_dict`. Without ``dropout``, the state of dropout is unchanged.
-
-        Raises
-        ------
-        ValueError
-            If an array is missing or has another shape or dtype. Nothing has been changed then.
+            As returned by `state_dict`. Without ``dropout``, the state of dropout is unchanged. If an
+            array is missing or has another shape or dtype, nothing is changed and a ValueError raised.
         """
         for name, array in self._named_arrays():
             if name not in state_dict:
@@ -358,19 +319,17 @@ class MLP(Network):
         """
         write_model(path, self._config(), dict(self._named_arrays()))
 
+    def _config(self) -> dict[str, Any]:
+        config = {"format": _FORMAT_VERSION, "sizes": self.sizes, "dtype": self.dtype.name}
+        return config | {name: getattr(self, name) for name in _CONFIG}
+
     @classmethod
     def load(cls, path: StrPath) -> Self:
-        """Return the model that `save` wrote.
+        """Return the model that `save` wrote, or raise a ValueError if the file is damaged.
 
         Parameters
         ----------
         path : str or path-like
-            Path of the file.
-
-        Raises
-        ------
-        ValueError
-            If the file is damaged or not a saved model.
         """
         config, arrays = read_model(path, _FORMAT_VERSION, ("sizes", "dtype", *_CONFIG))
         try:
@@ -379,10 +338,6 @@ class MLP(Network):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
         return net
-
-    def _config(self) -> dict[str, Any]:
-        config = {"format": _FORMAT_VERSION, "sizes": self.sizes, "dtype": self.dtype.name}
-        return config | {name: getattr(self, name) for name in _CONFIG}
 
 
 def _check_sizes(sizes: Iterable[SupportsIndex]) -> tuple[int, ...]:
@@ -407,8 +362,8 @@ def _per_layer(
 
 
 def _check_activation(name: str, value: Activation) -> Activation:
-    alias = _ALIASES.get(value, value) if isinstance(value, str) else value
-    return check_choice(name, alias, ACTIVATIONS)
+    is_alias = isinstance(value, str) and value == "logistic"
+    return check_choice(name, "sigmoid" if is_alias else value, ACTIVATIONS)
 
 
 def _dtype_name(dtype: Any) -> Any:

@@ -13,13 +13,12 @@ from fastopt.nn._core import dispatch
 from fastopt.nn._core.blas import blas
 from fastopt.nn._core.net import NORMS as NORM_CODES
 from fastopt.nn._core.net import Pass, Source
-from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, LOSSES, loss_for
+from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, LOSSES, LossSpec, loss_for
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray, Array
-    from fastopt.nn.layers import BinaryCrossEntropy, CrossEntropy, SquaredError
     from fastopt.nn.typing import Activation, Initializer, Layers, Loss, LossName, Norm, Samples
     from fastopt.optimizers import Optimizer
 
@@ -53,8 +52,6 @@ class Network:
     quantile: float
     params: Layers
     running: Layers
-
-    # --- Arrays ------------------------------------------------------------------------------
 
     def _create_params(self, rng: np.random.Generator) -> None:
         """Create and initialize parameters, running averages and the seeds of dropout."""
@@ -96,28 +93,20 @@ class Network:
         self._create_training_pass()
         self._pass.step = step
 
-    # --- Compiled passes ---------------------------------------------------------------------
-
     def _create_training_pass(self) -> None:
         self._grads: Layers = _alloc_layers(self._shapes(), self.dtype)
         self._pass = self._make_pass(training=True)
 
     def _make_pass(self, training: bool) -> Pass:
-        layers = []
+        compiled, layers = dispatch.layers, []
         activations = [*self.activation, "identity"]
         for i, (params, grads) in enumerate(zip(self.params, self._grads, strict=True)):
             norm, rate = (self.norm[i], self.dropout[i]) if i < len(self.norm) else (None, 0.0)
             missing = [None] * (3 - len(params))
             arrays = [*params, *missing, *grads, *missing, *(self.running[i] or (None, None))]
-            layers.append((
-                dispatch.layers.ACTIVATIONS[activations[i]],
-                activations[i] in dispatch.layers.NEEDS_Z,
-                NORM_CODES[norm],
-                rate,
-                self._dropout_keys[i],
-                arrays,
-            ))
-        return Pass(dispatch.layers.LAYERS, blas, self.dtype == np.float64, training, layers)
+            code, needs_z = compiled.ACTIVATIONS[activations[i]], activations[i] in compiled.NEEDS_Z
+            layers.append((code, needs_z, NORM_CODES[norm], rate, self._dropout_keys[i], arrays))
+        return Pass(compiled.LAYERS, blas, self.dtype == np.float64, training, layers)
 
     def _loss_args(self, name: LossName) -> LossArgs:
         """Return the arguments of a loss for `Pass.train` and `Pass.outputs`."""
@@ -157,12 +146,10 @@ class Network:
         source = Source(*self._check_X(X)[0], None, None)
         return np.concatenate([function(z) for z, _, _ in self._chunks(source)])
 
-    def _resolved_loss(self) -> type[CrossEntropy | BinaryCrossEntropy | SquaredError]:
+    def _resolved_loss(self) -> LossSpec:
         if self.loss == "auto":
             raise ValueError("loss: 'auto' is resolved by the first training step, and there was none yet")
         return LOSSES[self.loss]
-
-    # --- Checks ------------------------------------------------------------------------------
 
     def _check_X(self, X: Any) -> tuple[XArrays, int]:
         """Return `X` as the first arguments of a `Source`, and its number of samples."""
@@ -217,7 +204,7 @@ class TrainingData:
         self, order: NDArray[np.int64] | None, begin: int = 0, rows: int | None = None,
         opt: Optimizer | None = None,
     ) -> float:
-        """Compute the gradients of a batch and return its loss.
+        """Compute the gradients of a batch and return its mean loss, including the penalty.
 
         Parameters
         ----------
@@ -228,16 +215,6 @@ class TrainingData:
         opt : Optimizer, optional
             An optimizer for which ``opt._can_lease(net.params)`` is true. It takes a step: each part of
             an array is updated right after its gradient, which is then discarded.
-
-        Returns
-        -------
-        float
-            Mean loss of the batch, including the penalty.
-
-        Raises
-        ------
-        ValueError
-            If the samples of the batch hold NaN or Inf.
         """
         net, train = self._net, self._net._pass.train
         rows = self._source.rows if rows is None else rows

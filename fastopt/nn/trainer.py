@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ import numpy as np
 from fastopt._core.validation import check_float, check_int, check_X_y
 from fastopt.nn.batches import Batches, make_batches
 from fastopt.nn.callbacks.base import Callback
-from fastopt.nn.evaluation import check_validation_data, combined_weights, evaluate
+from fastopt.nn.evaluation import check_accepts_weights, check_validation_data, combined_weights, evaluate
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.history import History, Progress, format_logs, format_stop
 from fastopt.optimizers.hyperparameters import check_number
@@ -22,7 +21,6 @@ from fastopt.optimizers.hyperparameters import check_number
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from fastopt._core.typing import AnyArray
     from fastopt.nn.evaluation import EvaluationData
     from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
 
@@ -93,19 +91,10 @@ class Trainer:
         self._progress = Progress()
 
     def fit(
-        self,
-        X: Samples,
-        y: ArrayLike,
-        batch_size: int = 32,
-        epochs: int = 1,
-        validation_data: Validation | None = None,
-        verbose: int = 1,
-        shuffle: bool = True,
-        seed: int | np.random.Generator | None = None,
-        *,
-        sample_weight: ArrayLike | None = None,
-        class_weight: ClassWeight | None = None,
-        max_time: float | None = None,
+        self, X: Samples, y: ArrayLike, batch_size: int = 32, epochs: int = 1,
+        validation_data: Validation | None = None, verbose: int = 1, shuffle: bool = True,
+        seed: int | np.random.Generator | None = None, *, sample_weight: ArrayLike | None = None,
+        class_weight: ClassWeight | None = None, max_time: float | None = None,
         training_accuracy: bool = True,
     ) -> History:
         """Train for a number of epochs. Further calls resume where the previous one stopped.
@@ -153,11 +142,6 @@ class Trainer:
             training ended early. Ctrl-C also ends it and keeps the weights trained so far; the
             interrupted epoch is not recorded.
 
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument is invalid. Nothing has been trained then.
-
         Notes
         -----
         If a hyperparameter of the optimizer is a schedule with a method ``report(value)``, the method is
@@ -168,7 +152,7 @@ class Trainer:
         epochs = check_int("epochs", epochs, 0)
         weights = combined_weights(y, sample_weight, class_weight)
         validation = check_validation_data(validation_data, X)
-        _check_accepts_weights(self.net, weights, validation)
+        check_accepts_weights(self.net, weights, validation)
         deadline = math.inf
         if max_time is not None:
             deadline = time.perf_counter() + check_float("max_time", max_time, 0.0, open_low=True)
@@ -187,7 +171,11 @@ class Trainer:
         history.stopped_by, self.stop_training = None, False
         last = len(history.epoch) + epochs
         with contextlib.ExitStack() as stack:
-            self._adopt_callbacks(stack)
+            for callback in self.callbacks:
+                if callback.trainer is not self:
+                    callback.trainer = self
+                    callback.reset()
+                stack.callback(callback.close)
             try:
                 self._call("on_train_begin", {})
                 n_batches = (last - len(history.epoch)) * len(batches)
@@ -206,17 +194,9 @@ class Trainer:
         return history
 
     def write(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one.
-
-        Parameters
-        ----------
-        text : str
-            The line.
-        """
+        """Print a line of text, above the progress bar if there is one."""
         with self._progress.paused():
             print(text, flush=True)
-
-    # --- Saving and loading ------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the complete state between two epochs, from which an equal trainer resumes exactly.
@@ -224,14 +204,9 @@ class Trainer:
         Returns
         -------
         dict
-            ``net``, the weights; ``opt``, the optimizer's ``state_dict()``; ``epoch`` and ``history``;
-            ``seed`` and ``rng``, the state of the shuffling; ``callbacks``, the states of the callbacks
-            that have one. Arrays are copies, everything else plain numbers and strings.
-
-        Raises
-        ------
-        TypeError
-            If the optimizer has no ``state_dict``.
+            ``net``, the weights; ``opt``, the optimizer's ``state_dict()``, which it must have; ``epoch``
+            and ``history``; ``seed`` and ``rng``, the state of the shuffling; ``callbacks``, the states of
+            the callbacks that have one. Arrays are copies, everything else plain numbers and strings.
         """
         if not hasattr(self.opt, "state_dict"):
             raise TypeError(f"opt: expected an object with 'state_dict', got {type(self.opt).__name__}")
@@ -251,13 +226,8 @@ class Trainer:
         Parameters
         ----------
         state : dict
-            As returned by `state_dict`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the model, the optimizer or the callbacks of `state` differ from the trainer's. Nothing has
-            been changed then.
+            If its model, optimizer or callbacks differ from the trainer's, nothing is changed and a
+            ValueError or TypeError raised.
         """
         if not isinstance(state, Mapping) or not state.keys() >= _STATE_KEYS:
             raise ValueError(f"state: expected a dict with the keys {', '.join(sorted(_STATE_KEYS))}")
@@ -282,14 +252,12 @@ class Trainer:
             self._rng = None
         else:
             # In place, because the batches of a running fit hold this generator.
-            self._rng = np.random.default_rng() if self._rng is None else self._rng
+            self._rng = self._rng or np.random.default_rng()
             self._rng.bit_generator.state = state["rng"]
         callbacks = self._stateful_callbacks()
         for callback, (_, saved) in zip(callbacks, state["callbacks"], strict=True):
             callback.trainer = self
             callback.load_state_dict(saved)
-
-    # --- The loop ----------------------------------------------------------------------------
 
     def _run_epoch(
         self, epoch: int, batches: Batches, evaluated: Mapping[str, EvaluationData], deadline: float,
@@ -339,18 +307,8 @@ class Trainer:
         seconds = time.perf_counter() - start
         return {"loss": total_loss / total_weight, **_learning_rate(opt), "seconds": seconds}
 
-    # --- Callbacks ---------------------------------------------------------------------------
-
     def _stateful_callbacks(self) -> list[Callback]:
         return [callback for callback in self.callbacks if callback.state_dict()]
-
-    def _adopt_callbacks(self, stack: contextlib.ExitStack) -> None:
-        """Reset callbacks that served another trainer; close all of them when `stack` is closed."""
-        for callback in self.callbacks:
-            if callback.trainer is not self:
-                callback.trainer = self
-                callback.reset()
-            stack.callback(callback.close)
 
     def _call(self, hook: str, *args: Any, callbacks: list[Callback] | None = None) -> None:
         for callback in self.callbacks if callbacks is None else callbacks:
@@ -390,24 +348,3 @@ def _report_to_schedules(opt: Any, value: float) -> None:
     for schedule in {id(each): each for each in hyperparameters}.values():
         if hasattr(schedule, "report"):
             schedule.report(value)
-
-
-def _check_accepts_weights(net: Net, weights: AnyArray | None, validation: EvaluationData | None) -> None:
-    """Raise if there are weights but the model's methods do not accept them."""
-    required = []
-    if weights is not None:
-        required.append(("sample_weight and class_weight", "train_step"))
-    if validation is not None and validation[2] is not None and hasattr(net, "evaluate"):
-        required.append(("validation_data[2]", "evaluate"))
-    for argument, method in required:
-        try:
-            signature = inspect.signature(getattr(net, method))
-        except ValueError:  # compiled methods may have no signature
-            continue
-        try:
-            signature.bind(None, None, None)
-        except TypeError:
-            raise TypeError(
-                f"{argument}: expected a model with {method}(X, y, sample_weight), "
-                f"got {type(net).__name__}.{method}{signature}"
-            ) from None

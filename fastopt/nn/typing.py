@@ -30,15 +30,12 @@ class Net(Protocol):
     @property
     def params(self) -> SequenceNotStr[SequenceNotStr[Array]]:
         """Layers, each a list of arrays, which an optimizer updates in place."""
-        ...
 
     def train_step(self, X: Any, y: Any, /) -> tuple[SupportsFloat, Sequence[Any]]:
         """Return the loss of a batch and its gradients, nested as `params`."""
-        ...
 
     def predict(self, X: Any, /) -> ArrayLike:
         """Return the label or the values of each sample."""
-        ...
 
 
 class Stepper(Protocol):
@@ -47,39 +44,25 @@ class Stepper(Protocol):
     @property
     def step(self) -> Callable[..., object]:
         """Called with the gradients and, if the trainer has them, `max_norm` and `clip_value`."""
-        ...
 
 
 class SparseMatrix(Protocol):
     """A sparse matrix or array of SciPy."""
 
-    def tocsr(self) -> Any:
-        """Return it in CSR format."""
-        ...
+    def tocsr(self) -> Any: ...
 
 
 class LRFindResult(Protocol):
     """The attributes of `fastopt.lr_range_test.LRFind`."""
 
     @property
-    def lr(self) -> NDArray[np.float64]:
-        """Learning rates of the steps."""
-        ...
-
+    def lr(self) -> NDArray[np.float64]: ...
     @property
-    def loss(self) -> NDArray[np.float64]:
-        """Loss of each batch."""
-        ...
-
+    def loss(self) -> NDArray[np.float64]: ...
     @property
-    def smoothed(self) -> NDArray[np.float64]:
-        """Moving average of the loss."""
-        ...
-
+    def smoothed(self) -> NDArray[np.float64]: ...
     @property
-    def suggestion(self) -> float | None:
-        """Suggested learning rate."""
-        ...
+    def suggestion(self) -> float | None: ...
 
 
 Activation: TypeAlias = Literal[

@@ -64,13 +64,6 @@ def load(
     Returns
     -------
     Dataset
-
-    Raises
-    ------
-    ValueError
-        If the format is unknown, the file is damaged, or there are no labels.
-    FileNotFoundError
-        If the file does not exist.
     """
     check_choice("task", task, ("auto", "classification", "regression"))
     parts = read(path, label=label, header=header, scale=scale)
@@ -108,13 +101,6 @@ def read(
     list of (X, y)
         One pair, or two if the data set is split into training and test data. ``X`` is float32 of
         shape (n, features); ``y`` holds the labels as stored in the file, or None if it has none.
-
-    Raises
-    ------
-    ValueError
-        If the format is unknown, the file is damaged, or the features are not finite numbers.
-    FileNotFoundError
-        If the file does not exist.
     """
     if scale is not None:
         scale = check_float("scale", scale, 0.0, open_low=True)
@@ -126,7 +112,6 @@ def read(
 
 
 def _read_parts(path: StrPath, label: str | int | None, header: Header, features: int | None) -> list[Part]:
-    """Return a list of one or two unprocessed pairs ``X, y``."""
     file = Path(path)
     if file.is_dir():
         return _split_parts(read_idx_folder(file))
@@ -140,7 +125,10 @@ def _read_parts(path: StrPath, label: str | int | None, header: Header, features
     if name.endswith((".csv", ".csv.gz")):
         return [read_csv(file, label, header, features)]
     if "idx" in name:
-        return [read_idx_pair(file, _matching_labels(file))]
+        labels = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
+        if labels == file or not labels.exists():
+            raise ValueError(f"{file}: the matching file of labels is missing; use read_idx_pair")
+        return [read_idx_pair(file, labels)]
     raise ValueError(
         f"{file}: unknown format, expected a folder of IDX files, or an IDX, .npz, .csv or .csv.gz file"
     )
@@ -148,13 +136,6 @@ def _read_parts(path: StrPath, label: str | int | None, header: Header, features
 
 def _split_parts(arrays: Mapping[str, AnyArray]) -> list[Part]:
     return [(arrays["X" + part], arrays.get("y" + part)) for part in PARTS if "X" + part in arrays]
-
-
-def _matching_labels(images: Path) -> Path:
-    labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
-    if labels == images or not labels.exists():
-        raise ValueError(f"{images}: the matching file of labels is missing; use read_idx_pair")
-    return labels
 
 
 def _features(path: StrPath, X: AnyArray, scale: float | None) -> NDArray[np.float32]:

@@ -25,7 +25,6 @@ __all__ = ["PARTS", "read_csv", "read_idx", "read_idx_folder", "read_idx_pair", 
 PARTS = ("", "_train", "_test")  # suffixes of the array names X and y
 _SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # of IDX files
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_idx(path: StrPath) -> AnyArray:
@@ -46,7 +45,15 @@ def read_idx(path: StrPath) -> AnyArray:
     The header consists of two zero bytes, one byte for the type, one for the number of dimensions, and
     each dimension as a big-endian uint32. The values follow, big-endian, in C order.
     """
-    content = _read_bytes(path)
+    content = Path(path).read_bytes()
+    if content.startswith(b"\x1f\x8b"):  # the magic number of gzip
+        import gzip
+        import zlib
+
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{path}: damaged gzip file ({error})") from None
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _DTYPES:
         raise ValueError(f"{path}: not an IDX file, it begins with {content[:4].hex(' ')!r}")
     dtype, ndim = np.dtype(_DTYPES[content[2]]), content[3]
@@ -64,26 +71,12 @@ def read_idx(path: StrPath) -> AnyArray:
     return values.astype(dtype.newbyteorder("="))
 
 
-def _read_bytes(path: StrPath) -> bytes:
-    content = Path(path).read_bytes()
-    if not content.startswith(_GZIP_MAGIC):
-        return content
-    import gzip
-    import zlib
-
-    try:
-        return gzip.decompress(content)
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged gzip file ({error})") from None
-
-
 def read_idx_pair(images: StrPath, labels: StrPath) -> tuple[AnyArray, AnyArray]:
     """Return ``X, y`` from an IDX file of images and one of labels.
 
     Parameters
     ----------
     images, labels : str or path-like
-        The two files.
 
     Returns
     -------
@@ -93,7 +86,7 @@ def read_idx_pair(images: StrPath, labels: StrPath) -> tuple[AnyArray, AnyArray]
     X, y = read_idx(images), read_idx(labels)
     if y.ndim != 1:
         raise ValueError(f"{labels}: expected a vector of labels, got the shape {y.shape}")
-    check_part(images, "the file of images", X, f"the file of labels {labels}", y)
+    _check_part(images, "the file of images", X, f"the file of labels {labels}", y)
     return X, y
 
 
@@ -149,7 +142,7 @@ def read_npz(path: StrPath) -> dict[str, AnyArray]:
             for part in PARTS:
                 if "X" + part in arrays:
                     X, y = "X" + part, "y" + part
-                    check_part(path, X, arrays[X], y, arrays.get(y))
+                    _check_part(path, X, arrays[X], y, arrays.get(y))
             return arrays
     raise ValueError(
         f"{path}: expected the arrays X and y, or {', '.join(_SPLIT_NAMES)}; "
@@ -157,7 +150,7 @@ def read_npz(path: StrPath) -> dict[str, AnyArray]:
     )
 
 
-def check_part(path: StrPath, X_name: str, X: AnyArray, y_name: str, y: AnyArray | None) -> None:
+def _check_part(path: StrPath, X_name: str, X: AnyArray, y_name: str, y: AnyArray | None) -> None:
     """Raise if `X` is not a nonempty array of samples, or `y` differs from it in length."""
     if X.ndim < 2:
         raise ValueError(f"{path}: expected at least two dimensions of {X_name}, got the shape {X.shape}")
@@ -191,13 +184,10 @@ def read_csv(
     X : ndarray of float64, shape (n, features)
     y : ndarray of int64, float64 or strings, shape (n,), or None
 
-    Raises
-    ------
-    ValueError
-        If a cell is missing or is not a finite number, rows differ in length, or the column of labels
-        does not exist. Row numbers in the message start at 1 and exclude the header.
-    ImportError
-        If pandas is not installed: ``pip install 'fastopt[data]'``.
+    Notes
+    -----
+    It needs pandas: ``pip install 'fastopt[data]'``. Row numbers in error messages start at 1 and exclude
+    the header.
     """
     check_choice("header", header, (True, False, "auto"))
     table, names = _read_table(path, header)
