@@ -132,21 +132,16 @@ def find_rate(
     -------
     float
     """
-
     def height(lr: float) -> tuple[bool, float]:
-        return _height(surface, descend(surface, lambda point: make(point, lr), steps, start), steps)
+        path = descend(surface, lambda point: make(point, lr), steps, start)
+        heights = surface.value(*path.T) - surface.least
+        longest = np.hypot(*np.diff(path, axis=0).T).max(initial=0.0)
+        left, right, _, _ = surface.window
+        is_complete = len(path) > (surface.steps if steps is None else steps)
+        is_suitable = is_complete and surface.holds(path) and longest <= _MAX_STEP_LENGTH * (right - left)
+        return not is_suitable, np.log(np.maximum(heights, _MIN_HEIGHT * max(heights[0], _MIN_HEIGHT))).mean()
 
     return min(RATES, key=height)
-
-
-def _height(surface: Surface, path: Array, steps: int | None) -> tuple[bool, float]:
-    """Return the sort key of `find_rate`: whether the path is unsuitable, and its mean logarithmic height."""
-    heights = surface.value(*path.T) - surface.least
-    longest = np.hypot(*np.diff(path, axis=0).T).max(initial=0.0)
-    left, right, _, _ = surface.window
-    is_complete = len(path) > (surface.steps if steps is None else steps)
-    is_suitable = is_complete and surface.holds(path) and longest <= _MAX_STEP_LENGTH * (right - left)
-    return not is_suitable, np.log(np.maximum(heights, _MIN_HEIGHT * max(heights[0], _MIN_HEIGHT))).mean()
 
 
 def _rosenbrock(x: Any, y: Any) -> Any:

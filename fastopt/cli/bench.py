@@ -21,10 +21,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from fastopt import plots
 from fastopt._core.threads import get_num_threads
 from fastopt.cli import bench_worker, outputs
 from fastopt.cli.bench_worker import CONTENDERS
 from fastopt.cli.options import positive_float, positive_int
+from fastopt.cli.training import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,25 +41,12 @@ class WorkerError(Exception):
 class Worker:
     """The process of a contender.
 
-    Parameters
-    ----------
-    name : str
-    threads : int
-    program : list of str
-        Script and arguments that come before name and number of threads.
-    python : str, optional
-        Path of the interpreter; by default this one, with this fastopt.
-
-    Attributes
-    ----------
-    version : str
-    error : str
-        Why `attempt` failed, or "".
-    idle : bool
-        Whether the threads of the process slept after all of its replies.
+    `program` are the script and its arguments before `name` and `threads`. `python` is the path of the
+    interpreter, by default of this one, with this fastopt.
     """
 
-    error, idle = "", True
+    error = ""      # why `attempt` failed
+    idle = True     # whether the threads of the process slept after each reply
 
     def __init__(
         self, name: str, threads: int, program: Sequence[str] = (bench_worker.__file__,),
@@ -91,7 +80,11 @@ class Worker:
             print(json.dumps({"method": method, **values}), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(f"its process has ended: {self._stderr_tail()}")
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+            self._stderr.seek(0)
+            messages = self._stderr.read().strip().split("\n")
+            raise WorkerError(f"its process has ended: {messages[-1].strip() or 'no message'}")
         try:
             reply = json.loads(line)
         except json.JSONDecodeError as error:
@@ -110,14 +103,6 @@ class Worker:
                 self.error = str(error)
         return None
 
-    def _stderr_tail(self) -> str:
-        """Return the last line that the process has written to its standard error."""
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(5)
-        self._stderr.seek(0)
-        lines = self._stderr.read().split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
@@ -132,14 +117,7 @@ def turn_order(workers: Sequence[Worker], rounds: int) -> Iterator[Worker]:
 
 
 def measure(sizes: Mapping[str, int], names: Iterable[str], threads: int, rounds: int, seconds: float) -> Run:
-    """Time Adam on one array per size.
-
-    Returns
-    -------
-    dict
-        ``threads``; by contender ``versions`` and ``failed``, the reason; and ``seconds``, for each size and
-        contender the median seconds per step.
-    """
+    """Time Adam on one array per size; ``seconds`` of the run are medians, by size and contender."""
     run: Run = {"threads": threads, "versions": {}, "failed": {}, "seconds": {}}
     workers: list[Worker] = []
     with ExitStack() as stack:
@@ -172,9 +150,6 @@ def show_progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-# --- Output --------------------------------------------------------------------------------------
-
-
 def short(value: float) -> str:
     """Format a positive number with three significant digits, and with an exponent from a million on."""
     if value >= 1e6:
@@ -202,16 +177,13 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int = 
 
 def plot_sizes(sizes: Sequence[float], times: Mapping[str, Sequence[float | None]]) -> Figure:
     """Draw the time per element against the size of the array; `times` has seconds for each contender."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = plots.make_figure(figsize=(8, 5))
     axes = figure.add_subplot(xscale="log", yscale="log")
     for name, seconds in times.items():
         points = [(n, s / n * 1e9) for n, s in zip(sizes, seconds, strict=True) if s is not None]
         style: Run = {"color": "0.4", "linestyle": "--"} if name == "limit" else {"marker": "o"}
         axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
-    axes.set_xlabel("elements of the array (float32)")
-    axes.set_ylabel("time of an Adam step, ns per element")
+    axes.set(xlabel="elements of the array (float32)", ylabel="time of an Adam step, ns per element")
     axes.grid(which="major", alpha=0.3)
     axes.legend()
     return figure
@@ -226,19 +198,14 @@ def report(run: Run) -> str:
         for name in cells.keys() - {"limit"} if "limit" in cells else ():
             cells[name] += f" ({short(seconds[name] / seconds['limit'])})"
         rows.append([title, *(cells.get(name, "") for name in names)])
-    threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
-    caption = f"Adam, float32, {threads}: median microseconds per step"
+    caption = f"Adam, float32, {plural(run['threads'], 'thread')}: median microseconds per step"
     if "limit" in names:
-        caption += (
-            ", and in parentheses the\nratio to the memory-bandwidth limit, an SGD step on as many bytes"
-        )
+        caption += ", and in parentheses the\nratio to the memory-bandwidth limit, "
+        caption += "an SGD step on as many bytes"
     return "\n".join([
         f"{caption}.\n", text_table(["elements", *names], rows), "", *dict.fromkeys(run["versions"].values()),
         *(f"{name}: {reason}" for name, reason in run["failed"].items()),
     ])
-
-
-# --- The command -----------------------------------------------------------------------------------
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

@@ -1,8 +1,7 @@
 """The processes of ``fastopt bench``: contenders, the timing loop, and the requests of the parent process.
 
-`bench.py` runs this file as a script. `benchmarks/` in the repository does the same with its own
-contenders, possibly under a Python without fastopt. Therefore the module level imports NumPy and the
-standard library only.
+`bench.py` runs this file as a script, and `benchmarks/` in the repository possibly under a Python without
+fastopt. Therefore the module level imports NumPy and the standard library only.
 """
 
 from __future__ import annotations
@@ -49,9 +48,6 @@ def parse_size(text: str) -> int:
     with suppress(ValueError, OverflowError):
         return max(0, int(float(text)))
     return 0
-
-
-# --- Contenders ----------------------------------------------------------------------------------
 
 
 class Contender:
@@ -231,9 +227,6 @@ class Optax(Contender):
 CONTENDERS: dict[str, type[Contender]] = {
     "limit": Limit, "fastopt": FastOpt, "torch": TorchFused, "optax": Optax, "numba": Numba, "numpy": NumPy,
 }
-
-
-# --- Timing and requests ---------------------------------------------------------------------------
 
 
 def time_steps(step: Step, finish: Step, seconds: float, refill: Step | None = None) -> dict[str, float]:

@@ -77,16 +77,14 @@ def _train(name: str, args: argparse.Namespace, dataset: Dataset) -> History:
 
 def _results(name: str, history: History) -> dict[str, str]:
     last = history.last()
-    results = {
+    return {
         "Optimizer": name,
         "Learning rate": f"{last['lr']:g}",
         "Loss": training.format_float(last["loss"], 1e5, 2),
         "Test loss": training.format_float(last["val_loss"], 1e5, 2),
+        "Test accuracy": f"{last['val_accuracy']:.4f}" if "val_accuracy" in last else "",
         "Time (s)": f"{sum(history.history['seconds']):.2f}",
     }
-    if "val_accuracy" in last:
-        results["Test accuracy"] = f"{last['val_accuracy']:.4f}"
-    return results
 
 
 def _format_row(cells: Mapping[str, str]) -> str:
@@ -97,14 +95,10 @@ class _Status(Callback):
     """Shows the current epoch on a terminal, on a line that the next row of the table overwrites."""
 
     def __init__(self, name: str, epochs: int) -> None:
-        self._name = name
-        self._epochs = epochs
+        self._name, self._epochs = name, epochs
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        self._show(f"{self._name}: epoch {epoch + 1} of {self._epochs}")
+        print(f"\r{f'{self._name}: epoch {epoch + 1} of {self._epochs}':<40}\r", end="", flush=True)
 
     def on_train_end(self, logs: Logs) -> None:
-        self._show("")
-
-    def _show(self, text: str) -> None:
-        print(f"\r{text:<40}\r", end="", flush=True)
+        print(f"\r{'':<40}\r", end="", flush=True)

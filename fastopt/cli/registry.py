@@ -107,11 +107,6 @@ def make_optimizer(call: Call, params: Params, lr: FloatOrSchedule, **options: A
     return make("--optimizer", call, cls, params=params, lr=lr, **preset | call.arguments | given)
 
 
-def is_schedule_free(call: Call) -> bool:
-    """Return whether the optimizer of ``--optimizer`` must be evaluated at its averaged parameters."""
-    return hasattr(OPTIMIZERS[call.name][0], "averaged")
-
-
 def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
     """Return the schedule of ``--lr-schedule``, or a float if it is constant.
 

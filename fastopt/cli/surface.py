@@ -107,15 +107,11 @@ def _make(call: Call, cls: type[Optimizer], arguments: dict[str, Any], point: Ar
 
 
 def _results(surface: surfaces.Surface, path: Array) -> tuple[Any, ...]:
-    x, y = path[-1]
     distances = surface.distance(path)
-    away = np.flatnonzero(distances >= _ARRIVED)
-    arrived = away[-1] + 1 if len(away) else 0
-    x_text, y_text, distance = (training.format_float(value, 100.0, 1) for value in (x, y, distances[-1]))
-    return (
-        len(path) - 1, x_text, y_text, f"{surface.value(x, y):.3g}", distance,
-        arrived if arrived < len(path) else "-",
-    )
+    arrived = max(np.flatnonzero(distances >= _ARRIVED) + 1, default=0)
+    x, y, distance = (training.format_float(value, 100.0, 1) for value in (*path[-1], distances[-1]))
+    value = f"{surface.value(*path[-1]):.3g}"
+    return len(path) - 1, x, y, value, distance, arrived if arrived < len(path) else "-"
 
 
 def _parse_point(text: str) -> tuple[float, float]:

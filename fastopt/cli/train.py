@@ -94,19 +94,17 @@ def _resolve_defaults(args: argparse.Namespace) -> None:
 
 def _make_optimizer(args: argparse.Namespace, net: Model, dataset: Dataset) -> Optimizer:
     steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
+    lr = registry.make_schedule(args.lr_schedule, args.lr, steps)
     return registry.make_optimizer(
-        args.optimizer,
-        net.params,
-        registry.make_schedule(args.lr_schedule, args.lr, steps),
-        weight_decay=args.weight_decay,
-        ema=args.ema or None,
+        args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
     )
 
 
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:
-    swaps = bool(args.ema) or registry.is_schedule_free(args.optimizer)
+    # A schedule-free optimizer, too, is evaluated at averaged parameters.
+    has_average = bool(args.ema) or hasattr(registry.OPTIMIZERS[args.optimizer.name][0], "averaged")
     return [
-        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * swaps,
+        *[callbacks.SwapEMAWeights(swap_on_epoch=True)] * has_average,
         *registry.make_callbacks(args.callbacks, folder),
         callbacks.CSVLogger(os.path.join(folder, outputs.HISTORY)),
         callbacks.TerminateOnNaN(),

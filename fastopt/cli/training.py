@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -41,11 +40,8 @@ def label_column(args: argparse.Namespace) -> int | str:
 def _task(args: argparse.Namespace) -> Task:
     """Return the task of ``--task``, else that of ``--loss``."""
     selected: Task = args.task
-    if selected == "auto":
-        for task, losses in registry.LOSSES.items():
-            if args.loss.name in losses:
-                return task
-    return selected
+    of_loss = (task for task, losses in registry.LOSSES.items() if args.loss.name in losses)
+    return next(of_loss, selected) if selected == "auto" else selected
 
 
 def _check_loss(
@@ -72,24 +68,19 @@ def make_model(args: argparse.Namespace, dataset: Dataset) -> Model:
         default_loss = "cross_entropy"
     return registry.make(
         "--loss", args.loss, Model,
-        classes=dataset.classes,
-        sizes=[dataset.X_train.shape[1], *args.hidden, n_outputs],
-        activation=_per_layer("--activation", args.activation, args),
-        loss=default_loss if loss == "auto" else loss,
-        seed=args.seed,
-        l2=args.l2,
-        dropout=_per_layer("--dropout", args.dropout, args),
-        norm=_per_layer("--norm", args.norm, args),
-        label_smoothing=args.label_smoothing,
-        **args.loss.arguments,
+        classes=dataset.classes, sizes=[dataset.X_train.shape[1], *args.hidden, n_outputs],
+        loss=default_loss if loss == "auto" else loss, seed=args.seed, l2=args.l2,
+        label_smoothing=args.label_smoothing, **args.loss.arguments,
+        **{name: _per_layer(name, args) for name in ("activation", "dropout", "norm")},
     )
 
 
-def _per_layer(option: str, values: Sequence[Any], args: argparse.Namespace) -> Any:
+def _per_layer(option: str, args: argparse.Namespace) -> Any:
     """Return one value for all hidden layers, or a list with one per layer."""
-    n_layers, n = len(args.hidden), len(values)
+    values, n_layers = getattr(args, option), len(args.hidden)
+    n = len(values)
     if n not in (1, n_layers):
-        raise ValueError(f"{option}: expected one value, or one per hidden layer ({n_layers}), got {n}")
+        raise ValueError(f"--{option}: expected one value, or one per hidden layer ({n_layers}), got {n}")
     return none_if_off(values[0]) if n == 1 else [none_if_off(value) for value in values]
 
 
