@@ -55,10 +55,6 @@ class LRFind:
         ----------
         path : str or path-like, optional
             File for the figure, in the format of its suffix.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
         """
         from fastopt.plots import plot_lr_find
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from fastopt.nn.network import TrainingData
     from fastopt.nn.typing import Net
 
-__all__ = ["Batches", "make_batches"]
-
 # Models with at least this many parameters are updated array by array, each right after its gradient.
 _MIN_PARAMS_TO_LEASE = 1 << 13
 

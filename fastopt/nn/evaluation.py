@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     EvaluationData: TypeAlias = tuple[AnyArray, AnyArray, AnyArray | None]
 
-__all__ = ["check_accepts_weights", "check_validation_data", "combined_weights", "evaluate"]
-
 
 def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
     """Return the accuracy and the loss of a model on data sets, given by the prefix of their metrics.

@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import AnyArray
 
-__all__ = [
-    "atomic_write", "get_weights", "is_safetensors", "load_tree", "read_arrays", "read_model", "save_tree",
-    "set_weights", "write_model",
-]
-
 _TREE = "tree"  # the member of an archive that describes how its arrays are nested
 _CONFIG = "fastopt_mlp"  # the member of an .npz file that holds the arguments as JSON
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     _TrainStep = Callable[..., tuple[SupportsFloat, Sequence[Any]]]
 
-__all__ = ["check_gradients"]
-
 
 def check_gradients(
     net: Net, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None, *, eps: float = 1e-6

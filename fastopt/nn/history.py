@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from fastopt.nn.typing import Logs
 
-__all__ = ["History", "Progress", "format_logs", "format_stop"]
-
 _T = TypeVar("_T")
 
 _SECONDS = 0.1  # between two updates of the bar

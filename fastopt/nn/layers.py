@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray, Array
     from fastopt.nn.typing import Activation, Initializer, LossName, Norm
 
-__all__ = ["ACTIVATIONS", "INITIALIZERS", "LOSSES", "NORMS", "LossSpec", "loss_for"]
-
 #: The initializer that ``init="auto"`` selects for a layer before each activation.
 ACTIVATIONS: dict[Activation, Initializer] = {
     "identity": "glorot", "relu": "he", "leaky_relu": "he", "elu": "he", "gelu": "he", "gelu_tanh": "he",

@@ -24,10 +24,6 @@ def accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | No
         accuracy, as in scikit-learn).
     sample_weight : array_like, shape (n,), optional
         Weights of the samples.
-
-    Returns
-    -------
-    float
     """
     y_true, y_pred = _same_shape(y_true, y_pred)
     is_correct = (y_true == y_pred).reshape(len(y_true), -1).all(axis=1)

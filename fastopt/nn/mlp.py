@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray, Array
     from fastopt.nn.typing import Activation, FloatType, Initializer, Layers, Loss, Norm, Samples
 
-__all__ = ["MLP"]
-
 _T = TypeVar("_T")
 _FORMAT_VERSION = 2
 # Constructor arguments that are saved in a file, besides `sizes` and `dtype`.

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     # Values, or the values, column indices and row pointers of a CSR matrix.
     XArrays = tuple[AnyArray, AnyArray | None, AnyArray | None]
 
-__all__ = ["Network", "TrainingData"]
-
 _CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fastopt.nn.evaluation import EvaluationData
     from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
 
-__all__ = ["Trainer"]
-
 _STATE_KEYS = frozenset(("net", "opt", "epoch", "history", "seed", "rng", "callbacks"))
 
 

@@ -13,11 +13,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastopt._core.typing import Array, SequenceNotStr
 
-__all__ = [
-    "Activation", "ClassWeight", "FloatType", "Header", "Initializer", "LRFindResult", "Layers", "Logs",
-    "Loss", "LossName", "Mode", "Net", "Norm", "Samples", "SparseMatrix", "Stepper", "Task", "Validation",
-]
-
 
 class Net(Protocol):
     """A model that `fastopt.Trainer` can train: `fastopt.MLP`, or a custom one.

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from fastopt.nn.history import History
     from fastopt.nn.typing import Logs, Mode
 
-__all__ = ["Callback", "MonitorCallback", "StatefulCallback", "monitored_value", "resolve_mode"]
-
 # Whether a smaller or a larger value is better, by the metric's name without "val_".
 _MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
@@ -113,8 +111,17 @@ class MonitorCallback(StatefulCallback):
     """A callback that compares a metric with its best value so far."""
 
     def __init__(self, monitor: str, mode: Mode, min_delta: float = 0.0) -> None:
+        check_choice("mode", mode, ("auto", "min", "max"))
+        if mode == "auto":
+            metric = monitor.removeprefix("val_") if isinstance(monitor, str) else ""
+            if metric not in _MODES:
+                raise ValueError(
+                    f"mode: cannot infer whether to minimize or maximize {monitor!r}; "
+                    "pass mode='min' or mode='max'"
+                )
+            mode = _MODES[metric]
         self.monitor = monitor
-        self.mode = resolve_mode(mode, monitor)
+        self.mode = mode
         self.min_delta: float = abs(check_float("min_delta", min_delta))
 
     @property
@@ -128,26 +135,12 @@ class MonitorCallback(StatefulCallback):
             return value + self.min_delta < reference
         return value - self.min_delta > reference
 
-
-def resolve_mode(mode: Mode, monitor: str) -> Literal["min", "max"]:
-    """Return "min" or "max"; "auto" is inferred from the name of the metric."""
-    check_choice("mode", mode, ("auto", "min", "max"))
-    if mode != "auto":
-        return mode
-    if not isinstance(monitor, str) or monitor.removeprefix("val_") not in _MODES:
+    def monitored_value(self, logs: Logs) -> float:
+        """Return the value of the metric, or raise if `logs` does not have it."""
+        if self.monitor in logs:
+            return logs[self.monitor]
+        is_missing = self.monitor.startswith("val_") and not any(name.startswith("val_") for name in logs)
         raise ValueError(
-            f"mode: cannot infer whether to minimize or maximize {monitor!r}; pass mode='min' or mode='max'"
+            f"monitor: {type(self).__name__} finds no {self.monitor!r}, expected one of "
+            f"{', '.join(sorted(logs))}{'; Trainer.fit needs validation_data for it' if is_missing else ''}"
         )
-    return _MODES[monitor.removeprefix("val_")]
-
-
-def monitored_value(callback: Callback, monitor: str, logs: Logs) -> float:
-    """Return the value of the metric that a callback monitors, or raise if `logs` does not have it."""
-    if monitor in logs:
-        return logs[monitor]
-    is_missing = monitor.startswith("val_") and not any(name.startswith("val_") for name in logs)
-    hint = "; Trainer.fit needs validation_data for it" if is_missing else ""
-    raise ValueError(
-        f"monitor: {type(callback).__name__} finds no {monitor!r}, expected one of "
-        f"{', '.join(sorted(logs))}{hint}"
-    )

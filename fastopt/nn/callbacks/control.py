@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastopt._core.validation import check_float, check_int
-from fastopt.nn.callbacks.base import Callback, MonitorCallback, monitored_value, resolve_mode
+from fastopt.nn.callbacks.base import Callback, MonitorCallback
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.optimizers.hyperparameters import check_number, is_schedule
 from fastopt.schedules import ReduceOnPlateau
@@ -16,11 +16,6 @@ from fastopt.schedules import ReduceOnPlateau
 if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Logs, Mode
-
-__all__ = [
-    "EarlyStopping", "LambdaCallback", "LearningRateScheduler", "ReduceLROnPlateau", "SwapEMAWeights",
-    "TerminateOnNaN",
-]
 
 
 class EarlyStopping(MonitorCallback):
@@ -91,7 +86,7 @@ class EarlyStopping(MonitorCallback):
             self.wait, self.stopped_epoch = 0, None
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        value = monitored_value(self, self.monitor, logs)
+        value = self.monitored_value(logs)
         if epoch < self.start_from_epoch:
             return
         is_better = self.is_better(value, self.best)
@@ -137,7 +132,7 @@ class TerminateOnNaN(Callback):
         self.trainer.stop_training = True
 
 
-class ReduceLROnPlateau(Callback):
+class ReduceLROnPlateau(MonitorCallback):
     """Reduce the learning rate when a metric has not improved for a number of epochs.
 
     This callback follows Keras's definitions of the arguments and can monitor any metric. The schedule
@@ -174,13 +169,12 @@ class ReduceLROnPlateau(Callback):
         self, monitor: str = "val_loss", factor: float = 0.1, patience: int = 10, verbose: int = 0,
         mode: Mode = "auto", min_delta: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0,
     ) -> None:
-        self.monitor = monitor
-        self.mode = resolve_mode(mode, monitor)
+        super().__init__(monitor, mode, min_delta)
         self.verbose = verbose
         # The epoch that exhausts the patience or the cooldown counts in Keras, but not in the schedule.
         self._schedule = ReduceOnPlateau(
             0.0, mode=self.mode, factor=factor, patience=max(check_int("patience", patience, 0) - 1, 0),
-            threshold=abs(check_float("min_delta", min_delta)), threshold_mode="abs",
+            threshold=self.min_delta, threshold_mode="abs",
             cooldown=max(check_int("cooldown", cooldown, 0) - 1, 0), min_lr=min_lr, eps=0.0,
         )
         self.reset()
@@ -204,7 +198,7 @@ class ReduceLROnPlateau(Callback):
             self.plateaus = [replace(self._schedule, lr=group["lr"]) for group in groups]
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        value = monitored_value(self, self.monitor, logs)
+        value = self.monitored_value(logs)
         for group, plateau in zip(_groups_with_settable_lr(self), self.plateaus, strict=True):
             before = plateau.current_lr = group["lr"]  # another callback may have set it
             plateau.report(value)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int
-from fastopt.nn.callbacks.base import Callback, MonitorCallback, StatefulCallback, monitored_value
+from fastopt.nn.callbacks.base import Callback, MonitorCallback, StatefulCallback
 from fastopt.nn.callbacks.control import SwapEMAWeights
 from fastopt.nn.files import atomic_write, get_weights, load_tree, save_tree
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from _typeshed import StrPath
 
     from fastopt.nn.typing import Logs, Mode
-
-__all__ = ["BackupAndRestore", "CSVLogger", "ModelCheckpoint"]
 
 
 class ModelCheckpoint(MonitorCallback):
@@ -117,12 +115,18 @@ class ModelCheckpoint(MonitorCallback):
     def _save_if_better(self, epoch: int, logs: Logs) -> None:
         reason = ""
         if self.save_best_only:
-            value = monitored_value(self, self.monitor, logs)
+            value = self.monitored_value(logs)
             if not self.is_better(value, self.best):
                 return
             reason = f"{self.monitor} improved from {self.best:.5f} to {value:.5f}, "
             self.best = value
-        path = self._format_path({"epoch": epoch + 1, **logs})
+        fields: Mapping[str, float] = {"epoch": epoch + 1, **logs}
+        try:
+            path = self.filepath.format(**fields)
+        except (KeyError, IndexError) as error:
+            raise ValueError(
+                f"filepath: {self.filepath!r} has the field {error}, expected one of {', '.join(fields)}"
+            ) from None
         with atomic_write(path) as temporary:
             if self.save_weights_only:
                 weights = get_weights(self.trainer.net)
@@ -131,14 +135,6 @@ class ModelCheckpoint(MonitorCallback):
                 self.trainer.net.save(temporary)
         if self.verbose:
             self.trainer.write(f"Epoch {epoch + 1}: {reason}saved {path}")
-
-    def _format_path(self, fields: Mapping[str, float]) -> str:
-        try:
-            return self.filepath.format(**fields)
-        except (KeyError, IndexError) as error:
-            raise ValueError(
-                f"filepath: {self.filepath!r} has the field {error}, expected one of {', '.join(fields)}"
-            ) from None
 
 
 class BackupAndRestore(Callback):

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     Part: TypeAlias = tuple[AnyArray, AnyArray | None]
 
-__all__ = ["Dataset", "load", "load_digits", "read", "train_test_split"]
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -60,10 +58,6 @@ def load(
         ``"auto"`` selects a regression if the labels are floating-point numbers.
     test_size, seed
         As for `train_test_split`. Used only if the data set is not already split.
-
-    Returns
-    -------
-    Dataset
     """
     check_choice("task", task, ("auto", "classification", "regression"))
     parts = read(path, label=label, header=header, scale=scale)

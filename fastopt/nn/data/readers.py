@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
     from fastopt.nn.typing import Header
 
-__all__ = ["PARTS", "read_csv", "read_idx", "read_idx_folder", "read_idx_pair", "read_npz"]
-
 PARTS = ("", "_train", "_test")  # suffixes of the array names X and y
 _SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # of IDX files
