@@ -1,4 +1,4 @@
-"""The training loop. More than a third of the class is its documentation."""
+"""The training loop."""
 
 from __future__ import annotations
 
