@@ -40,18 +40,15 @@ class Model(MLP):
 def load_model(path: StrPath) -> tuple[MLP, AnyArray | None]:
     """Return the network of a model file and its class labels, or None if the file has none."""
     net = MLP.load(path)
-    classes = _read_classes(path)
+    if is_safetensors(path):
+        from safetensors import safe_open
+
+        with safe_open(path, "numpy") as file:
+            text = (file.metadata() or {}).get("classes")
+        classes = None if text is None else np.array(json.loads(text))
+    else:
+        classes = data.read_arrays(path).get("classes")
     expected = max(net.sizes[-1], 2)
     if classes is not None and classes.shape != (expected,):
         raise ValueError(f"{path}: expected {expected} classes, got {classes.shape}")
     return net, classes
-
-
-def _read_classes(path: StrPath) -> AnyArray | None:
-    if not is_safetensors(path):
-        return data.read_arrays(path).get("classes")
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        classes = (file.metadata() or {}).get("classes")
-    return None if classes is None else np.array(json.loads(classes))

@@ -92,9 +92,6 @@ def add_optimizer_options(command: Parser) -> Container:
     return group
 
 
-# --- Values --------------------------------------------------------------------------------------
-
-
 def _number(kind: Callable[[str], _N], is_valid: Callable[[_N], bool], expected: str) -> Callable[[str], _N]:
     """Return a converter to numbers that satisfy `is_valid`."""
     def convert(text: str) -> _N:

@@ -26,9 +26,6 @@ RUN_FILES = {
 _DEFAULT_FOLDER = "fastopt-run"
 
 
-# --- Checks before a command does its work -------------------------------------------------------
-
-
 def check_writable(option: str, path: str, *inputs: str) -> None:
     """Raise if `path` cannot be written, or is one of the input files."""
     if any(_is_same_file(path, other) for other in inputs):
@@ -54,9 +51,6 @@ def _is_same_file(path: str, other: str) -> bool:
     if os.path.exists(path) and os.path.exists(other):
         return os.path.samefile(path, other)
     return os.path.abspath(path) == os.path.abspath(other)
-
-
-# --- The folder of a run -------------------------------------------------------------------------
 
 
 def create_folder(path: str | None, overwrite: bool, data: str) -> str:

@@ -16,7 +16,7 @@ from fastopt.cli.model import Model
 from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
 from fastopt.nn import Callback, History, Trainer, metrics
 from fastopt.nn.data import Dataset
-from fastopt.optimizers import Optimizer, arguments_of
+from fastopt.optimizers import arguments_of
 
 
 def add_options(command: Parser) -> None:
@@ -53,7 +53,11 @@ def run(args: argparse.Namespace) -> int:
     _resolve_defaults(args)
     dataset = training.load(args)
     net = training.make_model(args, dataset)
-    opt = _make_optimizer(args, net, dataset)
+    steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
+    lr = registry.make_schedule(args.lr_schedule, args.lr, steps)
+    opt = registry.make_optimizer(
+        args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
+    )
     registry.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
     config = format_config(args, args.command).encode()
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
@@ -90,14 +94,6 @@ def _resolve_defaults(args: argparse.Namespace) -> None:
     if args.weight_decay is None:
         decay = arguments_of(cls).get("weight_decay")
         args.weight_decay = 0.0 if decay is None else decay.default
-
-
-def _make_optimizer(args: argparse.Namespace, net: Model, dataset: Dataset) -> Optimizer:
-    steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
-    lr = registry.make_schedule(args.lr_schedule, args.lr, steps)
-    return registry.make_optimizer(
-        args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
-    )
 
 
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:

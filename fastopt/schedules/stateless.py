@@ -15,6 +15,8 @@ from fastopt.schedules.base import Checked, check_step
 class Step(Checked):
     """Multiply by ``gamma`` every ``step_size`` steps: ``lr * gamma ** (t // step_size)``.
 
+    Agrees with ``torch.optim.lr_scheduler.StepLR``.
+
     Parameters
     ----------
     lr : float
@@ -23,10 +25,6 @@ class Step(Checked):
         Steps between two decays, at least 1.
     gamma : float, default 0.1
         Decay factor, above 0.
-
-    Notes
-    -----
-    Agrees with ``torch.optim.lr_scheduler.StepLR``.
     """
 
     lr: float
@@ -41,6 +39,8 @@ class Step(Checked):
 class MultiStep(Checked):
     """Multiply by ``gamma`` at each milestone: ``lr * gamma ** #{m in milestones: m <= t}``.
 
+    Agrees with ``torch.optim.lr_scheduler.MultiStepLR``.
+
     Parameters
     ----------
     lr : float
@@ -49,10 +49,6 @@ class MultiStep(Checked):
         Numbers of finished steps, in increasing order. A repeated milestone decays repeatedly.
     gamma : float, default 0.1
         Decay factor, above 0.
-
-    Notes
-    -----
-    Agrees with ``torch.optim.lr_scheduler.MultiStepLR``.
     """
 
     lr: float
@@ -67,16 +63,14 @@ class MultiStep(Checked):
 class Exponential(Checked):
     """Multiply by ``gamma`` at every step: ``lr * gamma ** t``.
 
+    Agrees with ``torch.optim.lr_scheduler.ExponentialLR``.
+
     Parameters
     ----------
     lr : float
         Value of the first step, at least 0.
     gamma : float
         Factor per step, above 0. With a factor above 1 the value grows, as in a learning-rate range test.
-
-    Notes
-    -----
-    Agrees with ``torch.optim.lr_scheduler.ExponentialLR``.
     """
 
     lr: float
@@ -132,6 +126,8 @@ class Polynomial(_Annealing):
 
     ``min_lr + (lr - min_lr) * (1 - min(t, steps) / steps) ** power``
 
+    Agrees with ``torch.optim.lr_scheduler.PolynomialLR`` if ``min_lr`` is 0.
+
     Parameters
     ----------
     lr : float
@@ -142,10 +138,6 @@ class Polynomial(_Annealing):
         Exponent, above 0; 1 is linear decay.
     min_lr : float, default 0.0
         Final value, between 0 and `lr`.
-
-    Notes
-    -----
-    Agrees with ``torch.optim.lr_scheduler.PolynomialLR`` if ``min_lr`` is 0.
     """
 
     lr: float
