@@ -111,24 +111,14 @@ class _Point:
 
 
 class _Objective:
-    """The function and its gradient, which counts evaluations.
+    """The function and its gradient, which count evaluations: as in SciPy, also for finite differences."""
 
-    Attributes
-    ----------
-    nfev, njev : int
-        Number of evaluations of the function, including those for finite differences as in SciPy, and of
-        the gradient.
-    """
-
-    def __init__(
-        self, fun: Callable[..., Any], jac: Any, args: Any, box: _Box, rel_step: ArrayLike | None,
-    ) -> None:
+    def __init__(self, fun: Callable[..., Any], jac: Any, args: Any, box: _Box, rel_step: Any) -> None:
         if jac is not None and not callable(jac):
             raise ValueError(
                 f"jac: expected a function or None, got {jac!r}; call scipy.optimize.minimize to use True"
             )
-        self._fun, self._jac, self._box = fun, jac, box
-        self._rel_step: Any = rel_step
+        self._fun, self._jac, self._box, self._rel_step = fun, jac, box, rel_step
         self._args = args if isinstance(args, tuple) else (args,)
         self.nfev = self.njev = 0
 
@@ -163,13 +153,7 @@ class _Objective:
 
 
 class _Box:
-    """Bounds of the variables, rounded to the dtype of `x`.
-
-    Parameters
-    ----------
-    bounds : scipy.optimize.Bounds, sequence of pairs (lower, upper), or None
-    x : ndarray
-    """
+    """Bounds of the variables, rounded to the dtype of `x`."""
 
     def __init__(self, bounds: Any, x: Array) -> None:
         self._is_unbounded = bounds is None
@@ -218,24 +202,19 @@ class _Termination:
         for name in self._n_small:
             if previous is None:
                 break
-            change, scale = _change(name, point, previous)
+            if name == "ftol":
+                change, scale = abs(point.fun - previous.fun), max(abs(point.fun), abs(previous.fun))
+            else:
+                change = np.max(np.abs(point.x - previous.x), initial=0.0)
+                scale = np.max(np.abs(point.x), initial=0.0)
             is_small = change <= getattr(s, name) * max(scale, 1.0)
             self._n_small[name] = self._n_small[name] + 1 if is_small else 0
             if self._n_small[name] == s.patience:
                 quantity = "value" if name == "ftol" else "point"
-                return CONVERGED, (
-                    f"The {quantity} has changed by no more than {name} for {s.patience} steps."
-                )
+                return CONVERGED, f"The {quantity} has changed by no more than {name} for {s.patience} steps."
         if nit >= s.maxiter:
             return MAXITER_REACHED, "The maximum number of iterations has been reached."
         return None
-
-
-def _change(name: str, point: _Point, previous: _Point) -> tuple[float, float]:
-    """Return the change that a tolerance limits, and the scale it is relative to."""
-    if name == "ftol":
-        return abs(point.fun - previous.fun), max(abs(point.fun), abs(previous.fun))
-    return np.max(np.abs(point.x - previous.x), initial=0.0), np.max(np.abs(point.x), initial=0.0)
 
 
 def _parse_bounds(bounds: Any, x: Array) -> list[Array]:
@@ -311,14 +290,7 @@ def _minimize(
         if stops(point):
             outcome = STOPPED, "The callback raised StopIteration."
             break
-    return _make_result(best if settings.keep_best else point, nit, objective, outcome, path, settings)
-
-
-def _make_result(
-    point: _Point, nit: int, objective: _Objective, outcome: tuple[int, str], path: list[Array],
-    settings: _Settings,
-) -> OptimizeResult:
-    """Return the result; print a summary if `disp` is set."""
+    point = best if settings.keep_best else point
     status, message = outcome
     result = OptimizeResult(
         x=point.x, fun=point.fun, jac=point.jac, nit=nit, nfev=objective.nfev, njev=objective.njev,
@@ -328,7 +300,7 @@ def _make_result(
         result.allvecs = path
     if settings.disp:
         if not result.success:
-            warnings.warn(message, OptimizeWarning, stacklevel=5)
+            warnings.warn(message, OptimizeWarning, stacklevel=4)
         print(
             f"{message}\n    Value of the function: {point.fun:g}\n    Iterations: {nit}\n"
             f"    Evaluations of the function: {objective.nfev}\n    Of the gradient: {objective.njev}"
@@ -359,9 +331,8 @@ def _make_method(name: str, cls: type[Optimizer]) -> Callable[..., OptimizeResul
             if option not in known:
                 raise TypeError(f"{name}: unknown option {option!r}, expected one of {', '.join(known)}")
         if constraints:
-            raise ValueError(
-                f"constraints: expected none, because {name} supports bounds only, got {constraints!r}"
-            )
+            message = f"constraints: expected none, because {name} supports bounds only, got {constraints!r}"
+            raise ValueError(message)
         if hess is not None or hessp is not None:
             message = f"{name} does not use second derivatives (hess, hessp)."
             warnings.warn(message, RuntimeWarning, stacklevel=3)
@@ -410,11 +381,6 @@ callback : callable, optional
 Returns
 -------
 scipy.optimize.OptimizeResult
-
-Raises
-------
-TypeError, ValueError
-    If an option is unknown or out of range, or if `fun` or `jac` return values of the wrong shape.
 
 Examples
 --------

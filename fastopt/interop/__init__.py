@@ -7,7 +7,8 @@ You can move a run from one library to another mid-training::
 
 The functions convert the state arrays, the number of steps, and the hyperparameters with their values at
 the next step; schedules are not converted. Copy the parameters yourself, in the same order and with the same
-shapes. If the target library does not support an option or a hyperparameter, the functions raise an error.
+shapes. The functions raise TypeError or ValueError if the target library does not have the optimizer, an
+option or a hyperparameter, if shapes differ, or if an array is neither float32 nor float64.
 """
 
 from fastopt.interop.keras import from_keras, to_keras
@@ -16,12 +17,6 @@ from fastopt.interop.sklearn import from_sklearn, to_sklearn
 from fastopt.interop.torch import from_torch, to_torch
 
 __all__ = [
-    "from_keras",
-    "from_optax",
-    "from_sklearn",
-    "from_torch",
-    "to_keras",
-    "to_optax",
-    "to_sklearn",
-    "to_torch",
+    "from_keras", "from_optax", "from_sklearn", "from_torch",
+    "to_keras", "to_optax", "to_sklearn", "to_torch",
 ]

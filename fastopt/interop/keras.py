@@ -6,58 +6,42 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fastopt.interop.state_dict import (
-    Names,
-    OptimizerOrState,
-    check_shapes,
-    import_library,
-    make_group,
-    make_state_dict,
-    match_sign,
-    name_arrays,
-    read_single_group,
-    refuse_unsupported,
-    rename_from,
-    rename_to,
-    with_defaults,
-)
-
-__all__ = ["from_keras", "to_keras"]
+from fastopt.interop import state_dict as sd
 
 _COMMON = {"lr": "learning_rate", "weight_decay": "weight_decay"}
-_BETAS = {"betas": ("beta_1", "beta_2"), "eps": "epsilon"}
+_BETAS = {**_COMMON, "betas": ("beta_1", "beta_2"), "eps": "epsilon"}
 _MOMENTS = {"exp_avg": "momentum", "exp_avg_sq": "velocity"}
-_ADAM: tuple[Names, dict[str, str]] = (
-    {**_BETAS, "amsgrad": "amsgrad"},
-    {**_MOMENTS, "max_exp_avg_sq": "velocity_hat"},
-)
-# Name of the class in Keras, names of the hyperparameters besides `_COMMON`, and names of the state arrays.
-_KERAS: dict[str, tuple[str, Names, dict[str, str]]] = {
-    "SGD": ("SGD", {"momentum": "momentum", "nesterov": "nesterov"}, {"momentum_buffer": "-momentum"}),
+_ADAM = {**_BETAS, "amsgrad": "amsgrad"}, {**_MOMENTS, "max_exp_avg_sq": "velocity_hat"}
+_OPTIMIZERS: sd.Table = {
+    "SGD": (
+        "SGD",
+        {**_COMMON, "momentum": "momentum", "nesterov": "nesterov"},
+        {"momentum_buffer": "-momentum"},
+    ),
     "RMSprop": (
         "RMSprop",
-        {"alpha": "rho", "momentum": "momentum", "eps": "epsilon", "centered": "centered"},
+        {**_COMMON, "alpha": "rho", "momentum": "momentum", "eps": "epsilon", "centered": "centered"},
         {"square_avg": "velocity", "grad_avg": "average_gradient", "momentum_buffer": "momentum"},
     ),
     "Adagrad": (
         "Adagrad",
-        {"initial_accumulator_value": "initial_accumulator_value", "eps": "epsilon"},
+        {**_COMMON, "initial_accumulator_value": "initial_accumulator_value", "eps": "epsilon"},
         {"sum": "accumulator"},
     ),
     "Adadelta": (
         "Adadelta",
-        {"rho": "rho", "eps": "epsilon"},
+        {**_COMMON, "rho": "rho", "eps": "epsilon"},
         {"square_avg": "accumulated_grad", "acc_delta": "accumulated_delta_var"},
     ),
     "Adam": ("Adam", *_ADAM),
     "AdamW": ("AdamW", *_ADAM),
     "Adamax": ("Adamax", _BETAS, {"exp_avg": "momentum", "exp_inf": "norm"}),
     "NAdam": ("Nadam", _BETAS, _MOMENTS),
-    "Lion": ("Lion", {"betas": ("beta_1", "beta_2")}, {"exp_avg": "momentum"}),
+    "Lion": ("Lion", {**_COMMON, "betas": ("beta_1", "beta_2")}, {"exp_avg": "momentum"}),
     "FTRL": (
         "Ftrl",
         {
-            "l1": "l1_regularization_strength", "l2": "l2_regularization_strength", "beta": "beta",
+            **_COMMON, "l1": "l1_regularization_strength", "l2": "l2_regularization_strength", "beta": "beta",
             "initial_accumulator_value": "initial_accumulator_value",
         },
         {"accumulator": "accumulator", "linear": "linear"},
@@ -79,41 +63,34 @@ def from_keras(optimizer: Any) -> dict[str, Any]:
     dict
         State dict with one group with ``convention="keras"`` and the parameters in the order of Keras's
         variables.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `optimizer` is not a Keras optimizer, or if fastopt does not have it or one of its options.
     """
     if not all(hasattr(optimizer, name) for name in ("get_config", "variables", "built")):
         raise TypeError(f"optimizer: expected one of keras.optimizers, got {type(optimizer).__name__}")
     keras_name = type(optimizer).__name__
-    name = next((local for local, (foreign, *_) in _KERAS.items() if foreign == keras_name), None)
+    name = next((local for local, (foreign, *_) in _OPTIMIZERS.items() if foreign == keras_name), None)
     if name is None:
-        supported = ", ".join(foreign for foreign, *_ in _KERAS.values())
+        supported = ", ".join(foreign for foreign, *_ in _OPTIMIZERS.values())
         raise ValueError(f"optimizer: expected one of {supported} of keras.optimizers, got {keras_name}")
     if not optimizer.built:
         raise ValueError("optimizer: expected a built one; take a step or call .build(variables)")
-    _, names, table = _KERAS[name]
-    names = {**_COMMON, **names}
+    _, names, table = _OPTIMIZERS[name]
     config = optimizer.get_config() | {"learning_rate": float(optimizer.learning_rate)}
     _refuse_unsupported_config(type(optimizer), config, names)
     if any(getattr(optimizer, f"_exclude_from_weight_decay{end}", None) for end in ("", "_pattern")):
         raise ValueError("optimizer: expected weight decay of all variables, got some that are excluded")
-    values = rename_from(config, names)
+    values = sd.rename_from(config, names)
     values["weight_decay"] = values["weight_decay"] or 0.0
-    index = list(range(len(optimizer._trainable_variables)))
     variables = [(v.name, v.numpy()) for v in optimizer.variables]
     arrays = {
-        local: [array for path, array in variables if path.endswith(_suffix(foreign))]
+        local: [array for path, array in variables if path.endswith("_" + foreign.lstrip("-"))]
         for local, foreign in table.items()
     }
+    n_params, steps = len(optimizer._trainable_variables), int(variables[0][1])
     mu_product = float(variables[-1][1]) if name == "NAdam" else 1.0
-    group = make_group(name, "keras", values, index, int(variables[0][1]), mu_product)
-    return make_state_dict(name, [group], name_arrays(name, group, arrays, table))
+    return sd.make_single_group(name, "keras", values, n_params, arrays, table, steps, mu_product)
 
 
-def to_keras(optimizer: OptimizerOrState, variables: Iterable[Any]) -> Any:
+def to_keras(optimizer: sd.OptimizerOrState, variables: Iterable[Any]) -> Any:
     """Create a Keras 3 optimizer that resumes from the state of a fastopt optimizer.
 
     Parameters
@@ -127,40 +104,26 @@ def to_keras(optimizer: OptimizerOrState, variables: Iterable[Any]) -> Any:
     -------
     keras.optimizers.Optimizer
         An optimizer that is built for `variables`.
-
-    Raises
-    ------
-    ImportError
-        If Keras is not installed.
-    TypeError, ValueError
-        If Keras does not have the optimizer or one of its options, or if the shapes of the variables differ.
     """
-    keras = import_library("keras", "keras")
-    saved, group = read_single_group(optimizer, "keras", _KERAS)
+    keras = sd.import_library("keras", "keras")
+    saved, group = sd.read_single_group(optimizer, "keras", _OPTIMIZERS)
     name, variables = saved["optimizer"], list(variables)
-    keras_name, names, table = _KERAS[name]
-    names = {**_COMMON, **names}
-    unsupported = with_defaults(name, "keras", {}).keys() - names.keys()
-    refuse_unsupported(name, "keras", group, group.keys() - unsupported, f"keras.optimizers.{keras_name}")
-    check_shapes("variables", variables, saved["state"])
-    result = getattr(keras.optimizers, keras_name)(**rename_to(group, names))
+    keras_name, names, table = _OPTIMIZERS[name]
+    sd.refuse_unsupported(name, "keras", group, names, f"keras.optimizers.{keras_name}")
+    sd.check_shapes("variables", variables, saved["state"])
+    result = getattr(keras.optimizers, keras_name)(**sd.rename_to(group, names))
     result.build(variables)
     result.iterations.assign(saved["steps"] - group["start"])
     for local, foreign in table.items():
-        slots = [v for v in result.variables if v.name.endswith(_suffix(foreign))]
+        slots = [v for v in result.variables if v.name.endswith("_" + foreign.lstrip("-"))]
         for slot, state in zip(slots, saved["state"], strict=False):
-            slot.assign(match_sign(foreign, state[local]))
+            slot.assign(sd.match_sign(foreign, state[local]))
     if name == "NAdam":
         result.variables[-1].assign(group["numbers"]["mu_product"])
     return result
 
 
-def _suffix(foreign: str) -> str:
-    """Return the end of the names of the variables that hold a state array."""
-    return "_" + foreign.lstrip("-")
-
-
-def _refuse_unsupported_config(cls: type, config: Mapping[str, Any], names: Names) -> None:
+def _refuse_unsupported_config(cls: type, config: Mapping[str, Any], names: sd.Names) -> None:
     """Raise if an option of Keras that fastopt does not have differs from its default."""
     supported = {"name"}
     for foreign in names.values():

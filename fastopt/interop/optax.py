@@ -8,24 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core.pytree import flatten, item
-from fastopt.interop.state_dict import (
-    array_names,
-    check_shapes,
-    import_library,
-    match_sign,
-    read_single_group,
-    to_array,
-)
+from fastopt.interop import state_dict as sd
 from fastopt.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from fastopt._core.typing import TreeDef
 
-__all__ = ["from_optax", "to_optax"]
-
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 # Fields of optax's named tuples for the state arrays of fastopt.
-_OPTAX: dict[str, dict[str, str]] = {
+_FIELDS: dict[str, dict[str, str]] = {
     "SGD": {"momentum_buffer": "trace"},
     "Adagrad": {"sum": "sum_of_squares"},
     "Adadelta": {"square_avg": "e_g", "acc_delta": "e_x"},
@@ -63,19 +54,13 @@ def from_optax(state: Any, optimizer: Optimizer) -> dict[str, Any]:
     -------
     dict
         State dict. ``steps`` is 0 if the optax state has no ``count``, as for SGD.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If optax does not have the optimizer, or `state` does not fit it.
     """
     saved, group, fields, treedef = _read_both(optimizer, state)
     count = next((int(np.asarray(value)) for n, value in fields.items() if n.startswith("count")), 0)
-    for k in group["params"]:
-        saved["state"][k] = {}
+    saved["state"] = [{} for _ in group["params"]]
     for local, foreign, leaves in _match_arrays(saved["optimizer"], group, fields, treedef):
-        for k, leaf in enumerate(leaves):
-            saved["state"][k][local] = match_sign(foreign, leaf)
+        for state_arrays, leaf in zip(saved["state"], leaves, strict=True):
+            state_arrays[local] = sd.match_sign(foreign, leaf)
     saved["steps"], group["start"] = count, 0
     if saved["optimizer"] == "NAdam":
         group["numbers"] = {"mu_product": group["betas"][0] ** count}
@@ -97,21 +82,14 @@ def to_optax(optimizer: Optimizer, state: Any) -> Any:
     -------
     nested tuples
         A new state.
-
-    Raises
-    ------
-    ImportError
-        If JAX is not installed.
-    TypeError, ValueError
-        If optax does not have the optimizer, or `state` does not fit it.
     """
-    jnp = import_library("jax.numpy", "optax")
+    jnp = sd.import_library("jax.numpy", "optax")
     saved, group, fields, treedef = _read_both(optimizer, state)
     steps, new = saved["steps"] - group["start"], {}
     for local, foreign, leaves in _match_arrays(saved["optimizer"], group, fields, treedef):
         field = foreign.lstrip("-")
-        check_shapes(field, leaves, [{local: arrays[local]} for arrays in saved["state"]])
-        arrays = [jnp.asarray(match_sign(foreign, arrays[local])) for arrays in saved["state"]]
+        sd.check_shapes(field, leaves, [{local: arrays[local]} for arrays in saved["state"]])
+        arrays = [jnp.asarray(sd.match_sign(foreign, arrays[local])) for arrays in saved["state"]]
         new[field] = _unflatten_like(fields[field], treedef, arrays)
     counts = {n: jnp.asarray(steps, value.dtype) for n, value in fields.items() if n.startswith("count")}
     return _replace_fields(state, new | counts)
@@ -124,7 +102,7 @@ def _read_both(
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a fastopt optimizer, got {type(optimizer).__name__}")
     has_optax = "optax" in type(optimizer).RULE.CONVENTIONS
-    saved, group = read_single_group(optimizer, "optax" if has_optax else "torch", _OPTAX)
+    saved, group = sd.read_single_group(optimizer, "optax" if has_optax else "torch", _FIELDS)
     if optimizer.groups[0]["params"] is not optimizer.params:
         raise ValueError("optimizer: expected parameters without groups, got one group")
     if not isinstance(state, tuple):
@@ -136,7 +114,7 @@ def _match_arrays(
     name: str, group: Mapping[str, Any], fields: Mapping[str, Any], treedef: TreeDef
 ) -> Iterator[tuple[str, str, list[np.ndarray]]]:
     """Yield the name of each state array in fastopt and in optax, and its values in optax."""
-    for local, foreign in array_names(name, group, _OPTAX[name]).items():
+    for local, foreign in sd.array_names(name, group, _FIELDS[name]).items():
         field = foreign.lstrip("-")
         if field not in fields:
             raise ValueError(f"state: expected a field {field}, got {', '.join(fields)}")
@@ -163,14 +141,18 @@ def _replace_fields(state: Any, new: Mapping[str, Any]) -> Any:
 def _leaves(tree: Any, treedef: TreeDef, path: str) -> list[np.ndarray]:
     """Return the arrays of a tree with the nesting of the parameters, in the order of the parameters."""
     if isinstance(treedef, int):
-        return [to_array(tree, path)]
-    inner = treedef.items() if isinstance(treedef, dict) else enumerate(treedef)
-    same_type = isinstance(tree, dict if isinstance(treedef, dict) else (list, tuple))
-    if not same_type or len(tree) != len(treedef) or (
-        isinstance(treedef, dict) and set(tree) != treedef.keys()
-    ):
+        return [sd.to_array(tree, path)]
+    if _keys(tree) != _keys(treedef):
         raise ValueError(f"{path}: expected the nesting of the parameters, got {type(tree).__name__}")
+    inner = treedef.items() if isinstance(treedef, dict) else enumerate(treedef)
     return [leaf for key, child in inner for leaf in _leaves(tree[key], child, path + item(key))]
+
+
+def _keys(tree: Any) -> set[Any] | int | None:
+    """Return the keys of a dict, or the length of a list or tuple."""
+    if isinstance(tree, dict):
+        return set(tree)
+    return len(tree) if isinstance(tree, (list, tuple)) else None
 
 
 def _unflatten_like(tree: Any, treedef: TreeDef, arrays: list[Any]) -> Any:

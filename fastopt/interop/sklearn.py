@@ -7,25 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.interop.state_dict import (
-    Names,
-    OptimizerOrState,
-    check_shapes,
-    import_library,
-    make_group,
-    make_state_dict,
-    match_sign,
-    name_arrays,
-    read_single_group,
-    refuse_unsupported,
-    rename_from,
-    rename_to,
-)
+from fastopt.interop import state_dict as sd
 
-__all__ = ["from_sklearn", "to_sklearn"]
-
-# Name of the class in scikit-learn, names of the hyperparameters, and names of the state arrays.
-_SKLEARN: dict[str, tuple[str, Names, dict[str, str]]] = {
+_OPTIMIZERS: sd.Table = {
     "SGD": (
         "SGDOptimizer",
         {"lr": "learning_rate", "momentum": "momentum", "nesterov": "nesterov"},
@@ -52,15 +36,10 @@ def from_sklearn(estimator: Any) -> dict[str, Any]:
     dict
         State dict with one group with ``convention="sklearn"`` and the parameters in the order
         ``estimator.coefs_ + estimator.intercepts_``. ``steps`` is 0 for SGD, which does not count steps.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `estimator` has no such optimizer.
     """
     optimizer = getattr(estimator, "_optimizer", estimator)
     name = "Adam" if hasattr(optimizer, "ms") else "SGD"
-    _, names, table = _SKLEARN[name]
+    _, names, table = _OPTIMIZERS[name]
     attributes = dict(vars(optimizer)) if hasattr(optimizer, "__dict__") else {}
     if hasattr(optimizer, "state_arrays"):      # installed by `fastopt.sklearn.patch`
         attributes |= optimizer.state_arrays()
@@ -70,12 +49,12 @@ def from_sklearn(estimator: Any) -> dict[str, Any]:
             f"'adam' or 'sgd', got {type(estimator).__name__}"
         )
     arrays = {local: attributes[foreign.lstrip("-")] for local, foreign in table.items()}
-    index = list(range(len(next(iter(arrays.values())))))
-    group = make_group(name, "sklearn", rename_from(attributes, names), index, attributes.get("t", 0))
-    return make_state_dict(name, [group], name_arrays(name, group, arrays, table))
+    n_params = len(next(iter(arrays.values())))
+    values, steps = sd.rename_from(attributes, names), attributes.get("t", 0)
+    return sd.make_single_group(name, "sklearn", values, n_params, arrays, table, steps)
 
 
-def to_sklearn(optimizer: OptimizerOrState, params: Iterable[np.ndarray]) -> Any:
+def to_sklearn(optimizer: sd.OptimizerOrState, params: Iterable[np.ndarray]) -> Any:
     """Create a scikit-learn optimizer that resumes from the state of a fastopt optimizer.
 
     The next `partial_fit` uses it after ::
@@ -93,27 +72,19 @@ def to_sklearn(optimizer: OptimizerOrState, params: Iterable[np.ndarray]) -> Any
     -------
     AdamOptimizer or SGDOptimizer
         A scikit-learn optimizer with a constant learning rate.
-
-    Raises
-    ------
-    ImportError
-        If scikit-learn is not installed.
-    TypeError, ValueError
-        If scikit-learn does not have the optimizer or one of its options, or if the shapes of `params`
-        differ.
     """
-    module = import_library("sklearn.neural_network._stochastic_optimizers", "scikit-learn")
-    saved, group = read_single_group(optimizer, "sklearn", _SKLEARN)
+    module = sd.import_library("sklearn.neural_network._stochastic_optimizers", "scikit-learn")
+    saved, group = sd.read_single_group(optimizer, "sklearn", _OPTIMIZERS)
     name, params = saved["optimizer"], list(params)
-    sklearn_name, names, table = _SKLEARN[name]
-    refuse_unsupported(name, "sklearn", group, names.keys(), f"scikit-learn's {sklearn_name}")
-    check_shapes("params", params, saved["state"])
-    result = getattr(module, sklearn_name)(params, group["lr"])
-    vars(result).update(rename_to(group, names))
+    foreign_name, names, table = _OPTIMIZERS[name]
+    sd.refuse_unsupported(name, "sklearn", group, names, f"scikit-learn's {foreign_name}")
+    sd.check_shapes("params", params, saved["state"])
+    result = getattr(module, foreign_name)(params, group["lr"])
+    vars(result).update(sd.rename_to(group, names))
     if name == "Adam":
         result.t = saved["steps"] - group["start"]
     for local, foreign in table.items():
         if all(local in state for state in saved["state"]):
-            arrays = [match_sign(foreign, state[local]) for state in saved["state"]]
+            arrays = [sd.match_sign(foreign, state[local]) for state in saved["state"]]
             setattr(result, foreign.lstrip("-"), arrays)
     return result

@@ -1,6 +1,6 @@
 """State dicts of fastopt, built from and checked for the state of other libraries.
 
-Tables map the names of fastopt to the names of another library. A minus sign before the name of a state array
+Tables have the names of the other library per name in fastopt. A minus sign before the name of a state array
 means that the other library stores it with the opposite sign.
 """
 
@@ -15,16 +15,10 @@ import numpy as np
 from fastopt._core.pytree import DTYPES
 from fastopt.optimizers import BY_NAME, Optimizer
 
-__all__ = [
-    "Names", "OptimizerOrState", "StateArrays", "array_names", "check_keys", "check_shapes",
-    "import_library", "make_group", "make_state_dict", "match_sign", "name_arrays",
-    "read_single_group", "read_state_dict", "refuse_unsupported", "rename_from", "rename_to", "to_array",
-    "with_defaults",
-]
-
 OptimizerOrState: TypeAlias = Optimizer | Mapping[str, Any]     # an optimizer, or its state_dict
 StateArrays: TypeAlias = dict[str, np.ndarray]                  # of one parameter
-Names: TypeAlias = Mapping[str, Any]    # from fastopt's hyperparameter to another name, or to a pair of names
+Names: TypeAlias = Mapping[str, Any]            # of hyperparameters; a pair of names for a pair of values
+Table: TypeAlias = Mapping[str, tuple[str, Names, Mapping[str, str]]]   # class, hyperparameters, state arrays
 
 
 def import_library(module: str, package: str) -> Any:
@@ -32,9 +26,6 @@ def import_library(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"this needs {package}: pip install {package}") from error
-
-
-# --- Checks ------------------------------------------------------------------------------------------
 
 
 def check_keys(path: str, value: Any, keys: Iterable[str]) -> None:
@@ -62,9 +53,6 @@ def refuse_unsupported(
             raise ValueError(
                 f"{hyperparameter}: expected {default!r}, as {target} has it, got {group[hyperparameter]!r}"
             )
-
-
-# --- Arrays and names --------------------------------------------------------------------------------
 
 
 def to_array(value: Any, path: str) -> np.ndarray:
@@ -102,9 +90,6 @@ def rename_to(group: Mapping[str, Any], names: Names) -> dict[str, Any]:
     return renamed
 
 
-# --- The optimizer that a state belongs to -----------------------------------------------------------
-
-
 def _template(name: str, convention: str, values: Mapping[str, Any]) -> Optimizer:
     """Return an optimizer of one element, with the given hyperparameters; names that it lacks are ignored."""
     cls = BY_NAME[name.lower()]
@@ -126,24 +111,16 @@ def array_names(name: str, group: Mapping[str, Any], table: Mapping[str, str]) -
     return {local: table[local] for local in state}
 
 
-# --- State dicts -------------------------------------------------------------------------------------
-
-
 def make_group(
     name: str, convention: str, values: Mapping[str, Any], index: list[int], steps: int,
     mu_product: float = 1.0,
 ) -> dict[str, Any]:
-    """Return a group for `make_state_dict`; `index` has the positions of its parameters.
-
-    `mu_product` is the product of NAdam's momentum coefficients.
-    """
+    """Return a group of the parameters at `index`; `mu_product` is that of NAdam's momentum coefficients."""
     group = {**with_defaults(name, convention, values), "params": index, "schedules": {}, "steps": steps}
     return group | {"numbers": {"mu_product": mu_product}} if name == "NAdam" else group
 
 
-def make_state_dict(
-    name: str, groups: list[dict[str, Any]], states: list[StateArrays]
-) -> dict[str, Any]:
+def make_state_dict(name: str, groups: list[dict[str, Any]], states: list[StateArrays]) -> dict[str, Any]:
     """Return a state dict. The step counts of the groups become offsets to the largest one."""
     steps = max((group["steps"] for group in groups), default=0)
     for group in groups:
@@ -151,17 +128,17 @@ def make_state_dict(
     return {"optimizer": name, "steps": steps, "skipped_steps": 0, "groups": groups, "state": states}
 
 
-def name_arrays(
-    name: str, group: Mapping[str, Any], arrays: Mapping[str, Sequence[Any]], table: Mapping[str, str]
-) -> list[StateArrays]:
-    """Return the state arrays of each parameter; `arrays` has one list per name in fastopt."""
-    return [
-        {
-            local: match_sign(foreign, to_array(arrays[local][k], f"{foreign}[{k}]"))
-            for local, foreign in array_names(name, group, table).items()
-        }
-        for k in group["params"]
-    ]
+def make_single_group(
+    name: str, convention: str, values: Mapping[str, Any], n_params: int, arrays: Mapping[str, Sequence[Any]],
+    table: Mapping[str, str], steps: int, mu_product: float = 1.0,
+) -> dict[str, Any]:
+    """Return a state dict with one group; `arrays` has the arrays of all parameters per name in fastopt."""
+    group = make_group(name, convention, values, list(range(n_params)), steps, mu_product)
+    states: list[StateArrays] = [{} for _ in range(n_params)]
+    for local, foreign in array_names(name, group, table).items():
+        for k, state in enumerate(states):
+            state[local] = match_sign(foreign, to_array(arrays[local][k], f"{foreign}[{k}]"))
+    return make_state_dict(name, [group], states)
 
 
 def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> dict[str, Any]:
@@ -183,9 +160,8 @@ def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> di
         check_keys(path, group, ("params", "start", *["numbers"] * (name == "NAdam")))
         missing = sorted(with_defaults(name, "torch", {}).keys() - group.keys())
         if missing:
-            raise ValueError(
-                f"{path}: expected {missing[0]}, got none; if it is scheduled, pass the optimizer itself"
-            )
+            remedy = "if it is scheduled, pass the optimizer itself"
+            raise ValueError(f"{path}: expected {missing[0]}, got none; {remedy}")
     for option in ("ema", "lookahead", "accumulated"):
         if option in saved:
             raise ValueError(f"optimizer: expected no {option}, which other libraries do not support")

@@ -8,37 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fastopt.interop.state_dict import (
-    OptimizerOrState,
-    StateArrays,
-    check_keys,
-    import_library,
-    make_group,
-    make_state_dict,
-    read_state_dict,
-    refuse_unsupported,
-    to_array,
-)
-
-__all__ = ["from_torch", "to_torch"]
+from fastopt.interop import state_dict as sd
 
 # Classes of torch.optim, and a key by which to tell their groups from those of the classes further down.
 # Hyperparameters and state arrays have the same names as in fastopt.
 _DISTINCT_KEYS = {
-    "Muon": "ns_coefficients",
-    "Adafactor": "beta2_decay",
-    "Rprop": "etas",
-    "ASGD": "lambd",
-    "Adagrad": "lr_decay",
-    "Adadelta": "rho",
-    "RMSprop": "centered",
-    "SGD": "dampening",
-    "NAdam": "momentum_decay",
-    "AdamW": "amsgrad",
-    "Adam": "amsgrad",
-    "RAdam": "decoupled_weight_decay",
-    "Adamax": "weight_decay",
-    "SparseAdam": "betas",
+    "Muon": "ns_coefficients", "Adafactor": "beta2_decay", "Rprop": "etas", "ASGD": "lambd",
+    "Adagrad": "lr_decay", "Adadelta": "rho", "RMSprop": "centered", "SGD": "dampening",
+    "NAdam": "momentum_decay", "AdamW": "amsgrad", "Adam": "amsgrad", "RAdam": "decoupled_weight_decay",
+    "Adamax": "weight_decay", "SparseAdam": "betas",
 }
 _SCALARS = ("step", "mu_product", "eta", "mu")
 _WITHOUT_STEP_COUNT = ("SGD", "Muon")
@@ -61,49 +39,44 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
     -------
     dict
         State dict with the same groups and order of parameters. ``steps`` is the largest step count of a
-        group. SGD and Muon do not count steps in torch: the count is 1 if there is state, so set `steps` of
-        the optimizer if a schedule depends on it. ``SparseAdam`` becomes Adam with
-        ``convention="keras"``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `state_dict` is not a state dict of torch, if fastopt does not have the optimizer, if arrays are
-        neither float32 nor float64, or if parameters of one group have different step counts.
+        group; all parameters of a group must have the same one. SGD and Muon do not count steps in torch: the
+        count is 1 if there is state, so set `steps` of the optimizer if a schedule depends on it.
+        ``SparseAdam`` becomes Adam with ``convention="keras"``.
 
     Notes
     -----
     ASGD computes the step size from ``lr`` at the start of a step; torch computes it at the end of the
     previous step. The two differ in the first step after ``lr`` has changed.
     """
-    check_keys("state_dict", state_dict, ("state", "param_groups"))
+    sd.check_keys("state_dict", state_dict, ("state", "param_groups"))
     torch_name = _infer_name(state_dict["param_groups"], optimizer)
     name, convention = _local_name(torch_name)
-    states: list[StateArrays] = []
+    states: list[sd.StateArrays] = []
     groups = []
     for group in state_dict["param_groups"]:
-        foreign = [state_dict["state"].get(key, {}) for key in group["params"]]
-        index = list(range(len(states), len(states) + len(foreign)))
-        for k, state in zip(index, foreign, strict=True):
+        first = len(states)
+        scalars: list[tuple[int, float]] = []
+        for k, key in enumerate(group["params"], first):
+            state = state_dict["state"].get(key, {})
             states.append({
-                n: to_array(value, f"state_dict['state'][{k}]['{n}']")
+                n: sd.to_array(value, f"state_dict['state'][{k}]['{n}']")
                 for n, value in state.items()
                 if n not in _SCALARS and value is not None
             })
-        scalars = {k: _scalars(torch_name, state, states[k]) for k, state in zip(index, foreign, strict=True)}
-        steps, mu_product = next(iter(scalars.values()), (0, 1.0))
-        for k, other in scalars.items():
-            if other != (steps, mu_product):
+            scalars.append(_scalars(torch_name, state, states[k]))
+            if scalars[-1] != scalars[0]:
                 raise ValueError(
-                    f"state_dict['state'][{k}]: expected {steps} steps like parameter {index[0]} of the"
-                    f" same group, got {other[0]}; put the two parameters into separate groups"
+                    f"state_dict['state'][{k}]: expected {scalars[0][0]} steps like parameter {first} of the"
+                    f" same group, got {scalars[-1][0]}; put the two parameters into separate groups"
                 )
+        steps, mu_product = scalars[0] if scalars else (0, 1.0)
         values = {n: _to_python(value) for n, value in group.items()}
-        groups.append(make_group(name, convention, values, index, steps, mu_product))
-    return make_state_dict(name, groups, states)
+        index = list(range(first, len(states)))
+        groups.append(sd.make_group(name, convention, values, index, steps, mu_product))
+    return sd.make_state_dict(name, groups, states)
 
 
-def to_torch(optimizer: OptimizerOrState, name: str | None = None) -> dict[str, Any]:
+def to_torch(optimizer: sd.OptimizerOrState, name: str | None = None) -> dict[str, Any]:
     """Convert the state of an optimizer for `load_state_dict` of the same optimizer in torch.
 
     Parameters
@@ -118,29 +91,21 @@ def to_torch(optimizer: OptimizerOrState, name: str | None = None) -> dict[str, 
     -------
     dict
         State dict with tensors. Options that only torch has, such as ``foreach``, have torch's defaults.
-
-    Raises
-    ------
-    ImportError
-        If torch is not installed.
-    TypeError, ValueError
-        If torch does not have the optimizer, or does not support one of its options.
     """
-    torch = import_library("torch", "torch")
-    saved = read_state_dict(optimizer, _DISTINCT_KEYS)
-    torch_name: str = name or saved["optimizer"]
-    local_name, convention = _local_name(torch_name)
-    if saved["optimizer"] != local_name:
-        raise ValueError(
-            f"name: expected the class of torch.optim for {saved['optimizer']}, got {torch_name!r}"
-        )
+    torch = sd.import_library("torch", "torch")
+    saved = sd.read_state_dict(optimizer, _DISTINCT_KEYS)
+    local = saved["optimizer"]
+    torch_name: str = name or local
+    expected, convention = _local_name(torch_name)
+    if local != expected:
+        raise ValueError(f"name: expected the class of torch.optim for {local}, got {torch_name!r}")
     cls = getattr(torch.optim, torch_name, None)
     if cls is None:
         raise ValueError(f"optimizer: torch {torch.__version__} has no {torch_name}")
     state, groups = {}, []
     for group in saved["groups"]:
         shared = inspect.signature(cls).parameters.keys() & group.keys() - {"params"}
-        refuse_unsupported(local_name, convention, group, shared, f"torch.optim.{torch_name}")
+        sd.refuse_unsupported(local, convention, group, shared, f"torch.optim.{torch_name}")
         values = {n: int(group[n]) if n == "ns_steps" else group[n] for n in shared}
         template = cls([torch.zeros(1, 1)], **values).state_dict()["param_groups"][0]
         groups.append(template | {"params": list(group["params"])})
@@ -161,7 +126,7 @@ def _infer_name(groups: Iterable[Mapping[str, Any]], optimizer: str | None) -> s
         raise ValueError(f"optimizer: expected one of {', '.join(_DISTINCT_KEYS)}, got {optimizer!r}")
     names = set()
     for group in groups:
-        check_keys("state_dict['param_groups']", group, ("params", "lr"))
+        sd.check_keys("state_dict['param_groups']", group, ("params", "lr"))
         name = optimizer or next((n for n, key in _DISTINCT_KEYS.items() if key in group), None)
         if name is None:
             raise ValueError(
@@ -192,7 +157,7 @@ def _to_python(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _scalars(torch_name: str, state: Mapping[str, Any], arrays: StateArrays) -> tuple[int, float]:
+def _scalars(torch_name: str, state: Mapping[str, Any], arrays: sd.StateArrays) -> tuple[int, float]:
     """Return the step count of a parameter and NAdam's product of momentum coefficients."""
     steps = bool(arrays) if torch_name in _WITHOUT_STEP_COUNT else _to_python(state.get("step", 0))
     return int(steps), float(_to_python(state.get("mu_product", 1.0)))
