@@ -6,21 +6,11 @@ from fastopt._core import dispatch
 
 
 class Layers(Protocol):
-    """The contents of a module of layer kernels, the same for every instruction set; see `layers.pyx`.
+    """The contents of `layers.pyx`, the same for every instruction set."""
 
-    Attributes
-    ----------
-    LAYERS : capsule
-        Two `LayerKernels`, for float32 and for float64.
-    ACTIVATIONS, LOSSES : dict of {str: int}
-        Code of each activation and loss.
-    NEEDS_Z : tuple of str
-        Activations whose derivative is computed from z, their argument, instead of their output.
-    """
-
-    LAYERS: object
+    LAYERS: object  # capsule of two `LayerKernels`, for float32 and for float64
     ACTIVATIONS: dict[str, int]
-    NEEDS_Z: tuple[str, ...]
+    NEEDS_Z: tuple[str, ...]  # activations whose derivative is computed from their argument, not their output
     LOSSES: dict[str, int]
 
 

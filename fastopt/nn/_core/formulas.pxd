@@ -46,20 +46,14 @@ cdef inline real log1p(real x) noexcept nogil:
         return fo_log1p(x)
 
 
-cdef inline real gauss(real x) noexcept nogil:
-    """exp(-x x / 2)"""
+cdef inline real normal_cdf(real x, real* gauss) noexcept nogil:
+    """(1 + erf(x / sqrt(2))) / 2; sets gauss = exp(-x x / 2)"""
     if real is float:
-        return fo_gaussf(x)
+        gauss[0] = fo_gaussf(x)
+        return fo_normalf(x, gauss[0])
     else:
-        return fo_gauss(x)
-
-
-cdef inline real normal_cdf(real x, real g) noexcept nogil:
-    """(1 + erf(x / sqrt(2))) / 2, with g = exp(-x x / 2)"""
-    if real is float:
-        return fo_normalf(x, g)
-    else:
-        return fo_normal(x, g)
+        gauss[0] = fo_gauss(x)
+        return fo_normal(x, gauss[0])
 
 
 # --- Activations: f(z), and f'(z) as a function of z or of a = f(z) -----------------------------------
@@ -94,12 +88,13 @@ cdef inline real elu_derivative(real a) noexcept nogil:
 
 cdef inline real gelu(real z) noexcept nogil:
     """z (1 + erf(z / sqrt(2))) / 2"""
-    return z * normal_cdf(z, gauss(z))
+    cdef real g
+    return z * normal_cdf(z, &g)
 
 cdef inline real gelu_derivative(real z) noexcept nogil:
     """(1 + erf(z / sqrt(2))) / 2 + z exp(-z z / 2) / sqrt(2 pi)"""
-    cdef real g = gauss(z)
-    return normal_cdf(z, g) + z * (<real> 0.3989422804014327 * g)
+    cdef real g, cdf = normal_cdf(z, &g)
+    return cdf + z * (<real> 0.3989422804014327 * g)
 
 
 cdef inline real sigmoid(real z) noexcept nogil:

@@ -93,17 +93,9 @@ cdef void matmul(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Mat
 cdef class Blas:
     """The matrix products of a BLAS and its number of threads.
 
-    Parameters
-    ----------
-    name : str
-        Name and version.
-    sgemm, dgemm, get_threads, set_threads : int, default 0
-        Addresses of the CBLAS functions and of the functions that read and set the number of threads; 0 for a
-        function that the BLAS lacks.
-    ilp64 : bool, default False
-        Whether its integers have 64 bits.
-    small : int, default 0
-        The BLAS does not pack products of up to so many multiplications; 0 if it always packs.
+    `sgemm`, `dgemm`, `get_threads` and `set_threads` are addresses of CBLAS functions and of the functions that
+    read and set the number of threads; 0 if the BLAS lacks them. `ilp64`: its integers have 64 bits. `small`:
+    it does not pack products of up to so many multiplications; 0 if it always packs.
     """
 
     def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, bint ilp64=False,

@@ -1,9 +1,8 @@
 """The layer kernels: activations, losses, dropout, normalization, and conversion of the input data.
 
 This file is compiled once per instruction set, as `layers_base`, `layers_v3` and `layers_v4`; `dispatch.py`
-selects one. The formulas are in `formulas.pxd`, the other loops in `row_ops.pxd`, `column_ops.pxd` and
-`random_mask.pxd`. At the end, every kernel is entered into one table per dtype, as declared in
-`layer_kernels.pxd`. Results have the same bits on every instruction set: the elementary functions come from
+selects one. The kernels, whose docstrings are their formulas, are exported in one table per dtype,
+`LayerKernels`. Results have the same bits on every instruction set: the elementary functions come from
 `fo_math.h`, and every sum has a fixed order.
 """
 from cpython.pycapsule cimport PyCapsule_New
@@ -11,25 +10,21 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport real
-from fastopt.nn._core.column_ops cimport (
-    add_bias, affine, column_moments, column_products, column_sums, merge_moments, normalize_columns,
-    normalize_columns_backward, reciprocal_std, scale_columns,
-)
 from fastopt.nn._core.formulas cimport (
-    binary_cross_entropy, elu, elu_derivative, exp, gelu, gelu_derivative, gelu_tanh,
-    gelu_tanh_derivative, huber, leaky_relu, leaky_relu_derivative, pinball, poisson, relu,
-    relu_derivative, sigmoid, sigmoid_derivative, silu, silu_derivative, squared_error, tanh,
-    tanh_derivative,
+    binary_cross_entropy, elu, elu_derivative, exp, gelu, gelu_derivative, gelu_tanh, gelu_tanh_derivative, huber,
+    leaky_relu, leaky_relu_derivative, pinball, poisson, relu, relu_derivative, sigmoid, sigmoid_derivative, silu,
+    silu_derivative, squared_error, tanh, tanh_derivative,
 )
 from fastopt.nn._core.layer_kernels cimport (
-    BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ELU, FLOAT32, FLOAT64, GELU, GELU_TANH, HUBER, IDENTITY,
-    LEAKY_RELU, POISSON, QUANTILE, RELU, SIGMOID, SILU, SQUARED_ERROR, TANH, UINT8, Block, Criterion,
-    LayerKernels,
+    BINARY_CROSS_ENTROPY, CROSS_ENTROPY, ELU, FLOAT32, FLOAT64, GELU, GELU_TANH, HUBER, IDENTITY, LEAKY_RELU,
+    POISSON, QUANTILE, RELU, SIGMOID, SILU, SQUARED_ERROR, TANH, UINT8, Block, Criterion, LayerKernels,
+)
+from fastopt.nn._core.matrix_ops cimport (
+    add_bias, affine, column_moments, column_products, column_sums, merge_moments, multiply_add, normalize_columns,
+    normalize_columns_backward, normalize_rows, normalize_rows_backward, reciprocal_std, row_max, row_product,
+    row_sum, scale_columns,
 )
 from fastopt.nn._core.random_mask cimport dropout
-from fastopt.nn._core.row_ops cimport (
-    multiply_add, normalize_rows, normalize_rows_backward, row_max, row_product, row_sum,
-)
 
 cdef extern from "fo_math.h" nogil:
     double fo_log(double x)
@@ -39,49 +34,33 @@ cdef enum:
     TILE_ROWS = 64  # rows of a tile at most, if a kernel has values per row
     SQUARE = 16     # rows and columns that are transposed together
 
-# Empty types that select an activation or a loss at compile time.
-cdef extern from *:
-    """
-    typedef struct Relu Relu;
-    typedef struct LeakyRelu LeakyRelu;
-    typedef struct Elu Elu;
-    typedef struct Gelu Gelu;
-    typedef struct GeluTanh GeluTanh;
-    typedef struct Silu Silu;
-    typedef struct Tanh Tanh;
-    typedef struct Sigmoid Sigmoid;
-    typedef struct BinaryCrossEntropy BinaryCrossEntropy;
-    typedef struct SquaredError SquaredError;
-    typedef struct Huber Huber;
-    typedef struct Pinball Pinball;
-    typedef struct Poisson Poisson;
-    """
-    ctypedef struct Relu:
-        pass
-    ctypedef struct LeakyRelu:
-        pass
-    ctypedef struct Elu:
-        pass
-    ctypedef struct Gelu:
-        pass
-    ctypedef struct GeluTanh:
-        pass
-    ctypedef struct Silu:
-        pass
-    ctypedef struct Tanh:
-        pass
-    ctypedef struct Sigmoid:
-        pass
-    ctypedef struct BinaryCrossEntropy:
-        pass
-    ctypedef struct SquaredError:
-        pass
-    ctypedef struct Huber:
-        pass
-    ctypedef struct Pinball:
-        pass
-    ctypedef struct Poisson:
-        pass
+# Types without values that select an activation or a loss at compile time.
+cdef struct Relu:
+    int _
+cdef struct LeakyRelu:
+    int _
+cdef struct Elu:
+    int _
+cdef struct Gelu:
+    int _
+cdef struct GeluTanh:
+    int _
+cdef struct Silu:
+    int _
+cdef struct Tanh:
+    int _
+cdef struct Sigmoid:
+    int _
+cdef struct BinaryCrossEntropy:
+    int _
+cdef struct SquaredError:
+    int _
+cdef struct Huber:
+    int _
+cdef struct Pinball:
+    int _
+cdef struct Poisson:
+    int _
 
 ctypedef fused activation:
     Relu
@@ -104,15 +83,8 @@ ctypedef fused elementwise_loss:
 # --- Activations ------------------------------------------------------------------------------------------
 
 ACTIVATIONS = {
-    "identity": IDENTITY,
-    "relu": RELU,
-    "leaky_relu": LEAKY_RELU,
-    "elu": ELU,
-    "gelu": GELU,
-    "gelu_tanh": GELU_TANH,
-    "silu": SILU,
-    "tanh": TANH,
-    "sigmoid": SIGMOID,
+    "identity": IDENTITY, "relu": RELU, "leaky_relu": LEAKY_RELU, "elu": ELU, "gelu": GELU,
+    "gelu_tanh": GELU_TANH, "silu": SILU, "tanh": TANH, "sigmoid": SIGMOID,
 }
 
 # Activations whose derivative is computed from z. The others need only a, which may overwrite z.
@@ -184,21 +156,21 @@ cdef void dispatch_activation(int f, real* a, Py_ssize_t n) noexcept nogil:
 
 
 cdef void activation_forward(int f, const Block* x, const real* b, real* z, real* a) noexcept nogil:
-    """Tile by tile: add b to z, copy to a, and apply the activation in place."""
+    """z = z + b unless b is NULL;  a = f(z), tile by tile. `a` may be `z`."""
     cdef Block tile = x[0]
-    cdef Py_ssize_t lo = 0, size = x.rows * x.n
-    tile.rows = max(TILE // x.n, 1)
-    while lo < size:
-        tile.rows = min(tile.rows, (size - lo) // x.n)
+    cdef Py_ssize_t lo, n, size = x.rows * x.n, step = max(TILE // x.n, 1) * x.n
+    for lo from 0 <= lo < size by step:
+        n = min(step, size - lo)
         if b != NULL:
+            tile.rows = n // x.n
             add_bias(&tile, b, z + lo)
         if a != z:
-            memcpy(a + lo, z + lo, tile.rows * x.n * sizeof(real))
-        dispatch_activation(f, a + lo, tile.rows * x.n)
-        lo += tile.rows * x.n
+            memcpy(a + lo, z + lo, n * sizeof(real))
+        dispatch_activation(f, a + lo, n)
 
 
 cdef void activation_backward(int f, const Block* x, const real* z, const real* a, real* delta) noexcept nogil:
+    """delta = delta f'(z), computed from z for the activations in NEEDS_Z, else from a"""
     cdef Py_ssize_t n = x.rows * x.n
     if f == RELU:
         multiply_derivative(<Relu*> NULL, a, delta, n)
@@ -221,12 +193,8 @@ cdef void activation_backward(int f, const Block* x, const real* z, const real* 
 # --- Losses -----------------------------------------------------------------------------------------------
 
 LOSSES = {
-    "cross_entropy": CROSS_ENTROPY,
-    "binary_cross_entropy": BINARY_CROSS_ENTROPY,
-    "squared_error": SQUARED_ERROR,
-    "huber": HUBER,
-    "quantile": QUANTILE,
-    "poisson": POISSON,
+    "cross_entropy": CROSS_ENTROPY, "binary_cross_entropy": BINARY_CROSS_ENTROPY, "squared_error": SQUARED_ERROR,
+    "huber": HUBER, "quantile": QUANTILE, "poisson": POISSON,
 }
 
 
@@ -346,17 +314,19 @@ cdef double softmax_tile(const Criterion* hp, Py_ssize_t rows, Py_ssize_t n, con
 cdef double cross_entropy(const Criterion* hp, const Block* x, const real* z, const int64_t* y,
                           const real* weight, real* delta) noexcept nogil:
     cdef double total = 0.0
-    cdef Py_ssize_t i = 0, rows, step = min(max(TILE // x.n, 1), TILE_ROWS)
-    while i < x.rows:
-        rows = min(step, x.rows - i)
-        total += softmax_tile(hp, rows, x.n, z + i * x.n, y + i, weight + i if weight != NULL else NULL,
-                              delta + i * x.n)
-        i += rows
+    cdef Py_ssize_t i, step = min(max(TILE // x.n, 1), TILE_ROWS)
+    for i from 0 <= i < x.rows by step:
+        total += softmax_tile(hp, min(step, x.rows - i), x.n, z + i * x.n, y + i,
+                              weight + i if weight != NULL else NULL, delta + i * x.n)
     return total
 
 
 cdef double compute_loss(const Criterion* hp, const Block* x, const real* z, const char* y, const real* weight,
                          real* delta) noexcept nogil:
+    """delta = scale weight[i] dloss/dz; returns the sum of weight[i] loss[i, j]. `weight` may be NULL.
+
+    `y` holds int64 labels for cross-entropy, else n values per row.
+    """
     if hp.loss == CROSS_ENTROPY:
         return cross_entropy(hp, x, z, <const int64_t*> y, weight, delta)
     return sum_elementwise(hp, x, z, <const real*> y, weight, delta)
@@ -373,7 +343,7 @@ cdef void add_scaled(Py_ssize_t n, double factor, const real* restrict x, real* 
 
 
 cdef bint all_finite(Py_ssize_t n, const real* x) noexcept nogil:
-    """x - x is not 0 if x is NaN or infinite."""
+    """Whether no element is NaN or infinite: x - x would not be 0."""
     cdef Py_ssize_t i
     cdef int bad = 0
     for i in range(n):
@@ -390,10 +360,12 @@ cdef bint first_column_finite(const Block* x, const real* z) noexcept nogil:
 
 
 cdef double sum_squares(Py_ssize_t n, const real* x) noexcept nogil:
+    """Sum of squares, in double and in a fixed order."""
     return row_product(x, x, n)
 
 
 cdef double sum_at(Py_ssize_t n, const int64_t* index, const real* x) noexcept nogil:
+    """Sum of x[index[i]] over i < n, in double; of x[i] if `index` is NULL."""
     cdef Py_ssize_t i
     cdef double total = 0.0
     for i in range(n):
@@ -414,6 +386,7 @@ cdef void convert_elements(Py_ssize_t n, const element* restrict x, real* restri
 
 
 cdef void convert(Py_ssize_t n, int source, const char* x, real* y) noexcept nogil:
+    """y = x, which has the dtype `source`: FLOAT32, FLOAT64 or UINT8."""
     if source == <int> UINT8:
         convert_elements(n, <const uint8_t*> x, y)
     elif source == <int> (FLOAT32 if sizeof(real) == sizeof(float) else FLOAT64):
@@ -427,7 +400,7 @@ cdef void convert(Py_ssize_t n, int source, const char* x, real* y) noexcept nog
 
 cdef void expand_row(Py_ssize_t n, const int64_t* columns, const real* values, Py_ssize_t begin, Py_ssize_t end,
                      real* out) noexcept nogil:
-    """Columns [begin, end) of a sparse row; duplicate entries are added up."""
+    """out[begin:end] = those columns of a sparse row with n stored elements; duplicate entries are added up"""
     cdef Py_ssize_t j
     memset(out + begin, 0, (end - begin) * sizeof(real))
     for j in range(n):
@@ -444,7 +417,7 @@ cdef inline void transpose_square(const real* W, real* out, Py_ssize_t rows, Py_
 
 cdef void transpose(const real* W, real* out, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t begin,
                     Py_ssize_t end) noexcept nogil:
-    """Rows [begin, end) of W become columns, in squares, so that every cache line is used completely."""
+    """out = W.T for rows [begin, end) of W, in squares, so that every cache line is used completely"""
     cdef Py_ssize_t i, j, k, m
     for i from begin <= i < end by SQUARE:
         for j from 0 <= j < columns by SQUARE:

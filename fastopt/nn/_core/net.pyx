@@ -6,8 +6,7 @@ samples. The gradients of the weights follow, one tile of a matrix at a time. Ho
 depends on the sizes alone, never on the number of threads, so that results do not depend on it either.
 
 A `Pass` resolves all arrays to addresses once, in a `NetContext` (`net_context.pxd`), and compiles the pass
-into a list of operations. `block_ops.pxd` runs these on a block, `gather.pxd` copies the samples,
-`weight_grads.pxd` computes the gradients of the weights, `gemm.pyx` the matrix products, and `layers.pyx`
+into a list of operations (`net_ops.pxd`). `gemm.pyx` computes the matrix products, and `layers.pyx`
 everything between these.
 """
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
@@ -17,18 +16,18 @@ from libc.stdint cimport int64_t
 from fastopt._core.common cimport CACHE_LINE
 from fastopt._core.runtime cimport Task, data_ptr, run_parts
 from fastopt._core.span cimport StepLease
-from fastopt.nn._core.block_ops cimport SPLIT_ROWS, merge_blocks, run_block, split_products
-from fastopt.nn._core.gather cimport element_size, total_weight
 from fastopt.nn._core.gemm cimport Blas
 from fastopt.nn._core.layer_kernels cimport (
     FLOAT32, FLOAT64, SPARSE, UINT8, Criterion, DataType, Dropout, LayerKernels,
 )
 from fastopt.nn._core.net_context cimport (
-    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, GATHER, INPUT_GRAD,
-    LAYER_NORM, LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext,
-    Op, WeightTile,
+    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, GATHER, INPUT_GRAD, LAYER_NORM,
+    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, WeightTile,
 )
-from fastopt.nn._core.weight_grads cimport compute_tile_grad, transpose_tile
+from fastopt.nn._core.net_ops cimport (
+    SPLIT_ROWS, compute_tile_grad, element_size, merge_blocks, run_block, split_products, total_weight,
+    transpose_tile,
+)
 
 import numpy as np
 
@@ -45,26 +44,20 @@ cdef enum:
 
 NORMS = {None: NO_NORM, "layer": LAYER_NORM, "batch": BATCH_NORM}
 
-cdef double EPS = 1e-5          # of layer and batch normalization, as in torch
-cdef double MOMENTUM = 0.1      # weight of a batch in the running averages, as in torch
-
 cdef dict DTYPES = {np.dtype(np.float32): FLOAT32, np.dtype(np.float64): FLOAT64, np.dtype(np.uint8): UINT8}
+
+
+cdef inline char* ptr_or_null(object array, bint written=False) except? NULL:
+    return data_ptr(array, written) if array is not None and array.size else NULL
 
 
 cdef class Source:
     """A data set as a pass reads it. The caller checks all arrays; they are C-contiguous.
 
-    Parameters
-    ----------
-    X : ndarray, shape (n, inputs)
-        float32, float64 or uint8. For a sparse matrix its stored elements, shape (stored,), in the network's
-        dtype.
-    indices, indptr : ndarray of int64, optional
-        Column of each stored element of a sparse matrix, and index of the first element of each row.
-    y : ndarray, optional
-        Labels, int64 of shape (n,), or targets in the network's dtype, shape (n, outputs).
-    weight : ndarray, shape (n,), optional
-        Sample weights in the network's dtype.
+    `X` is float32, float64 or uint8 of shape (n, inputs). For a sparse matrix it holds the stored elements in
+    the network's dtype, `indices` their columns and `indptr` the index of the first element of each row, both
+    int64. `y` is labels, int64 of shape (n,), or targets of shape (n, outputs), and `weight` the sample
+    weights, both in the network's dtype.
     """
     cdef DataType dtype
     cdef const char* X
@@ -80,12 +73,9 @@ cdef class Source:
         self.arrays = (X, indices, indptr, y, weight)
         self.dtype = SPARSE if indices is not None else DTYPES[X.dtype]
         self.rows = len(X) if indptr is None else len(indptr) - 1
-        self.X = data_ptr(X, False) if X.size else NULL
-        self.indices = <const int64_t*> data_ptr(indices, False) if self.dtype == SPARSE and X.size else NULL
-        self.indptr = <const int64_t*> data_ptr(indptr, False) if self.dtype == SPARSE else NULL
-        self.y = data_ptr(y, False) if y is not None else NULL
+        self.X, self.y, self.weight = ptr_or_null(X), ptr_or_null(y), ptr_or_null(weight)
+        self.indices, self.indptr = <const int64_t*> ptr_or_null(indices), <const int64_t*> ptr_or_null(indptr)
         self.y_bytes = y.nbytes // len(y) if y is not None else 0
-        self.weight = data_ptr(weight, False) if weight is not None else NULL
 
 
 cdef inline Py_ssize_t align_up(Py_ssize_t n) noexcept nogil:
@@ -118,24 +108,10 @@ cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops, Py_ssize_t multiplications)
 cdef class Pass:
     """A compiled pass: the network's arrays, resolved to addresses, and memory for a batch.
 
-    Parameters
-    ----------
-    kernels : capsule
-        `LAYERS` of one instruction set's module.
-    blas : Blas
-    is_f64 : bool
-        Whether the network's dtype is float64, else float32.
-    training : bool
-        Whether gradients are computed and dropout is applied.
-    layers : list of tuple
-        Per layer: activation, whether its derivative needs z, norm, dropout probability, key of its dropout,
-        and the list of its arrays: W, b, scale (or None), their gradients in this order, running mean and
-        variance (or None).
-
-    Attributes
-    ----------
-    step : int
-        Number of training steps so far; every step draws new dropout masks.
+    `kernels` is the `LAYERS` of one instruction set's module. In `training`, gradients are computed and dropout
+    is applied. Per layer, `layers` has a tuple: activation, whether its derivative needs z, norm, dropout
+    probability, key of its dropout, and the list of its arrays: W, b, scale (or None), their gradients in this
+    order, running mean and variance (or None).
     """
     cdef NetContext ctx
     cdef Blas blas
@@ -148,7 +124,7 @@ cdef class Pass:
     cdef char* y
     cdef char* weight
     cdef bint busy
-    cdef public unsigned long long step
+    cdef public unsigned long long step     # training steps so far; every step draws new dropout masks
 
     def __cinit__(self, kernels, Blas blas, bint is_f64, bint training, list layers):
         cdef Py_ssize_t depth = len(layers), i
@@ -157,7 +133,7 @@ cdef class Pass:
         self.ctx.itemsize = element_size(self.ctx.dtype)
         self.ctx.kernels = (<LayerKernels*> PyCapsule_GetPointer(kernels, "fastopt.layers"))[is_f64]
         self.ctx.gemm = &blas.gemms[is_f64]
-        self.ctx.training, self.ctx.eps, self.ctx.momentum = training, EPS, MOMENTUM
+        self.ctx.training, self.ctx.eps, self.ctx.momentum = training, 1e-5, 0.1      # as in torch
         self.ctx.depth = depth
         self.ctx.layers = <Layer*> PyMem_Calloc(depth, sizeof(Layer))
         self.ctx.ops = <Op*> PyMem_Calloc(8 * depth + 2, sizeof(Op))
@@ -178,18 +154,17 @@ cdef class Pass:
 
     cdef int bind_layer(self, Layer* layer, tuple description) except -1:
         activation, needs_z, norm, rate, key, arrays = description
-        cdef list addresses = [0 if a is None else <Py_ssize_t> data_ptr(a, True) for a in arrays]
         self.arrays.append(arrays)
         layer.inputs, layer.outputs = arrays[0].shape
         layer.activation, layer.norm = activation, norm
         layer.keeps_z = self.ctx.training and <bint> needs_z
         layer.drops = self.ctx.training and <bint> (rate > 0.0)
         layer.dropout = Dropout(key, 0, rate)
-        layer.W, layer.b = <char*> <Py_ssize_t> addresses[0], <char*> <Py_ssize_t> addresses[1]
-        layer.scale, layer.dW = <char*> <Py_ssize_t> addresses[2], <char*> <Py_ssize_t> addresses[3]
-        layer.db, layer.dscale = <char*> <Py_ssize_t> addresses[4], <char*> <Py_ssize_t> addresses[5]
-        layer.running_mean = <char*> <Py_ssize_t> addresses[6]
-        layer.running_variance = <char*> <Py_ssize_t> addresses[7]
+        W, b, scale, dW, db, dscale, running_mean, running_variance = arrays
+        layer.W, layer.b, layer.scale = ptr_or_null(W, True), ptr_or_null(b, True), ptr_or_null(scale, True)
+        layer.dW, layer.db, layer.dscale = ptr_or_null(dW, True), ptr_or_null(db, True), ptr_or_null(dscale, True)
+        layer.running_mean = ptr_or_null(running_mean, True)
+        layer.running_variance = ptr_or_null(running_variance, True)
         return 0
 
     cdef int make_tiles(self) except -1:
@@ -232,7 +207,7 @@ cdef class Pass:
                 ops.append((MERGE_MOMENTS, i))
             ops.append((ACTIVATE, i))
         self.n_forward_ops = len(ops)
-        ops.append((LOSS, 0))
+        ops.append((LOSS, self.ctx.depth - 1))
         for i in reversed(range(self.ctx.depth)):
             ops.append((ACTIVATION_BACKWARD, i))
             if self.ctx.layers[i].norm == BATCH_NORM:
@@ -305,7 +280,8 @@ cdef class Pass:
 
     # --- Running ---
 
-    cdef int begin_step(self, Source source, object index, Py_ssize_t begin, Py_ssize_t rows) except -1:
+    cdef int begin_step(self, Source source, object index, Py_ssize_t begin, Py_ssize_t rows,
+                        tuple criterion) except -1:
         """Set up the batch: `rows` entries of `index` from `begin` on, or that many samples of the source."""
         cdef NetContext* ctx = &self.ctx
         cdef Batch* batch = &ctx.batch
@@ -315,21 +291,23 @@ cdef class Pass:
         self.reserve(rows)
         if not consecutive:
             check_index(index, begin, rows, source.rows)
+        if criterion is not None:
+            ctx.criterion = Criterion(criterion[0], 0.0, criterion[2], criterion[3])
         ctx.n_blocks = (rows + ctx.block_rows - 1) // ctx.block_rows
         ctx.not_finite = False
         batch.rows, batch.dtype, batch.y_bytes = rows, source.dtype, source.y_bytes
-        batch.index = NULL
         batch.columns, batch.indptr = source.indices, source.indptr
         batch.source_X, batch.source_y, batch.source_weight = source.X, source.y, source.weight
-        if consecutive:
+        if not consecutive:
+            batch.index = <const int64_t*> data_ptr(index, False) + begin
+        else:
+            batch.index = NULL
             if source.dtype == SPARSE:
                 batch.indptr += begin
             else:
                 batch.source_X += begin * ctx.layers[0].inputs * element_size(source.dtype)
-            batch.source_y += begin * source.y_bytes if source.y != NULL else 0
+            batch.source_y += begin * source.y_bytes
             batch.source_weight += begin * ctx.itemsize if source.weight != NULL else 0
-        else:
-            batch.index = <const int64_t*> data_ptr(index, False) + begin
         batch.copied = not consecutive or source.dtype != ctx.dtype
         batch.x = self.x if batch.copied else <char*> batch.source_X
         batch.y = <char*> batch.source_y if consecutive else self.y
@@ -343,37 +321,19 @@ cdef class Pass:
         self.blas.restore_threads()
         return 0
 
-    cdef void set_criterion(self, tuple criterion) noexcept:
-        self.ctx.criterion = Criterion(criterion[0], 0.0, criterion[2], criterion[3])
-
     def train(self, Source source, index, Py_ssize_t begin, Py_ssize_t rows, tuple criterion, double l2,
               Py_ssize_t lease=0):
-        """Compute the gradients of a batch and return its loss.
+        """Compute the gradients of a batch and return its loss, or None if the inputs hold NaN or Inf.
 
-        Parameters
-        ----------
-        source : Source
-        index : ndarray of int64 or None
-            Samples of the source in the order of the epoch; None: the order of the source.
-        begin, rows : int
-            First entry of the batch in that order, and size of the batch.
-        criterion : tuple
-            The loss, its factor, label smoothing, threshold.
-        l2 : float
-            Factor of the L2 penalty.
-        lease : int, default 0
-            Address of a `StepLease` of an optimizer of exactly these parameters, which are then updated.
-
-        Returns
-        -------
-        float or None
-            None if the inputs hold NaN or Inf; the gradients are then unchanged.
+        The batch consists of the entries ``begin`` to ``begin + rows`` of `index`, the int64 order of the
+        samples in the epoch; None is the order of the source. `criterion` is the loss, its factor, label
+        smoothing and threshold. `lease` is the address of a `StepLease` of an optimizer of exactly these
+        parameters, which are then updated. If the result is None, the gradients are unchanged.
         """
         cdef NetContext* ctx = &self.ctx
         cdef double factor = criterion[1], total
         cdef Py_ssize_t i
-        self.begin_step(source, index, begin, rows)
-        self.set_criterion(criterion)
+        self.begin_step(source, index, begin, rows, criterion)
         ctx.lease = <const StepLease*> <void*> lease
         self.step += 1
         for i in range(ctx.depth):
@@ -403,32 +363,15 @@ cdef class Pass:
             parallel_for(ctx, compute_tile_grad, ctx.n_tiles, workload)
 
     def outputs(self, Source source, Py_ssize_t begin, Py_ssize_t rows, tuple criterion=None):
-        """Compute the outputs of consecutive samples.
+        """Return the outputs of consecutive samples, their total weighted loss, and their total weight.
 
-        Parameters
-        ----------
-        source : Source
-        begin, rows : int
-            First sample and number of samples.
-        criterion : tuple, optional
-            As in `train`; by default no loss is computed.
-
-        Returns
-        -------
-        outputs : ndarray, shape (rows, outputs)
-            Outputs of the last layer; the next call overwrites them. None if the inputs hold NaN or Inf.
-        loss : float
-            Sum of the weighted losses of the samples; 0 without a criterion.
-        weight : float
-            Sum of the sample weights; 0 without a criterion.
+        The next call overwrites the outputs, which are None if the inputs hold NaN or Inf. Without a
+        criterion, the totals are 0.
         """
         cdef NetContext* ctx = &self.ctx
         cdef Layer* last = &ctx.layers[ctx.depth - 1]
-        cdef Py_ssize_t n_ops = self.n_forward_ops
-        self.begin_step(source, None, begin, rows)
-        if criterion is not None:
-            self.set_criterion(criterion)
-            n_ops += 1
+        cdef Py_ssize_t n_ops = self.n_forward_ops + (criterion is not None)
+        self.begin_step(source, None, begin, rows, criterion)
         try:
             with nogil:
                 run_ops(ctx, n_ops, self.multiplications * ctx.batch.rows)

@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t
 
 from fastopt._core.span cimport StepLease
 from fastopt.nn._core.gemm cimport Gemm, Matrix
-from fastopt.nn._core.layer_kernels cimport Block, Criterion, DataType, Dropout, LayerKernels
+from fastopt.nn._core.layer_kernels cimport Criterion, DataType, Dropout, LayerKernels
 
 cdef enum Norm:
     NO_NORM, LAYER_NORM, BATCH_NORM
@@ -101,8 +101,8 @@ cdef struct NetContext:
     const StepLease* lease      # parameters are updated along with their gradients; or NULL
 
 
-cdef inline char* inputs_of(const NetContext* ctx, Py_ssize_t i) noexcept nogil:
-    return ctx.batch.x if i == 0 else ctx.layers[i - 1].out
+cdef inline char* inputs_of(const NetContext* ctx, const Layer* layer) noexcept nogil:
+    return ctx.batch.x if layer == ctx.layers else (layer - 1).out
 
 
 cdef inline char* row_ptr(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
@@ -110,10 +110,11 @@ cdef inline char* row_ptr(const NetContext* ctx, char* matrix, Py_ssize_t row, P
     return matrix + row * n * ctx.itemsize
 
 
+cdef inline char* block_ptr(const NetContext* ctx, char* matrix, Py_ssize_t part, Py_ssize_t n) noexcept nogil:
+    """Address of the first row of block number `part` in a matrix with n columns."""
+    return row_ptr(ctx, matrix, part * ctx.block_rows, n)
+
+
 cdef inline Matrix rows_from(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
     """The rows of a matrix with n columns from `row` on."""
     return Matrix(row_ptr(ctx, matrix, row, n), n, False)
-
-
-cdef inline Block block_of(const NetContext* ctx, const Layer* layer, Py_ssize_t part) noexcept nogil:
-    return Block(min(ctx.block_rows, ctx.batch.rows - part * ctx.block_rows), layer.outputs)

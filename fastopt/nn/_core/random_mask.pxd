@@ -63,7 +63,10 @@ cdef inline void drop(const uint32_t* word, uint32_t threshold, real factor, rea
 
 cdef inline void dropout(const Dropout* hp, const Block* x, Py_ssize_t first, const real* a,
                          real* out) noexcept nogil:
-    """Element i of the batch uses word i of the stream whose key is derived from the layer's key and the step."""
+    """out = a / (1 - rate), or 0 for a dropped element. `first`: the block's first row in the batch.
+
+    Element i of the batch uses word i of the stream whose key is derived from the layer's key and the step.
+    """
     cdef uint32_t word[WORDS]
     cdef uint32_t key0 = <uint32_t> hp.step, key1 = <uint32_t> (hp.step >> 32)
     cdef uint32_t threshold = <uint32_t> min(hp.rate * 4294967296.0, 4294967295.0)

@@ -1,0 +1,319 @@
+"""The operations of a pass: gathering samples, forward and backward on blocks, gradients of the weights."""
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcpy
+
+from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch
+from fastopt._core.span cimport Span
+from fastopt.nn._core.gemm cimport Matrix, matmul
+from fastopt.nn._core.layer_kernels cimport FLOAT32, FLOAT64, SPARSE, UINT8, Block, DataType
+from fastopt.nn._core.net_context cimport (
+    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, GATHER, INPUT_GRAD,
+    LAYER_NORM, LOSS, MATMUL, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, WeightTile,
+    block_ptr, inputs_of, row_ptr, rows_from,
+)
+
+cdef enum:
+    SPLIT_ROWS = 64     # samples per task of `split_products`
+    SCRATCH = 1 << 13   # doubles on the stack, for the gradient of a tile that is used for an update only
+
+
+# --- Gathering: copying the samples of a batch, converted to the network's dtype ----------------------------
+
+cdef inline Py_ssize_t element_size(DataType dtype) noexcept nogil:
+    """Bytes of an element of the inputs; 0 if they are sparse."""
+    if dtype == FLOAT64:
+        return sizeof(double)
+    if dtype == FLOAT32:
+        return sizeof(float)
+    return 1 if dtype == UINT8 else 0
+
+
+cdef inline int64_t source_row(const Batch* batch, Py_ssize_t i) noexcept nogil:
+    """Row of the data set that is sample i of the batch."""
+    return i if batch.index == NULL else batch.index[i]
+
+
+cdef inline void gather(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last, Py_ssize_t begin,
+                        Py_ssize_t end) noexcept nogil:
+    """Copy columns [begin, end) of the samples [first, last), unless the batch is the data itself."""
+    cdef const Batch* batch = &ctx.batch
+    cdef Py_ssize_t i, k, n = ctx.layers[0].inputs, size = element_size(batch.dtype)
+    cdef int64_t row, stored
+    cdef char* out
+    if not batch.copied:
+        return
+    for i in range(first, last):
+        row = source_row(batch, i)
+        out = row_ptr(ctx, batch.x, i, n)
+        if batch.dtype == SPARSE:
+            stored = batch.indptr[row]
+            ctx.kernels.expand_row(batch.indptr[row + 1] - stored, batch.columns + stored,
+                                   batch.source_X + stored * ctx.itemsize, begin, end, out)
+            continue
+        if i + 1 < last:        # the hardware prefetcher cannot predict a random row
+            for k from begin * size <= k < end * size by CACHE_LINE:
+                fo_prefetch(batch.source_X + source_row(batch, i + 1) * n * size + k)
+        ctx.kernels.convert(end - begin, batch.dtype, batch.source_X + (row * n + begin) * size,
+                            out + begin * ctx.itemsize)
+
+
+cdef inline void gather_targets(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Copy targets and weights of the samples [first, last), unless the samples are consecutive."""
+    cdef const Batch* batch = &ctx.batch
+    cdef Py_ssize_t i, size = ctx.itemsize
+    if batch.index == NULL:
+        return
+    for i in range(first, last):
+        if batch.source_y != NULL:
+            memcpy(batch.y + i * batch.y_bytes, batch.source_y + batch.index[i] * batch.y_bytes, batch.y_bytes)
+        if batch.source_weight != NULL:
+            memcpy(batch.weight + i * size, batch.source_weight + batch.index[i] * size, size)
+
+
+cdef inline double total_weight(const NetContext* ctx) noexcept nogil:
+    if ctx.batch.source_weight == NULL:
+        return <double> ctx.batch.rows
+    return ctx.kernels.sum_at(ctx.batch.rows, ctx.batch.index, ctx.batch.source_weight)
+
+
+# --- Forward, on block number `part`, which is `x` at this layer --------------------------------------------
+
+cdef inline void gather_block(const NetContext* ctx, const Block* x, Py_ssize_t part) noexcept nogil:
+    cdef Py_ssize_t first = part * ctx.block_rows
+    gather_targets(ctx, first, first + x.rows)
+    if ctx.split_col == 0:      # else `split_products` has gathered the inputs
+        gather(ctx, first, first + x.rows, 0, ctx.layers[0].inputs)
+
+
+cdef inline void check_finite(NetContext* ctx, const Block* x, const char* z, Py_ssize_t part) noexcept nogil:
+    """Test one product per sample first: a NaN or Inf in the inputs makes all of them NaN or Inf."""
+    cdef Py_ssize_t n = ctx.layers[0].inputs
+    if not ctx.kernels.first_column_finite(x, z) and not ctx.kernels.all_finite(
+            x.rows * n, block_ptr(ctx, ctx.batch.x, part, n)):
+        ctx.not_finite = True
+
+
+cdef inline void multiply_weights(NetContext* ctx, const Layer* layer, const Block* x,
+                                  Py_ssize_t part) noexcept nogil:
+    """z = inputs W"""
+    cdef Py_ssize_t first = part * ctx.block_rows
+    cdef Matrix z = rows_from(ctx, layer.z, first, x.n)
+    matmul(ctx.gemm, x.rows, x.n, layer.inputs, rows_from(ctx, inputs_of(ctx, layer), first, layer.inputs),
+           Matrix(layer.W, x.n, False), z)
+    if layer == ctx.layers:
+        check_finite(ctx, x, z.start, part)
+
+
+cdef inline void split_products(void* context, int part, int parts) noexcept nogil:
+    """Products of some samples with the first layer's weights below split_col, or from split_col on.
+
+    The thread later updates the same half of the weights, which then stay in its cache. For wide inputs they
+    are most of the memory that a step reads and writes.
+    """
+    cdef NetContext* ctx = <NetContext*> context
+    cdef const Layer* layer = &ctx.layers[0]
+    cdef int group = part % (parts // 2)
+    cdef bint upper = part >= parts // 2
+    cdef Py_ssize_t n = layer.outputs, first = group * SPLIT_ROWS, last = min(first + SPLIT_ROWS, ctx.batch.rows)
+    cdef Py_ssize_t begin = ctx.split_col if upper else 0, end = layer.inputs if upper else ctx.split_col
+    cdef uint64_t mode = fo_flush_begin()
+    cdef Matrix x = rows_from(ctx, ctx.batch.x, first, layer.inputs)
+    x.start += begin * ctx.itemsize
+    gather(ctx, first, last, begin, end)
+    matmul(ctx.gemm, last - first, n, end - begin, x, rows_from(ctx, layer.W, begin, n),
+           rows_from(ctx, ctx.partial_z if upper else layer.z, first, n))
+    fo_flush_end(mode)
+
+
+cdef inline void add_partial(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
+    """Add the two halves of the first layer's products."""
+    cdef char* z = block_ptr(ctx, layer.z, part, x.n)
+    ctx.kernels.add_scaled(x.rows * x.n, 1.0, block_ptr(ctx, ctx.partial_z, part, x.n), z)
+    check_finite(ctx, x, z, part)
+
+
+cdef inline void activate(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
+    """Normalization, activation and dropout."""
+    cdef char* z = block_ptr(ctx, layer.z, part, x.n)
+    cdef char* h = block_ptr(ctx, layer.h, part, x.n)
+    cdef char* a = block_ptr(ctx, layer.a, part, x.n)
+    if layer.norm == LAYER_NORM:
+        ctx.kernels.normalize_rows(x, ctx.eps, z, block_ptr(ctx, layer.rstd, part, 1))
+    elif layer.norm == BATCH_NORM:
+        ctx.kernels.normalize_columns(x, layer.mean, layer.rstd, z)
+    if layer.norm != NO_NORM:
+        ctx.kernels.affine(x, layer.scale, layer.b, z, h)
+    ctx.kernels.activation_forward(layer.activation, x, layer.b if layer.norm == NO_NORM else NULL, h, a)
+    if layer.drops:
+        ctx.kernels.dropout(&layer.dropout, x, part * ctx.block_rows, a, block_ptr(ctx, layer.out, part, x.n))
+
+
+cdef inline void compute_loss(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
+    ctx.losses[part] = ctx.kernels.loss(
+        &ctx.criterion, x, block_ptr(ctx, layer.out, part, x.n),
+        ctx.batch.y + part * ctx.block_rows * ctx.batch.y_bytes,
+        block_ptr(ctx, ctx.batch.weight, part, 1) if ctx.batch.weight != NULL else NULL,
+        block_ptr(ctx, layer.delta, part, x.n))
+
+
+# --- Backward -----------------------------------------------------------------------------------------------
+
+cdef inline void activation_backward(NetContext* ctx, const Layer* layer, const Block* x,
+                                     Py_ssize_t part) noexcept nogil:
+    """Gradient with respect to z; BATCH_NORM_BACKWARD completes it if the layer has batch normalization."""
+    cdef char* delta = block_ptr(ctx, layer.delta, part, x.n)
+    cdef char* z = block_ptr(ctx, layer.z, part, x.n)
+    cdef char* sums = row_ptr(ctx, layer.block_sums, part, x.n)
+    if layer.drops:
+        ctx.kernels.dropout(&layer.dropout, x, part * ctx.block_rows, delta, delta)
+    if layer != &ctx.layers[ctx.depth - 1]:
+        ctx.kernels.activation_backward(layer.activation, x, block_ptr(ctx, layer.h, part, x.n),
+                                        block_ptr(ctx, layer.a, part, x.n), delta)
+    if layer.norm == NO_NORM:
+        ctx.kernels.column_sums(x, delta, sums)
+        return
+    ctx.kernels.column_products(x, z, delta, sums, row_ptr(ctx, layer.block_products, part, x.n))
+    if layer.norm == LAYER_NORM:
+        ctx.kernels.scale_columns(x, layer.scale, delta)
+        ctx.kernels.normalize_rows_backward(x, z, block_ptr(ctx, layer.rstd, part, 1), delta)
+
+
+cdef inline void input_grad(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
+    """Gradient with respect to the layer's inputs, the output of the layer before: delta W.T"""
+    cdef Py_ssize_t first = part * ctx.block_rows
+    cdef Matrix weights = Matrix(layer.W, x.n, True)
+    if layer.transposed != NULL:
+        weights = Matrix(layer.transposed, layer.inputs, False)
+    matmul(ctx.gemm, x.rows, layer.inputs, x.n, rows_from(ctx, layer.delta, first, x.n), weights,
+           rows_from(ctx, (layer - 1).delta, first, layer.inputs))
+
+
+# --- The interpreter ----------------------------------------------------------------------------------------
+
+cdef inline void run_block(void* context, int part, int parts) noexcept nogil:
+    """Run the operations [op_begin, op_end) on one block."""
+    cdef NetContext* ctx = <NetContext*> context
+    cdef uint64_t mode = fo_flush_begin()
+    cdef const Op* op
+    cdef const Layer* layer
+    cdef Block x
+    cdef Py_ssize_t k
+    x.rows = min(ctx.block_rows, ctx.batch.rows - part * ctx.block_rows)
+    for k in range(ctx.op_begin, ctx.op_end):
+        op = &ctx.ops[k]
+        layer = &ctx.layers[op.layer]
+        x.n = layer.outputs
+        if op.opcode == GATHER:
+            gather_block(ctx, &x, part)
+        elif op.opcode == ADD_PARTIAL:
+            add_partial(ctx, layer, &x, part)
+        elif op.opcode == MATMUL:
+            multiply_weights(ctx, layer, &x, part)
+        elif op.opcode == MOMENTS:
+            ctx.kernels.column_moments(
+                &x, block_ptr(ctx, layer.z, part, x.n), row_ptr(ctx, layer.block_sums, part, x.n),
+                row_ptr(ctx, layer.block_products, part, x.n))
+        elif op.opcode == ACTIVATE:
+            activate(ctx, layer, &x, part)
+        elif op.opcode == LOSS:
+            compute_loss(ctx, layer, &x, part)
+        elif op.opcode == ACTIVATION_BACKWARD:
+            activation_backward(ctx, layer, &x, part)
+        elif op.opcode == BATCH_NORM_BACKWARD:
+            ctx.kernels.normalize_columns_backward(
+                &x, block_ptr(ctx, layer.z, part, x.n), layer.rstd, layer.db, layer.dscale,
+                <double> ctx.batch.rows, block_ptr(ctx, layer.delta, part, x.n))
+        elif op.opcode == INPUT_GRAD:
+            input_grad(ctx, layer, &x, part)
+    fo_flush_end(mode)
+
+
+# --- Operations on the results of all blocks ----------------------------------------------------------------
+
+cdef inline void sum_blocks(const NetContext* ctx, const Layer* layer, const char* parts,
+                            char* total) noexcept nogil:
+    """Sum over the blocks, in their order."""
+    cdef Py_ssize_t k, n = layer.outputs
+    memcpy(total, parts, n * ctx.itemsize)
+    for k in range(1, ctx.n_blocks):
+        ctx.kernels.add_scaled(n, 1.0, parts + k * n * ctx.itemsize, total)
+
+
+cdef inline void merge_blocks(const NetContext* ctx, const Op* op) noexcept nogil:
+    """Run an operation that needs the results of all blocks."""
+    cdef const Layer* layer = &ctx.layers[op.layer]
+    cdef Block batch = Block(ctx.batch.rows, layer.outputs), vector = Block(1, layer.outputs)
+    if op.opcode == MERGE_PRODUCTS:
+        sum_blocks(ctx, layer, layer.block_sums, layer.db)
+        sum_blocks(ctx, layer, layer.block_products, layer.dscale)
+        ctx.kernels.scale_columns(&vector, layer.scale, layer.rstd)     # from here on, rstd includes the scale
+    elif ctx.training:
+        ctx.kernels.merge_moments(&batch, ctx.block_rows, ctx.eps, ctx.momentum, layer.block_sums,
+                                  layer.block_products, layer.mean, layer.rstd, layer.running_mean,
+                                  layer.running_variance)
+    else:
+        memcpy(layer.mean, layer.running_mean, layer.outputs * ctx.itemsize)
+        ctx.kernels.reciprocal_std(layer.outputs, ctx.eps, layer.running_variance, layer.rstd)
+
+
+# --- Gradients of the parameters, one tile of a weight matrix at a time, and updates while it is cached -----
+
+cdef inline void transpose_tile(void* context, int part, int parts) noexcept nogil:
+    cdef NetContext* ctx = <NetContext*> context
+    cdef const WeightTile* tile = &ctx.tiles[part]
+    cdef const Layer* layer = &ctx.layers[tile.layer]
+    if layer.transposed != NULL:
+        ctx.kernels.transpose(layer.W, layer.transposed, layer.inputs, layer.outputs, tile.begin, tile.end)
+
+
+cdef inline void update_range(const NetContext* ctx, int param, const char* g, Py_ssize_t begin,
+                              Py_ssize_t end) noexcept nogil:
+    """Update elements [begin, end) of a parameter with the gradient `g`, if an optimizer leases it."""
+    cdef Span x
+    if ctx.lease == NULL:
+        return
+    x = ctx.lease.spans[param]
+    x.g = <char*> g - begin * ctx.itemsize
+    ctx.lease.update(&ctx.lease.args[x.group], &x, begin, end)
+
+
+cdef inline void vector_grads(const NetContext* ctx, const Layer* layer, int param) noexcept nogil:
+    """Gradients of bias and scale; MERGE_PRODUCTS has computed those of batch normalization."""
+    if layer.norm != BATCH_NORM:
+        sum_blocks(ctx, layer, layer.block_sums, layer.db)
+    if layer.norm == LAYER_NORM:
+        sum_blocks(ctx, layer, layer.block_products, layer.dscale)
+    update_range(ctx, param + 1, layer.db, 0, layer.outputs)
+    if layer.scale != NULL:
+        update_range(ctx, param + 2, layer.dscale, 0, layer.outputs)
+
+
+cdef inline void weight_grad(NetContext* ctx, const WeightTile* tile, double* penalty) noexcept nogil:
+    """dW = inputs.T delta + l2 W"""
+    cdef const Layer* layer = &ctx.layers[tile.layer]
+    cdef Py_ssize_t n = layer.outputs, rows = tile.end - tile.begin
+    cdef char* W = row_ptr(ctx, layer.W, tile.begin, n)
+    cdef char* dW = row_ptr(ctx, layer.dW, tile.begin, n)
+    cdef double scratch[SCRATCH]
+    if ctx.lease != NULL and rows * n * ctx.itemsize <= <Py_ssize_t> sizeof(scratch):
+        dW = <char*> &scratch[0]    # stays in the cache for the update; the gradient array is not written
+    matmul(ctx.gemm, rows, n, ctx.batch.rows,
+           Matrix(inputs_of(ctx, layer) + tile.begin * ctx.itemsize, layer.inputs, True),
+           Matrix(layer.delta, n, False), Matrix(dW, n, False))
+    if ctx.l2 != 0.0:
+        penalty[0] = ctx.kernels.sum_squares(rows * n, W)
+        ctx.kernels.add_scaled(rows * n, ctx.l2, W, dW)
+    update_range(ctx, tile.param, dW, tile.begin * n, tile.end * n)
+
+
+cdef inline void compute_tile_grad(void* context, int part, int parts) noexcept nogil:
+    """Compute the gradients of a tile; update the parameters if an optimizer leases them."""
+    cdef NetContext* ctx = <NetContext*> context
+    cdef const WeightTile* tile = &ctx.tiles[part]
+    cdef uint64_t mode = fo_flush_begin()
+    ctx.penalties[part] = 0.0
+    if tile.begin < tile.end:
+        weight_grad(ctx, tile, &ctx.penalties[part])
+    else:
+        vector_grads(ctx, &ctx.layers[tile.layer], tile.param)
+    fo_flush_end(mode)
