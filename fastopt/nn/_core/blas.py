@@ -19,14 +19,9 @@ if TYPE_CHECKING:
 
 # Name pattern and integer width in bits: OpenBLAS of NumPy's wheels, OpenBLAS with 64-bit integers, Apple's
 # Accelerate, any other BLAS.
-_NAMES = (
-    ("scipy_{}64_", 64),
-    ("{}64_", 64),
-    ("{}$NEWLAPACK$ILP64", 64),
-    ("{}", 32),
-)
-# OpenBLAS multiplies small matrices without packing them on these processors, up to this many multiplications
-# (`sgemm_small_matrix_permit` in its sources).
+_NAMES = (("scipy_{}64_", 64), ("{}64_", 64), ("{}$NEWLAPACK$ILP64", 64), ("{}", 32))
+# OpenBLAS multiplies small matrices without packing them if it has selected its kernels for these processors,
+# up to this many multiplications (`sgemm_small_matrix_permit` in its sources).
 _SMALL = 100**3
 _SMALL_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
@@ -36,15 +31,16 @@ def find() -> dict[str, Any]:
     for library in _libraries():
         for pattern, bits in _NAMES:
             if sgemm := _address(library, pattern.format("cblas_sgemm")):
-                openblas = "openblas_{}_num_threads"
+                core = _text(library, pattern.format("openblas_get_corename"))
+                words = _text(library, pattern.format("openblas_get_config")).split()
                 return {
-                    "name": _describe(library, pattern),
+                    "name": " ".join([*words[:2], core]) if words else "cblas",
                     "sgemm": sgemm,
                     "dgemm": _address(library, pattern.format("cblas_dgemm")),
                     "ilp64": bits == 64,
-                    "get_threads": _address(library, pattern.format(openblas.format("get"))),
-                    "set_threads": _address(library, pattern.format(openblas.format("set"))),
-                    "small": _SMALL if _core(library, pattern) in _SMALL_CORES else 0,
+                    "get_threads": _address(library, pattern.format("openblas_get_num_threads")),
+                    "set_threads": _address(library, pattern.format("openblas_set_num_threads")),
+                    "small": _SMALL if core in _SMALL_CORES else 0,
                 }
     return {"name": "numpy.matmul"}
 
@@ -73,16 +69,6 @@ def _text(library: ctypes.CDLL, name: str) -> str:
     function.restype = ctypes.c_char_p
     text: bytes = function()
     return text.decode()
-
-
-def _core(library: ctypes.CDLL, pattern: str) -> str:
-    """Return the processor family for which OpenBLAS has selected its kernels."""
-    return _text(library, pattern.format("openblas_get_corename"))
-
-
-def _describe(library: ctypes.CDLL, pattern: str) -> str:
-    words = _text(library, pattern.format("openblas_get_config")).split()
-    return " ".join([*words[:2], _core(library, pattern)]) if words else "cblas"
 
 
 blas = Blas(**find())
