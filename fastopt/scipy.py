@@ -42,21 +42,16 @@ import functools
 import inspect
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from fastopt._core.typing import Array
 from fastopt._core.validation import check_float, check_int
-from fastopt.optimizers import BY_NAME, TRAINING_OPTIONS, arguments_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import ArrayLike
-
-    from fastopt._core.typing import Array
-    from fastopt.optimizers.base import Optimizer
+from fastopt.optimizers import BY_NAME, TRAINING_OPTIONS, Optimizer, arguments_of
 
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning, approx_fprime
@@ -306,9 +301,6 @@ def _minimize(
             f"    Evaluations of the function: {objective.nfev}\n    Of the gradient: {objective.njev}"
         )
     return result
-
-
-# --- One function per optimizer ------------------------------------------------------------------
 
 
 def _make_method(name: str, cls: type[Optimizer]) -> Callable[..., OptimizeResult]:

@@ -14,8 +14,7 @@ _MOMENTS = {"exp_avg": "momentum", "exp_avg_sq": "velocity"}
 _ADAM = {**_BETAS, "amsgrad": "amsgrad"}, {**_MOMENTS, "max_exp_avg_sq": "velocity_hat"}
 _OPTIMIZERS: sd.Table = {
     "SGD": (
-        "SGD",
-        {**_COMMON, "momentum": "momentum", "nesterov": "nesterov"},
+        "SGD", {**_COMMON, "momentum": "momentum", "nesterov": "nesterov"},
         {"momentum_buffer": "-momentum"},
     ),
     "RMSprop": (
@@ -24,13 +23,11 @@ _OPTIMIZERS: sd.Table = {
         {"square_avg": "velocity", "grad_avg": "average_gradient", "momentum_buffer": "momentum"},
     ),
     "Adagrad": (
-        "Adagrad",
-        {**_COMMON, "initial_accumulator_value": "initial_accumulator_value", "eps": "epsilon"},
+        "Adagrad", {**_COMMON, "initial_accumulator_value": "initial_accumulator_value", "eps": "epsilon"},
         {"sum": "accumulator"},
     ),
     "Adadelta": (
-        "Adadelta",
-        {**_COMMON, "rho": "rho", "eps": "epsilon"},
+        "Adadelta", {**_COMMON, "rho": "rho", "eps": "epsilon"},
         {"square_avg": "accumulated_grad", "acc_delta": "accumulated_delta_var"},
     ),
     "Adam": ("Adam", *_ADAM),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastopt._core.pytree import flatten, item
+from fastopt._core.typing import TreeDef
 from fastopt.interop import state_dict as sd
 from fastopt.optimizers import Optimizer
-
-if TYPE_CHECKING:
-    from fastopt._core.typing import TreeDef
 
 _MOMENTS = {"exp_avg": "mu", "exp_avg_sq": "nu"}
 # Fields of optax's named tuples for the state arrays of fastopt.
@@ -95,9 +93,7 @@ def to_optax(optimizer: Optimizer, state: Any) -> Any:
     return _replace_fields(state, new | counts)
 
 
-def _read_both(
-    optimizer: Any, state: Any
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], TreeDef]:
+def _read_both(optimizer: Any, state: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], TreeDef]:
     """Return the state dict of an optimizer, its group, the fields of an optax state, and the nesting."""
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer: expected a fastopt optimizer, got {type(optimizer).__name__}")

@@ -11,13 +11,11 @@ from fastopt.interop import state_dict as sd
 
 _OPTIMIZERS: sd.Table = {
     "SGD": (
-        "SGDOptimizer",
-        {"lr": "learning_rate", "momentum": "momentum", "nesterov": "nesterov"},
+        "SGDOptimizer", {"lr": "learning_rate", "momentum": "momentum", "nesterov": "nesterov"},
         {"momentum_buffer": "-velocities"},
     ),
     "Adam": (
-        "AdamOptimizer",
-        {"lr": "learning_rate_init", "betas": ("beta_1", "beta_2"), "eps": "epsilon"},
+        "AdamOptimizer", {"lr": "learning_rate_init", "betas": ("beta_1", "beta_2"), "eps": "epsilon"},
         {"exp_avg": "ms", "exp_avg_sq": "vs"},
     ),
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from numbers import Integral
+from typing import Any, Self, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.base import is_classifier, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
@@ -14,20 +16,14 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from fastopt._core.typing import AnyArray
+from fastopt._core.validation import check_int
 from fastopt.nn import History, Trainer
+from fastopt.nn.typing import Samples, Validation
 from fastopt.sklearn.net import PenalizedMLP, draw_weights
-from fastopt.sklearn.params import MLPAttributes, check_params, hidden_sizes
+from fastopt.sklearn.params import MLPAttributes, check_params
 from fastopt.sklearn.solvers import minimize_lbfgs
-from fastopt.sklearn.training import EpochOrder, NoImprovement, TrainingState
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from numpy.typing import ArrayLike
-
-    from fastopt._core.typing import AnyArray
-    from fastopt.nn.typing import Samples, Validation
-    from fastopt.sklearn.training import Data
+from fastopt.sklearn.training import Data, EpochOrder, NoImprovement, TrainingState
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -54,9 +50,9 @@ class BaseMLP(MLPAttributes):
         """Set `n_outputs_`, `out_activation_` and `classes_`."""
         raise NotImplementedError
 
-    def _encode(self, y: Any) -> AnyArray:
+    def _encode(self, y: Any) -> Any:
         """Return targets in the form that the loss of the net expects."""
-        raise NotImplementedError
+        return y
 
     def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
         """Return the score of the predictions for encoded targets."""
@@ -112,7 +108,10 @@ class BaseMLP(MLPAttributes):
         self._set_target_attributes(y, incremental)
         weights = self._sample_weight(X, y, sample_weight, incremental)
         y = self._encode(y)
-        sizes = [X.shape[1], *hidden_sizes(self.hidden_layer_sizes), self.n_outputs_]
+        hidden: Any = self.hidden_layer_sizes
+        hidden = [hidden] if isinstance(hidden, Integral) else list(hidden)
+        hidden = [check_int("hidden_layer_sizes", size, 1) for size in hidden]
+        sizes = [X.shape[1], *hidden, self.n_outputs_]
         if starts:
             self._start(sizes, X.dtype)
         else:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
+from fastopt._core.typing import AnyArray, Array
+from fastopt.nn.typing import ClassWeight, Samples
 from fastopt.sklearn.base import BaseMLP, if_stochastic
-
-if TYPE_CHECKING:
-    from typing import Self
-
-    from numpy.typing import ArrayLike
-
-    from fastopt._core.typing import AnyArray, Array
-    from fastopt.nn.typing import ClassWeight, Samples
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -294,7 +289,8 @@ class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
     """Multilayer perceptron regressor with scikit-learn's interface.
 
     The parameters of ``sklearn.neural_network.MLPRegressor`` have the same meaning and default, and the same
-    random state gives the same model, up to rounding.
+    random state gives the same model, up to rounding. All parameters and attributes that are not listed here
+    are those of `MLPClassifier`.
 
     Parameters
     ----------
@@ -302,14 +298,6 @@ class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
         Half the squared error; the Poisson loss of non-negative targets, for which the net's output is the
         logarithm of the prediction; the Huber loss with threshold `delta`; or the pinball loss of the
         `quantile`. Losses are summed over the outputs.
-    hidden_layer_sizes, activation, solver, alpha, batch_size, learning_rate, learning_rate_init, power_t
-        See `MLPClassifier`.
-    max_iter, shuffle, random_state, tol, verbose, warm_start, momentum, nesterovs_momentum
-        See `MLPClassifier`.
-    early_stopping, validation_fraction, beta_1, beta_2, epsilon, n_iter_no_change, max_fun
-        See `MLPClassifier`.
-    dropout, norm, callbacks, max_time
-        See `MLPClassifier`.
     delta : float, default 1.0
         Absolute error at which the Huber loss changes from quadratic to linear.
     quantile : float, default 0.5
@@ -321,10 +309,6 @@ class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
         R2 of the validation data, NaN if a prediction is not finite.
     out_activation_ : str
         "identity", or "exp" for the Poisson loss.
-    coefs_, intercepts_, loss_, loss_curve_, best_loss_, validation_loss_curve_, history_
-        See `MLPClassifier`.
-    n_iter_, t_, n_layers_, n_outputs_, n_features_in_, feature_names_in_
-        See `MLPClassifier`.
 
     Examples
     --------
@@ -375,9 +359,6 @@ class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
     def _set_target_attributes(self, y: AnyArray, incremental: bool) -> None:
         self.n_outputs_ = 1 if y.ndim == 1 else y.shape[1]
         self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
-
-    def _encode(self, y: AnyArray) -> AnyArray:
-        return y
 
     def _loss_options(self) -> dict[str, Any]:
         return {"loss": self.loss, "delta": self.delta, "quantile": self.quantile}

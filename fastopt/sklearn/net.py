@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
 
 from fastopt.nn import MLP
 from fastopt.nn.network import TrainingData
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-
-    from fastopt.nn.typing import Samples
-    from fastopt.optimizers import Optimizer
+from fastopt.nn.typing import Samples
+from fastopt.optimizers import Optimizer
 
 
 class PenalizedMLP(MLP):
@@ -68,11 +65,6 @@ class PenalizedMLP(MLP):
             state[name] = [[np.require(a, requirements="W") for a in layer] for layer in state[name]]
         super().__setstate__(state)
 
-    def add_batch_loss(self, loss: float, n_samples: int) -> None:
-        """Include a batch in the mean of `pop_mean_loss`."""
-        self._loss_sum += loss * n_samples
-        self._n_samples += n_samples
-
     def pop_mean_loss(self) -> tuple[float, int]:
         """Return the mean loss since the last call, not weighted by sample weights, and the sample count."""
         mean, n_samples = self._loss_sum / self._n_samples, self._n_samples
@@ -107,7 +99,9 @@ class PenalizedData(TrainingData):
         loss = super().step(order, begin, rows, opt)
         batch = self._batch(order, begin, rows) if net.loss == "poisson" else (None, None)
         loss = net.reported_loss(loss, penalty, *batch)
-        net.add_batch_loss(loss, self._source.rows if rows is None else rows)
+        n_samples = self._source.rows if rows is None else rows
+        net._loss_sum += loss * n_samples
+        net._n_samples += n_samples
         return loss
 
     def _set_l2(self, order: NDArray[np.int64] | None, begin: int, rows: int | None) -> None:

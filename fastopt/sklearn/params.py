@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
+from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
 from fastopt._core.validation import check_choice, check_float, check_int
 from fastopt.callbacks import BackupAndRestore, Callback
+from fastopt.nn import History
+from fastopt.nn.typing import Activation, Layers, Norm
+from fastopt.optimizers import Optimizer
 from fastopt.sklearn.solvers import SOLVERS
-
-if TYPE_CHECKING:
-    from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
-    from fastopt.nn import History
-    from fastopt.nn.typing import Activation, Layers, Norm
-    from fastopt.optimizers import Optimizer
 
 
 class FittedAttributes(BaseEstimator):
@@ -119,9 +116,3 @@ def check_params(estimator: MLPAttributes) -> None:
         for name in ("callbacks", "dropout"):
             if np.any(params[name]):
                 raise ValueError(f"{name}: expected none with solver='lbfgs', got {params[name]!r}")
-
-
-def hidden_sizes(value: Any) -> list[int]:
-    """Return `hidden_layer_sizes`, an int or a sequence of int, as a list of int."""
-    values = [value] if isinstance(value, Integral) else list(value)
-    return [check_int("hidden_layer_sizes", size, 1) for size in values]

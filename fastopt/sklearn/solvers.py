@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import OptimizeResult, minimize
 
+from fastopt._core.typing import AnyArray, FloatOrSchedule
+from fastopt.nn.typing import Layers, Samples
 from fastopt.optimizers import BY_NAME, SGD, Adam, Optimizer
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
-    from scipy.optimize import OptimizeResult
-
-    from fastopt._core.typing import AnyArray, FloatOrSchedule
-    from fastopt.nn.typing import Layers, Samples
-    from fastopt.sklearn.net import PenalizedMLP
+from fastopt.sklearn.net import PenalizedMLP
 
 # Additional names for SGD that fix `nesterovs_momentum`.
 _SGD_NESTEROV = {"momentum": False, "nesterov": True}
@@ -51,23 +48,6 @@ def make_optimizer(
     return other
 
 
-def transfer_state(opt: Optimizer, saved: Mapping[str, Any], same_params: bool) -> None:
-    """Let a new optimizer resume from the state dict of a previous one, unless their classes differ.
-
-    Without `same_params`, `opt` keeps its hyperparameters and takes the step count and the state arrays that
-    both have.
-    """
-    if saved["optimizer"] != type(opt).__name__:
-        return
-    if same_params:
-        opt.load_state_dict(saved)
-        return
-    opt.steps = saved["steps"]
-    for state, saved_state in zip(opt.state, saved["state"], strict=True):
-        for name in state.keys() & saved_state.keys():
-            state[name] = saved_state[name]
-
-
 def minimize_lbfgs(
     net: PenalizedMLP, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, *, max_iter: int,
     max_fun: int, tol: float, max_time: float | None, verbose: bool,
@@ -76,8 +56,6 @@ def minimize_lbfgs(
 
     `tol` is the largest gradient component of a solution, and `max_time` a limit in seconds.
     """
-    from scipy.optimize import minimize
-
     arrays = [array for layer in net.params for array in layer]
     feed = net.bind_data(X, y, sample_weight)
     start = time.perf_counter()
@@ -109,7 +87,6 @@ def _pack(arrays: Sequence[AnyArray]) -> AnyArray:
 
 
 def _unpack(point: AnyArray, arrays: Sequence[AnyArray]) -> None:
-    start = 0
-    for array in arrays:
-        array[...] = point[start : start + array.size].reshape(array.shape)
-        start += array.size
+    ends = np.cumsum([array.size for array in arrays])
+    for array, part in zip(arrays, np.split(point, ends[:-1]), strict=True):
+        array[...] = part.reshape(array.shape)

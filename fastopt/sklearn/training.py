@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils import shuffle
 
 from fastopt.nn import Callback
+from fastopt.nn.typing import Layers, Logs
 from fastopt.optimizers import Optimizer
-from fastopt.sklearn.solvers import make_optimizer, transfer_state
+from fastopt.sklearn.net import PenalizedMLP
+from fastopt.sklearn.params import MLPAttributes
+from fastopt.sklearn.solvers import make_optimizer
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    from numpy.typing import NDArray
-
-    from fastopt.nn.typing import Layers, Logs
-    from fastopt.sklearn.net import PenalizedMLP
-    from fastopt.sklearn.params import MLPAttributes
-
-    # Validated X and encoded y, with or without sample weights.
-    Data: TypeAlias = tuple[Any, ...]
+Data: TypeAlias = tuple[Any, ...]   # validated X and encoded y, with or without sample weights
 
 _MIN_ADAPTIVE_LR = 1e-6
 _OPTIMIZER_PARAMS = (
@@ -52,7 +46,10 @@ class TrainingState:
         return self
 
     def resume_optimizer(self, estimator: MLPAttributes, params: Layers) -> Optimizer:
-        """Return the optimizer of the last fit, or a new one that resumes from its state."""
+        """Return the optimizer of the last fit, or a new one that resumes from its state.
+
+        With other hyperparameters, it takes over the step count and the state arrays that both have.
+        """
         made_with = {name: getattr(estimator, name) for name in _OPTIMIZER_PARAMS}
         previous = self.optimizer
         same_params = previous is not None and self.optimizer_params == made_with
@@ -65,9 +62,15 @@ class TrainingState:
                 "learning_rate: expected 'constant' with a schedule as learning_rate_init, "
                 f"got {estimator.learning_rate!r}"
             )
-        if previous is not None:
-            saved = previous.state_dict() if isinstance(previous, Optimizer) else previous
-            transfer_state(opt, saved, same_params)
+        saved = previous.state_dict() if isinstance(previous, Optimizer) else previous
+        if saved is not None and saved["optimizer"] == type(opt).__name__:
+            if same_params:
+                opt.load_state_dict(saved)
+            else:
+                opt.steps = saved["steps"]
+                for arrays, saved_arrays in zip(opt.state, saved["state"], strict=True):
+                    for name in arrays.keys() & saved_arrays.keys():
+                        arrays[name] = saved_arrays[name]
         self.optimizer, self.optimizer_params = opt, made_with
         return opt
 
