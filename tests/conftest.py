@@ -16,6 +16,15 @@ from fastopt.nn._core import dispatch as nn_dispatch
 os.environ["PYTHONSAFEPATH"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the whole suite in two processes if pytest-xdist is installed."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ     # which must not start workers of its own
+    is_whole_suite = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if is_whole_suite and not is_worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses = 2
+
+
 @pytest.fixture(params=dispatch.runnable())
 def isa(request, monkeypatch):
     """Run the test on what is compiled for one instruction set."""
