@@ -1,6 +1,7 @@
 """Files as data sets come in, made for the tests."""
 
 import gzip
+import re
 
 import numpy as np
 
@@ -25,3 +26,8 @@ def write(path, content):
     data = content if isinstance(content, bytes) else content.encode()
     path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
     return path
+
+
+def id_without_address(value):
+    """Name of a parameter of a test that is the same in every process."""
+    return re.sub(r" at 0x\w+", "", str(value))

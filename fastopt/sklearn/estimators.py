@@ -9,7 +9,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.sparse import issparse
-from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
@@ -17,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from fastopt._core.typing import AnyArray, Array
 from fastopt.nn.typing import ClassWeight, Samples
 from fastopt.sklearn.base import BaseMLP, if_stochastic
+from fastopt.sklearn.params import ClassifierMixin, RegressorMixin
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

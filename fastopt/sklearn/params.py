@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from sklearn.base import BaseEstimator
 
 from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
 from fastopt._core.validation import check_choice, check_float, check_int
@@ -17,6 +16,22 @@ from fastopt.nn import History
 from fastopt.nn.typing import Activation, Layers, Norm
 from fastopt.optimizers import Optimizer
 from fastopt.sklearn.solvers import SOLVERS
+
+if TYPE_CHECKING:  # scikit-learn's classes have no types, and a base class without types would hide ours
+
+    class BaseEstimator:
+        def __getattr__(self, name: str) -> Any: ...
+        def __getstate__(self) -> dict[str, Any]: ...
+        def __setstate__(self, state: dict[str, Any]) -> None: ...
+        def __sklearn_tags__(self) -> Any: ...
+
+    class ClassifierMixin:
+        def __sklearn_tags__(self) -> Any: ...
+
+    class RegressorMixin:
+        def __sklearn_tags__(self) -> Any: ...
+else:
+    from sklearn.base import BaseEstimator
 
 
 class FittedAttributes(BaseEstimator):

@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import pytest
+from files import id_without_address
 
 pytest.importorskip("sklearn")
 
@@ -702,7 +703,7 @@ def test_keyboard_interrupt_keeps_trained_weights():
             "learning_rate: expected 'constant' with a schedule as learning_rate_init, got 'adaptive'",
         ),
     ],
-    ids=str,
+    ids=id_without_address,
 )
 def test_invalid_parameters_raise(params, error, message):
     with pytest.raises(error, match=message):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from files import id_without_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -213,7 +214,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "expected"), VALUES, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(("schedule", "expected"), VALUES, ids=lambda v: id_without_address(v)[:60])
 def test_values(schedule, expected):
     for step, value in expected.items():
         got = schedule(step)
