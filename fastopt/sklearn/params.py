@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # scikit-learn's classes have no types, and a base class with
     class RegressorMixin:
         def __sklearn_tags__(self) -> Any: ...
 else:
-    from sklearn.base import BaseEstimator
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin  # noqa: F401 (for estimators.py)
 
 
 class FittedAttributes(BaseEstimator):
