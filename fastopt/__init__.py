@@ -11,7 +11,7 @@ _NAMES = {
     "fastopt._config": ("show_config",),
     "fastopt._core.rows": ("Rows",),
     "fastopt._core.threads": ("get_num_threads", "set_num_threads"),
-    "fastopt.lr_range_test": ("lr_find",),
+    "fastopt.lr_finder": ("lr_find",),
     "fastopt.nn": ("MLP", "Callback", "History", "Trainer"),
     "fastopt.optimizers": (
         "ADOPT", "ASGD", "FTRL", "LAMB", "LARS", "SGD", "AdEMAMix", "AdaBelief", "Adadelta", "Adafactor",

@@ -149,7 +149,7 @@ def plot_lr_find(found: LRFindResult, path: StrPath | None = None) -> Figure:
 
     Parameters
     ----------
-    found : fastopt.lr_range_test.LRFind
+    found : fastopt.lr_finder.LRFind
         Result of `fastopt.lr_find`.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...

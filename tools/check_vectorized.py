@@ -30,7 +30,10 @@ WIDTH = {"base": 128, "v3": 256, "v4": 512}  # bits of a register
 BITS = {"float": 32, "double": 64, "uint32_t": 32}
 # Functions with loops over elements, and functions with sums in lanes, in each module.
 LOOPS = {
-    "kernels": ("sweep", "measure", "shape", "unitwise", "shrink", "average", "add_row"),
+    "kernels": (
+        "sweep", "measure", "transform_grad", "scale_shift", "scale_params", "update_average",
+        "add_unit_sums_row",
+    ),
     "layers": (
         "activate", "multiply_derivative", "loss_elements", "exponentials", "logarithms", "multiply_add",
         "subtract_max", "normalize_row_backward", "add_bias", "scale_columns", "affine", "normalize_columns",

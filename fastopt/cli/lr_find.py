@@ -6,7 +6,7 @@ import argparse
 
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.parser import FAILED, Parser, print_error
-from fastopt.lr_range_test import lr_find
+from fastopt.lr_finder import lr_find
 
 _MAX_ROWS = 20  # of the printed table
 

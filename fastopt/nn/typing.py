@@ -48,7 +48,7 @@ class SparseMatrix(Protocol):
 
 
 class LRFindResult(Protocol):
-    """The attributes of `fastopt.lr_range_test.LRFind`."""
+    """The attributes of `fastopt.lr_finder.LRFind`."""
 
     @property
     def lr(self) -> NDArray[np.float64]: ...

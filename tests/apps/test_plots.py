@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fastopt.lr_range_test import LRFind
+from fastopt.lr_finder import LRFind
 from fastopt.nn import History
 from fastopt.plots import (
     check_path,

@@ -9,7 +9,7 @@ import pytest
 
 import fastopt
 from fastopt import lr_find, schedules
-from fastopt.lr_range_test import LRFind, _steepest
+from fastopt.lr_finder import LRFind, _steepest
 from fastopt.nn import MLP, Trainer
 from fastopt.nn.data import load_digits
 
