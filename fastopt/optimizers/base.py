@@ -533,4 +533,3 @@ class Optimizer:
 _OPTIONS = tuple(
     p.name for p in inspect.signature(Optimizer).parameters.values() if p.kind == p.KEYWORD_ONLY
 )
-
