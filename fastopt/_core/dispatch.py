@@ -11,7 +11,7 @@ from fastopt._core import runtime
 
 
 class Kernels(Protocol):
-    """What a module of update rules exports, whatever its instruction set; see `kernels.pyx`."""
+    """Exports of a module of update rules; see `kernels.pyx`."""
 
     KERNELS: object
     KERNEL_INDEX: dict[str, int]
@@ -26,20 +26,17 @@ _LEVELS = {"base": 0, "v3": 3, "v4": 4}
 
 def runnable() -> list[str]:
     """Names of the builds that exist in this installation and run on this machine, best last."""
-    return [isa for isa in _LEVELS if _LEVELS[isa] <= runtime.cpu_level() and _exists(isa)]
-
-
-def _exists(isa: str) -> bool:
-    # The modules of an instruction set are installed together: one of them stands for all.
-    return importlib.util.find_spec(f"fastopt._core.kernels_{isa}") is not None
+    level = runtime.cpu_level()
+    return [
+        isa for isa in _LEVELS
+        if _LEVELS[isa] <= level and importlib.util.find_spec(f"fastopt._core.kernels_{isa}") is not None
+    ]
 
 
 def load(module: str, isa: str) -> Any:
     """Import the build of `module` for one instruction set, after checking that it can run."""
     if isa not in runnable():
-        raise ImportError(
-            f"FASTOPT_ISA={isa}: this machine and installation can run {', '.join(runnable())}"
-        )
+        raise ImportError(f"FASTOPT_ISA={isa}: this machine and installation can run {', '.join(runnable())}")
     return importlib.import_module(f"{module}_{isa}")
 
 

@@ -23,20 +23,10 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list[str]]:
-    """Flatten a nesting of parameter arrays and check every array.
+    """Return the treedef of a nesting of parameters, its arrays, and their paths: ``[2]["W"]``.
 
-    Returns
-    -------
-    treedef
-    arrays : list of ndarray
-    paths : list of str
-        Position of each array in the nesting: ``[2]["W"]``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an element is not an array that a kernel can update in place, if an array occurs twice, if
-        two arrays share memory, or if there is none; the message names the element.
+    Raises TypeError or ValueError if an element is not an array that a kernel can update in place, if two
+    arrays share memory, or if there is no array.
     """
     arrays: list[Array] = []
     paths: list[str] = []
@@ -49,14 +39,9 @@ def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list
 
 def _flatten(tree: Any, name: str, path: str, arrays: list[Array], paths: list[str]) -> TreeDef:
     if isinstance(tree, (list, tuple)):
-        return tuple(
-            _flatten(inner, name, f"{path}[{i}]", arrays, paths) for i, inner in enumerate(tree)
-        )
+        return tuple(_flatten(inner, name, f"{path}[{i}]", arrays, paths) for i, inner in enumerate(tree))
     if isinstance(tree, dict):
-        return {
-            key: _flatten(inner, name, path + item(key), arrays, paths)
-            for key, inner in tree.items()
-        }
+        return {key: _flatten(inner, name, path + item(key), arrays, paths) for key, inner in tree.items()}
     check_updatable(tree, name + path)
     arrays.append(tree)
     paths.append(path)
@@ -87,9 +72,7 @@ def item(key: object) -> str:
 def check_updatable(array: Any, name: str) -> None:
     """Raise unless `array` can be updated in place by a kernel."""
     if not isinstance(array, np.ndarray) or is_masked(array):
-        raise TypeError(
-            f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}"
-        )
+        raise TypeError(f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}")
     if array.dtype not in DTYPES or not array.dtype.isnative:
         found = array.dtype if array.dtype.isnative else f"{array.dtype.str} (another byte order)"
         raise TypeError(
@@ -132,26 +115,19 @@ def explain_mismatch(treedef: TreeDef, tree: Any, path: str = "grads") -> NoRetu
 def _find_mismatch(treedef: TreeDef, tree: Any, path: str) -> None:
     if isinstance(treedef, int):
         return
+    n, actual = len(treedef), type(tree).__name__
     if isinstance(treedef, tuple):
         if not isinstance(tree, (list, tuple)):
-            raise TypeError(
-                f"{path}: expected a list of {len(treedef)} as the parameters have, got {type(tree).__name__}"
-            )
-        if len(tree) != len(treedef):
-            raise ValueError(
-                f"{path}: expected {len(treedef)} entries as the parameters have, got {len(tree)}"
-            )
+            raise TypeError(f"{path}: expected a list of {n} as the parameters have, got {actual}")
+        if len(tree) != n:
+            raise ValueError(f"{path}: expected {n} entries as the parameters have, got {len(tree)}")
         inner = ((i, t, f"[{i}]") for i, t in enumerate(treedef))
     else:
+        expected = f"keys {list(treedef)} as the parameters have"
         if not isinstance(tree, dict):
-            raise TypeError(
-                f"{path}: expected a dict with keys {list(treedef)} as the parameters have, "
-                f"got {type(tree).__name__}"
-            )
+            raise TypeError(f"{path}: expected a dict with {expected}, got {actual}")
         if tree.keys() != treedef.keys():
-            raise ValueError(
-                f"{path}: expected keys {list(treedef)} as the parameters have, got {list(tree)}"
-            )
+            raise ValueError(f"{path}: expected {expected}, got {list(tree)}")
         inner = ((key, t, item(key)) for key, t in treedef.items())
     for key, inner_treedef, step in inner:
         _find_mismatch(inner_treedef, tree[key], path + step)

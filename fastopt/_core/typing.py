@@ -14,7 +14,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class SequenceNotStr(Protocol[T_co]):
-    """A list or a tuple: any sequence but a str, which has nothing but str in it for ever."""
+    """A list or a tuple: any sequence except str, whose elements are str again."""
 
     def __getitem__(self, index: int, /) -> T_co: ...
     def __contains__(self, value: object, /) -> bool: ...
@@ -22,22 +22,22 @@ class SequenceNotStr(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
     def __reversed__(self) -> Iterator[T_co]: ...
     @property
-    def count(self) -> object: ...      # which no dict and no array has
+    def count(self) -> object: ...  # dicts and arrays do not have it
 
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 AnyArray: TypeAlias = NDArray[Any]
 
-# Arrays by themselves or in lists, tuples and dicts; as gradients, with `Rows` among them.
+# An array, or arrays in nested lists, tuples and dicts; gradients may also be `Rows`.
 Nesting: TypeAlias = "Array | SequenceNotStr[Nesting] | Mapping[Any, Nesting]"
 Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, Gradients]"
-# What an optimizer is given: a nesting, or a list of groups.
+# Parameters of an optimizer: a nesting, or a list of groups.
 Params: TypeAlias = "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
-# A nesting with places in a flat list for the arrays, see `pytree`.
+# A nesting with indices in place of the arrays, see `pytree`.
 TreeDef: TypeAlias = "int | tuple[TreeDef, ...] | dict[Any, TreeDef]"
 
 Number: TypeAlias = float | np.floating[Any] | np.integer[Any]
-# A number for each of the finished steps.
+# The value for a number of finished steps.
 Schedule: TypeAlias = Callable[[int], float]
 FloatOrSchedule: TypeAlias = Number | Schedule
 Pair: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule]
@@ -47,7 +47,7 @@ Convention: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 
-# What a rule says of itself in its class, see `Optimizer`.
+# Class attributes of a rule, see `Rule`.
 States: TypeAlias = Mapping[str, tuple[str, ...]]
 Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]
 Bounds: TypeAlias = Sequence[Any]
@@ -58,7 +58,7 @@ SparseModes: TypeAlias = tuple[Sparse, ...]
 
 
 class Options(TypedDict, total=False):
-    """What all optimizers take beside the hyperparameters of the rule."""
+    """Keyword arguments of all optimizers, in addition to the hyperparameters."""
 
     ema: FloatOrSchedule | None
     lookahead: tuple[int, Number] | None
@@ -71,7 +71,7 @@ class Options(TypedDict, total=False):
 
 
 class StepOptions(TypedDict, total=False):
-    """What a step may be asked beside the update."""
+    """Keyword arguments of `step` that change the gradients."""
 
     max_norm: Number | None
     clip_value: Number | None

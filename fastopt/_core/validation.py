@@ -71,11 +71,10 @@ def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[NDArray[Any], N
     for name, values in ((X_name, X), (y_name, y)):
         if values.ndim == 0:
             raise ValueError(f"{name}: expected one entry a sample, got a single value")
-    if X.shape[0] != len(y):
-        raise ValueError(
-            f"{y_name}: expected {X.shape[0]} labels, as many as {X_name} has samples, got {len(y)}"
-        )
-    if X.shape[0] == 0:
+    n = X.shape[0]
+    if n != len(y):
+        raise ValueError(f"{y_name}: expected {n} labels, as many as {X_name} has samples, got {len(y)}")
+    if n == 0:
         raise ValueError(f"{X_name}: expected at least one sample, got none")
     return X, y
 
