@@ -181,11 +181,8 @@ class Optimizer:
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters; `step` then takes a list of gradients with one entry per group.
 
-        Parameters
-        ----------
-        group : dict
-            ``{"params": ..., "lr": ...}``; hyperparameters that it does not contain have the optimizer's
-            defaults.
+        `group` is a dict ``{"params": ..., "lr": ...}``; hyperparameters that it does not contain have the
+        optimizer's defaults.
         """
         self._refuse_swapped("add_param_group")
         self.catch_up()
@@ -375,18 +372,8 @@ class Optimizer:
     def _lease(self, grads: Gradients, call: Callable[..., T | None], *args: Any) -> T | None:
         """Take a plain step whose update is done by compiled code that also computes the gradients.
 
-        Parameters
-        ----------
-        grads : nesting of ndarrays
-            As for `step`; they need not be computed yet.
-        call : callable
-            Called with `args` and the address of a `StepLease` (`span.pxd`); updates every element once.
-
-        Returns
-        -------
-        object
-            Result of `call`. If it is None, or if `call` raised, nothing was updated and the step has
-            not been taken.
+        `call` gets `args` and the address of a `StepLease` (`span.pxd`), and updates every element once. If
+        it returns None or raises, nothing was updated and no step is counted. Returns the result of `call`.
         """
         if self._dirty.scalars:
             self._refresh()
