@@ -6,20 +6,14 @@ a list or tuple, and a dict for a dict. The step table binds gradients along it.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
-from fastopt._core.runtime import address
-from fastopt._core.validation import is_masked
+from fastopt._core.validation import check_disjoint, check_updatable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastopt._core.typing import Array, TreeDef
-
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list[str]]:
@@ -33,7 +27,7 @@ def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list
     treedef = _flatten(tree, name, "", arrays, paths)
     if not arrays:
         raise ValueError(f"{name}: expected at least one array, got none")
-    _check_disjoint(arrays, paths, name)
+    check_disjoint(arrays, paths, name)
     return treedef, arrays, paths
 
 
@@ -67,43 +61,6 @@ def count_leaves(treedef: TreeDef) -> int:
 def item(key: object) -> str:
     """Item of a dict as it is written in an error: ``["W"]``."""
     return f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
-
-
-def check_updatable(array: Any, name: str) -> None:
-    """Raise unless `array` can be updated in place by a kernel."""
-    if not isinstance(array, np.ndarray) or is_masked(array):
-        raise TypeError(f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}")
-    if array.dtype not in DTYPES or not array.dtype.isnative:
-        found = array.dtype if array.dtype.isnative else f"{array.dtype.str} (another byte order)"
-        raise TypeError(
-            f"{name}: expected dtype float32 or float64, got {found}; convert it with "
-            ".astype(numpy.float32) and use the result as the parameter"
-        )
-    if not array.flags.c_contiguous:
-        raise ValueError(
-            f"{name}: expected a C-contiguous array, got strides {array.strides} for shape "
-            f"{array.shape}; make it one with numpy.ascontiguousarray and use the result"
-        )
-    if not array.flags.writeable:
-        raise ValueError(f"{name}: expected a writeable array, got a read-only one; copy it first")
-    if not array.flags.aligned:
-        raise ValueError(
-            f"{name}: expected an array aligned to its {array.itemsize}-byte items, "
-            f"got address {address(array):#x}; copy it first"
-        )
-
-
-def _check_disjoint(arrays: list[Array], paths: list[str], name: str) -> None:
-    starts = [address(array) for array in arrays]
-    ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
-    for (_, end, i), (start, _, k) in pairwise(ranges):
-        if start < end:
-            first, second = sorted((i, k))
-            what = "are the same array" if arrays[i] is arrays[k] else "share memory"
-            raise ValueError(
-                f"{name}{paths[first]} and {name}{paths[second]} {what}: "
-                "each element can be updated only once per step"
-            )
 
 
 def explain_mismatch(treedef: TreeDef, tree: Any, path: str = "grads") -> NoReturn:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import sys
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fastopt._core.runtime import address
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
+
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 _T = TypeVar("_T")
 
@@ -83,3 +88,40 @@ def is_masked(array: Any) -> bool:
     """Whether `array` is a masked array. `numpy.ma` takes time to import and may not be loaded."""
     ma = sys.modules.get("numpy.ma")
     return ma is not None and isinstance(array, ma.MaskedArray)
+
+
+def check_updatable(array: Any, name: str) -> None:
+    """Raise unless `array` can be updated in place by a kernel."""
+    if not isinstance(array, np.ndarray) or is_masked(array):
+        raise TypeError(f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}")
+    if array.dtype not in DTYPES or not array.dtype.isnative:
+        found = array.dtype if array.dtype.isnative else f"{array.dtype.str} (another byte order)"
+        raise TypeError(
+            f"{name}: expected dtype float32 or float64, got {found}; convert it with "
+            ".astype(numpy.float32) and use the result as the parameter"
+        )
+    if not array.flags.c_contiguous:
+        raise ValueError(
+            f"{name}: expected a C-contiguous array, got strides {array.strides} for shape "
+            f"{array.shape}; make it one with numpy.ascontiguousarray and use the result"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one; copy it first")
+    if not array.flags.aligned:
+        raise ValueError(
+            f"{name}: expected an array aligned to its {array.itemsize}-byte items, "
+            f"got address {address(array):#x}; copy it first"
+        )
+
+
+def check_disjoint(arrays: list[NDArray[Any]], paths: list[str], name: str) -> None:
+    starts = [address(array) for array in arrays]
+    ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
+    for (_, end, i), (start, _, k) in pairwise(ranges):
+        if start < end:
+            first, second = sorted((i, k))
+            what = "are the same array" if arrays[i] is arrays[k] else "share memory"
+            raise ValueError(
+                f"{name}{paths[first]} and {name}{paths[second]} {what}: "
+                "each element can be updated only once per step"
+            )
