@@ -11,13 +11,13 @@ steps.
 
 All functions are inline because `rows.pyx`, their only user, calls them for every row.
 """
-from cpython.mem cimport PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from libc.math cimport exp, log
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from fastopt._core.common cimport alloc, real, resize
-from fastopt._core.span cimport E, P, S, T, U, W, Span, UpdateArgs
+from fastopt._core.common cimport real
+from fastopt._core.span cimport UpdateArgs, Span
 
 cdef enum:
     DECAYED_ARRAYS = 4      # p, s, t and u: the arrays of an optimizer that supports deferred rows
@@ -38,11 +38,19 @@ cdef struct LogDecay:
 cdef struct DeferredRows:
     # The logged steps of one parameter.
     int64_t* n_applied      # per row: logged steps that the row has taken; NULL: every row is up to date
-    UpdateArgs* replay_log  # arguments of each logged step
+    UpdateArgs* replay_log         # arguments of each logged step
     LogDecay* log_decay     # DECAYED_ARRAYS per step: product of the factors of all steps before it
     Py_ssize_t n_logged
     Py_ssize_t capacity     # of the log, in steps
-    Py_ssize_t replay_steps     # the largest of the logged steps; -1 if one of them is -1
+    Py_ssize_t replay_steps  # the largest of the logged steps; -1 if one of them is -1
+
+
+cdef inline void* resize(void* block, Py_ssize_t n, Py_ssize_t size) except NULL:
+    """Reallocate a block for n items."""
+    cdef void* resized = PyMem_Realloc(block, max(n * size, 1))
+    if resized == NULL:
+        raise MemoryError()
+    return resized
 
 
 cdef inline LogDecay add_factor(LogDecay x, double factor) noexcept nogil:
@@ -57,7 +65,9 @@ cdef inline int reserve_step(DeferredRows* x, Py_ssize_t n_rows) except -1:
     """Make room for one more logged step; on the first call every row is up to date."""
     cdef Py_ssize_t capacity
     if x.n_applied == NULL:
-        x.n_applied = <int64_t*> alloc(n_rows, sizeof(int64_t))
+        x.n_applied = <int64_t*> PyMem_Calloc(n_rows + 1, sizeof(int64_t))
+        if x.n_applied == NULL:
+            raise MemoryError()
         x.n_logged = x.replay_steps = 0
     if x.n_logged == x.capacity and x.n_logged < MAX_LOGGED:
         capacity = max(16, 2 * x.capacity)
@@ -79,7 +89,7 @@ cdef inline void log_step(DeferredRows* x, const UpdateArgs* args, const IdleDec
     cdef int j
     x.replay_log[x.n_logged] = args[0]
     # Options that move the parameter or read it at each step have no constant factor.
-    if args.l2_decay != 0.0 or args.decay_factor != 1.0 or param.arrays[W] != NULL or param.arrays[E] != NULL:
+    if args.l2_decay != 0.0 or args.decay_factor != 1.0 or param.w != NULL or param.e != NULL:
         steps = -1
     for j in range(DECAYED_ARRAYS):
         factor = idle.factors[j] if param.is_f64 else <double> <float> idle.factors[j]
@@ -104,7 +114,7 @@ cdef inline void free_log(DeferredRows* x) noexcept:
 
 cdef inline Py_ssize_t min_replay(const Span* param) noexcept nogil:
     """Steps that even an idle row replays: AMSGrad's maximum (`u`) takes one to reach the second moment."""
-    return param.arrays[U] != NULL
+    return param.u != NULL
 
 
 cdef inline Py_ssize_t count_replayed(const DeferredRows* x, const Span* param,
@@ -123,8 +133,9 @@ cdef inline bint all_zero(const real* a, Py_ssize_t n) noexcept nogil:
 
 cdef inline bint is_idle(const Span* row) noexcept nogil:
     """Whether the state that moves the parameter is zero."""
-    cdef char* s = row.arrays[S]
-    return s == NULL or (all_zero(<double*> s, row.n) if row.is_f64 else all_zero(<float*> s, row.n))
+    if row.s == NULL:
+        return True
+    return all_zero(<double*> row.s, row.n) if row.is_f64 else all_zero(<float*> row.s, row.n)
 
 
 cdef inline void scale(real* a, double factor, Py_ssize_t n) noexcept nogil:
@@ -135,7 +146,7 @@ cdef inline void scale(real* a, double factor, Py_ssize_t n) noexcept nogil:
 
 cdef inline void apply_decay(const DeferredRows* x, const Span* row, Py_ssize_t first) noexcept nogil:
     """Apply to a row all logged steps from `first` on, which only multiply it by their factors."""
-    cdef char** arrays = [row.arrays[P], row.arrays[S], row.arrays[T], row.arrays[U]]
+    cdef char** arrays = [row.p, row.s, row.t, row.u]
     cdef const LogDecay* begin
     cdef const LogDecay* end
     cdef double factor

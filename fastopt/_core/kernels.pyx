@@ -15,7 +15,7 @@ from libc.math cimport fabs, fabsf, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport E, G, P, S, T, U, V, W, Kernels, Span, UpdateArgs
+from fastopt._core.span cimport Kernels, Span, UpdateArgs
 
 cdef enum:
     LINE = 64       # bytes of a cache line
@@ -614,16 +614,21 @@ cdef void measure(const two_pass_rule* scalars, const real* restrict p, const re
 
 # --- The table of kernels --------------------------------------------------------------------------
 
-# The pointers point to float or double.
-ctypedef void (*Sweep)(const void* scalars, void* p, const void* g, void* s, void* t, void* u, void* v,
-                       Py_ssize_t n) noexcept nogil
-ctypedef void (*Measure)(const void* scalars, const void* p, const void* g, void* s, void* t, void* u, void* v,
-                         double* x, double* y, Py_ssize_t n) noexcept nogil
+ctypedef void (*SweepF32)(const void* scalars, float* p, const float* g, float* s, float* t, float* u,
+                          float* v, Py_ssize_t n) noexcept nogil
+ctypedef void (*SweepF64)(const void* scalars, double* p, const double* g, double* s, double* t, double* u,
+                          double* v, Py_ssize_t n) noexcept nogil
+ctypedef void (*MeasureF32)(const void* scalars, const float* p, const float* g, float* s, float* t, float* u,
+                            float* v, double* x, double* y, Py_ssize_t n) noexcept nogil
+ctypedef void (*MeasureF64)(const void* scalars, const double* p, const double* g, double* s, double* t,
+                            double* u, double* v, double* x, double* y, Py_ssize_t n) noexcept nogil
 
 cdef struct Loops:
-    # The loops of one kernel for float and double; `measure` is NULL if it has one pass.
-    Sweep sweep[2]
-    Measure measure[2]
+    # The loops of one kernel; `measure` is NULL if it has one pass.
+    SweepF32 sweep_f32
+    SweepF64 sweep_f64
+    MeasureF32 measure_f32
+    MeasureF64 measure_f64
 
 cdef Loops loops[MAX_RULES]
 
@@ -646,11 +651,18 @@ cdef int register_kernel(str name, const rule* kind) except -1:
     if k == MAX_RULES:
         raise ImportError(f"there is room for {MAX_RULES} rules")
     memset(&scalars, 0, sizeof(scalars))
-    KERNEL_INDEX[name], FIELDS[name] = k, tuple(<dict> scalars)
-    loops[k].sweep[0], loops[k].sweep[1] = <Sweep> sweep[rule, float], <Sweep> sweep[rule, double]
-    if rule in two_pass_rule:
-        loops[k].measure[0], loops[k].measure[1] = <Measure> measure[rule, float], <Measure> measure[rule, double]
-        (ROWWISE if rule is RowwiseAdagrad else TWO_PASS).add(name)
+    loops[k].sweep_f32 = <SweepF32> sweep[rule, float]
+    loops[k].sweep_f64 = <SweepF64> sweep[rule, double]
+    KERNEL_INDEX[name] = k
+    FIELDS[name] = tuple(<dict> scalars)
+    return 0
+
+
+cdef int register_reduction(str name, const two_pass_rule* kind, set names) except -1:
+    cdef int k = KERNEL_INDEX[name]
+    loops[k].measure_f32 = <MeasureF32> measure[two_pass_rule, float]
+    loops[k].measure_f64 = <MeasureF64> measure[two_pass_rule, double]
+    names.add(name)
     return 0
 
 
@@ -687,26 +699,37 @@ register_kernel("lamb", <Lamb*> NULL)
 register_kernel("prodigy", <Prodigy*> NULL)
 register_kernel("cautious_adam", <CautiousAdam*> NULL)
 register_kernel("cautious_lion", <CautiousLion*> NULL)
+register_reduction("rowwise_adagrad", <RowwiseAdagrad*> NULL, ROWWISE)
+register_reduction("lars", <Lars*> NULL, TWO_PASS)
+register_reduction("lamb", <Lamb*> NULL, TWO_PASS)
+register_reduction("prodigy", <Prodigy*> NULL, TWO_PASS)
+register_reduction("cautious_adam", <CautiousAdam*> NULL, TWO_PASS)
+register_reduction("cautious_lion", <CautiousLion*> NULL, TWO_PASS)
 
 
 # --- A pass over one tile: transform the gradient, apply the rule, average, zero ------------------------
 
 cdef inline bint is_two_pass(const UpdateArgs* args) noexcept nogil:
     """Whether the kernel has two passes; the first one then applies `decay_factor`."""
-    return loops[args.kernel].measure[0] != NULL
+    return loops[args.kernel].measure_f64 != NULL
 
 
-cdef inline real* at(const Span* x, int slot, Py_ssize_t i, const real* kind) noexcept nogil:
+cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
     """Address of element i, or NULL for no array; `kind` only selects float or double."""
-    return <real*> x.arrays[slot] + i if x.arrays[slot] != NULL else NULL
+    return <real*> base + i if base != NULL else NULL
 
 
-cdef inline void apply(const UpdateArgs* args, const Span* x, Py_ssize_t lo, const real* g,
-                       Py_ssize_t n) noexcept nogil:
+cdef inline void apply(const UpdateArgs* args, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
+                       real* kind) noexcept nogil:
     """Apply the rule to elements [lo, lo + n) of a span whose gradient is g."""
-    loops[args.kernel].sweep[x.is_f64](
-        &args.scalars[0], at(x, P, lo, g), g, at(x, S, lo, g), at(x, T, lo, g), at(x, U, lo, g), at(x, V, lo, g),
-        n)
+    if real is float:
+        loops[args.kernel].sweep_f32(
+            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
+            at(x.v, lo, kind), n)
+    else:
+        loops[args.kernel].sweep_f64(
+            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
+            at(x.v, lo, kind), n)
 
 
 cdef void scale_shift(const real* restrict scale, const real* restrict shift, real* restrict x,
@@ -764,20 +787,20 @@ cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_s
                       real* kind) noexcept nogil:
     """Update elements [lo, lo + n) of a span with all options."""
     cdef real transformed[TILE]
-    cdef real* p = at(x, P, lo, kind)
-    cdef real* g = at(x, G, lo, kind)
+    cdef real* p = at(x.p, lo, kind)
+    cdef real* g = at(x.g, lo, kind)
     if args.decay_factor != 1.0 and not is_two_pass(args):
         scale_params(args.decay_factor, p, n)
     if args.transforms_grad:
         transform_grad(args, x, lo, transformed, g, p, n)
-        apply(args, x, lo, transformed, n)
+        apply(args, x, lo, transformed, n, kind)
     else:
-        apply(args, x, lo, g, n)
+        apply(args, x, lo, g, n, kind)
     if args.lookahead_alpha != 0.0:
-        update_average(1.0 - args.lookahead_alpha, at(x, W, lo, kind), p, n)
-        memcpy(p, at(x, W, lo, kind), n * sizeof(real))
-    if x.arrays[E] != NULL:
-        update_average(args.ema_decay, at(x, E, lo, kind), p, n)
+        update_average(1.0 - args.lookahead_alpha, at(x.w, lo, kind), p, n)
+        memcpy(p, at(x.w, lo, kind), n * sizeof(real))
+    if x.e != NULL:
+        update_average(args.ema_decay, at(x.e, lo, kind), p, n)
     if args.zero_grad:
         memset(g, 0, n * sizeof(real))
 
@@ -791,11 +814,15 @@ cdef inline void prefetch(const real* start) noexcept nogil:
 
 
 cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
-    cdef int slot
-    for slot in range(W):
-        prefetch(at(x, slot, i, kind))
+    prefetch(at(x.p, i, kind))
+    prefetch(at(x.g, i, kind))
+    prefetch(at(x.s, i, kind))
+    prefetch(at(x.t, i, kind))
+    prefetch(at(x.u, i, kind))
+    prefetch(at(x.v, i, kind))
+    prefetch(at(x.e, i, kind))
     if args.lookahead_alpha != 0.0:
-        prefetch(at(x, W, i, kind))
+        prefetch(at(x.w, i, kind))
 
 
 cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
@@ -803,14 +830,14 @@ cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_
     """Update elements [lo, hi) of a span, tile by tile."""
     cdef Py_ssize_t n, ahead
     cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
-                              or args.lookahead_alpha != 0.0 or x.arrays[E] != NULL)
+                              or args.lookahead_alpha != 0.0 or x.e != NULL)
     while lo < hi:
         ahead = lo + PREFETCH_DISTANCE
         if ahead < hi:
             prefetch_all(args, x, ahead, kind)
         n = min(TILE, hi - lo)
         if is_plain:
-            apply(args, x, lo, at(x, G, lo, kind), n)
+            apply(args, x, lo, at(x.g, lo, kind), n, kind)
         else:
             update_tile(args, x, lo, n, kind)
         lo += n
@@ -854,8 +881,8 @@ cdef double sum_squares(const real* g, Py_ssize_t n) noexcept nogil:
 
 cdef double sum_squares_span(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     if x.is_f64:
-        return sum_squares(<const double*> x.arrays[G] + lo, hi - lo)
-    return sum_squares(<const float*> x.arrays[G] + lo, hi - lo)
+        return sum_squares(<const double*> x.g + lo, hi - lo)
+    return sum_squares(<const float*> x.g + lo, hi - lo)
 
 
 cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_ssize_t n) noexcept nogil:
@@ -872,16 +899,21 @@ cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, 
                        real* kind) noexcept nogil:
     """First pass over elements [lo, lo + n) of a span."""
     cdef real transformed[TILE]
-    cdef real* p = at(span, P, lo, kind)
-    cdef real* g = at(span, G, lo, kind)
+    cdef real* p = at(span.p, lo, kind)
+    cdef real* g = at(span.g, lo, kind)
     if args.decay_factor != 1.0:
         scale_params(args.decay_factor, p, n)
     if args.transforms_grad:
         transform_grad(args, span, lo, transformed, g, p, n)
         g = transformed
-    loops[args.kernel].measure[span.is_f64](
-        &args.scalars[0], p, g, at(span, S, lo, p), at(span, T, lo, p), at(span, U, lo, p), at(span, V, lo, p),
-        x, y, n)
+    if real is float:
+        loops[args.kernel].measure_f32(
+            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
+            at(span.v, lo, kind), x, y, n)
+    else:
+        loops[args.kernel].measure_f64(
+            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
+            at(span.v, lo, kind), x, y, n)
 
 
 cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
@@ -917,28 +949,33 @@ cdef void reduce_pass(const UpdateArgs* args, const Span* span, Py_ssize_t lo, P
         measure_range(args, span, lo, hi, sums, <float*> NULL)
 
 
-cdef void add_unit_sums(const UpdateArgs* args, const real* restrict p, const real* restrict g, double* restrict a,
-                        double* restrict b, double* restrict c, Py_ssize_t units, Py_ssize_t n) noexcept nogil:
+cdef void add_unit_sums_row(const UpdateArgs* args, const real* restrict p, const real* restrict g,
+                            double* restrict a, double* restrict b, double* restrict c,
+                            Py_ssize_t n) noexcept nogil:
     """a = a + g;  b = b + g g;  c = c + p p;  of the scaled and clamped gradient"""
-    cdef Py_ssize_t i = 0, j
+    cdef Py_ssize_t i
     cdef real scale = <real> args.grad_scale, low = <real> -args.clip, high = <real> args.clip
     cdef double x
-    while i < n:
-        for j in range(units):
-            x = <double> clamp(scale * g[i + j], low, high)
-            a[j] += x
-            b[j] += x * x
-            c[j] += <double> p[i + j] * <double> p[i + j]
+    for i in range(n):
+        x = <double> clamp(scale * g[i], low, high)
+        a[i] += x
+        b[i] += x * x
+        c[i] += <double> p[i] * <double> p[i]
+
+
+cdef void add_unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums,
+                        real* kind) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i < x.n:
+        add_unit_sums_row(args, at(x.p, i, kind), at(x.g, i, kind), sums, sums + units, sums + 2 * units, units)
         i += units
 
 
 cdef void unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:
     if x.is_f64:
-        add_unit_sums(args, <const double*> x.arrays[P], <const double*> x.arrays[G], sums, sums + units,
-                      sums + 2 * units, units, x.n)
+        add_unit_sums(args, x, units, sums, <double*> NULL)
     else:
-        add_unit_sums(args, <const float*> x.arrays[P], <const float*> x.arrays[G], sums, sums + units,
-                      sums + 2 * units, units, x.n)
+        add_unit_sums(args, x, units, sums, <float*> NULL)
 
 
 cdef Kernels exported = [update, sum_squares_span, reduce_pass, unit_sums]

@@ -3,22 +3,16 @@ from fastopt._core.deferred_rows cimport DeferredRows, IdleDecay
 from fastopt._core.span cimport Kernels, Span, UpdateArgs
 
 
-cdef struct Pair:
-    # A row index and its position in the gradient.
-    Py_ssize_t row, index
-
-
 cdef struct RowContext:
     # A parameter and the active rows of one call, shared by all threads.
-    void (*task)(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil   # for each active row
-    const Kernels* kernels
-    const Span* span            # the whole parameter
+    Kernels kernels
+    Span span                   # the whole parameter
     const UpdateArgs* args
     char* row_sums              # row-wise optimizers: the accumulated value of each row, else NULL
     Py_ssize_t n_rows           # of the parameter
     Py_ssize_t width            # elements per row
     Py_ssize_t row_bytes
-    bint all_rows               # every row is active, with its gradient in the span
+    bint all_rows               # every row is active, and `values` has the gradient of each
     Py_ssize_t n_active         # rows with a gradient
     Py_ssize_t* rows            # their indices, ascending
     char** grads                # the gradient of each
@@ -28,10 +22,11 @@ cdef struct RowContext:
     double* square_sums         # sum of squares of the gradient of each active row
     char* zeros                 # a gradient of zero for one row
     DeferredRows deferred
-    Py_ssize_t capacity         # active rows for which there is memory
-    Pair* pairs                 # the rows to sort, and as much scratch memory
-    char* sums                  # summed gradients of rows that occur more than once
-    Py_ssize_t sums_bytes
+
+
+cdef struct Pair:
+    # A row index and its place in the gradient.
+    Py_ssize_t row, index
 
 
 cdef class Rows:
@@ -42,16 +37,27 @@ cdef class RowUpdater:
     cdef RowContext context
     cdef object param, values
     cdef str path
+    cdef Py_ssize_t capacity    # active rows for which there is memory
+    cdef Py_ssize_t sums_bytes
+    cdef Pair* pairs            # the rows to sort, and as much scratch memory
+    cdef char* sums             # summed gradients of rows that occur more than once
 
     cdef object check_values(self, Rows grad)
     cdef int bind_rows(self, Rows grad, object values) except -1
-    cdef int bind_all_rows(self) except -1
+    cdef int bind_all_rows(self, char* values) except -1
+    cdef int bind_no_rows(self) except -1
     cdef int select_rows(self, object rows, str name) except -1
+    cdef int reserve(self, Py_ssize_t n) except -1
+    cdef int sum_duplicates(self) except -1
     cdef object to_dense(self)
+    cdef void release(self) noexcept
     cdef double sum_squares(self) noexcept
     cdef bint all_finite(self, double scale) noexcept
     cdef void update(self, const UpdateArgs* args, const IdleDecay* idle) noexcept
-    cdef void catch_up(self, bint all_rows) noexcept
+    cdef int enable_deferred(self) except -1
+    cdef void drop_deferred(self) noexcept
+    cdef void catch_up(self) noexcept
+    cdef void catch_up_all(self) noexcept
 
 
 cdef object check_row_indices(object rows)

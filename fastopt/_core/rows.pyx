@@ -4,19 +4,18 @@ A `RowUpdater` belongs to one parameter. It checks the row indices, sorts them, 
 row that occurs more than once in the order of the caller. Each row is then updated as a span by the same
 kernels as a dense parameter. `deferred_rows.pxd` has the log of the steps that the other rows skip.
 """
-from cpython.mem cimport PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastopt._core.common cimport (
-    CACHE_LINE, alloc, fo_flush_begin, fo_flush_end, fo_prefetch, part_begin, real, resize,
-)
+from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch, part_begin, real
 from fastopt._core.deferred_rows cimport (
     MAX_LOGGED, DeferredRows, IdleDecay, apply_decay, clear_log, count_replayed, free_log, is_idle, log_step,
-    min_replay,
+    min_replay, reserve_step, resize,
 )
-from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
-from fastopt._core.span cimport G, N_ARRAYS, S, T, U, Span, UpdateArgs, is_finite
+from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
+from fastopt._core.span cimport UpdateArgs, Span
 
 from numpy import asarray, int64, ndarray, require, zeros
 
@@ -93,27 +92,45 @@ cdef inline Py_ssize_t row_index(const RowContext* x, Py_ssize_t i) noexcept nog
 
 cdef inline char* grad_ptr(const RowContext* x, Py_ssize_t i) noexcept nogil:
     """Gradient of active row i."""
-    return x.span.arrays[G] + i * x.row_bytes if x.all_rows else x.grads[i]
+    return x.values + i * x.row_bytes if x.all_rows else x.grads[i]
 
 
-cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil:
-    """Point `row`, a copy of the parameter's span, to active row i."""
-    cdef Py_ssize_t offset = row_index(x, i) * x.row_bytes
-    cdef int k
-    for k in range(N_ARRAYS):
-        row.arrays[k] = x.span.arrays[k] + offset if x.span.arrays[k] != NULL else NULL
-    row.arrays[G] = grad_ptr(x, i)
+cdef inline char* offset_ptr(char* base, Py_ssize_t offset) noexcept nogil:
+    return base + offset if base != NULL else NULL
+
+
+cdef inline void prefetch(const char* base, Py_ssize_t offset, Py_ssize_t size) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    if base != NULL:
+        while i < size:
+            fo_prefetch(base + offset + i)
+            i += CACHE_LINE
 
 
 cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
     """Prefetch the arrays of active row i: hardware prefetchers do not predict the jump to it."""
-    cdef Span row
-    cdef Py_ssize_t k, j, lines = (min(x.row_bytes, PREFETCH_BYTES) + CACHE_LINE - 1) // CACHE_LINE
-    set_row(x, &row, i)
-    for k in range(N_ARRAYS):
-        if row.arrays[k] != NULL:
-            for j in range(lines):
-                fo_prefetch(row.arrays[k] + j * CACHE_LINE)
+    cdef Py_ssize_t offset = row_index(x, i) * x.row_bytes, size = min(x.row_bytes, PREFETCH_BYTES)
+    prefetch(grad_ptr(x, i), 0, size)
+    prefetch(x.span.p, offset, size)
+    prefetch(x.span.s, offset, size)
+    prefetch(x.span.t, offset, size)
+    prefetch(x.span.u, offset, size)
+    prefetch(x.span.v, offset, size)
+    prefetch(x.span.w, offset, size)
+    prefetch(x.span.e, offset, size)
+
+
+cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
+    """Point `row`, a copy of the parameter's span, to row r."""
+    cdef Py_ssize_t offset = r * x.row_bytes
+    row.p = x.span.p + offset
+    row.s = offset_ptr(x.span.s, offset)
+    row.t = offset_ptr(x.span.t, offset)
+    row.u = offset_ptr(x.span.u, offset)
+    row.v = offset_ptr(x.span.v, offset)
+    row.w = offset_ptr(x.span.w, offset)
+    row.e = offset_ptr(x.span.e, offset)
+    row.n = x.width
 
 
 cdef double add_to_row_sum(const RowContext* x, Py_ssize_t r, double value) noexcept nogil:
@@ -147,12 +164,12 @@ cdef void replay(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     """Apply the logged steps that row r has skipped."""
     cdef const DeferredRows* deferred = &x.deferred
     cdef Py_ssize_t t = deferred.n_applied[r]
-    cdef Py_ssize_t end = t + count_replayed(deferred, x.span, deferred.n_logged - t)
+    cdef Py_ssize_t end = t + count_replayed(deferred, &x.span, deferred.n_logged - t)
     if t == deferred.n_logged:
         return
     if deferred.replay_steps >= 0 and is_idle(row):
-        end = min(end, t + min_replay(x.span))
-    row.arrays[G] = x.zeros
+        end = min(end, t + min_replay(&x.span))
+    row.g = x.zeros
     while t < end:
         step_row(x, &deferred.replay_log[t], row, r)
         t += 1
@@ -161,23 +178,36 @@ cdef void replay(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     deferred.n_applied[r] = deferred.n_logged
 
 
-# --- Tasks for one active row -------------------------------------------------------------------------
+# --- Tasks: a part of the active rows ------------------------------------------------------------------
 
-cdef void update_row(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil:
-    cdef Py_ssize_t r = row_index(x, i)
-    if i + PREFETCH_ROWS < x.n_active:
-        prefetch_row(x, i + PREFETCH_ROWS)
-    set_row(x, row, i)
-    if x.deferred.n_applied != NULL:
-        replay(x, row, r)
-        x.deferred.n_applied[r] = x.deferred.n_logged + 1     # includes this step, which is logged next
-        row.arrays[G] = grad_ptr(x, i)
-    step_row(x, x.args, row, r)
+cdef void update_part(void* context, int part, int parts) noexcept nogil:
+    cdef const RowContext* x = <const RowContext*> context
+    cdef Span row = x.span
+    cdef Py_ssize_t i, r, end = part_begin(x.n_active, part + 1, parts)
+    cdef uint64_t mode = fo_flush_begin()
+    for i in range(part_begin(x.n_active, part, parts), end):
+        if i + PREFETCH_ROWS < end:
+            prefetch_row(x, i + PREFETCH_ROWS)
+        r = row_index(x, i)
+        set_row(x, &row, r)
+        if x.deferred.n_applied != NULL:
+            replay(x, &row, r)
+            x.deferred.n_applied[r] = x.deferred.n_logged + 1     # includes this step, which is logged next
+        row.g = grad_ptr(x, i)
+        step_row(x, x.args, &row, r)
+    fo_flush_end(mode)
 
 
-cdef void catch_up_row(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil:
-    set_row(x, row, i)
-    replay(x, row, row_index(x, i))
+cdef void catch_up_part(void* context, int part, int parts) noexcept nogil:
+    cdef const RowContext* x = <const RowContext*> context
+    cdef Span row = x.span
+    cdef Py_ssize_t i, r
+    cdef uint64_t mode = fo_flush_begin()
+    for i in range(part_begin(x.n_active, part, parts), part_begin(x.n_active, part + 1, parts)):
+        r = row_index(x, i)
+        set_row(x, &row, r)
+        replay(x, &row, r)
+    fo_flush_end(mode)
 
 
 cdef void add(real* restrict a, const real* restrict b, Py_ssize_t n) noexcept nogil:
@@ -186,56 +216,43 @@ cdef void add(real* restrict a, const real* restrict b, Py_ssize_t n) noexcept n
         a[i] += b[i]
 
 
-cdef void sum_duplicates_row(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil:
-    cdef const char* value
-    cdef Py_ssize_t j
-    if x.first[i + 1] - x.first[i] == 1:
-        return
-    memcpy(x.grads[i], x.values + x.order[x.first[i]] * x.row_bytes, x.row_bytes)
-    for j in range(x.first[i] + 1, x.first[i + 1]):
-        value = x.values + x.order[j] * x.row_bytes
-        if x.span.is_f64:
-            add(<double*> x.grads[i], <const double*> value, x.width)
-        else:
-            add(<float*> x.grads[i], <const float*> value, x.width)
-
-
-cdef void sum_squares_row(const RowContext* x, Span* row, Py_ssize_t i) noexcept nogil:
-    row.arrays[G] = grad_ptr(x, i)
-    x.square_sums[i] = x.kernels.sum_squares(row, 0, x.width)
-
-
-cdef void run_part(void* context, int part, int parts) noexcept nogil:
-    """Run the task on one part of the active rows."""
+cdef void sum_duplicates_part(void* context, int part, int parts) noexcept nogil:
     cdef const RowContext* x = <const RowContext*> context
-    cdef Span row = x.span[0]
-    cdef Py_ssize_t i
+    cdef const char* value
+    cdef Py_ssize_t i, j
     cdef uint64_t mode = fo_flush_begin()
-    row.n = x.width
     for i in range(part_begin(x.n_active, part, parts), part_begin(x.n_active, part + 1, parts)):
-        x.task(x, &row, i)
+        if x.first[i + 1] - x.first[i] == 1:
+            continue
+        memcpy(x.grads[i], x.values + x.order[x.first[i]] * x.row_bytes, x.row_bytes)
+        for j in range(x.first[i] + 1, x.first[i + 1]):
+            value = x.values + x.order[j] * x.row_bytes
+            if x.span.is_f64:
+                add(<double*> x.grads[i], <const double*> value, x.width)
+            else:
+                add(<float*> x.grads[i], <const float*> value, x.width)
     fo_flush_end(mode)
 
 
-cdef void run(RowContext* x, long long nanoseconds) noexcept:
-    """Run the task on all active rows. `nanoseconds` is an estimate for one thread."""
+cdef void square_sums_part(void* context, int part, int parts) noexcept nogil:
+    cdef const RowContext* x = <const RowContext*> context
+    cdef Span row = x.span
+    cdef Py_ssize_t i
+    cdef uint64_t mode = fo_flush_begin()
+    for i in range(part_begin(x.n_active, part, parts), part_begin(x.n_active, part + 1, parts)):
+        row.g = grad_ptr(x, i)
+        x.square_sums[i] = x.kernels.sum_squares(&row, 0, x.width)
+    fo_flush_end(mode)
+
+
+cdef void parallel_for(Task task, RowContext* x, long long nanoseconds) noexcept:
+    """Run a task on all active rows. `nanoseconds` is an estimate for one thread."""
     cdef Py_ssize_t parts_per_thread = x.n_active // n_threads() // MIN_PART_ROWS
     if nanoseconds < SERIAL_BELOW_NS:
-        run_part(x, 0, 1)       # without releasing the GIL, which takes longer than the task
+        task(x, 0, 1)       # without releasing the GIL, which takes longer than the task
         return
     with nogil:
-        run_parts(run_part, x, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, parts_per_thread)), nanoseconds)
-
-
-cdef long long estimate_ns(const RowContext* x) noexcept nogil:
-    """Approximate time of an update for one thread, replayed steps included."""
-    cdef Py_ssize_t i, replayed = 0
-    cdef int n_arrays = 2 + (x.span.arrays[S] != NULL) + (x.span.arrays[T] != NULL) + (x.span.arrays[U] != NULL)
-    cdef Py_ssize_t row_ns = ROW_NS + x.row_bytes * n_arrays // BYTES_PER_NS
-    for i in range(x.n_active if x.deferred.n_applied != NULL else 0):
-        replayed += count_replayed(
-            &x.deferred, x.span, x.deferred.n_logged - x.deferred.n_applied[row_index(x, i)])
-    return x.n_active * row_ns + replayed * x.width // REPLAYED_PER_NS
+        run_parts(task, x, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, parts_per_thread)), nanoseconds)
 
 
 cdef void radix_sort(Pair* a, Pair* scratch, Py_ssize_t n, Py_ssize_t n_rows) noexcept nogil:
@@ -261,57 +278,27 @@ cdef void radix_sort(Pair* a, Pair* scratch, Py_ssize_t n, Py_ssize_t n_rows) no
         memcpy(a, source, n * sizeof(Pair))
 
 
-cdef int reserve(RowContext* x, Py_ssize_t n) except -1:
-    """Allocate memory for n active rows."""
-    if n <= x.capacity:
-        return 0
-    x.capacity = -1
-    x.rows = <Py_ssize_t*> resize(x.rows, n, sizeof(Py_ssize_t))
-    x.order = <Py_ssize_t*> resize(x.order, n, sizeof(Py_ssize_t))
-    x.first = <Py_ssize_t*> resize(x.first, n + 1, sizeof(Py_ssize_t))
-    x.grads = <char**> resize(x.grads, n, sizeof(char*))
-    x.square_sums = <double*> resize(x.square_sums, n, sizeof(double))
-    x.pairs = <Pair*> resize(x.pairs, 2 * n, sizeof(Pair))
-    x.capacity = n
-    return 0
-
-
-cdef int sum_duplicates(RowContext* x) except -1:
-    """Set the gradient pointer of each active row. Duplicates are summed into a buffer."""
-    cdef Py_ssize_t i, n_values = x.first[x.n_active], n_sums = 0
-    for i in range(x.n_active):
-        n_sums += x.first[i + 1] - x.first[i] > 1
-    if n_sums * x.row_bytes > x.sums_bytes:
-        x.sums_bytes = 0
-        x.sums = <char*> resize(x.sums, n_sums, x.row_bytes)
-        x.sums_bytes = n_sums * x.row_bytes
-    n_sums = 0
-    for i in range(x.n_active):
-        if x.first[i + 1] - x.first[i] > 1:
-            x.grads[i] = x.sums + n_sums * x.row_bytes
-            n_sums += 1
-        else:
-            x.grads[i] = x.values + x.order[x.first[i]] * x.row_bytes
-    if n_sums and x.width:
-        x.task = sum_duplicates_row
-        run(x, n_values * x.row_bytes // BYTES_PER_NS)
-    return 0
-
-
 cdef class RowUpdater:
-    """Updates the rows of one parameter; `path` is the name of its gradient in errors.
+    """Updates the rows of one parameter.
 
-    `row_sums`, for row-wise optimizers, has one accumulated value per row in the dtype of the parameter.
+    Parameters
+    ----------
+    param : ndarray
+    path : str
+        Name of its gradient in errors.
+    row_sums : ndarray or None
+        Row-wise optimizers: one accumulated value per row, in the dtype of the parameter.
     """
 
     def __cinit__(self, param, str path, row_sums):
-        cdef RowContext* x = &self.context
-        self.param, self.path, x.capacity = param, path, -1
-        x.n_rows = param.shape[0] if param.ndim else 1
-        x.width = param.size // x.n_rows if x.n_rows else 0
-        x.row_bytes = x.width * param.itemsize
-        x.row_sums = NULL if row_sums is None else data_ptr(row_sums, True)
-        x.zeros = <char*> alloc(x.row_bytes, 1)
+        self.param, self.path, self.capacity = param, path, -1
+        self.context.n_rows = param.shape[0] if param.ndim else 1
+        self.context.width = param.size // self.context.n_rows if self.context.n_rows else 0
+        self.context.row_bytes = self.context.width * param.itemsize
+        self.context.row_sums = NULL if row_sums is None else data_ptr(row_sums, True)
+        self.context.zeros = <char*> PyMem_Calloc(self.context.row_bytes + 1, 1)
+        if self.context.zeros == NULL:
+            raise MemoryError()
 
     def __dealloc__(self):
         free_log(&self.context.deferred)
@@ -321,8 +308,8 @@ cdef class RowUpdater:
         PyMem_Free(self.context.order)
         PyMem_Free(self.context.first)
         PyMem_Free(self.context.square_sums)
-        PyMem_Free(self.context.pairs)
-        PyMem_Free(self.context.sums)
+        PyMem_Free(self.pairs)
+        PyMem_Free(self.sums)
 
     # --- Binding a gradient; the parameter does not change ------------------------------------------
 
@@ -341,16 +328,35 @@ cdef class RowUpdater:
         return require(values, None, ("C", "A"))
 
     cdef int bind_rows(self, Rows grad, object values) except -1:
-        """Bind a gradient of some rows. `values` come from `check_values`."""
+        """Bind a gradient. `values` come from `check_values`."""
         self.values = values
         self.context.values = data_ptr(values, False)
         self.select_rows(grad.rows, self.path + ".rows")
-        return sum_duplicates(&self.context)
+        return self.sum_duplicates()
 
-    cdef int bind_all_rows(self) except -1:
-        """Bind the dense gradient of the span."""
-        self.context.all_rows, self.context.n_active = True, self.context.n_rows
-        return reserve(&self.context, self.context.n_rows)
+    cdef int bind_all_rows(self, char* values) except -1:
+        """Bind a dense gradient."""
+        self.context.all_rows, self.context.n_active, self.context.values = True, self.context.n_rows, values
+        return self.reserve(self.context.n_rows)
+
+    cdef int bind_no_rows(self) except -1:
+        self.context.all_rows, self.context.n_active = False, 0
+        return 0
+
+    cdef int reserve(self, Py_ssize_t n) except -1:
+        """Allocate memory for n active rows."""
+        cdef RowContext* x = &self.context
+        if n <= self.capacity:
+            return 0
+        self.capacity = -1
+        x.rows = <Py_ssize_t*> resize(x.rows, n, sizeof(Py_ssize_t))
+        x.order = <Py_ssize_t*> resize(x.order, n, sizeof(Py_ssize_t))
+        x.first = <Py_ssize_t*> resize(x.first, n + 1, sizeof(Py_ssize_t))
+        x.grads = <char**> resize(x.grads, n, sizeof(char*))
+        x.square_sums = <double*> resize(x.square_sums, n, sizeof(double))
+        self.pairs = <Pair*> resize(self.pairs, 2 * n, sizeof(Pair))
+        self.capacity = n
+        return 0
 
     cdef int select_rows(self, object rows, str name) except -1:
         """Check and sort row indices, and group duplicates."""
@@ -359,8 +365,8 @@ cdef class RowUpdater:
         cdef const int64_t* indices = <const int64_t*> data_ptr(rows, False)
         cdef Pair* pairs
         cdef bint is_sorted = True
-        reserve(x, n)
-        pairs = x.pairs
+        self.reserve(n)
+        pairs = self.pairs
         for i in range(n):
             pairs[i].row, pairs[i].index = indices[i], i
             if not 0 <= pairs[i].row < x.n_rows:
@@ -368,7 +374,7 @@ cdef class RowUpdater:
             is_sorted = is_sorted and pairs[i].row >= previous
             previous = pairs[i].row
         if not is_sorted:
-            radix_sort(pairs, pairs + x.capacity, n, x.n_rows)
+            radix_sort(pairs, pairs + self.capacity, n, x.n_rows)
         for i in range(n):
             x.order[i] = pairs[i].index
             if i == 0 or pairs[i].row != pairs[i - 1].row:
@@ -376,6 +382,27 @@ cdef class RowUpdater:
                 m += 1
         x.first[m] = n
         x.n_active, x.all_rows = m, False
+        return 0
+
+    cdef int sum_duplicates(self) except -1:
+        """Set the gradient pointer of each active row. Duplicates are summed into a buffer."""
+        cdef RowContext* x = &self.context
+        cdef Py_ssize_t i, n_values = x.first[x.n_active], n_sums = 0
+        for i in range(x.n_active):
+            n_sums += x.first[i + 1] - x.first[i] > 1
+        if n_sums * x.row_bytes > self.sums_bytes:
+            self.sums_bytes = 0
+            self.sums = <char*> resize(self.sums, n_sums, x.row_bytes)
+            self.sums_bytes = n_sums * x.row_bytes
+        n_sums = 0
+        for i in range(x.n_active):
+            if x.first[i + 1] - x.first[i] > 1:
+                x.grads[i] = self.sums + n_sums * x.row_bytes
+                n_sums += 1
+            else:
+                x.grads[i] = x.values + x.order[x.first[i]] * x.row_bytes
+        if n_sums and x.width:
+            parallel_for(sum_duplicates_part, x, n_values * x.row_bytes // BYTES_PER_NS)
         return 0
 
     cdef object to_dense(self):
@@ -388,6 +415,10 @@ cdef class RowUpdater:
             memcpy(base + x.rows[i] * x.row_bytes, x.grads[i], x.row_bytes)
         return dense
 
+    cdef void release(self) noexcept:
+        """Drop the reference to the gradient."""
+        self.values = None
+
     # --- Reductions over the gradient ---------------------------------------------------------------
 
     cdef double sum_squares(self) noexcept:
@@ -395,19 +426,19 @@ cdef class RowUpdater:
         cdef RowContext* x = &self.context
         cdef double sum = 0.0
         cdef Py_ssize_t i
-        x.task = sum_squares_row
-        run(x, x.n_active * x.row_bytes // BYTES_PER_NS)
+        parallel_for(square_sums_part, x, x.n_active * x.row_bytes // BYTES_PER_NS)
         for i in range(x.n_active):
             sum += x.square_sums[i]
         return sum
 
     cdef bint all_finite(self, double scale) noexcept:
-        cdef Span row = self.context.span[0]
-        cdef Py_ssize_t i
-        for i in range(self.context.n_active):
-            row.arrays[G] = grad_ptr(&self.context, i)
-            if not is_finite(&row, self.context.width, scale):
-                return False
+        cdef const RowContext* x = &self.context
+        cdef Py_ssize_t i, j
+        for i in range(x.n_active):
+            for j in range(x.width):
+                if not isfinite(scale * (<double*> grad_ptr(x, i))[j] if x.span.is_f64
+                                else <double> (<float> scale * (<float*> grad_ptr(x, i))[j])):
+                    return False
         return True
 
     # --- Updates --------------------------------------------------------------------------------------
@@ -416,21 +447,43 @@ cdef class RowUpdater:
         """Update the active rows. If deferred updates are enabled, log the step for the others."""
         cdef RowContext* x = &self.context
         if x.deferred.n_logged == MAX_LOGGED:
-            self.catch_up(True)
+            self.catch_up_all()
             clear_log(&x.deferred, x.n_rows)
-        x.args, x.task = args, update_row
+        x.args = args
         if x.width:
-            run(x, estimate_ns(x))
+            parallel_for(update_part, x, estimate_ns(x))
         if x.all_rows:
-            free_log(&x.deferred)   # the update has replayed the skipped steps of every row
+            self.drop_deferred()    # the update has replayed the skipped steps of every row
         elif x.deferred.n_applied != NULL:
-            log_step(&x.deferred, args, idle, x.span)
+            log_step(&x.deferred, args, idle, &x.span)
 
-    cdef void catch_up(self, bint all_rows) noexcept:
-        """Replay the skipped steps of the active rows, or of all rows."""
+    cdef int enable_deferred(self) except -1:
+        """From the next step on, rows without a gradient defer it. Call before every such step."""
+        return reserve_step(&self.context.deferred, self.context.n_rows)
+
+    cdef void drop_deferred(self) noexcept:
+        """Mark every row as up to date."""
+        free_log(&self.context.deferred)
+
+    cdef void catch_up(self) noexcept:
+        """Replay the skipped steps of the active rows."""
+        if self.context.deferred.n_applied != NULL and self.context.width:
+            parallel_for(catch_up_part, &self.context, estimate_ns(&self.context))
+
+    cdef void catch_up_all(self) noexcept:
+        """Replay the skipped steps of all rows."""
         cdef RowContext x = self.context
-        x.task = catch_up_row
-        if all_rows:
-            x.all_rows, x.n_active = True, x.n_rows
+        x.all_rows, x.n_active = True, x.n_rows
         if x.deferred.n_applied != NULL and x.width:
-            run(&x, estimate_ns(&x))
+            parallel_for(catch_up_part, &x, estimate_ns(&x))
+
+
+cdef long long estimate_ns(const RowContext* x) noexcept nogil:
+    """Approximate time of an update for one thread, replayed steps included."""
+    cdef Py_ssize_t i, replayed = 0
+    cdef int n_arrays = 2 + (x.span.s != NULL) + (x.span.t != NULL) + (x.span.u != NULL)
+    cdef Py_ssize_t row_ns = ROW_NS + x.row_bytes * n_arrays // BYTES_PER_NS
+    for i in range(x.n_active if x.deferred.n_applied != NULL else 0):
+        replayed += count_replayed(&x.deferred, &x.span,
+                                   x.deferred.n_logged - x.deferred.n_applied[row_index(x, i)])
+    return x.n_active * row_ns + replayed * x.width // REPLAYED_PER_NS

@@ -1,5 +1,4 @@
 """Plain C structures that the step table passes to a kernel module."""
-from libc.math cimport isfinite
 
 cdef enum:
     MAX_SCALARS = 12    # fields of the largest rule struct
@@ -20,22 +19,16 @@ cdef struct UpdateArgs:
     double scalars[MAX_SCALARS]     # the rule struct
 
 
-cdef enum:
-    # Indices of the arrays of a span.
-    P                           # parameter
-    G                           # gradient, bound at each step
-    S                           # state arrays: S, T, U and V
-    T
-    U
-    V
-    E                           # moving average of the parameters
-    W                           # slow parameters of Lookahead
-    N_ARRAYS
-
-
 cdef struct Span:
     # Addresses of one parameter array and of everything that belongs to it.
-    char* arrays[N_ARRAYS]      # NULL for arrays that the optimizer does not have
+    char* p                     # parameter
+    char* g                     # gradient, bound at each step
+    char* s                     # state arrays; NULL if the rule has fewer
+    char* t
+    char* u
+    char* v
+    char* w                     # slow parameters of Lookahead, or NULL
+    char* e                     # moving average of the parameters, or NULL
     char* unit_scale            # per unit, g = unit_scale g - unit_shift; NULL if gradients are not
     char* unit_shift            # changed by unit
     Py_ssize_t n_units          # element i belongs to unit i % n_units
@@ -64,18 +57,9 @@ cdef struct Kernels:
     UnitSums unit_sums
 
 
-cdef inline bint is_finite(const Span* x, Py_ssize_t n, double scale) noexcept nogil:
-    """Whether the first n elements of the gradient are finite in its dtype when multiplied by `scale`."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        if not isfinite(scale * (<double*> x.arrays[G])[i] if x.is_f64
-                        else <double> (<float> scale * (<float*> x.arrays[G])[i])):
-            return False
-    return True
-
-
 cdef struct StepLease:
     # The arrays of an optimizer during a step, for a caller that performs the updates.
     Update update
     const UpdateArgs* args
     const Span* spans
+    Py_ssize_t count

@@ -6,22 +6,20 @@ all spans. The kernels come as a capsule from the module of one instruction set.
 """
 from collections import namedtuple
 
-from cpython.dict cimport PyDict_GetItem, PyDict_Next, PyDict_Size
-from cpython.mem cimport PyMem_Free
+from cpython.dict cimport PyDict_GetItem, PyDict_Size
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.math cimport fabs, sqrt
+from libc.math cimport fabs, isfinite, sqrt
 
-from fastopt._core.common cimport alloc, fo_flush_begin, fo_flush_end, part_begin, uint64_t
-from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay, free_log
-from fastopt._core.gradients cimport Gradients
+from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
+from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
+from fastopt._core.gradients cimport ALL_ROWS, DENSE, Gradients
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
-from fastopt._core.span cimport E, G, N_ARRAYS, P, S, W, Kernels, Span, StepLease, UpdateArgs, is_finite
+from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, StepLease, UpdateArgs
 
-from numpy import array, ascontiguousarray, empty_like, maximum, minimum, multiply, zeros
-
-from fastopt._core.pytree import explain_mismatch
+from numpy import array, empty_like, maximum, minimum, multiply, zeros
 
 cdef double INFINITE = float("inf")
 cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of squares has overflowed
@@ -35,15 +33,11 @@ cdef enum:
     MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
 
 Entry = namedtuple("Entry", "param state group slow average sparse row_sums", defaults=(0, None, None, "", None))
-"""One parameter: its array, its state arrays in the order of the rule's `s`, `t`, `u`, `v` (those of another shape
-are not passed to the kernels), the index of its scalar group, the buffers of Lookahead and of the moving average,
-the meaning of a gradient of `Rows` ("dense", "lazy", "exact", or "" if it is not supported), and the values that a
-row-wise rule accumulates, one per row."""
 
 
 cdef struct StepContext:
     # The table as the threads see it.
-    const Kernels* kernels
+    Kernels kernels
     UpdateArgs* args            # per scalar group
     Span* spans
     Py_ssize_t* first           # elements before span k; first[count] is their total
@@ -113,32 +107,70 @@ cdef void reduce_part(void* pointer, int part, int parts) noexcept nogil:
     fo_flush_end(mode)
 
 
-cdef void parallel_for(void (*task)(void*, int, int) noexcept nogil, StepContext* context) noexcept:
-    """Run a task on all parts of the spans or blocks."""
+cdef void parallel_for(void (*task)(void*, int, int) noexcept nogil, StepContext* context) noexcept nogil:
     cdef Py_ssize_t share = context.first[context.count] // n_threads()
+    cdef Py_ssize_t parts = n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART))
     if context.bytes < SERIAL_BELOW:
-        task(context, 0, 1)     # without releasing the GIL, which takes longer than the task
-        return
-    with nogil:
-        run_parts(task, context, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART)),
-                  context.nanoseconds)
+        task(context, 0, 1)
+    else:
+        run_parts(task, context, parts, context.nanoseconds)
+
+
+cdef double sum_squares(StepContext* context) noexcept nogil:
+    """Sum of squares of all gradients; the blocks are added in the order of the parameters."""
+    cdef double total = 0.0
+    cdef Py_ssize_t i
+    context.two_sums = False
+    parallel_for(reduce_part, context)
+    for i in range(context.first_block[context.count]):
+        total += context.partial[i]
+    return total
+
+
+cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
+    """Bytes of the arrays that belong to a span, including its gradient."""
+    return x.n * (8 if x.is_f64 else 4) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.v != NULL)
+                                           + (x.w != NULL) + (x.e != NULL))
 
 
 cdef class Table:
     """The arrays of one optimizer, resolved to addresses.
 
-    `kernels` is the module of one instruction set, `treedef` and `paths` come from `pytree.flatten`, and
-    `kernel_names` has the kernel of each scalar group. No gradient may overlap the `written` arrays, which are
-    written between steps. `step_scalars` has the scalars of each group that `set_group` does not set; set them
-    before each step.
+    Parameters
+    ----------
+    kernels : module
+        Kernel module of one instruction set, see `dispatch.Kernels`.
+    treedef
+        Nesting of the parameters as `pytree.flatten` returns it.
+    paths : list of str
+        Name of each gradient in errors: ``grads[2]["W"]``.
+    entries : list of Entry
+        Per parameter:
+
+        - ``param``: the array, checked by `pytree.flatten`.
+        - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`. Those of another shape are
+          not passed to the kernels.
+        - ``group``: index of its scalar group.
+        - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
+        - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
+        - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
+    kernel_names : list of str
+        Kernel of each scalar group.
+    written : sequence of ndarray
+        Further arrays that are written between steps: no gradient may overlap them.
+
+    Attributes
+    ----------
+    step_scalars : list of dict
+        Per scalar group, the scalars that `set_group` did not set. To be set before each step.
     """
     cdef StepContext context
     cdef Gradients gradients
     cdef readonly list step_scalars
-    cdef object treedef
     cdef list entries, kernel_names
     cdef list fields                # per scalar group, the names of all scalars of its kernel
-    cdef list step_fields           # per scalar group, the names of those in `step_scalars` and their indices
+    cdef list step_fields           # per scalar group, the names of those in `step_scalars`
+    cdef char* step_field_index     # MAX_SCALARS per group: their indices among all scalars
     cdef list unit_arrays           # scale and shift of units, kept for one step
     cdef IdleDecay* idle_decay      # per scalar group
     cdef bint busy
@@ -149,25 +181,39 @@ cdef class Table:
         cdef StepContext* x = &self.context
         cdef Py_ssize_t k, count = len(entries), n_groups = len(kernel_names)
         x.count, x.n_groups = count, n_groups
-        x.kernels = <const Kernels*> PyCapsule_GetPointer(kernels.KERNELS, "fastopt.kernels")
-        x.spans = <Span*> alloc(count, sizeof(Span))
-        x.args = <UpdateArgs*> alloc(n_groups, sizeof(UpdateArgs))
-        x.first = <Py_ssize_t*> alloc(count + 1, sizeof(Py_ssize_t))
-        x.first_block = <Py_ssize_t*> alloc(count + 1, sizeof(Py_ssize_t))
-        self.idle_decay = <IdleDecay*> alloc(n_groups, sizeof(IdleDecay))
+        x.kernels = (<Kernels*> PyCapsule_GetPointer(kernels.KERNELS, "fastopt.kernels"))[0]
+        x.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
+        x.args = <UpdateArgs*> PyMem_Calloc(n_groups + 1, sizeof(UpdateArgs))
+        x.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        x.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        self.idle_decay = <IdleDecay*> PyMem_Calloc(n_groups + 1, sizeof(IdleDecay))
+        self.step_field_index = <char*> PyMem_Calloc(n_groups + 1, MAX_SCALARS)
+        if (x.spans == NULL or x.args == NULL or x.first == NULL or x.first_block == NULL
+                or self.idle_decay == NULL or self.step_field_index == NULL):
+            raise MemoryError()
         self.entries, self.kernel_names, self.unit_arrays = entries, kernel_names, []
         self.step_scalars = [{} for _ in kernel_names]
         self.fields = [kernels.FIELDS[name] for name in kernel_names]
-        self.step_fields = [{} for _ in kernel_names]
+        self.step_fields = [[] for _ in kernel_names]
         for k in range(n_groups):
             x.args[k].kernel = kernels.KERNEL_INDEX[kernel_names[k]]
         arrays = list(written)
         for k in range(count):
-            arrays += self.set_span(k, entries[k])
-        self.treedef, self.gradients = treedef, Gradients(paths, entries, arrays)
-        self.gradients.spans, self.gradients.kernels = x.spans, x.kernels
+            self.set_span(k, entries[k])
+            arrays += [entries[k].param, *entries[k].state]
+            arrays += [a for a in (entries[k].slow, entries[k].average) if a is not None]
+        self.gradients = Gradients(
+            treedef, paths, [e.param for e in entries], [e.sparse for e in entries],
+            [e.row_sums for e in entries], arrays)
+        self.gradients.spans, self.gradients.kernels = x.spans, &x.kernels
         self.assign_offsets()
-        x.partial = <double*> alloc(2 * x.first_block[count], sizeof(double))
+        x.partial = <double*> PyMem_Calloc(2 * x.first_block[count] + 1, sizeof(double))
+        if x.partial == NULL:
+            raise MemoryError()
+        for k in range(count):
+            if entries[k].row_sums is not None:
+                self.gradients.row_updater(k)
+                self.gradients.set_layout(k, ALL_ROWS)
 
     def __dealloc__(self):
         PyMem_Free(self.context.spans)
@@ -176,33 +222,36 @@ cdef class Table:
         PyMem_Free(self.context.first_block)
         PyMem_Free(self.context.partial)
         PyMem_Free(self.idle_decay)
+        PyMem_Free(self.step_field_index)
 
-    cdef list set_span(self, Py_ssize_t k, object entry):
-        """Set the addresses of a parameter and all that belongs to it. Returns the arrays."""
+    cdef int set_span(self, Py_ssize_t k, object entry) except -1:
         cdef Span* x = &self.context.spans[k]
-        state = [a for a in entry.state if a.shape == entry.param.shape]
-        for slot, array in {P: entry.param, **dict(enumerate(state, S)), E: entry.average, W: entry.slow}.items():
-            if array is not None:
-                x.arrays[<int> slot] = data_ptr(array, True)
+        cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
+        x.p = data_ptr(entry.param, True)
+        x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
+        x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
+        x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
+        x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
+        x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
+        x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
+        x.n = entry.param.size
         x.is_f64 = entry.param.itemsize == 8
         x.group = entry.group
-        return [a for a in (entry.param, *entry.state, entry.average, entry.slow) if a is not None]
+        return 0
 
     cdef void assign_offsets(self) noexcept:
         """Number the elements of all dense gradients consecutively."""
         cdef StepContext* context = &self.context
-        cdef Py_ssize_t k, slot
+        cdef Py_ssize_t k
         cdef Span* x
         context.bytes = 0
         for k in range(context.count):
             x = &context.spans[k]
-            x.n = 0 if self.gradients.by_row[k] else self.entries[k].param.size
+            x.n = self.entries[k].param.size if self.gradients.layouts[k] == DENSE else 0
             context.first[k + 1] = context.first[k] + x.n
             context.first_block[k + 1] = context.first_block[k] + (x.n + NORM_BLOCK - 1) // NORM_BLOCK
-            for slot in range(N_ARRAYS):    # the gradient may not be bound yet
-                if slot == G or x.arrays[slot] != NULL:
-                    context.bytes += x.n * (8 if x.is_f64 else 4)
-        self.gradients.layout_changed = False
+            context.bytes += bytes_of(x)
+        self.gradients.update_layout()
 
     # --- Scalars ---
 
@@ -214,13 +263,18 @@ cdef class Table:
         """
         cdef UpdateArgs* args = &self.context.args[k]
         cdef tuple names = self.fields[k]
+        cdef list step_fields = []
         unknown = constants.keys() - set(names)
         if unknown:
-            raise TypeError(
-                f"{self.kernel_names[k]}: unknown scalar {min(unknown)!r}, expected {', '.join(names)}")
-        self.step_fields[k] = {name: i for i, name in enumerate(names) if name not in constants}
-        for name, value in constants.items():
-            args.scalars[<Py_ssize_t> names.index(name)] = value
+            raise TypeError(f"{self.kernel_names[k]}: unknown scalar {min(unknown)!r}, "
+                            f"expected {', '.join(names)}")
+        for i, name in enumerate(names):
+            if name in constants:
+                args.scalars[i] = constants[name]
+            else:
+                self.step_field_index[k * MAX_SCALARS + len(step_fields)] = i
+                step_fields.append(name)
+        self.step_fields[k] = step_fields
         args.maximize, args.l2_decay = maximize, l2_decay
         args.decay_factor, args.ema_decay = decay_factor, ema_decay
 
@@ -253,18 +307,18 @@ cdef class Table:
         return 0
 
     cdef int set_step_scalars(self, Py_ssize_t k, UpdateArgs* args) except -1:
-        cdef dict scalars = self.step_scalars[k], fields = self.step_fields[k]
-        cdef PyObject* name
+        cdef dict scalars = self.step_scalars[k]
+        cdef list names = self.step_fields[k]
+        cdef const char* index = self.step_field_index + k * MAX_SCALARS
         cdef PyObject* value
-        cdef PyObject* index
-        cdef Py_ssize_t position = 0
-        if PyDict_Size(scalars) != PyDict_Size(fields):
+        cdef Py_ssize_t i, n = len(names)
+        if PyDict_Size(scalars) != n:
             return self.refuse_step_scalars(k)
-        while PyDict_Next(scalars, &position, &name, &value):
-            index = PyDict_GetItem(fields, <object> name)
-            if index == NULL:
+        for i in range(n):
+            value = PyDict_GetItem(scalars, names[i])
+            if value == NULL:
                 return self.refuse_step_scalars(k)
-            args.scalars[<Py_ssize_t> <object> index] = <double> <object> value
+            args.scalars[<Py_ssize_t> index[i]] = <double> <object> value
         return 0
 
     cdef int refuse_step_scalars(self, Py_ssize_t k) except -1:
@@ -285,12 +339,16 @@ cdef class Table:
 
     def full_step(self, grads, double scale, double clip, double max_norm, bint zero_grad,
                   bint need_norm, bint skip_nonfinite, prepass):
-        """Take a step with options; return the norm of the scaled gradients, or None if the step was skipped.
+        """Take a step with options.
 
         The gradient is multiplied by `scale`, then by the factor that limits its global norm to `max_norm`,
         then clamped to [-clip, clip]. `prepass`, if not None, is called before the update: it may call
-        `unit_sums`, `set_units`, `replace_grad` and `reduce_pass`, and change `step_scalars`. The norm is 0
-        unless `need_norm` or `skip_nonfinite`.
+        `unit_sums`, `set_units`, `replace_grad` and `reduce_pass`, and change `step_scalars`.
+
+        Returns
+        -------
+        float or None
+            Norm of the scaled gradients if `need_norm` or `skip_nonfinite`, else 0. None if the step was skipped.
         """
         cdef double norm = 0.0
         self.begin(grads)
@@ -309,19 +367,19 @@ cdef class Table:
                 prepass()
                 self.set_args(scale, clip, zero_grad)
             self.update()
-            if zero_grad:       # also the gradients that the kernels have not seen
-                for _, grad, _ in self.gradients.copies:
-                    grad[...] = 0
-                for grad, _ in self.gradients.replaced:
-                    grad[...] = 0
+            if zero_grad:
+                self.gradients.zero_originals()
             return norm
         finally:
             self.release()
 
     def begin_step(self, grads):
-        """Do everything that `step` does except the update; return the address of a `StepLease`.
+        """Do everything that `step` does except the update.
 
-        The caller updates every element once, then calls `end_step`.
+        Returns
+        -------
+        int
+            Address of a `StepLease`. The caller updates every element once, then calls `end_step`.
         """
         self.begin(grads)
         try:
@@ -331,7 +389,8 @@ cdef class Table:
             raise
         if self.gradients.has_deferred:
             self.catch_up_dense()
-        self.lease = StepLease(self.context.kernels.update, self.context.args, self.context.spans)
+        self.lease = StepLease(
+            self.context.kernels.update, self.context.args, self.context.spans, self.context.count)
         return <Py_ssize_t> &self.lease
 
     def end_step(self):
@@ -342,8 +401,7 @@ cdef class Table:
             raise RuntimeError("step: this optimizer is stepping in another thread")
         self.busy = True
         try:
-            if not self.gradients.bind_tree(self.treedef, grads):
-                explain_mismatch(self.treedef, grads)
+            self.gradients.bind(grads)
             if self.gradients.layout_changed:
                 self.assign_offsets()
         except BaseException:
@@ -362,51 +420,75 @@ cdef class Table:
         self.busy = False
 
     cdef void update(self) noexcept:
-        cdef RowUpdater updater
-        cdef int group
         if self.gradients.has_deferred:
             self.catch_up_dense()
-        parallel_for(update_part, &self.context)
-        for updater in self.gradients.active:
-            group = updater.context.span.group
-            updater.update(&self.context.args[group], &self.idle_decay[group])
+        if self.context.bytes < SERIAL_BELOW:
+            update_part(&self.context, 0, 1)    # releasing the interpreter would take longer
+        else:
+            with nogil:
+                parallel_for(update_part, &self.context)
+        if self.gradients.has_rows:
+            self.update_rows()
+
+    cdef void update_rows(self) noexcept:
+        cdef Py_ssize_t k, group
+        cdef RowUpdater updater
+        for k in range(self.context.count):
+            if self.gradients.layouts[k] != DENSE:
+                updater, group = self.gradients.row_updaters[k], self.context.spans[k].group
+                if self.gradients.layouts[k] == ALL_ROWS:   # the gradient may be replaced or changed by unit
+                    updater.context.span = self.context.spans[k]
+                    updater.context.values = self.context.spans[k].g
+                updater.update(&self.context.args[group], &self.idle_decay[group])
 
     # --- Sums and replaced gradients ---
 
     cdef double global_norm(self) noexcept:
         """Euclidean norm over all gradients; those that are bound by row come last."""
-        cdef double total = 0.0
-        cdef RowUpdater updater
-        cdef Py_ssize_t i
-        self.context.two_sums = False
-        parallel_for(reduce_part, &self.context)
-        for i in range(self.context.first_block[self.context.count]):
-            total += self.context.partial[i]
-        for updater in self.gradients.active:
-            total += updater.sum_squares()
+        cdef double total
+        cdef Py_ssize_t k
+        if self.context.bytes < SERIAL_BELOW:
+            total = sum_squares(&self.context)
+        else:
+            with nogil:
+                total = sum_squares(&self.context)
+        if self.gradients.has_rows:
+            for k in range(self.context.count):
+                if self.gradients.layouts[k] != DENSE:
+                    total += (<RowUpdater> self.gradients.row_updaters[k]).sum_squares()
         return sqrt(total)
 
     cdef bint all_finite(self, double scale) noexcept:
         """Whether every scaled gradient is finite: a sum of squares may have overflowed."""
-        cdef Py_ssize_t k
-        cdef RowUpdater updater
+        cdef Py_ssize_t k, i
+        cdef const Span* x
         for k in range(self.context.count):
-            if not is_finite(&self.context.spans[k], self.context.spans[k].n, scale):
+            x = &self.context.spans[k]
+            if (self.gradients.layouts[k] != DENSE
+                    and not (<RowUpdater> self.gradients.row_updaters[k]).all_finite(scale)):
                 return False
-        for updater in self.gradients.active:
-            if not updater.all_finite(scale):
-                return False
+            for i in range(x.n):
+                if not isfinite(scale * (<double*> x.g)[i] if x.is_f64
+                                else <double> (<float> scale * (<float*> x.g)[i])):
+                    return False
         return True
 
     def reduce_pass(self):
-        """Run the first pass of all two-pass kernels. Returns two sums per parameter; zeros for other kernels."""
+        """Run the first pass of all two-pass kernels.
+
+        Returns
+        -------
+        list of (float, float)
+            Per parameter the two sums of its kernel; zeros if it has one pass.
+        """
         cdef Py_ssize_t k, i
         cdef double x, y
         cdef list sums = []
         if self.gradients.replaced:
             self.set_args(1.0, INFINITE, False)
         self.context.two_sums = True
-        parallel_for(reduce_part, &self.context)
+        with nogil:
+            parallel_for(reduce_part, &self.context)
         for k in range(self.context.count):
             x = y = 0.0
             for i in range(self.context.first_block[k], self.context.first_block[k + 1]):
@@ -454,11 +536,7 @@ cdef class Table:
 
     def replace_grad(self, Py_ssize_t k, grad):
         """Let the kernels use another array for a gradient; if for one, then for all."""
-        grad = ascontiguousarray(grad)
-        self.gradients.replaced.append((self.gradients.original(k), grad))
-        self.gradients.set_grad_ptr(k, data_ptr(grad, False))
-        self.gradients.cached[k] = None
-        self.context.spans[k].unit_scale = NULL
+        self.gradients.replace(k, grad)
 
     # --- Deferred rows ---
 
@@ -471,13 +549,15 @@ cdef class Table:
         try:
             if k < 0:
                 for updater in filter(None, self.gradients.row_updaters):
-                    updater.catch_up(True)
+                    updater.catch_up_all()
                 self.drop_deferred()
                 return
             updater = self.gradients.row_updater(k)
-            if rows is not None:
+            if rows is None:
+                updater.catch_up_all()
+            else:
                 updater.select_rows(check_row_indices(rows), "rows")
-            updater.catch_up(rows is None)
+                updater.catch_up()
         finally:
             self.busy = False
 
@@ -485,15 +565,13 @@ cdef class Table:
         """Discard all skipped steps."""
         cdef RowUpdater updater
         for updater in filter(None, self.gradients.row_updaters):
-            free_log(&updater.context.deferred)
+            updater.drop_deferred()
         self.gradients.has_deferred = False
 
     cdef void catch_up_dense(self) noexcept:
         """Apply skipped steps to parameters that now have a dense gradient."""
         cdef Py_ssize_t k
-        cdef RowUpdater updater
         for k in range(self.context.count):
-            updater = self.gradients.row_updaters[k]
-            if updater is not None and not self.gradients.by_row[k]:
-                updater.catch_up(True)
-                free_log(&updater.context.deferred)
+            if self.gradients.layouts[k] == DENSE and self.gradients.row_updaters[k] is not None:
+                (<RowUpdater> self.gradients.row_updaters[k]).catch_up_all()
+                (<RowUpdater> self.gradients.row_updaters[k]).drop_deferred()

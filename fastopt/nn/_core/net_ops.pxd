@@ -3,7 +3,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch
-from fastopt._core.span cimport G, Span
+from fastopt._core.span cimport Span
 from fastopt.nn._core.gemm cimport Matrix, matmul
 from fastopt.nn._core.layer_kernels cimport FLOAT32, FLOAT64, SPARSE, UINT8, Block, DataType
 from fastopt.nn._core.net_context cimport (
@@ -273,7 +273,7 @@ cdef inline void update_range(const NetContext* ctx, int param, const char* g, P
     if ctx.lease == NULL:
         return
     x = ctx.lease.spans[param]
-    x.arrays[G] = <char*> g - begin * ctx.itemsize
+    x.g = <char*> g - begin * ctx.itemsize
     ctx.lease.update(&ctx.lease.args[x.group], &x, begin, end)
 
 
