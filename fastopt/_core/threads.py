@@ -9,14 +9,14 @@ import atexit
 import math
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, cast
 
 from fastopt._core import runtime
-from fastopt._core.validation import check_int
 from fastopt._version import __version__
 
 if TYPE_CHECKING:
+    from importlib.abc import Loader
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
@@ -31,9 +31,7 @@ def set_num_threads(n: int) -> None:
     n : int
         Positive number of threads, including the calling thread. Values above 256 are reduced to 256.
     """
-    if check_int("n", n, 1) >= 10**9:
-        raise ValueError(f"n: expected fewer than 10**9 threads, got {n}")
-    runtime.set_threads(n)
+    runtime.set_threads(_check_threads("n", n))
 
 
 def get_num_threads() -> int:
@@ -45,6 +43,15 @@ def get_num_threads() -> int:
     return runtime.get_threads()
 
 
+def _check_threads(name: str, n: Any) -> int:
+    if isinstance(n, bool) or not isinstance(n, Integral):
+        raise TypeError(f"{name}: expected a whole number of threads, got {type(n).__name__}")
+    threads = int(n)
+    if not 1 <= threads < 10**9:
+        raise ValueError(f"{name}: expected at least 1 thread and fewer than 10**9, got {threads}")
+    return threads
+
+
 def _from_environment() -> int | None:
     """Number of threads set by an environment variable; None if there is none.
 
@@ -54,11 +61,13 @@ def _from_environment() -> int | None:
     text = os.environ.get("FASTOPT_NUM_THREADS")
     if text:
         digits = text.strip()
-        if not digits.isdecimal() or len(digits) > 9 or int(digits) < 1:
+        if not digits.isdecimal() or len(digits) > 9:
             raise ValueError(f"FASTOPT_NUM_THREADS: expected a positive integer below 10**9, got {text!r}")
-        return int(digits)
+        return _check_threads("FASTOPT_NUM_THREADS", int(digits))
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, int(first[:9])) if first.isdecimal() else None
+    if not first.isdecimal():
+        return None
+    return max(1, int(first) if len(first) <= 9 else 10**9 - 1)
 
 
 def _count_processors() -> int:
@@ -70,14 +79,21 @@ def _count_processors() -> int:
 def _cpu_quota(root: str) -> float:
     """Processors that the control group may use, rounded up; infinity without a quota."""
     try:
-        quota, period = Path(root, "cpu.max").read_text().split()
+        quota, period = _read(f"{root}/cpu.max").split()
     except (OSError, ValueError):
         try:
-            quota = Path(root, "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = Path(root, "cpu/cpu.cfs_period_us").read_text()
+            quota = _read(f"{root}/cpu/cpu.cfs_quota_us").strip()
+            period = _read(f"{root}/cpu/cpu.cfs_period_us")
         except OSError:
             return math.inf
-    return math.inf if quota in ("max", "-1") else max(1, math.ceil(int(quota) / int(period)))
+    if quota in ("max", "-1"):
+        return math.inf
+    return max(1, math.ceil(int(quota) / int(period)))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8") as file:
+        return file.read()
 
 
 def _register_controller(threadpoolctl: Any) -> None:
@@ -113,17 +129,29 @@ class _ThreadpoolctlFinder:
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "threadpoolctl":
             return None
-        others = [f for f in sys.meta_path if f is not cls and hasattr(f, "find_spec")]
-        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
-        if spec is not None and spec.loader is not None:
-            exec_module = spec.loader.exec_module
+        for finder in sys.meta_path:
+            find_spec = None if finder is cls else getattr(finder, "find_spec", None)
+            spec: ModuleSpec | None = find_spec(name, path, target) if find_spec else None
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = cast("Loader", _RegisteringLoader(spec.loader))
+                return spec
+        return None
 
-            def exec_and_register(module: ModuleType) -> None:
-                exec_module(module)
-                _register_controller(module)
 
-            spec.loader.exec_module = exec_and_register  # type: ignore[method-assign]
-        return spec
+class _RegisteringLoader:
+    """Loads a module with its own loader, then registers the controller."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return cast("ModuleType | None", self._loader.create_module(spec))
+
+    def exec_module(self, module: Any) -> None:
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register_controller(module)
 
 
 runtime.set_threads(_from_environment() or _count_processors())
