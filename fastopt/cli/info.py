@@ -4,7 +4,7 @@ from fastopt._config import show_config
 
 
 def add_options(command: object) -> None:
-    """Add the options, of which there are none."""
+    """Add no options."""
 
 
 def run(args: object) -> int:
