@@ -1,8 +1,10 @@
-"""The build: every Cython module once, and the kernels once for each instruction set.
+"""The build: every Cython module once, and the kernels once per instruction set.
 
-All else about the package stands in pyproject.toml.
+pyproject.toml has the rest of the package's configuration. ``FASTOPT_ISAS="base v3"`` in the environment limits
+the instruction sets.
 """
 
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -52,6 +54,10 @@ elif PLATFORM.startswith("macosx"):
         isa: {"unix": [word for flag in ISAS[isa]["unix"] for word in ("-Xarch_x86_64", flag)]}
         for isa in ("base", "v3")
     }
+
+# A development build may have only some instruction sets.
+if "FASTOPT_ISAS" in os.environ:
+    ISAS = {isa: ISAS[isa] for isa in os.environ["FASTOPT_ISAS"].split()}
 
 # Modules with loops over arrays, which are compiled once per instruction set.
 COMPILED = {"kernels": "fastopt/_core/kernels", "layers": "fastopt/nn/_core/layers"}
