@@ -1,7 +1,7 @@
 """The build: every Cython module once, and the kernels once per instruction set.
 
-pyproject.toml has the rest of the package's configuration. ``FASTOPT_ISAS="base v3"`` in the environment limits
-the instruction sets.
+pyproject.toml has the rest of the configuration of the package. ``FASTOPT_ISAS="base v3"`` in the environment
+limits the instruction sets.
 """
 
 import os
