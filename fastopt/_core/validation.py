@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,6 +39,31 @@ def check_int(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
+def to_float(name: str, value: Any) -> float:
+    """Return a real number as a float, which may be infinite or NaN.
+
+    A number is whatever ``float()`` accepts, except text: a Python, NumPy or torch scalar, an array or tensor
+    with one element, a ``Decimal`` or a ``Fraction``. A bool or a complex number is refused.
+    """
+    if type(value) is float:
+        return value
+    number: Any = None if is_masked(value) else value
+    if callable(getattr(number, "item", None)):  # arrays, tensors and their scalars
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # raised unless it has one element
+            number = value.item()
+    is_real = hasattr(number, "__float__") or hasattr(number, "__index__")
+    if is_real and not isinstance(number, (bool, np.bool_, np.complexfloating)):
+        try:
+            return float(number)
+        except OverflowError:
+            return math.inf if number > 0 else -math.inf
+        except (TypeError, ValueError, RuntimeError):  # not a single number
+            pass
+    shape = getattr(value, "shape", ())
+    found = f"{type(value).__name__} of shape {tuple(shape)}" if shape else repr(value)
+    raise TypeError(f"{name}: expected a number, got {found}")
+
+
 def check_float(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, open_low: bool = False
 ) -> float:
@@ -45,12 +71,7 @@ def check_float(
 
     With `open_low`, the interval is ``(low, high)``.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = to_float(name, value)
     is_above = low < number if open_low else low <= number
     if math.isfinite(number) and is_above and number < high:
         return number

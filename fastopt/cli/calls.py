@@ -33,7 +33,8 @@ class Call:
 def parse_calls(text: str, table: Table, nested: Collection[str] = ()) -> tuple[Call, ...]:
     """Parse a comma-separated list of ``name`` or ``name(argument=value, ...)``.
 
-    `table` has the allowed names and arguments; the value of a `nested` argument may be another call.
+    `table` has the allowed names and arguments; the value of a `nested` argument may be another call, or a
+    list of calls.
     """
     try:
         tree = ast.parse(f"[{text}]", mode="eval").body
@@ -83,6 +84,8 @@ def _parse_node(node: ast.expr, table: Table, nested: Collection[str]) -> Call:
 def _parse_value(name: str, node: ast.expr, table: Table, nested: Collection[str]) -> Any:
     if name in nested and isinstance(node, ast.Call | ast.Name):
         return _parse_node(node, table, nested)
+    if name in nested and isinstance(node, ast.List):
+        return [_parse_value(name, item, table, nested) for item in node.elts]
     try:
         value = ast.literal_eval(node)
     except ValueError:

@@ -43,6 +43,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "cosine": schedules.Cosine,
     "cosine_restarts": schedules.CosineRestarts,
     "linear_warmup": schedules.LinearWarmup,
+    "wsd": schedules.WSD,
+    "join": schedules.Join,
     "one_cycle": schedules.OneCycle,
     "reduce_on_plateau": schedules.ReduceOnPlateau,
 }
@@ -81,7 +83,7 @@ def parse_optimizer(text: str) -> Call:
 def parse_schedule(text: str) -> Call:
     """Parse ``--lr-schedule``."""
     table = {name: _arguments(schedule, without=("lr", "max_lr")) for name, schedule in SCHEDULES.items()}
-    return parse_call(text, table, nested=["then"])
+    return parse_call(text, table, nested=["then", "schedules"])
 
 
 def parse_callbacks(text: str) -> tuple[Call, ...]:
@@ -111,7 +113,7 @@ def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
     """Return the schedule of ``--lr-schedule``, or a float if it is constant.
 
     `lr` is the initial value, or the peak of a one-cycle schedule. `steps` is the default length of a
-    schedule; a schedule after a warmup gets the remaining steps.
+    schedule; a schedule after a warmup, and the last one of a join, get the remaining steps.
     """
     if call.name == "constant":
         return lr
@@ -123,6 +125,16 @@ def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
         if not isinstance(then, Call):
             raise ValueError(f"--lr-schedule: linear_warmup: then: expected a schedule, got {then!r}")
         arguments["then"] = make_schedule(then, lr, max(remaining, 1))
+        return make("--lr-schedule", call, schedule, **arguments)
+    if call.name == "join":
+        parts, lengths = arguments.get("schedules"), arguments.get("lengths")
+        if not isinstance(parts, list) or not all(isinstance(part, Call) for part in parts):
+            raise ValueError(f"--lr-schedule: join: schedules: expected a list of schedules, got {parts!r}")
+        known = lengths if isinstance(lengths, list) and all(type(n) is int for n in lengths) else []
+        ends = [*known, steps - sum(known)]
+        arguments["schedules"] = [
+            make_schedule(part, lr, max(ends[min(i, len(known))], 1)) for i, part in enumerate(parts)
+        ]
         return make("--lr-schedule", call, schedule, **arguments)
     fields = _arguments(schedule)
     if "steps" in fields:

@@ -17,6 +17,7 @@ from fastopt.nn.evaluation import check_accepts_weights, check_validation_data, 
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.history import History, Progress, format_logs, format_stop
 from fastopt.optimizers.hyperparameters import check_number
+from fastopt.schedules.base import report_to
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -343,6 +344,4 @@ def _report_to_schedules(opt: Any, value: float) -> None:
         for name, hyperparameter in group.items():
             if name != "params":
                 hyperparameters += hyperparameter if isinstance(hyperparameter, tuple) else [hyperparameter]
-    for schedule in {id(each): each for each in hyperparameters}.values():
-        if hasattr(schedule, "report"):
-            schedule.report(value)
+    report_to(hyperparameters, value)

@@ -107,10 +107,21 @@ class Group(UserDict[str, Any]):
     def update_current(self, step: int, *, everything: bool) -> None:
         """Evaluate the schedules, or all hyperparameters, after `step` finished steps."""
         if everything:
-            self.current = Hyperparameters(self.hyperparameters() | {"totals": None})
-            self.scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
-        for name in self.scheduled:
-            setattr(self.current, name, self.rule.evaluate(name, self.data[name], step))
+            scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
+            before = self.hyperparameters() | {"totals": None}
+        elif self.scheduled:
+            scheduled, before = self.scheduled, vars(self.current)
+        else:
+            return
+        values = {name: self.rule.evaluate(name, self.data[name], step) for name in scheduled}
+        current = Hyperparameters(before | values)
+        if scheduled:
+            try:
+                self.rule.check(current)
+            except ValueError as error:
+                schedules = ", ".join(f"{name}={self.data[name]!r}" for name in scheduled)
+                raise ValueError(f"{error} at step {step} with the schedules {schedules}") from None
+        self.current, self.scheduled = current, scheduled
 
     def stateful_schedules(self) -> Iterator[tuple[str, Any]]:
         """Schedules that have a state, by name: ``lr``, ``betas[0]``."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any
+
+from fastopt._core.validation import to_float
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,12 +63,7 @@ def check_number(name: str, value: Any, bounds: Bounds | None = None) -> Any:
     low, high = bounds[:2]
     if type(value) is float and low <= value < high and value != -math.inf:
         return value  # the usual case, quickly
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    number = to_float(name, value)
     if not low <= number < high or math.isinf(number):
         raise ValueError(f"{name}: expected a finite number in [{low:g}, {high:g}), got {value!r}")
     return number
@@ -79,10 +75,23 @@ def check_number_or_schedule(name: str, value: Any, bounds: Bounds) -> Any:
 
 
 def evaluate(name: str, value: Any, step: int, bounds: Bounds | None = None) -> Any:
-    """Value of a hyperparameter: schedules are called with the number of finished steps."""
+    """Value of a hyperparameter: schedules are called with the number of finished steps.
+
+    An error names the hyperparameter and the step.
+    """
     if isinstance(value, tuple):
         return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
-    return check_number(name, value(step), bounds) if callable(value) else value
+    if not callable(value):
+        return value
+    try:
+        number = value(step)
+    except Exception as error:
+        error.add_note(f"Raised by the schedule of {name}, {value!r}, at step {step}")
+        raise
+    try:
+        return check_number(name, number, bounds)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} at step {step} from the schedule {value!r}") from None
 
 
 def is_schedule(value: Any) -> bool:

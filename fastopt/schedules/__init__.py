@@ -20,10 +20,12 @@ from fastopt.schedules.base import Constant
 from fastopt.schedules.plateau import ReduceOnPlateau
 from fastopt.schedules.stateless import (
     SWA,
+    WSD,
     Cosine,
     CosineRestarts,
     Exponential,
     InverseTime,
+    Join,
     LinearWarmup,
     MultiStep,
     OneCycle,
@@ -32,6 +34,6 @@ from fastopt.schedules.stateless import (
 )
 
 __all__ = [
-    "SWA", "Constant", "Cosine", "CosineRestarts", "Exponential", "InverseTime", "LinearWarmup", "MultiStep",
-    "OneCycle", "Polynomial", "ReduceOnPlateau", "Step",
+    "SWA", "WSD", "Constant", "Cosine", "CosineRestarts", "Exponential", "InverseTime", "Join",
+    "LinearWarmup", "MultiStep", "OneCycle", "Polynomial", "ReduceOnPlateau", "Step",
 ]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Real
 from typing import Any
 
 from fastopt._core.validation import check_choice, check_float, check_int
-
-
-def check_any_float(name: str, value: Any) -> float:
-    """Return `value` as a float, which may be infinite or NaN."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)
 
 
 def _check_fraction(name: str, value: Any) -> float:
@@ -34,10 +28,7 @@ def _check_reduction(name: str, value: Any) -> float:
 
 
 def _check_milestones(name: str, value: Any) -> tuple[int, ...]:
-    try:
-        items = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a sequence of whole numbers, got {value!r}") from None
+    items = _check_sequence(name, value, "whole numbers")
     milestones = tuple(nonnegative_int(f"{name}[{index}]", item) for index, item in enumerate(items))
     if list(milestones) != sorted(milestones):
         raise ValueError(f"{name}: expected increasing order, got {value!r}")
@@ -47,9 +38,31 @@ def _check_milestones(name: str, value: Any) -> tuple[int, ...]:
 def _check_schedule(name: str, value: Any) -> Any:
     if callable(value):
         return value
-    if isinstance(value, Real):
+    try:
         return Constant(nonnegative(name, value))
-    raise TypeError(f"{name}: expected a number or a schedule (a callable of the step), got {value!r}")
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected a number or a schedule (a callable of the step), got {value!r}"
+        ) from None
+
+
+def _check_schedules(name: str, value: Any) -> tuple[Any, ...]:
+    items = _check_sequence(name, value, "numbers or schedules")
+    if not items:
+        raise ValueError(f"{name}: expected at least one schedule, got {value!r}")
+    return tuple(_check_schedule(f"{name}[{index}]", item) for index, item in enumerate(items))
+
+
+def _check_lengths(name: str, value: Any) -> tuple[int, ...]:
+    items = _check_sequence(name, value, "whole numbers")
+    return tuple(_positive_int(f"{name}[{index}]", item) for index, item in enumerate(items))
+
+
+def _check_sequence(name: str, value: Any, content: str) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected a sequence of {content}, got {value!r}") from None
 
 
 nonnegative = partial(check_float, low=0.0)
@@ -61,14 +74,19 @@ _positive_int = partial(check_int, least=1)
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("lr", "max_lr", "min_lr", "decay", "threshold", "eps"), nonnegative),
     **dict.fromkeys(("gamma", "power", "div_factor", "final_div_factor"), _positive),
-    **dict.fromkeys(("start", "patience", "cooldown"), nonnegative_int),
+    **dict.fromkeys(
+        ("start", "patience", "cooldown", "warmup_steps", "decay_steps"), nonnegative_int
+    ),
     **dict.fromkeys(("steps", "step_size", "multiplier", "every"), _positive_int),
     **dict.fromkeys(("start_factor", "pct_start"), _check_fraction),
     "factor": _check_reduction,
     "milestones": _check_milestones,
     "then": _check_schedule,
+    "schedules": _check_schedules,
+    "lengths": _check_lengths,
     "mode": partial(check_choice, choices=("min", "max")),
     "threshold_mode": partial(check_choice, choices=("rel", "abs")),
+    "shape": partial(check_choice, choices=("1-sqrt", "linear", "cosine")),
     "anneal": partial(check_choice, choices=("cos", "linear")),
     "three_phase": partial(check_choice, choices=(False, True)),
 }
@@ -93,6 +111,70 @@ def check_step(step: int) -> int:
     if step < 0:
         raise ValueError(f"step: expected the number of finished steps, at least 0, got {step}")
     return step
+
+
+def power(base: float, exponent: float) -> float:
+    """``base ** exponent`` for a positive base; infinity or 0 in place of an OverflowError."""
+    try:
+        return float(base**exponent)
+    except OverflowError:
+        return 1.0 if base == 1.0 else math.inf if base > 1.0 else 0.0
+
+
+def report_to(schedules: Iterable[Any], metric: float) -> None:
+    """Call ``report(metric)`` once on every schedule that has it, also where wrappers hold it."""
+    for schedule in {id(leaf): leaf for each in schedules for leaf in _leaves(each)}.values():
+        if hasattr(schedule, "report"):
+            schedule.report(metric)
+
+
+def _leaves(schedule: Any) -> Iterator[Any]:
+    """Schedules inside of wrappers, at any depth; a schedule that wraps none itself."""
+    if not isinstance(schedule, Wrapper):
+        yield schedule
+        return
+    for wrapped in schedule.wrapped().values():
+        yield from _leaves(wrapped)
+
+
+class Wrapper(Checked):
+    """Base of the schedules that evaluate other schedules: the state is that of the others."""
+
+    def wrapped(self) -> dict[str, Any]:
+        """Return the other schedules by name."""
+        raise NotImplementedError
+
+    def report(self, metric: float) -> None:
+        """Pass a metric to every schedule inside that has a method `report`, such as `ReduceOnPlateau`.
+
+        All of them receive it, whether or not the present step is theirs.
+
+        Parameters
+        ----------
+        metric : float
+            The monitored metric, such as the validation loss.
+        """
+        report_to([self], metric)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of the schedules inside that have one, by name."""
+        return {name: schedule.state_dict() for name, schedule in self._stateful().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict` of a schedule with the same arguments.
+
+        If `state` has wrong keys or values, the schedule is unchanged.
+        """
+        stateful = self._stateful()
+        if not isinstance(state, Mapping) or set(state) != set(stateful):
+            raise ValueError(f"state: expected the keys {sorted(stateful)}, got {state!r}")
+        for name, schedule in stateful.items():
+            copy.deepcopy(schedule).load_state_dict(state[name])
+        for name, schedule in stateful.items():
+            schedule.load_state_dict(state[name])
+
+    def _stateful(self) -> dict[str, Any]:
+        return {name: each for name, each in self.wrapped().items() if hasattr(each, "state_dict")}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastopt.schedules.base import Checked, check_any_float, check_step, nonnegative, nonnegative_int
+from fastopt._core.validation import to_float
+from fastopt.schedules.base import Checked, check_step, nonnegative, nonnegative_int
 
 
 @dataclass
@@ -31,8 +32,8 @@ class ReduceOnPlateau(Checked):
     threshold : float, default 1e-4
         Smallest change that counts as an improvement, at least 0.
     threshold_mode : {"rel", "abs"}, default "rel"
-        An improvement is a metric below ``best * (1 - threshold)`` ("rel") or ``best - threshold`` ("abs").
-        With ``mode="max"``, it is a metric above the same expressions with ``+``.
+        An improvement is a metric below ``best - threshold * abs(best)`` ("rel") or ``best - threshold``
+        ("abs"). With ``mode="max"``, it is a metric above the same expressions with ``+``.
     cooldown : int, default 0
         Reports after a reduction that are not counted, at least 0.
     min_lr : float, default 0.0
@@ -53,8 +54,9 @@ class ReduceOnPlateau(Checked):
 
     Notes
     -----
-    Agrees with ``torch.optim.lr_scheduler.ReduceLROnPlateau``, whose ``step`` is called `report` here. As
-    there, NaN is never an improvement.
+    Agrees with ``torch.optim.lr_scheduler.ReduceLROnPlateau``, whose ``step`` is called `report` here, for
+    positive metrics. For negative metrics and a relative threshold, torch counts every metric that is equal
+    to the best one as an improvement, and even slightly worse ones. As there, NaN is never an improvement.
 
     Examples
     --------
@@ -96,10 +98,7 @@ class ReduceOnPlateau(Checked):
         metric : float
             The monitored metric, such as the validation loss.
         """
-        try:
-            metric = float(metric)
-        except (TypeError, ValueError):
-            raise TypeError(f"metric: expected a number, got {metric!r}") from None
+        metric = to_float("metric", metric)
         self.num_bad_reports += 1
         if self._is_better(metric):
             self.best = metric
@@ -130,14 +129,17 @@ class ReduceOnPlateau(Checked):
             setattr(self, name, value)
 
     def _is_better(self, metric: float) -> bool:
-        change = self.threshold if self.mode == "max" else -self.threshold
-        bar = self.best * (1.0 + change) if self.threshold_mode == "rel" else self.best + change
+        bar = self.best
+        if math.isfinite(bar):
+            change = self.threshold if self.mode == "max" else -self.threshold
+            is_relative = self.threshold_mode == "rel"
+            bar = bar * (1.0 + math.copysign(change, bar * change)) if is_relative else bar + change
         return metric > bar if self.mode == "max" else metric < bar
 
 
 _STATE: dict[str, Callable[[str, Any], float]] = {
     "current_lr": nonnegative,
-    "best": check_any_float,    # infinite before the first report
+    "best": to_float,    # infinite before the first report
     "num_bad_reports": nonnegative_int,
     "cooldown_left": nonnegative_int,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from fastopt.schedules.base import Checked, check_step
+from fastopt.schedules.base import Checked, Wrapper, check_step, power
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Step(Checked):
     gamma: float = 0.1
 
     def __call__(self, step: int) -> float:
-        return self.lr * self.gamma ** (check_step(step) // self.step_size)
+        return _scaled(self.lr, power(self.gamma, check_step(step) // self.step_size))
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class MultiStep(Checked):
     gamma: float = 0.1
 
     def __call__(self, step: int) -> float:
-        return self.lr * self.gamma ** bisect_right(self.milestones, check_step(step))
+        return _scaled(self.lr, power(self.gamma, bisect_right(self.milestones, check_step(step))))
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Exponential(Checked):
     gamma: float
 
     def __call__(self, step: int) -> float:
-        return self.lr * self.gamma ** check_step(step)
+        return _scaled(self.lr, power(self.gamma, check_step(step)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class InverseTime(Checked):
     power: float = 1.0
 
     def __call__(self, step: int) -> float:
-        return self.lr / float((1.0 + self.decay * check_step(step)) ** self.power)
+        return self.lr / power(1.0 + self.decay * min(check_step(step), sys.float_info.max), self.power)
 
 
 class _Annealing(Checked):
@@ -181,7 +182,7 @@ class Cosine(_Annealing):
     min_lr: float = 0.0
 
     def __call__(self, step: int) -> float:
-        return _half_cosine(self.lr, self.min_lr, check_step(step) / self.steps)
+        return _half_cosine(self.lr, self.min_lr, check_step(step) % (2 * self.steps) / self.steps)
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class CosineRestarts(_Annealing):
 
 
 @dataclass(frozen=True)
-class LinearWarmup(Checked):
+class LinearWarmup(Wrapper):
     """Increase linearly for ``steps`` steps, then follow another schedule.
 
     ``then(0) * (start_factor + (1 - start_factor) * t / steps)`` for ``t < steps``, and ``then(t - steps)``
@@ -268,18 +269,134 @@ class LinearWarmup(Checked):
             return then(step - self.steps)
         return then(0) * (self.start_factor + (1.0 - self.start_factor) * step / self.steps)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of `then`, which is empty unless it is a `ReduceOnPlateau`."""
-        then: Any = self.then
-        return then.state_dict() if hasattr(then, "state_dict") else {}
+    def wrapped(self) -> dict[str, Any]:
+        return {"then": self.then}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state of `then` from the result of `state_dict`."""
-        then: Any = self.then
-        if hasattr(then, "load_state_dict"):
-            then.load_state_dict(state)
-        elif state:
-            raise ValueError(f"state: expected an empty dict, as {then!r} has no state, got {dict(state)!r}")
+
+@dataclass(frozen=True)
+class Join(Wrapper):
+    """Follow one schedule after another.
+
+    The first schedule is followed for ``lengths[0]`` steps, the second for ``lengths[1]`` steps, and so on;
+    the last one has no length. Each begins at its step 0.
+
+    Parameters
+    ----------
+    schedules : sequence of float or callable
+        The schedules, or constant values.
+    lengths : sequence of int
+        Steps of each schedule except the last, at least 1.
+
+    Notes
+    -----
+    Agrees with ``torch.optim.lr_scheduler.SequentialLR``, which takes the milestones instead of the lengths.
+    A `ReduceOnPlateau` receives all metrics, also those before its first step.
+
+    Examples
+    --------
+    >>> schedule = Join([LinearWarmup(2, 0.4, 0.0), 0.4, Exponential(0.4, 0.5)], lengths=[2, 3])
+    >>> [schedule(step) for step in range(8)]
+    [0.0, 0.2, 0.4, 0.4, 0.4, 0.4, 0.2, 0.1]
+    """
+
+    schedules: Sequence[float | Callable[[int], float]]
+    lengths: Sequence[int]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = len(self.schedules) - 1
+        if len(self.lengths) != expected:
+            raise ValueError(
+                f"lengths: expected {expected} numbers, one for each schedule except the last, "
+                f"got {self.lengths!r}"
+            )
+
+    def __call__(self, step: int) -> float:
+        step = check_step(step)
+        schedules = cast("tuple[Callable[[int], float], ...]", self.schedules)
+        for schedule, length in zip(schedules, self.lengths, strict=False):
+            if step < length:
+                return schedule(step)
+            step -= length
+        return schedules[-1](step)
+
+    def wrapped(self) -> dict[str, Any]:
+        return {f"schedules[{i}]": schedule for i, schedule in enumerate(self.schedules)}
+
+
+@dataclass(frozen=True)
+class WSD(_Annealing):
+    """Warm up linearly, stay constant, then decay (warmup-stable-decay).
+
+    The value rises from ``start_factor * lr`` to `lr` over the first `warmup_steps` steps, and decays from
+    `lr` to `min_lr` over the last `decay_steps` of `steps` steps. Between them it is `lr`, after them
+    `min_lr`.
+
+    Parameters
+    ----------
+    lr : float
+        Value of the stable phase, at least 0.
+    steps : int
+        Steps of the training run, at least 1.
+    decay_steps : int
+        Steps of the decay, usually 10 to 20 % of `steps`.
+    warmup_steps : int, default 0
+        Steps of the warmup.
+    shape : {"1-sqrt", "linear", "cosine"}, default "1-sqrt"
+        Shape of the decay. With ``x`` rising from 0 to 1 during it, the value is
+        ``min_lr + (lr - min_lr) * f(x)``, where ``f(x)`` is ``1 - sqrt(x)``, ``1 - x`` or
+        ``(1 + cos(pi * x)) / 2``.
+    min_lr : float, default 0.0
+        Final value, between 0 and `lr`.
+    start_factor : float, default 0.0
+        Initial value of the warmup as a fraction of `lr`, between 0 and 1. With 0, the first step does not
+        move the parameters.
+
+    Notes
+    -----
+    The stable phase does not depend on `steps`: a run can be continued from a state saved in it with a larger
+    `steps`, and several runs of different lengths can share it.
+
+    S. Hu et al., "MiniCPM: Unveiling the Potential of Small Language Models with Scalable Training
+    Strategies", 2024; A. Hägele et al., "Scaling Laws and Compute-Optimal Training Beyond Fixed Training
+    Durations", NeurIPS 2024 (the shape "1-sqrt").
+
+    Examples
+    --------
+    >>> schedule = WSD(0.4, steps=9, warmup_steps=2, decay_steps=4, shape="linear")
+    >>> [round(schedule(step), 2) for step in range(11)]
+    [0.0, 0.2, 0.4, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1, 0.0, 0.0]
+    """
+
+    lr: float
+    steps: int
+    decay_steps: int
+    warmup_steps: int = 0
+    shape: Literal["1-sqrt", "linear", "cosine"] = "1-sqrt"
+    min_lr: float = 0.0
+    start_factor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError(
+                f"decay_steps: expected at most steps - warmup_steps = {self.steps - self.warmup_steps}, "
+                f"got {self.decay_steps}"
+            )
+
+    def __call__(self, step: int) -> float:
+        step = check_step(step)
+        if step < self.warmup_steps:
+            return self.lr * (self.start_factor + (1.0 - self.start_factor) * (step / self.warmup_steps))
+        decayed = step - (self.steps - self.decay_steps)
+        if decayed < 0:
+            return self.lr
+        if decayed >= self.decay_steps:
+            return self.min_lr
+        x = decayed / self.decay_steps
+        if self.shape == "cosine":
+            return _half_cosine(self.lr, self.min_lr, x)
+        return self.min_lr + (self.lr - self.min_lr) * (1.0 - (x if self.shape == "linear" else math.sqrt(x)))
 
 
 @dataclass(frozen=True)
@@ -380,6 +497,11 @@ class SWA(Checked):
         if count < 1:
             return 0.0
         return 1.0 if remainder else (count - 1) / count
+
+
+def _scaled(lr: float, factor: float) -> float:
+    """``lr * factor``, where 0 times infinity is 0."""
+    return lr * factor if lr else 0.0
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:

@@ -616,6 +616,14 @@ def schedule(argv, lr):
             "linear_warmup(steps=99,then=polynomial())",
             schedules.LinearWarmup(99, schedules.Polynomial(0.01, 1)),
         ),
+        schedule("wsd(decay_steps=3,shape='linear')", schedules.WSD(0.01, STEPS, 3, shape="linear")),
+        schedule(
+            "join(schedules=[linear_warmup(steps=2),step(step_size=1),cosine],lengths=[3,2])",
+            schedules.Join(
+                [schedules.LinearWarmup(2, 0.01), schedules.Step(0.01, 1), schedules.Cosine(0.01, STEPS - 5)],
+                [3, 2],
+            ),
+        ),
         schedule(
             "reduce_on_plateau(patience=0,threshold=9.0)",
             schedules.ReduceOnPlateau(0.01, patience=0, threshold=9.0),
@@ -1166,7 +1174,7 @@ def test_wrong_arguments(check_error, plots, args, message):
         ("--optimizer", "adam(bet=1)", "adam has no argument 'bet' here; did you mean 'betas'?"),
         ("--optimizer", "adam(lookahead=3)", "--optimizer: adam: lookahead: expected a pair (k, alpha)"),
         ("--optimizer", "adam(eps=-1)", "--optimizer: adam: eps: expected a finite number in [0"),
-        ("--optimizer", "adam(eps='a')", "--optimizer: adam: eps: expected a number, got str"),
+        ("--optimizer", "adam(eps='a')", "--optimizer: adam: eps: expected a number, got 'a'"),
         ("--lr-schedule", "one-cycle", "unknown name 'one - cycle'; did you mean 'one_cycle'?"),
         ("--lr-schedule", "cosine(lr=1)", "argument --lr-schedule: cosine has no argument 'lr' here"),
         ("--lr-schedule", "cosine(min_lr=1)", "--lr-schedule: cosine: min_lr: expected at most lr=0.001"),
@@ -1178,6 +1186,18 @@ def test_wrong_arguments(check_error, plots, args, message):
         (
             "--lr-schedule", "linear_warmup(steps=3,then=x)",
             "--lr-schedule: unknown name 'x'; expected one of ",
+        ),
+        (
+            "--lr-schedule", "join(schedules=[cosine,2],lengths=[3])",
+            "--lr-schedule: join: schedules: expected a list of schedules, got [Call",
+        ),
+        (
+            "--lr-schedule", "join(schedules=[cosine,step(step_size=2)])",
+            "--lr-schedule: join: missing a required argument: 'lengths'",
+        ),
+        (
+            "--lr-schedule", "join(schedules=[cosine,cosine],lengths=['a'])",
+            "--lr-schedule: join: lengths[0]: expected a whole number, got 'a'",
         ),
         ("--callbacks", "early_stoping", "unknown name 'early_stoping'; did you mean 'early_stopping'?"),
         ("--callbacks", "early_stopping(5)", "expected arguments as in name(argument=value), got 'early_s"),

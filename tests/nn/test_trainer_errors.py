@@ -70,8 +70,8 @@ def test_fit_refuses_invalid_arguments_before_training(arguments, error, message
         ({"net": object()}, "net: expected an object with 'params', got object"),
         ({"opt": object()}, "opt: expected an object with 'step', got object"),
         ({"callbacks": [print]}, "callbacks: expected Callback objects"),
-        ({"max_norm": "1"}, "max_norm: expected a number, got str"),
-        ({"clip_value": True}, "clip_value: expected a number, got bool"),
+        ({"max_norm": "1"}, "max_norm: expected a number, got '1'"),
+        ({"clip_value": True}, "clip_value: expected a number, got True"),
     ],
 )
 def test_constructor_refuses_invalid_arguments(change, message):
