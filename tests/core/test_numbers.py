@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from files import id_without_address
 
 import fastopt
 from fastopt._core.validation import check_float, to_float
@@ -56,7 +57,7 @@ def no_warnings():
 
 
 def kind(value):
-    return f"{type(value).__module__}.{type(value).__name__} {value!r}"[:40]
+    return id_without_address(value)[:40]
 
 
 @pytest.mark.parametrize("value", HALF + TWO, ids=kind)
