@@ -557,7 +557,7 @@ def test_compare_skips_config_options_it_does_not_have(run, check_error):
 
 # --- Effects of the options -------------------------------------------------------------------
 
-STEPS = 10  # two epochs of 72 samples in minibatches of 16
+STEPS = 15  # three epochs of 72 samples in minibatches of 16
 
 
 def adam(lr=0.001, **options):
@@ -634,14 +634,14 @@ def test_options_equal_python_arguments(run, argv, net_options, make_optimizer, 
     """Training in Python with these arguments gives the same bits."""
     X, y = blobs()
     np.savez("blobs.npz", X=X[6:], y=np.append(y[6:80], [2] * 10))  # imbalanced classes
-    base = ["train", "--data", "blobs.npz", "--hidden", "8,6", "--epochs", 2, "--batch-size", 16, "--seed", 5]
+    base = ["train", "--data", "blobs.npz", "--hidden", "8,6", "--epochs", 3, "--batch-size", 16, "--seed", 5]
     assert run(*base, *argv.split())[0] == 0
     dataset = data.load("blobs.npz")
 
     def train(net_options, make_optimizer, trainer_options, fit_options):
         net = MLP([2, 8, 6, 3], seed=5, loss="cross_entropy", **net_options)
         trainer = fastopt.Trainer(net, make_optimizer(net.params), **trainer_options)
-        trainer.fit(dataset.X_train, dataset.y_train, 16, 2, (dataset.X_test, dataset.y_test),
+        trainer.fit(dataset.X_train, dataset.y_train, 16, 3, (dataset.X_test, dataset.y_test),
                     verbose=0, seed=5, **fit_options)
         return net
 
