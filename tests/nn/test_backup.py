@@ -19,9 +19,9 @@ from fastopt.callbacks import (
     SwapEMAWeights,
     TerminateOnNaN,
 )
+from fastopt.checkpoint import load_tree, save_tree
 from fastopt.nn import MLP, Trainer
 from fastopt.nn.data import load_digits
-from fastopt.nn.files import load_tree, save_tree
 
 
 def make_resumable_trainer(folder, *further, seed=0, **net_options):

@@ -9,8 +9,8 @@ from callback_helpers import CountingNet, X, Y, make_trainer, run, saved_weight,
 
 import fastopt
 from fastopt.callbacks import LambdaCallback, ModelCheckpoint
+from fastopt.checkpoint import atomic_write, load_tree, save_tree
 from fastopt.nn import MLP, Trainer
-from fastopt.nn.files import atomic_write, load_tree, save_tree
 
 
 def test_one_file_per_epoch(tmp_path):

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int
+from fastopt.checkpoint import atomic_write, load_tree, save_tree
 from fastopt.nn.callbacks.base import Callback, MonitorCallback, StatefulCallback
 from fastopt.nn.callbacks.control import SwapEMAWeights
-from fastopt.nn.files import atomic_write, get_weights, load_tree, save_tree
+from fastopt.nn.files import get_weights
 
 if TYPE_CHECKING:
     from _typeshed import StrPath

@@ -5,9 +5,9 @@ returns samples to predict; `load` returns a data set ready to train on. A damag
 ValueError that names the file and the defect.
 """
 
+from fastopt.checkpoint import read_arrays
 from fastopt.nn.data.dataset import Dataset, load, load_digits, read, train_test_split
 from fastopt.nn.data.readers import read_csv, read_idx, read_idx_folder, read_idx_pair, read_npz
-from fastopt.nn.files import read_arrays
 
 __all__ = [
     "Dataset", "load", "load_digits", "read", "read_arrays", "read_csv", "read_idx", "read_idx_folder",

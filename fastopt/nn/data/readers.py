@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core.validation import check_choice
-from fastopt.nn.files import read_arrays
+from fastopt.checkpoint import read_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
