@@ -16,12 +16,16 @@ import inspect
 from math import inf
 from typing import TYPE_CHECKING, Any, ParamSpec
 
+import numpy as np
+
 from fastopt import optimizers, reference
 from fastopt._core.pytree import flatten
-from fastopt.optimizers.groups import Dirty, Group
+from fastopt._core.step_table import NEW_STATE, StepCounter
+from fastopt.optimizers.groups import Group
 from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.parameter_docs import FUNCTION, complete
 from fastopt.optimizers.plan import StepPlan
+from fastopt.optimizers.state import Scalars, State, StateArrays
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
 
 if TYPE_CHECKING:
@@ -115,7 +119,8 @@ def _step(
     given: dict[str, Array], numbers: dict[str, float] | None, step: int,
 ) -> None:
     """Take one step on one array: a step plan with a single array, used once."""
-    group = Group(p, hyperparameters, rule, Dirty(), 0)
+    counter = StepCounter(step - 1)
+    group = Group(p, hyperparameters, rule, counter)
     rule.check(group.raw())
     selected = Hyperparameters(hyperparameters | enabled)
     kernel = rule.kernel(selected)
@@ -131,17 +136,17 @@ def _step(
     state = {name: given[name] for name in shapes}
     for name, shape in shapes.items():
         check_like(name, state[name], p.dtype, shape)
-    group.scalar_state = group.scalar_state | (numbers or {})
-    check_scalar_state("numbers", group.scalar_state, rule.SCALAR_STATE)
-    plan = StepPlan(rule, [group], [0], [p], [kernel], [state], 0, ["g"], buffers={})
-    plan.refresh(step - 1, everything=True)
-    plan.update_scalars(step)
-    if plan.has_prepass:
-        plan.table.full_step(g, 1.0, inf, inf, False, False, False, lambda: plan.prepass(step))
-    else:
-        plan.table.step(g)
+    scalars = rule.SCALAR_STATE | (numbers or {})
+    check_scalar_state("numbers", scalars, rule.SCALAR_STATE)
+    counts, flags = np.array([step - 1]), np.array([NEW_STATE if step == 1 else 0], np.uint8)
+    own_state = State(state, counts, flags, 0)
+    own_state.scalars_cell = Scalars(scalars)
+    arrays = StateArrays((own_state,), {}, counts, flags)
+    plan = StepPlan(rule, [group], [0], [p], [kernel], arrays, counter, 0, ["g"])
+    plan.refresh()
+    plan.table.full_step(g, 1.0, inf, inf, False, False, False, plan.prepass, plan.second_scalars)
     if numbers is not None:
-        numbers.update(group.next_scalar_state)
+        numbers.update(own_state.scalars)
 
 
 sgd_ = compiled(reference.sgd_, optimizers.SGD)

@@ -809,9 +809,14 @@ def _schedule_free(
     lr_max = max(numbers.get("lr_max", 0.0), lr)
     weight = power(step, r) * power(lr_max, weight_lr_power)
     weight_sum = numbers.get("weight_sum", 0.0) + weight
+    before = numbers.get("momentum", 1.0)
     numbers |= {"lr_max": lr_max, "weight_sum": weight_sum, "momentum": beta}
     c = weight / weight_sum if weight_sum else 0.0
-    p[...] = cast(1.0 - c) * p + cast(c) * z + cast(lr * (beta * (1.0 - c) - 1.0)) * d
+    p_coef, z_coef = 1.0 - c, c
+    if before not in (beta, 1.0):
+        p_coef = beta * (1.0 - c) / before
+        z_coef = 1.0 - p_coef
+    p[...] = cast(p_coef) * p + cast(z_coef) * z + cast(lr * (beta * (1.0 - c) - 1.0)) * d
     z -= cast(lr) * d
 
 

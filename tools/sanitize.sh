@@ -19,7 +19,7 @@ tests="tests/core/test_engine.py tests/core/test_rows_argument.py tests/core/tes
     tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py
     tests/nn/test_layers.py tests/nn/test_mlp.py tests/nn/test_mlp_errors.py tests/nn/test_mlp_files.py
     tests/nn/test_mlp_training.py tests/optimizers/test_bad_input.py tests/optimizers/test_matrix.py
-    tests/optimizers/test_optimizers.py tests/optimizers/test_wrappers.py"
+    tests/optimizers/test_optimizers.py tests/optimizers/test_options.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"

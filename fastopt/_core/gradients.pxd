@@ -6,6 +6,7 @@ cdef enum GradLayout:
     DENSE = 0               # one span
     SPARSE_ROWS = 1         # row by row, the rows with a gradient
     ALL_ROWS = 2            # row by row, all of them: a row-wise rule
+    ABSENT = 3              # no gradient: the parameter is left unchanged
 
 
 cdef class Gradients:
@@ -27,6 +28,7 @@ cdef class Gradients:
     cdef bint address_changed       # an address has changed since gradients were last found disjoint
     cdef bint has_large             # a gradient is too large to be cached
     cdef bint has_rows              # a layout is not DENSE
+    cdef bint has_absent            # a layout is ABSENT
     cdef bint has_deferred          # rows may have skipped steps
 
     cdef int bind(self, object grads) except -1
@@ -34,10 +36,12 @@ cdef class Gradients:
     cdef void release(self) noexcept
     cdef int check_zeroable(self) except -1
     cdef void zero_originals(self)
+    cdef void zero_all(self)
     cdef int replace(self, Py_ssize_t k, object grad) except -1
     cdef object original(self, Py_ssize_t k)
     cdef RowUpdater row_updater(self, Py_ssize_t k)
     cdef bint bind_tree(self, object treedef, object grads) except -1
+    cdef void bind_absent(self, object treedef)
     cdef int bind_grad(self, Py_ssize_t k, object grad) except -1
     cdef int bind_rows(self, Py_ssize_t k, Rows grad) except -1
     cdef int check(self, Py_ssize_t k, object grad, const char* format, int ndim,

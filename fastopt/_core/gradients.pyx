@@ -9,10 +9,11 @@ from cpython.buffer cimport (
     Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from libc.string cimport memset
 
 from fastopt._core.runtime cimport data_ptr
 
-from numpy import array, ascontiguousarray, generic, ndarray, zeros_like
+from numpy import array, ascontiguousarray, generic, ndarray
 from numpy.lib.array_utils import byte_bounds
 
 from fastopt._core.pytree import explain_mismatch
@@ -103,9 +104,12 @@ cdef class Gradients:
     @cython.boundscheck(True)       # a list may shrink while its items are read
     cdef bint bind_tree(self, object treedef, object grads) except -1:
         """Bind every gradient of a nesting; False if it is not the nesting of the parameters."""
-        cdef Py_ssize_t i
+        cdef Py_ssize_t i, found = 0
         if type(treedef) is int:
             self.bind_grad(treedef, grads)
+            return True
+        if grads is None:
+            self.bind_absent(treedef)
             return True
         if type(treedef) is tuple:
             if type(grads) is list:
@@ -121,17 +125,33 @@ cdef class Gradients:
                 if not self.bind_tree((<tuple> treedef)[i], grads[i]):
                     return False
             return True
-        if not isinstance(grads, dict) or len(grads) != len(<dict> treedef):
+        if not isinstance(grads, dict):
             return False
         for key, inner in (<dict> treedef).items():
-            if key not in grads or not self.bind_tree(inner, grads[key]):
+            if key not in grads:
+                self.bind_absent(inner)
+            elif self.bind_tree(inner, grads[key]):
+                found += 1
+            else:
                 return False
-        return True
+        return found == len(grads)
+
+    cdef void bind_absent(self, object treedef):
+        """Bind no gradient to any parameter of a nesting."""
+        if type(treedef) is int:
+            self.cached[treedef] = None
+            self.set_layout(treedef, ABSENT)
+        else:
+            for inner in (treedef.values() if type(treedef) is dict else treedef):
+                self.bind_absent(inner)
 
     cdef int bind_grad(self, Py_ssize_t k, object grad) except -1:
         """Bind one gradient, unless it is the cached object of the previous step."""
         cdef Py_buffer view
-        if grad is not None and grad is self.cached[k]:
+        if grad is None:
+            self.bind_absent(k)
+            return 0
+        if grad is self.cached[k]:
             return 0
         self.cached[k] = None
         if type(grad) is Rows:
@@ -191,14 +211,18 @@ cdef class Gradients:
             raise ValueError(f"{self.paths[k]}: this optimizer steps whole arrays: expected an array, "
                              "or an optimizer with sparse='dense', got Rows")
         if grad is NO_ROWS:
-            updater.bind_no_rows()
-        else:
-            values = updater.check_values(grad)
-            if self.is_written(address(values, False), values.nbytes):
-                values = values.copy()
-            updater.bind_rows(grad, values)
+            self.bind_absent(k)
+            return 0
+        values = updater.check_values(grad)
+        if not len(values):
+            updater.release()
+            self.bind_absent(k)
+            return 0
+        if self.is_written(address(values, False), values.nbytes):
+            values = values.copy()
+        updater.bind_rows(grad, values)
         if self.sparse[k] == "dense":
-            dense = zeros_like(self.params[k]) if grad is NO_ROWS else updater.to_dense()
+            dense = updater.to_dense()
             updater.release()
             return self.bind_grad(k, dense)
         if self.sparse[k] == "exact":
@@ -226,10 +250,11 @@ cdef class Gradients:
     cdef void update_layout(self) noexcept:
         """Summarize the layouts after they have changed."""
         cdef Py_ssize_t k
-        self.has_large = self.has_rows = self.layout_changed = False
+        self.has_large = self.has_rows = self.has_absent = self.layout_changed = False
         for k in range(self.count):
             self.has_large = self.has_large or is_large(&self.spans[k])
             self.has_rows = self.has_rows or self.layouts[k] != DENSE
+            self.has_absent = self.has_absent or self.layouts[k] == ABSENT
 
     # --- During a step ---
 
@@ -256,7 +281,7 @@ cdef class Gradients:
         if self.sparse_path is not None:
             raise ValueError(f"{self.sparse_path}: zero_grad=True needs an array, got Rows")
         for k in range(self.count):
-            if not self.writeable[k]:
+            if self.layouts[k] != ABSENT and not self.writeable[k]:
                 raise ValueError(f"{self.paths[k]}: zero_grad=True needs a writeable array, got a read-only one")
         for k, grad, _ in self.copies:
             low, high = byte_bounds(grad)
@@ -266,7 +291,7 @@ cdef class Gradients:
         if not self.address_changed:
             return 0
         for k in range(self.count):
-            if self.params[k].size:
+            if self.params[k].size and self.layouts[k] != ABSENT:
                 first = <Py_ssize_t> self.spans[k].g
                 ranges.append((first, first + self.params[k].nbytes, k))
         ranges.sort()
@@ -283,6 +308,14 @@ cdef class Gradients:
             grad[...] = 0
         for grad, _ in self.replaced:
             grad[...] = 0
+
+    cdef void zero_all(self):
+        """Set all gradients to zero."""
+        cdef Py_ssize_t k
+        for k in range(self.count):
+            if self.layouts[k] != ABSENT:
+                memset(self.spans[k].g, 0, self.params[k].nbytes)
+        self.zero_originals()
 
     cdef void release(self) noexcept:
         """Drop copies, and references to gradients that are too large to be cached."""

@@ -791,6 +791,8 @@ cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_s
     cdef real* g = at(x.g, lo, kind)
     if args.decay_factor != 1.0 and not is_two_pass(args):
         scale_params(args.decay_factor, p, n)
+        if args.decays_copy:
+            scale_params(args.decay_factor, at(x.s, lo, kind), n)
     if args.transforms_grad:
         transform_grad(args, x, lo, transformed, g, p, n)
         apply(args, x, lo, transformed, n, kind)

@@ -70,7 +70,7 @@ def explain_mismatch(treedef: TreeDef, tree: Any, path: str = "grads") -> NoRetu
 
 
 def _find_mismatch(treedef: TreeDef, tree: Any, path: str) -> None:
-    if isinstance(treedef, int):
+    if isinstance(treedef, int) or tree is None:
         return
     n, actual = len(treedef), type(tree).__name__
     if isinstance(treedef, tuple):
@@ -83,8 +83,8 @@ def _find_mismatch(treedef: TreeDef, tree: Any, path: str) -> None:
         expected = f"keys {list(treedef)} as the parameters have"
         if not isinstance(tree, dict):
             raise TypeError(f"{path}: expected a dict with {expected}, got {actual}")
-        if tree.keys() != treedef.keys():
+        if not tree.keys() <= treedef.keys():
             raise ValueError(f"{path}: expected {expected}, got {list(tree)}")
-        inner = ((key, t, item(key)) for key, t in treedef.items())
+        inner = ((key, t, item(key)) for key, t in treedef.items() if key in tree)
     for key, inner_treedef, step in inner:
         _find_mismatch(inner_treedef, tree[key], path + step)

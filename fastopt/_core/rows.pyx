@@ -339,10 +339,6 @@ cdef class RowUpdater:
         self.context.all_rows, self.context.n_active, self.context.values = True, self.context.n_rows, values
         return self.reserve(self.context.n_rows)
 
-    cdef int bind_no_rows(self) except -1:
-        self.context.all_rows, self.context.n_active = False, 0
-        return 0
-
     cdef int reserve(self, Py_ssize_t n) except -1:
         """Allocate memory for n active rows."""
         cdef RowContext* x = &self.context

@@ -14,6 +14,7 @@ cdef struct UpdateArgs:
     double clip                 # g = min(max(g, -clip), clip)
     double l2_decay             # g = g + l2_decay p
     double decay_factor         # p = decay_factor p before the update rule
+    bint decays_copy            # the first state array is a copy of p, and is multiplied, too
     double lookahead_alpha      # w = w + lookahead_alpha (p - w), then p = w, unless it is 0
     double ema_decay            # e = ema_decay e + (1 - ema_decay) p
     double scalars[MAX_SCALARS]     # the rule struct
@@ -57,9 +58,16 @@ cdef struct Kernels:
     UnitSums unit_sums
 
 
+# Count a step.
+ctypedef void (*Finish)(void* context) noexcept nogil
+
+
 cdef struct StepLease:
-    # The arrays of an optimizer during a step, for a caller that performs the updates.
+    # The arrays of an optimizer during a step, for a caller that performs the updates. When it has updated
+    # every element once, it calls finish(context).
     Update update
     const UpdateArgs* args
     const Span* spans
     Py_ssize_t count
+    Finish finish
+    void* context

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -7,38 +7,56 @@ from typing_extensions import disjoint_base
 
 from fastopt._core.dispatch import Kernels
 from fastopt._core.typing import Array, Gradients, TreeDef
+from fastopt.optimizers.hyperparameters import Hyperparameters
+
+NEW_STATE: int
+NEW_COPIES: int
 
 class Entry(NamedTuple):
     param: Array
     state: list[Array]
-    group: int = 0
     slow: Array | None = None
     average: Array | None = None
     sparse: str = ""
     row_sums: Array | None = None
 
 @disjoint_base
+class StepCounter:
+    steps: int
+    skipped_steps: int
+    grad_norm: float | None
+    stale: bool
+    stale_hyperparams: bool
+    stale_counts: bool
+    def __init__(self, steps: int = 0, skipped_steps: int = 0, grad_norm: float | None = None) -> None: ...
+    def mark(self) -> None: ...
+
+@disjoint_base
 class Table:
-    @property
-    def step_scalars(self) -> list[dict[str, float]]: ...
     def __new__(
-        cls, kernels: Kernels, treedef: TreeDef, paths: list[str], entries: list[Entry],
-        kernel_names: list[str], written: Sequence[Array] = (),
+        cls, kernels: Kernels, treedef: TreeDef, paths: list[str], entries: list[Entry], counter: StepCounter,
+        counts: NDArray[np.int64], flags: NDArray[np.uint8],
+        step_scalars: Callable[[Any, int], dict[str, float]], written: Sequence[Array] = (),
+        pending: StepCounter | None = None,
     ) -> Table: ...
+    def set_scalar_groups(
+        self, group_of: list[int], kernel_names: list[str], hps: list[Hyperparameters]
+    ) -> None: ...
     def set_group(
         self, k: int, maximize: bool, l2_decay: float, constants: dict[str, float], decay_factor: float = 1.0,
-        ema_decay: float = 0.0,
+        decays_copy: bool = False,
     ) -> None: ...
-    def set_lookahead_alpha(self, k: int, alpha: float) -> None: ...
+    def set_option(self, k: int, name: str, scalar: float) -> None: ...
     def set_idle_decay(self, k: int, steps_f32: int, steps_f64: int, factors: tuple[float, ...]) -> None: ...
-    def step(self, grads: Gradients) -> None: ...
+    def step(self, grads: Gradients) -> bool: ...
     def full_step(
         self, grads: Gradients, scale: float, clip: float, max_norm: float, zero_grad: bool, need_norm: bool,
-        skip_nonfinite: bool, prepass: Callable[[], object] | None,
-    ) -> float | None: ...
-    def begin_step(self, grads: Gradients) -> int: ...
-    def end_step(self) -> None: ...
-    def reduce_pass(self) -> list[tuple[float, float]]: ...
+        skip_nonfinite: bool, prepass: Callable[[], object] | None = None,
+        second_scalars: Callable[[list[tuple[float, float]]], object] | None = None,
+    ) -> bool: ...
+    def leased_step(self, grads: Gradients, call: Callable[..., Any], args: tuple[Any, ...]) -> Any: ...
+    def is_absent(self, k: int) -> bool: ...
+    def stage_state(self, target: Array, value: Array) -> None: ...
     def unit_sums(self, k: int, units: int) -> NDArray[np.float64]: ...
     def set_units(self, k: int, scale: Array, shift: Array) -> None: ...
     def transformed_grad(self, k: int) -> Array: ...

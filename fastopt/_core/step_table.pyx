@@ -1,9 +1,11 @@
 """The step table: the spans of all parameters, resolved once, so that a step is one call.
 
 A `Table` has one span per parameter array, with the addresses of the parameter and its state. `Table.step` binds
-the gradients, copies this step's scalars, and only then lets the kernels write, in parallel parts across
-all spans. The kernels come as a capsule from the module of one instruction set.
+the gradients, computes this step's scalars, and only then lets the kernels write, in parallel parts across
+all spans. It counts the step in the same call, so an interrupt cannot come between the update and its count.
+The kernels come as a capsule from the module of one instruction set.
 """
+import os
 from collections import namedtuple
 
 from cpython.dict cimport PyDict_GetItem, PyDict_Size
@@ -11,15 +13,17 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
-from fastopt._core.gradients cimport ALL_ROWS, DENSE, Gradients
+from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
 from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, StepLease, UpdateArgs
 
-from numpy import array, empty_like, maximum, minimum, multiply, zeros
+from numpy import array, ascontiguousarray, empty_like, maximum, minimum, multiply, zeros
 
 cdef double INFINITE = float("inf")
 cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of squares has overflowed
@@ -31,8 +35,62 @@ cdef enum:
     BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
     MIN_PART = 8192             # elements
     MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
+    MAX_ATTEMPTS = 100          # to compute scalars between two passes while signal handlers raise exceptions
+    NEW_STATE_FLAG = 1
+    NEW_COPIES_FLAG = 2
+    SEEN_PRESENT = 1
+    SEEN_ABSENT = 2
 
-Entry = namedtuple("Entry", "param state group slow average sparse row_sums", defaults=(0, None, None, "", None))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums", defaults=(None, None, "", None))
+
+# Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
+# to be copied from it before the next step.
+NEW_STATE = NEW_STATE_FLAG
+NEW_COPIES = NEW_COPIES_FLAG
+
+cdef int process = 1        # increased in a forked child, where no thread is in the middle of a step
+
+
+def _mark_forked():
+    global process
+    process += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_mark_forked)
+
+
+cdef class StepCounter:
+    """Counts of an optimizer, and marks on what its step plan has cached.
+
+    Attributes
+    ----------
+    steps : int
+        Number of steps taken.
+    skipped_steps : int
+    grad_norm : float or None
+        Norm of the gradients in the last step that measured it.
+    stale : bool
+        The scalars must be computed again before the next step: something was set or is scheduled.
+    stale_hyperparams : bool
+        A hyperparameter was set that may select another kernel.
+    stale_counts : bool
+        The arrays of a scalar group may have taken different numbers of steps.
+    """
+    cdef public int64_t steps, skipped_steps
+    cdef public object grad_norm
+    cdef public bint stale, stale_hyperparams, stale_counts
+
+    def __init__(self, steps=0, skipped_steps=0, grad_norm=None):
+        self.steps, self.skipped_steps, self.grad_norm = steps, skipped_steps, grad_norm
+        self.mark()
+
+    def __reduce__(self):
+        return StepCounter, (self.steps, self.skipped_steps, self.grad_norm)
+
+    def mark(self):
+        """Mark everything as out of date."""
+        self.stale = self.stale_hyperparams = self.stale_counts = True
 
 
 cdef struct StepContext:
@@ -48,6 +106,18 @@ cdef struct StepContext:
     Py_ssize_t n_groups
     Py_ssize_t bytes            # of all arrays that a step reads or writes
     Py_ssize_t nanoseconds      # estimated time of this step on one thread
+    # Counts, see `StepCounter`.
+    int64_t* steps
+    int64_t* pending_steps      # of accumulated gradients, or NULL
+    bint* stale
+    bint* stale_counts
+    int64_t* counts             # steps that each parameter has taken
+    unsigned char* flags        # NEW_STATE and NEW_COPIES of each parameter
+    bint has_flags              # a flag may be set
+    bint has_absent             # a parameter has no gradient in this step
+    const char* layouts         # GradLayout of each gradient
+    Py_ssize_t* first_member    # per scalar group, the index of a parameter
+    char* group_seen            # per scalar group, SEEN_PRESENT and SEEN_ABSENT
 
 
 cdef Py_ssize_t find_span(const Py_ssize_t* first, Py_ssize_t count, Py_ssize_t i) noexcept nogil:
@@ -127,6 +197,36 @@ cdef double sum_squares(StepContext* context) noexcept nogil:
     return total
 
 
+cdef void commit(void* pointer) noexcept nogil:
+    """Count a step that was taken: for the optimizer, and for each parameter that had a gradient."""
+    cdef StepContext* x = <StepContext*> pointer
+    cdef Py_ssize_t k
+    cdef char* seen
+    cdef bint changed = False
+    x.steps[0] += 1
+    if x.pending_steps != NULL:
+        x.pending_steps[0] = 0
+    if not (x.has_flags or x.has_absent):
+        for k in range(x.count):
+            x.counts[k] += 1
+        return
+    x.has_flags = False
+    memset(x.group_seen, 0, x.n_groups)
+    for k in range(x.count):
+        seen = &x.group_seen[x.spans[k].group]
+        if x.layouts[k] == ABSENT:
+            seen[0] |= SEEN_ABSENT
+            x.has_flags = x.has_flags or x.flags[k] != 0
+        else:
+            seen[0] |= SEEN_PRESENT
+            x.counts[k] += 1
+            changed = changed or x.flags[k] != 0
+            x.flags[k] = 0
+        changed = changed or seen[0] == SEEN_PRESENT + SEEN_ABSENT
+    if changed:
+        x.stale[0] = x.stale_counts[0] = True
+
+
 cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
     """Bytes of the arrays that belong to a span, including its gradient."""
     return x.n * (8 if x.is_f64 else 4) * (2 + (x.s != NULL) + (x.t != NULL) + (x.u != NULL) + (x.v != NULL)
@@ -150,53 +250,68 @@ cdef class Table:
         - ``param``: the array, checked by `pytree.flatten`.
         - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`. Those of another shape are
           not passed to the kernels.
-        - ``group``: index of its scalar group.
         - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
         - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
         - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
-    kernel_names : list of str
-        Kernel of each scalar group.
+    counter : StepCounter
+    counts : ndarray of int64
+        Number of steps that each parameter has taken.
+    flags : ndarray of uint8
+        Sum of `NEW_STATE` and `NEW_COPIES`, for each parameter.
+    step_scalars : callable
+        ``step_scalars(hp, t)`` returns the scalars of a scalar group at the step `t` of its parameters that
+        `set_group` did not set, by name.
     written : sequence of ndarray
         Further arrays that are written between steps: no gradient may overlap them.
 
-    Attributes
-    ----------
-    step_scalars : list of dict
-        Per scalar group, the scalars that `set_group` did not set. To be set before each step.
+    pending : StepCounter, optional
+        Counter of accumulated gradients, which is set to 0 when a step was taken or skipped.
     """
     cdef StepContext context
     cdef Gradients gradients
-    cdef readonly list step_scalars
-    cdef list entries, kernel_names
+    cdef list entries
+    cdef object kernels, rule_scalars
+    cdef list kernel_names, hps     # per scalar group
     cdef list fields                # per scalar group, the names of all scalars of its kernel
-    cdef list step_fields           # per scalar group, the names of those in `step_scalars`
+    cdef list step_fields           # per scalar group, the names of those of each step
     cdef char* step_field_index     # MAX_SCALARS per group: their indices among all scalars
     cdef list unit_arrays           # scale and shift of units, kept for one step
+    cdef list staged                # (state array, its next value), written in the update
     cdef IdleDecay* idle_decay      # per scalar group
-    cdef bint busy
+    cdef Py_ssize_t* sizes          # elements of each parameter
+    cdef int busy                   # the value of `process` during a step
+    cdef StepCounter counter, pending
+    cdef tuple count_arrays         # keeps the addresses of counts and flags valid
     cdef StepLease lease
 
-    def __cinit__(self, object kernels, object treedef, list paths, list entries, list kernel_names,
-                  object written=()):
+    def __cinit__(self, object kernels, object treedef, list paths, list entries, StepCounter counter not None,
+                  object counts, object flags, object step_scalars, object written=(),
+                  StepCounter pending=None):
         cdef StepContext* x = &self.context
-        cdef Py_ssize_t k, count = len(entries), n_groups = len(kernel_names)
-        x.count, x.n_groups = count, n_groups
+        cdef Py_ssize_t k, count = len(entries)
+        x.count = count
         x.kernels = (<Kernels*> PyCapsule_GetPointer(kernels.KERNELS, "fastopt.kernels"))[0]
         x.spans = <Span*> PyMem_Calloc(count + 1, sizeof(Span))
-        x.args = <UpdateArgs*> PyMem_Calloc(n_groups + 1, sizeof(UpdateArgs))
         x.first = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
         x.first_block = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
-        self.idle_decay = <IdleDecay*> PyMem_Calloc(n_groups + 1, sizeof(IdleDecay))
-        self.step_field_index = <char*> PyMem_Calloc(n_groups + 1, MAX_SCALARS)
+        # There are at most as many scalar groups as parameters.
+        x.args = <UpdateArgs*> PyMem_Calloc(count + 1, sizeof(UpdateArgs))
+        self.idle_decay = <IdleDecay*> PyMem_Calloc(count + 1, sizeof(IdleDecay))
+        self.step_field_index = <char*> PyMem_Calloc(count + 1, MAX_SCALARS)
+        x.first_member = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
+        x.group_seen = <char*> PyMem_Calloc(count + 1, 1)
+        self.sizes = <Py_ssize_t*> PyMem_Calloc(count + 1, sizeof(Py_ssize_t))
         if (x.spans == NULL or x.args == NULL or x.first == NULL or x.first_block == NULL
-                or self.idle_decay == NULL or self.step_field_index == NULL):
+                or self.idle_decay == NULL or self.step_field_index == NULL or x.first_member == NULL
+                or x.group_seen == NULL or self.sizes == NULL):
             raise MemoryError()
-        self.entries, self.kernel_names, self.unit_arrays = entries, kernel_names, []
-        self.step_scalars = [{} for _ in kernel_names]
-        self.fields = [kernels.FIELDS[name] for name in kernel_names]
-        self.step_fields = [[] for _ in kernel_names]
-        for k in range(n_groups):
-            x.args[k].kernel = kernels.KERNEL_INDEX[kernel_names[k]]
+        self.kernels, self.entries, self.unit_arrays, self.staged = kernels, entries, [], []
+        self.rule_scalars, self.counter, self.pending = step_scalars, counter, pending
+        x.steps, x.stale, x.stale_counts = &counter.steps, &counter.stale, &counter.stale_counts
+        x.pending_steps = NULL if pending is None else &pending.steps
+        self.count_arrays = (counts, flags)
+        x.counts, x.flags = <int64_t*> data_ptr(counts, True), <unsigned char*> data_ptr(flags, True)
+        x.has_flags = True
         arrays = list(written)
         for k in range(count):
             self.set_span(k, entries[k])
@@ -206,6 +321,7 @@ cdef class Table:
             treedef, paths, [e.param for e in entries], [e.sparse for e in entries],
             [e.row_sums for e in entries], arrays)
         self.gradients.spans, self.gradients.kernels = x.spans, &x.kernels
+        x.layouts = self.gradients.layouts
         self.assign_offsets()
         x.partial = <double*> PyMem_Calloc(2 * x.first_block[count] + 1, sizeof(double))
         if x.partial == NULL:
@@ -223,6 +339,9 @@ cdef class Table:
         PyMem_Free(self.context.partial)
         PyMem_Free(self.idle_decay)
         PyMem_Free(self.step_field_index)
+        PyMem_Free(self.context.first_member)
+        PyMem_Free(self.context.group_seen)
+        PyMem_Free(self.sizes)
 
     cdef int set_span(self, Py_ssize_t k, object entry) except -1:
         cdef Span* x = &self.context.spans[k]
@@ -234,9 +353,8 @@ cdef class Table:
         x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
         x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
         x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
-        x.n = entry.param.size
+        x.n = self.sizes[k] = entry.param.size
         x.is_f64 = entry.param.itemsize == 8
-        x.group = entry.group
         return 0
 
     cdef void assign_offsets(self) noexcept:
@@ -247,40 +365,69 @@ cdef class Table:
         context.bytes = 0
         for k in range(context.count):
             x = &context.spans[k]
-            x.n = self.entries[k].param.size if self.gradients.layouts[k] == DENSE else 0
+            x.n = self.sizes[k] if self.gradients.layouts[k] == DENSE else 0
             context.first[k + 1] = context.first[k] + x.n
             context.first_block[k + 1] = context.first_block[k] + (x.n + NORM_BLOCK - 1) // NORM_BLOCK
             context.bytes += bytes_of(x)
         self.gradients.update_layout()
+        context.has_absent = self.gradients.has_absent
 
     # --- Scalars ---
 
+    def set_scalar_groups(self, list group_of, list kernel_names, list hps):
+        """Divide the parameters into scalar groups.
+
+        Parameters
+        ----------
+        group_of : list of int
+            Index of the scalar group of each parameter. All parameters of one have taken as many steps.
+        kernel_names, hps : list
+            Kernel and hyperparameters of each scalar group.
+        """
+        cdef Py_ssize_t k, n_groups = len(kernel_names)
+        self.kernel_names, self.hps = kernel_names, hps
+        self.fields = [self.kernels.FIELDS[name] for name in kernel_names]
+        self.step_fields = [[] for _ in kernel_names]
+        for k in range(n_groups):
+            self.context.args[k].kernel = self.kernels.KERNEL_INDEX[kernel_names[k]]
+        for k in range(self.context.count - 1, -1, -1):
+            self.context.spans[k].group = group_of[k]
+            self.context.first_member[self.context.spans[k].group] = k
+        self.context.n_groups = n_groups
+        self.context.has_flags = True
+
     def set_group(self, Py_ssize_t k, bint maximize, double l2_decay, dict constants, double decay_factor=1.0,
-                  double ema_decay=0.0):
+                  bint decays_copy=False):
         """Set everything of a scalar group that the hyperparameters alone determine.
 
-        `constants` are scalars of the kernel by name; the others are read from `step_scalars` at each step.
+        `constants` are scalars of the kernel by name; the others come from `step_scalars` at each step.
         """
         cdef UpdateArgs* args = &self.context.args[k]
         cdef tuple names = self.fields[k]
         cdef list step_fields = []
-        unknown = constants.keys() - set(names)
-        if unknown:
-            raise TypeError(f"{self.kernel_names[k]}: unknown scalar {min(unknown)!r}, "
-                            f"expected {', '.join(names)}")
-        for i, name in enumerate(names):
-            if name in constants:
-                args.scalars[i] = constants[name]
+        cdef Py_ssize_t i, found = 0
+        cdef PyObject* value
+        for i in range(len(names)):
+            value = PyDict_GetItem(constants, names[i])
+            if value != NULL:
+                args.scalars[i] = <double> <object> value
+                found += 1
             else:
                 self.step_field_index[k * MAX_SCALARS + len(step_fields)] = i
-                step_fields.append(name)
+                step_fields.append(names[i])
+        if found != PyDict_Size(constants):
+            raise TypeError(f"{self.kernel_names[k]}: unknown scalar {min(constants.keys() - set(names))!r}, "
+                            f"expected {', '.join(names)}")
         self.step_fields[k] = step_fields
         args.maximize, args.l2_decay = maximize, l2_decay
-        args.decay_factor, args.ema_decay = decay_factor, ema_decay
+        args.decay_factor, args.decays_copy = decay_factor, decays_copy
 
-    def set_lookahead_alpha(self, Py_ssize_t k, double alpha):
-        """Set the fraction by which the slow parameters of a scalar group move in the coming step."""
-        self.context.args[k].lookahead_alpha = alpha
+    def set_option(self, Py_ssize_t k, str name, double scalar):
+        """Set the scalar of an option for a scalar group."""
+        if name == "ema":
+            self.context.args[k].ema_decay = scalar
+        else:
+            self.context.args[k].lookahead_alpha = scalar
 
     def set_idle_decay(self, Py_ssize_t k, Py_ssize_t steps_f32, Py_ssize_t steps_f64, tuple factors):
         """Set the effect of steps without a gradient on the rows of a scalar group, see `options.sparse`."""
@@ -307,99 +454,114 @@ cdef class Table:
         return 0
 
     cdef int set_step_scalars(self, Py_ssize_t k, UpdateArgs* args) except -1:
-        cdef dict scalars = self.step_scalars[k]
+        cdef object scalars = self.rule_scalars(self.hps[k], self.context.counts[self.context.first_member[k]] + 1)
         cdef list names = self.step_fields[k]
         cdef const char* index = self.step_field_index + k * MAX_SCALARS
         cdef PyObject* value
         cdef Py_ssize_t i, n = len(names)
         if PyDict_Size(scalars) != n:
-            return self.refuse_step_scalars(k)
+            return self.refuse_step_scalars(k, scalars)
         for i in range(n):
             value = PyDict_GetItem(scalars, names[i])
             if value == NULL:
-                return self.refuse_step_scalars(k)
+                return self.refuse_step_scalars(k, scalars)
             args.scalars[<Py_ssize_t> index[i]] = <double> <object> value
         return 0
 
-    cdef int refuse_step_scalars(self, Py_ssize_t k) except -1:
+    cdef int refuse_step_scalars(self, Py_ssize_t k, scalars) except -1:
         raise TypeError(f"{self.kernel_names[k]}: expected the scalars {', '.join(self.step_fields[k]) or 'none'} "
-                        f"for each step, got {', '.join(self.step_scalars[k]) or 'none'}")
+                        f"for each step, got {', '.join(scalars) or 'none'}")
 
     # --- Steps ---
 
     def step(self, grads):
-        """Check the gradients, then update every parameter with the scalars in `step_scalars`."""
+        """Check the gradients, update every parameter that has one, and count the step. Returns True."""
         self.begin(grads)
         self.context.nanoseconds = self.context.bytes // BYTES_PER_NS
         try:
             self.set_args(1.0, INFINITE, False)
+            self.before_update()
             self.update()
         finally:
             self.release()
+        return True
 
     def full_step(self, grads, double scale, double clip, double max_norm, bint zero_grad,
-                  bint need_norm, bint skip_nonfinite, prepass):
+                  bint need_norm, bint skip_nonfinite, prepass=None, second_scalars=None):
         """Take a step with options.
 
         The gradient is multiplied by `scale`, then by the factor that limits its global norm to `max_norm`,
-        then clamped to [-clip, clip]. `prepass`, if not None, is called before the update: it may call
-        `unit_sums`, `set_units`, `replace_grad` and `reduce_pass`, and change `step_scalars`.
+        then clamped to [-clip, clip].
+
+        Parameters
+        ----------
+        prepass : callable, optional
+            Called before the update: it may call `is_absent`, `unit_sums`, `set_units`, `transformed_grad`,
+            `replace_grad` and `stage_state`.
+        second_scalars : callable, optional
+            Called between the two passes of two-pass kernels with the two sums of each parameter; it sets
+            what `step_scalars` needs of them.
 
         Returns
         -------
-        float or None
-            Norm of the scaled gradients if `need_norm` or `skip_nonfinite`, else 0. None if the step was skipped.
+        bool
+            False if the step was skipped; gradients have then been set to zero if that was asked for.
         """
         cdef double norm = 0.0
         self.begin(grads)
         self.context.nanoseconds = self.context.bytes // BYTES_PER_NS * 2   # the norm and the stages of a tile
+        interrupt = None
         try:
             if zero_grad:
                 self.gradients.check_zeroable()
             if need_norm or skip_nonfinite:
                 norm = fabs(scale) * self.global_norm()
                 if skip_nonfinite and not norm < MAX_NORM and not self.all_finite(scale):
-                    return None
+                    self.skip(norm if need_norm else None, zero_grad)
+                    return False
                 if max_norm < INFINITE and not max_norm / (norm + 1e-6) >= 1.0:     # also if it is NaN
                     scale *= max_norm / (norm + 1e-6)
+            measured = norm if need_norm else self.counter.grad_norm
             self.set_args(scale, clip, zero_grad)
             if prepass is not None:
                 prepass()
                 self.set_args(scale, clip, zero_grad)
+            self.before_update()
+            if second_scalars is not None:
+                interrupt = self.first_pass(scale, clip, zero_grad, second_scalars)
             self.update()
+            self.counter.grad_norm = measured
             if zero_grad:
                 self.gradients.zero_originals()
-            return norm
         finally:
             self.release()
+        if interrupt is not None:
+            raise interrupt
+        return True
 
-    def begin_step(self, grads):
-        """Do everything that `step` does except the update.
+    def leased_step(self, grads, call, tuple args):
+        """Do everything that `step` does, except that a compiled function performs the updates.
 
-        Returns
-        -------
-        int
-            Address of a `StepLease`. The caller updates every element once, then calls `end_step`.
+        ``call(*args, address)`` gets the address of a `StepLease`. It updates every element once, and then calls
+        `StepLease.finish`, which counts the step. Returns the result of `call`.
         """
         self.begin(grads)
         try:
             self.set_args(1.0, INFINITE, False)
-        except BaseException:
+            if self.context.has_absent:
+                raise ValueError("grads: expected a gradient for every parameter, got None")
+            self.before_update()
+            self.lease = StepLease(
+                self.context.kernels.update, self.context.args, self.context.spans, self.context.count,
+                commit, <void*> &self.context)
+            return call(*args, <Py_ssize_t> &self.lease)
+        finally:
             self.release()
-            raise
-        if self.gradients.has_deferred:
-            self.catch_up_dense()
-        self.lease = StepLease(
-            self.context.kernels.update, self.context.args, self.context.spans, self.context.count)
-        return <Py_ssize_t> &self.lease
-
-    def end_step(self):
-        self.release()
 
     cdef int begin(self, object grads) except -1:
-        if self.busy:
+        if self.busy == process:
             raise RuntimeError("step: this optimizer is stepping in another thread")
-        self.busy = True
+        self.busy = process
         try:
             self.gradients.bind(grads)
             if self.gradients.layout_changed:
@@ -417,11 +579,61 @@ cdef class Table:
             for k in range(self.context.count):
                 self.context.spans[k].unit_scale = NULL
             self.unit_arrays.clear()
-        self.busy = False
+        if self.staged:
+            self.staged.clear()
+        self.busy = 0
 
-    cdef void update(self) noexcept:
+    cdef object first_pass(self, double scale, double clip, bint zero_grad, second_scalars):
+        """Run the first pass, then compute the scalars of the second one.
+
+        The first pass changes the state, so the step has to be completed. An exception that a signal
+        handler raises meanwhile is returned, to be raised after the step.
+        """
+        cdef int attempt
+        interrupt = None
+        self.reduce_pass()
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                second_scalars(self.two_sums())
+                self.set_args(scale, clip, zero_grad)
+                return interrupt
+            except BaseException as error:
+                if isinstance(error, Exception) and attempt > 0 or attempt == MAX_ATTEMPTS - 1:
+                    raise
+                interrupt = error
+
+    cdef int skip(self, object norm, bint zero_grad) except -1:
+        """Do what a skipped step does."""
+        if norm is not None:
+            self.counter.grad_norm = norm
+        self.counter.skipped_steps += 1
+        if self.pending is not None:
+            self.pending.steps = 0
+        if zero_grad:
+            self.gradients.zero_all()
+        return 0
+
+    cdef void before_update(self) noexcept:
+        """Prepare the arrays that the kernels are going to read and write."""
+        cdef Py_ssize_t k, nbytes
+        cdef const Span* x
         if self.gradients.has_deferred:
             self.catch_up_dense()
+        if self.context.has_flags:
+            for k in range(self.context.count):
+                x = &self.context.spans[k]
+                if self.context.flags[k] & NEW_COPIES_FLAG and self.context.layouts[k] != ABSENT:
+                    nbytes = self.sizes[k] * (8 if x.is_f64 else 4)
+                    if x.w != NULL:
+                        memcpy(x.w, x.p, nbytes)
+                    if x.e != NULL:
+                        memcpy(x.e, x.p, nbytes)
+        if self.staged:
+            for target, value in self.staged:
+                memcpy(data_ptr(target, True), data_ptr(value, False), target.nbytes)
+
+    cdef void update(self) noexcept:
+        """Update all arrays, and count the step."""
         if self.context.bytes < SERIAL_BELOW:
             update_part(&self.context, 0, 1)    # releasing the interpreter would take longer
         else:
@@ -429,12 +641,13 @@ cdef class Table:
                 parallel_for(update_part, &self.context)
         if self.gradients.has_rows:
             self.update_rows()
+        commit(&self.context)
 
     cdef void update_rows(self) noexcept:
         cdef Py_ssize_t k, group
         cdef RowUpdater updater
         for k in range(self.context.count):
-            if self.gradients.layouts[k] != DENSE:
+            if self.gradients.layouts[k] != DENSE and self.gradients.layouts[k] != ABSENT:
                 updater, group = self.gradients.row_updaters[k], self.context.spans[k].group
                 if self.gradients.layouts[k] == ALL_ROWS:   # the gradient may be replaced or changed by unit
                     updater.context.span = self.context.spans[k]
@@ -454,7 +667,7 @@ cdef class Table:
                 total = sum_squares(&self.context)
         if self.gradients.has_rows:
             for k in range(self.context.count):
-                if self.gradients.layouts[k] != DENSE:
+                if self.gradients.layouts[k] != DENSE and self.gradients.layouts[k] != ABSENT:
                     total += (<RowUpdater> self.gradients.row_updaters[k]).sum_squares()
         return sqrt(total)
 
@@ -464,7 +677,7 @@ cdef class Table:
         cdef const Span* x
         for k in range(self.context.count):
             x = &self.context.spans[k]
-            if (self.gradients.layouts[k] != DENSE
+            if (self.gradients.layouts[k] != DENSE and self.gradients.layouts[k] != ABSENT
                     and not (<RowUpdater> self.gradients.row_updaters[k]).all_finite(scale)):
                 return False
             for i in range(x.n):
@@ -473,22 +686,17 @@ cdef class Table:
                     return False
         return True
 
-    def reduce_pass(self):
-        """Run the first pass of all two-pass kernels.
-
-        Returns
-        -------
-        list of (float, float)
-            Per parameter the two sums of its kernel; zeros if it has one pass.
-        """
-        cdef Py_ssize_t k, i
-        cdef double x, y
-        cdef list sums = []
-        if self.gradients.replaced:
-            self.set_args(1.0, INFINITE, False)
+    cdef void reduce_pass(self) noexcept:
+        """Run the first pass of all two-pass kernels."""
         self.context.two_sums = True
         with nogil:
             parallel_for(reduce_part, &self.context)
+
+    cdef list two_sums(self):
+        """Return the two sums of each parameter after `reduce_pass`; zeros if its kernel has one pass."""
+        cdef Py_ssize_t k, i
+        cdef double x, y
+        cdef list sums = []
         for k in range(self.context.count):
             x = y = 0.0
             for i in range(self.context.first_block[k], self.context.first_block[k + 1]):
@@ -497,6 +705,14 @@ cdef class Table:
             sums.append((x, y))
         return sums
 
+    def is_absent(self, Py_ssize_t k):
+        """Whether a parameter has no gradient in this step."""
+        return self.context.layouts[k] == ABSENT
+
+    def stage_state(self, target, value):
+        """Let the update write the next value of a state array."""
+        self.staged.append((target, ascontiguousarray(value, dtype=target.dtype).reshape(target.shape)))
+
     def unit_sums(self, Py_ssize_t k, Py_ssize_t units):
         """Sum the gradient, its squares and the squares of a parameter over each unit.
 
@@ -504,7 +720,7 @@ cdef class Table:
         """
         cdef Span x = self.context.spans[k]
         cdef double* sums
-        x.n = self.entries[k].param.size    # also if it is bound by row
+        x.n = self.sizes[k]     # also if it is bound by row
         result = zeros((3, units))
         sums = <double*> data_ptr(result, True)
         with nogil:
@@ -543,9 +759,9 @@ cdef class Table:
     def catch_up(self, Py_ssize_t k=-1, rows=None):
         """Apply skipped steps to some rows of parameter k, to all of them, or to all rows of all parameters."""
         cdef RowUpdater updater
-        if self.busy:
+        if self.busy == process:
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
-        self.busy = True
+        self.busy = process
         try:
             if k < 0:
                 for updater in filter(None, self.gradients.row_updaters):
@@ -559,7 +775,7 @@ cdef class Table:
                 updater.select_rows(check_row_indices(rows), "rows")
                 updater.catch_up()
         finally:
-            self.busy = False
+            self.busy = 0
 
     def drop_deferred(self):
         """Discard all skipped steps."""

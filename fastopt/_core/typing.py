@@ -28,9 +28,9 @@ class SequenceNotStr(Protocol[T_co]):
 Array: TypeAlias = NDArray[np.floating[Any]]
 AnyArray: TypeAlias = NDArray[Any]
 
-# An array, or arrays in nested lists, tuples and dicts; gradients may also be `Rows`.
+# An array, or arrays in nested lists, tuples and dicts; gradients may also be `Rows` or None.
 Nesting: TypeAlias = "Array | SequenceNotStr[Nesting] | Mapping[Any, Nesting]"
-Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, Gradients]"
+Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, Gradients] | None"
 # Parameters of an optimizer: a nesting, or a list of groups.
 Params: TypeAlias = "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
 # A nesting with indices in place of the arrays, see `pytree`.

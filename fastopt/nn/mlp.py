@@ -125,6 +125,7 @@ class MLP(Network):
     >>> opt = fastopt.Adam(net.params)
     >>> loss, grads = net.train_step(X, y)
     >>> opt.step(grads)
+    True
     """
 
     #: Gradients come in the order of `params`.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
+
 from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastopt._core.typing import Array, Convention, FloatOrSchedule, Number, Options, Params
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
@@ -84,6 +88,7 @@ class Adagrad(Optimizer):
     >>> w = np.array([1.0, -2.0])
     >>> opt = fastopt.Adagrad(w, lr=0.5)
     >>> opt.step(w.copy())
+    True
     >>> w.round(3)
     array([ 0.5, -1.5])
     """
@@ -153,6 +158,10 @@ class FTRLRule(Rule):
         "torch": {},
         "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},
     }
+    REFUSED_OPTIONS = dict.fromkeys(
+        ("lookahead", "independent_weight_decay"),
+        "the parameters are computed from sums over all gradients, not from their previous values",
+    )
 
     @staticmethod
     def check(hp: Hyperparameters) -> None:
@@ -164,6 +173,13 @@ class FTRLRule(Rule):
     @staticmethod
     def init_value(name: str, hp: Hyperparameters) -> float:
         return hp.initial_accumulator_value if name == "accumulator" else 0.0
+
+    @staticmethod
+    def reset_copies(hp: Hyperparameters, p: Array, state: Mapping[str, Array]) -> None:
+        """Set the linear term to the one whose minimum is the parameter."""
+        l2 = 2.0 * hp.l2 if hp.convention == "keras" else hp.l2
+        quadratic = (hp.beta + np.sqrt(state["accumulator"])) / hp.lr + l2
+        state["linear"][...] = -quadratic * p - hp.l1 * np.sign(p)
 
     @classmethod
     def constants(cls, hp: Hyperparameters) -> dict[str, float]:

@@ -105,6 +105,7 @@ class Adam(Optimizer):
     >>> w = np.array([1.0, -2.0])
     >>> opt = fastopt.Adam(w, lr=0.5)
     >>> opt.step(w.copy())
+    True
     >>> w.round(3)
     array([ 0.5, -1.5])
     """

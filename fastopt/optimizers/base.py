@@ -13,12 +13,16 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack, cast
 
+import numpy as np
+
 from fastopt._core.pytree import assemble
-from fastopt._core.rows import NO_ROWS, Rows
-from fastopt._core.validation import check_bool, check_int
+from fastopt._core.rows import Rows
+from fastopt._core.step_table import NEW_COPIES, NEW_STATE, StepCounter
+from fastopt._core.validation import check_bool, check_float, check_int
 from fastopt.optimizers.groups import ParamGroups
-from fastopt.optimizers.hyperparameters import check_number
+from fastopt.optimizers.hyperparameters import Hyperparameters, check_number
 from fastopt.optimizers.options.accumulation import Accumulator
+from fastopt.optimizers.options.base import Option, check_options
 from fastopt.optimizers.options.ema import EMA, swap
 from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.lookahead import Lookahead
@@ -26,11 +30,11 @@ from fastopt.optimizers.options.sparse import check_mode, index_of
 from fastopt.optimizers.parameter_docs import document
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
-from fastopt.optimizers.state import State, allocate
+from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
 from fastopt.optimizers.state_dict import check_state_dict, check_steps, export_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import ArrayLike
 
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
         Gradients,
         Number,
         Params,
+        ScalarState,
         Sparse,
         StepOptions,
     )
@@ -123,14 +128,16 @@ class Optimizer:
     ----------
     groups : tuple of Group
     state : tuple of State
-        State arrays of every parameter, in the order of the nesting, with torch's names.
+        State arrays of every parameter, in the order of the nesting, with torch's names. The attribute
+        `steps` of each is the number of steps that the parameter has taken.
     params
         The parameters as they were passed.
     steps : int
-        Number of steps taken.
+        Number of steps taken. Setting it moves the schedules, and the bias corrections of all parameters.
     grad_norm : float or None
-        Norm of the gradients before clipping, from the last step with `max_norm`.
+        Norm of the gradients before clipping, from the last step with `max_norm`, taken or skipped.
     skipped_steps : int
+        Number of steps that `skip_nonfinite` skipped.
 
     Notes
     -----
@@ -138,6 +145,14 @@ class Optimizer:
     """
 
     RULE: ClassVar[type[Rule]] = Rule
+
+    # Replaced together, see `_arrange`.
+    _params: ParamGroups
+    _kernels: list[str]
+    _state: StateArrays
+    _plan: StepPlan
+    _accumulator: Accumulator | None
+    _needs_full_step: bool
 
     def __init_subclass__(cls) -> None:
         if cls.__doc__ and {"RULE", "__init__"} <= vars(cls).keys():
@@ -154,19 +169,19 @@ class Optimizer:
             check_bool("centralize", centralize),
             unit_clip if unit_clip is None else check_number("unit_clip", unit_clip),
         )
-        self._ema = None if ema is None else EMA(ema)
-        self._lookahead = None if lookahead is None else Lookahead(lookahead)
+        options = [
+            None if ema is None else EMA(ema), None if lookahead is None else Lookahead(lookahead),
+        ]
+        self._options: dict[str, Option] = {option.name: option for option in options if option is not None}
+        check_options(self.RULE, self._options)
         self._micro_batches = check_int("accumulate", accumulate, 1)
         self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
-        self.grad_norm: float | None = None
-        self.skipped_steps: int = 0
-        self._steps = 0
+        self._counter = StepCounter()
         self._swapped = False
-        self._accumulator: Accumulator | None = None
+        self._accumulator = None
         defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
-        self._params = ParamGroups(params, self.RULE, defaults, type(self).__name__)
-        self._dirty = self._params.dirty
-        self._allocate_state((), {})
+        groups = ParamGroups(params, self.RULE, defaults, type(self).__name__, self._counter)
+        self._arrange(groups, None)
 
     # --- Groups and state ------------------------------------------------------------------------
 
@@ -178,69 +193,83 @@ class Optimizer:
     def groups(self) -> tuple[Group, ...]:
         return self._params.groups
 
+    @property
+    def lr(self) -> Any:
+        """Learning rate of all groups: a number or a schedule. Set it to change all of them."""
+        first, *others = (group["lr"] for group in self.groups)
+        if any(lr != first for lr in others):
+            raise ValueError("lr: the groups have different values; use groups[i]['lr']")
+        return first
+
+    @lr.setter
+    def lr(self, value: FloatOrSchedule) -> None:
+        for group in self.groups:
+            group["lr"] = value
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add a group of parameters; `step` then takes a list of gradients with one entry per group.
 
         `group` is a dict ``{"params": ..., "lr": ...}``; hyperparameters that it does not contain have the
-        optimizer's defaults.
+        optimizer's defaults. Its step counts begin at 0; schedules follow the steps of the optimizer.
         """
         self._refuse_swapped("add_param_group")
         self.catch_up()
-        self._params.add(group, self._steps)
-        self._allocate_state(self.state, self._option_buffers)
+        self._arrange(self._params.added(group), self._state)
 
     def places(self) -> list[tuple[Group, list[int]]]:
         """Return pairs of a group and the indices of its parameters in `state`."""
         return list(zip(self.groups, self._params.indices(), strict=True))
 
-    def _allocate_state(
-        self, old_states: Sequence[Mapping[str, Array]], old_buffers: Mapping[str, Sequence[Array]]
-    ) -> None:
-        """Allocate state and option buffers, copy what fits of the old ones, and make the step plan."""
-        used = {
-            "ema": self._ema is not None,
-            "lookahead": self._lookahead is not None,
-            "accumulated": self._micro_batches > 1,
-        }
-        params = self._params
-        self._kernels = params.kernels()
-        self.state: tuple[State, ...]
-        self.state, self._option_buffers = allocate(
-            self.RULE, params.arrays, self._kernels, params.hyperparameters(),
-            [name for name, is_used in used.items() if is_used], old_states, old_buffers,
+    def _arrange(self, params: ParamGroups, old: StateArrays | None) -> None:
+        """Allocate state and option buffers, copy what fits of the old ones, and make the step plan.
+
+        If anything fails, nothing has changed.
+        """
+        kernels = params.kernels()
+        buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
+        state = allocate(
+            self.RULE, params.arrays, kernels, params.hyperparameters(), buffer_names, self._counter, old
         )
         paths = [f"grads{path}" for path in params.paths]
-        self._plan = StepPlan(
-            self.RULE, params.groups, params.group_of, params.arrays, self._kernels, self.state,
-            params.treedef, paths, buffers=self._option_buffers, sparse=self.sparse, ema=self._ema,
-            lookahead=self._lookahead, unit_transform=unit_transform(*self._unit_options),
-        )
-        if "accumulated" in self._option_buffers:
-            self._accumulator = Accumulator(
-                params.treedef, paths, self._option_buffers["accumulated"], self._micro_batches,
-                "dense" if self.sparse == "dense" else "", self._written_arrays(), self._accumulator,
+        accumulator = None
+        if self._micro_batches > 1:
+            buffers = (a for name, a in state.buffers.items() if name != "accumulated")
+            written = itertools.chain(params.arrays, *(own.values() for own in state.states), *buffers)
+            accumulator = Accumulator(
+                params.treedef, paths, state.buffers["accumulated"], self._micro_batches,
+                "dense" if self.sparse == "dense" else "", list(written), self._accumulator,
             )
-        self._needs_full_step = self._plan.needs_full_step or self._accumulator is not None
-        self._dirty.mark()
+        plan = StepPlan(
+            self.RULE, params.groups, params.group_of, params.arrays, kernels, state, self._counter,
+            params.treedef, paths, sparse=self.sparse, options=self._options,
+            unit_transform=unit_transform(*self._unit_options),
+            pending=None if accumulator is None else accumulator.counter,
+        )
+        for group, indices in zip(params.groups, params.indices(), strict=True):
+            group.states = [state.states[k] for k in indices]
+        self._counter.mark()
+        # One call, in which no signal is handled.
+        self.__dict__.update(
+            _params=params, _kernels=kernels, _state=state, _plan=plan, _accumulator=accumulator,
+            _needs_full_step=plan.needs_full_step or accumulator is not None,
+        )
 
-    def _written_arrays(self) -> list[Array]:
-        """All arrays that a step writes, except the accumulated gradients."""
-        buffers = (a for name, a in self._option_buffers.items() if name != "accumulated")
-        states = (state.values() for state in self.state)
-        return list(itertools.chain(self._params.arrays, *states, *buffers))
+    @property
+    def state(self) -> tuple[State, ...]:
+        return self._state.states
 
     def _sync_hyperparams(self) -> None:
         """Validate changed hyperparameters; reallocate state if they select another kernel."""
         if self._params.kernels() != self._kernels:
             self.catch_up()
-            self._allocate_state(self.state, self._option_buffers)
+            self._arrange(self._params, self._state)
 
     # --- The step ------------------------------------------------------------------------------
 
     def step(
         self, grads: Gradients, *, max_norm: Number | None = None, clip_value: Number | None = None,
-        grad_scale: Number | None = None, zero_grad: bool = False,
-    ) -> None:
+        grad_scale: Number | None = None, zero_grad: bool = False, weight: Number = 1.0,
+    ) -> bool:
         """Update every parameter in place.
 
         Parameters
@@ -248,40 +277,72 @@ class Optimizer:
         grads : nesting of ndarrays
             Gradients, of the shapes and dtypes of the parameters, in the same nesting; a list with
             one entry per group if groups were passed. They are only read, unless `zero_grad`. An array in
-            another memory layout is copied. For a gradient of some rows, pass `fastopt.Rows`.
+            another memory layout is copied. For a gradient of some rows, pass `fastopt.Rows`. None, or a
+            missing key of a dict, leaves a parameter, its state and its step count unchanged.
         max_norm : float, optional
             Scale the gradients down so that their norm over all parameters is at most this; the norm
-            before scaling is stored in `grad_norm`. Formula of ``torch.nn.utils.clip_grad_norm_``.
+            before scaling is stored in `grad_norm`. Formula of ``torch.nn.utils.clip_grad_norm_``. With
+            ``inf`` the norm is only measured.
         clip_value : float, optional
             Clamp each gradient to ``[-clip_value, clip_value]``, after `max_norm`.
         grad_scale : float, optional
             Multiply the gradients by this first.
         zero_grad : bool
-            Set the gradients to zero after use.
+            Set the gradients to zero after use, also if the step is skipped.
+        weight : float
+            With `accumulate`, weight of this micro-batch in the mean, such as its number of samples.
+
+        Returns
+        -------
+        bool
+            Whether a step was taken: False if it was skipped by `skip_nonfinite`, or if `accumulate` needs
+            further micro-batches.
 
         Raises
         ------
         TypeError, ValueError
             If a gradient does not match its parameter; nothing has been changed then.
         """
-        if self._dirty.scalars:
+        if self._counter.stale:
             self._refresh()
-        plan = self._plan
-        t = plan.update_scalars(self._steps + 1)
-        plain = max_norm is clip_value is grad_scale is None
-        if plain and not (zero_grad or self.skip_nonfinite or self._needs_full_step):
-            plan.table.step(grads)
-            self._steps = t
-        elif self._full_step(grads, max_norm, clip_value, grad_scale, zero_grad):
-            self._steps = t
+        if (max_norm is clip_value is grad_scale is None
+                and not (zero_grad or self.skip_nonfinite or self._needs_full_step)):
+            return self._plan.table.step(grads)
+        check_bool("zero_grad", zero_grad)
+        scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
+        limits = _check_limits(max_norm, clip_value)
+        if self._accumulator is None:
+            return self._full_step(grads, scale, limits, zero_grad)
+        weight = check_float("weight", weight, 0.0, open_low=True)
+        return self._accumulator.add(grads, weight, scale, zero_grad) and self._step_accumulated(limits)
+
+    def flush(self, *, max_norm: Number | None = None, clip_value: Number | None = None) -> bool:
+        """With `accumulate`, take a step with the micro-batches so far, if there are any.
+
+        Parameters
+        ----------
+        max_norm, clip_value : float, optional
+            As for `step`.
+
+        Returns
+        -------
+        bool
+            Whether a step was taken.
+        """
+        limits = _check_limits(max_norm, clip_value)
+        if self._accumulator is None or not self._accumulator.count:
+            return False
+        if self._counter.stale:
+            self._refresh()
+        return self._step_accumulated(limits)
 
     def step_rows(
         self, param: AnyArray | int, rows: ArrayLike, grads: Array, **options: Unpack[StepOptions],
-    ) -> None:
+    ) -> bool:
         """Take a step in which only some rows of one parameter have a gradient.
 
-        The same as `step` with `fastopt.Rows` for that parameter and no rows for the others: it
-        counts as a step. If several tables are trained together, call `step` with one `Rows` for each.
+        The same as `step` with `fastopt.Rows` for that parameter and None for the others. If several tables
+        are trained together, call `step` with one `Rows` for each.
 
         Parameters
         ----------
@@ -299,9 +360,9 @@ class Optimizer:
         TypeError, ValueError
             If they do not match the parameter; nothing has been changed then.
         """
-        gradients = [NO_ROWS] * len(self._params.arrays)
+        gradients: list[Rows | None] = [None] * len(self._params.arrays)
         gradients[index_of(param, self._params.arrays)] = Rows(rows, grads)
-        self.step(assemble(self._params.treedef, gradients), **options)
+        return self.step(assemble(self._params.treedef, gradients), **options)
 
     def catch_up(self, param: AnyArray | int | None = None, rows: ArrayLike | None = None) -> None:
         """With ``sparse="exact"``, apply the steps that rows have skipped.
@@ -329,96 +390,120 @@ class Optimizer:
     def _refresh(self) -> None:
         """Update everything that does not change at each step."""
         self._refuse_swapped("step")
-        changed = self._dirty.hyperparams
-        if changed:
+        if self._counter.stale_hyperparams:
             self._sync_hyperparams()
-        self._dirty.scalars = self._plan.refresh(self._steps, everything=changed)
-        self._dirty.hyperparams = False
+        self._plan.refresh()
 
     def _full_step(
-        self, grads: Gradients, max_norm: Number | None, clip_value: Number | None, grad_scale: Number | None,
-        zero_grad: bool,
+        self, grads: Gradients, scale: float, limits: tuple[bool, float, float], zero_grad: bool
     ) -> bool:
-        """Take a step with all its options; False if it was skipped or only accumulated a micro-batch."""
-        check_bool("zero_grad", zero_grad)
-        scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
-        clip = math.inf if clip_value is None else check_number("clip_value", clip_value)
-        limit = math.inf if max_norm is None else check_number("max_norm", max_norm)
-        if self._accumulator is not None:
-            if not self._accumulator.add(grads, scale, zero_grad):
-                return False
-            grads = assemble(self._params.treedef, self._option_buffers["accumulated"])
-            scale, zero_grad = 1.0, True
-        plan, t = self._plan, self._steps + 1
-        norm = plan.table.full_step(
-            grads, scale, clip, limit, zero_grad, max_norm is not None, self.skip_nonfinite,
-            (lambda: plan.prepass(t)) if plan.has_prepass else None,
+        """Take a step with all its options; False if it was skipped."""
+        plan, (measures_norm, max_norm, clip) = self._plan, limits
+        return plan.table.full_step(
+            grads, scale, clip, max_norm, zero_grad, measures_norm, self.skip_nonfinite, plan.prepass,
+            plan.second_scalars,
         )
-        if norm is None:
-            self.skipped_steps += 1
-            if self._accumulator is not None:
-                self._accumulator.clear()
-            return False
-        for group in self.groups:
-            group.scalar_state = group.next_scalar_state
-        if max_norm is not None:
-            self.grad_norm = norm
-        return True
+
+    def _step_accumulated(self, limits: tuple[bool, float, float]) -> bool:
+        """Take a step with the mean of the accumulated gradients, and set their sums to zero."""
+        assert self._accumulator is not None
+        grads, scale = self._accumulator.mean()
+        return self._full_step(grads, scale, limits, True)
 
     def _can_lease(self, params: object) -> bool:
         """Whether `_lease` can be used for a network with exactly these `params`."""
         return self.params is params and not (self.skip_nonfinite or self._needs_full_step)
 
-    def _lease(self, grads: Gradients, call: Callable[..., T | None], *args: Any) -> T | None:
+    def _lease(self, grads: Gradients, call: Callable[..., T], *args: Any) -> T:
         """Take a plain step whose update is done by compiled code that also computes the gradients.
 
-        `call` gets `args` and the address of a `StepLease` (`span.pxd`), and updates every element once. If
-        it returns None or raises, nothing was updated and no step is counted. Returns the result of `call`.
+        `call` gets `args` and the address of a `StepLease` (`span.pxd`). It either updates every element once
+        and counts the step with ``StepLease.finish``, or does neither. Returns the result of `call`.
         """
-        if self._dirty.scalars:
+        if self._counter.stale:
             self._refresh()
-        t, table = self._plan.update_scalars(self._steps + 1), self._plan.table
-        lease = table.begin_step(grads)
-        try:
-            result = call(*args, lease)
-        finally:
-            table.end_step()
-        if result is not None:
-            self._steps = t
-        return result
+        return cast(T, self._plan.table.leased_step(grads, call, args))
 
     @property
     def steps(self) -> int:
-        return self._steps
+        return self._counter.steps
 
     @steps.setter
     def steps(self, value: int) -> None:
-        self._steps = check_steps("steps", value)
-        for group in self.groups:
-            group.start = min(group.start, self._steps)
-        self._dirty.mark()
+        value = check_steps("steps", value)
+        counts = self._state.counts
+        moved = np.maximum(counts + (value - self._counter.steps), 0)
+        scalars = [dict(state.scalars) for state in self.state]
+        for state, own in zip(self.state, scalars, strict=True):
+            state.scalars_cell = Scalars(own)
+        if self.RULE.SHARED_SCALARS:
+            self._share_scalars(scalars[0])
+        self._counter.mark()
+        counts[...], self._counter.steps = moved, value
+
+    def _share_scalars(self, values: ScalarState) -> None:
+        """Let all parameters have one scalar state."""
+        cell = Scalars(dict(values), self._counter)
+        for state in self.state:
+            state.scalars_cell = cell
+
+    @property
+    def grad_norm(self) -> float | None:
+        return self._counter.grad_norm
+
+    @property
+    def skipped_steps(self) -> int:
+        return self._counter.skipped_steps
+
+    def sync_params(self) -> None:
+        """Take the parameters as they are now, after they were replaced outside of the optimizer.
+
+        Copies that the optimizer keeps of the parameters, such as the slow parameters of Lookahead, the
+        moving average, or the iterates of the schedule-free optimizers, are set to the present values.
+        Gradient moments and step counts are left unchanged. Call it after loading other weights into the
+        parameters.
+        """
+        self._refuse_swapped("sync_params")
+        self.catch_up()
+        for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
+            if not state.is_new:
+                hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
+                self.RULE.reset_copies(hp, array, state)
+        self._state.flags[...] |= NEW_COPIES
+        self._counter.stale = self._counter.stale_counts = True
 
     # --- Moving average of the parameters --------------------------------------------------------
 
     @property
     def ema(self) -> Any:
         """Moving averages of the parameters in their nesting of lists and dicts; None without ``ema=``."""
-        averages = self._option_buffers.get("ema")
-        return None if averages is None else assemble(self._params.treedef, averages)
+        averages = self._state.buffers.get("ema")
+        if averages is None:
+            return None
+        self._update_averages()
+        return assemble(self._params.treedef, averages)
+
+    def _update_averages(self) -> None:
+        """Apply what the moving averages have not seen yet: skipped rows, and parameters before a step."""
+        self.catch_up()
+        buffers, flags = self._state.buffers["ema"], self._state.flags
+        for array, average, flag in zip(self._params.arrays, buffers, flags, strict=True):
+            if flag & NEW_COPIES and not self._swapped:
+                average[...] = array
 
     @contextlib.contextmanager
     def swapped_ema(self) -> Iterator[None]:
         """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
-        if "ema" not in self._option_buffers:
+        if "ema" not in self._state.buffers:
             raise ValueError("swapped_ema: the optimizer keeps no average; pass ema=0.999 to it")
         self._refuse_swapped("swapped_ema")
-        self.catch_up()
+        self._update_averages()
         self._mark_swapped(True)
-        swap(self._params.arrays, self._option_buffers["ema"])
+        swap(self._params.arrays, self._state.buffers["ema"])
         try:
             yield
         finally:
-            swap(self._params.arrays, self._option_buffers["ema"])
+            swap(self._params.arrays, self._state.buffers["ema"])
             self._mark_swapped(False)
 
     def _refuse_swapped(self, name: str) -> None:
@@ -429,7 +514,7 @@ class Optimizer:
 
     def _mark_swapped(self, swapped: bool) -> None:
         self._swapped = swapped
-        self._dirty.mark()
+        self._counter.mark()
 
     # --- Saving and loading ----------------------------------------------------------------------
 
@@ -452,8 +537,8 @@ class Optimizer:
         self.catch_up()
         self._sync_hyperparams()
         return export_state(
-            type(self).__name__, self._steps, self.skipped_steps, self.places(), self.state,
-            self._option_buffers, self._accumulator,
+            type(self).__name__, self.steps, self.skipped_steps, self.places(), self.state,
+            self._state.buffers, self._accumulator,
         )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -473,39 +558,45 @@ class Optimizer:
         self._refuse_swapped("load_state_dict")
         values, schedules = check_state_dict(
             state_dict, type(self).__name__, self.RULE, self.places(), self._params.arrays,
-            self._option_buffers, self._micro_batches,
+            self._state.buffers, self._micro_batches,
         )
         self._plan.table.drop_deferred()
-        for group, saved, own in zip(self.groups, state_dict["groups"], values, strict=True):
+        steps = int(state_dict["steps"])
+        for group, own in zip(self.groups, values, strict=True):
             group.data.update(own)
-            group.start = saved["start"]
-            group.scalar_state = {name: float(saved["numbers"][name]) for name in self.RULE.SCALAR_STATE}
         for schedule, state in schedules:
             schedule.load_state_dict(state)
-        self._steps = int(state_dict["steps"])
-        self.skipped_steps = int(state_dict["skipped_steps"])
-        self._dirty.mark()
         self._sync_hyperparams()
-        for i, own_state, saved in zip(self._params.group_of, self.state, state_dict["state"], strict=True):
-            hp = self.groups[i].raw()
+        counts, flags = self._state.counts, self._state.flags
+        for k, (i, own_state, saved) in enumerate(
+            zip(self._params.group_of, self.state, state_dict["state"], strict=True)
+        ):
+            hp, group = self.groups[i].raw(), state_dict["groups"][i]
             for name, array in own_state.items():
                 array[...] = saved[name] if saved else self.RULE.init_value(name, hp)
-        for name, buffers in self._option_buffers.items():
+            counts[k] = steps - group["start"]
+            flags[k] = 0 if counts[k] else NEW_STATE | NEW_COPIES
+            numbers = {name: float(group["numbers"][name]) for name in self.RULE.SCALAR_STATE}
+            own_state.scalars_cell = Scalars(numbers)
+        if self.RULE.SHARED_SCALARS:
+            self._share_scalars(self.state[0].scalars)
+        self._counter.mark()
+        self._counter.steps, self._counter.skipped_steps = steps, int(state_dict["skipped_steps"])
+        for name, buffers in self._state.buffers.items():
             for buffer, value in zip(buffers, state_dict[name], strict=True):
                 buffer[...] = value
         if self._accumulator is not None:
-            self._accumulator.count = state_dict["micro_batches"]
+            self._accumulator.load(state_dict["micro_batches"])
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the parameters are included, addresses are not."""
         self._refuse_swapped("copying")
         self.catch_up()
-        state = {name: value for name, value in self.__dict__.items() if name != "_plan"}
-        return state | {"state": [dict(arrays) for arrays in self.state]}
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._allocate_state(self.state, self._option_buffers)
+        self._arrange(self._params, self._state)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
@@ -513,8 +604,16 @@ class Optimizer:
             values = ", ".join(f"{n}={v!r}" for n, v in group.hyperparameters().items())
             lines.append(f"    {self.RULE.kernel(group.raw())}: {values}")
         count = sum(array.size for array in self._params.arrays)
-        lines.append(f"    {len(self._params.arrays)} arrays, {count:,} elements, {self._steps} steps\n)")
+        lines.append(f"    {len(self._params.arrays)} arrays, {count:,} elements, {self.steps} steps\n)")
         return "\n".join(lines)
+
+
+def _check_limits(max_norm: Number | None, clip_value: Number | None) -> tuple[bool, float, float]:
+    """Return whether the norm is measured, and the bounds of the norm and of the elements."""
+    clip = math.inf if clip_value is None else check_number("clip_value", clip_value)
+    if max_norm is None or max_norm == math.inf:
+        return max_norm is not None, math.inf, clip
+    return True, check_number("max_norm", max_norm), clip
 
 
 _OPTIONS = tuple(

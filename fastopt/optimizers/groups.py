@@ -9,28 +9,12 @@ from fastopt._core.pytree import count_leaves, flatten
 from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from fastopt._core.step_table import StepCounter
     from fastopt._core.typing import Array, Params, ScalarState, TreeDef
     from fastopt.optimizers.rule import Rule
-
-
-class Dirty:
-    """Marks cached step scalars as out of date.
-
-    Attributes
-    ----------
-    scalars : bool
-        The scalars must be computed again before the next step: something was set or is scheduled.
-    hyperparams : bool
-        A hyperparameter was set.
-    """
-
-    scalars: bool = True
-    hyperparams: bool = True
-
-    def mark(self) -> None:
-        self.scalars = self.hyperparams = True
+    from fastopt.optimizers.state import State
 
 
 class Group(UserDict[str, Any]):
@@ -42,34 +26,37 @@ class Group(UserDict[str, Any]):
     ----------
     rule : type
         Rule of the optimizer.
-    start : int
-        Number of steps that the optimizer had taken when the group was added.
     scalar_state : dict of float
-        Scalars that the rule carries from step to step, such as Prodigy's ``d``. Also called `numbers`.
-    next_scalar_state : dict of float
-        Their values after the coming step.
+        Scalars that the rule carries from step to step, such as Prodigy's ``d``, of the first parameter. Also
+        called `numbers`.
+    states : list of State
+        State of its parameters.
     current : Hyperparameters
         Values for the coming step.
     scheduled : list of str
         Names of the hyperparameters that have a schedule.
+    changed : set of str
+        Names of numbers that were set and are not yet in `current`.
     """
 
-    next_scalar_state: ScalarState
+    states: Sequence[State] = ()
     current: Hyperparameters
     scheduled: list[str]
     data: dict[str, Any]
 
     def __init__(
-        self, params: Params, hyperparameters: Mapping[str, Any], rule: type[Rule], dirty: Dirty, start: int,
+        self, params: Params, hyperparameters: Mapping[str, Any], rule: type[Rule], counter: StepCounter,
     ) -> None:
         self.rule: type[Rule] = rule
-        self.start: int = start
-        self.scalar_state: ScalarState = dict(rule.SCALAR_STATE)
-        self.next_scalar_state = self.scalar_state
-        self._dirty = dirty
+        self.changed: set[str] = set()
+        self._counter = counter
         self.data = {"params": params}
         for name, value in hyperparameters.items():
             self.data[name] = rule.check_hyperparameter(name, value)
+
+    @property
+    def scalar_state(self) -> ScalarState:
+        return self.states[0].scalars if self.states else dict(self.rule.SCALAR_STATE)
 
     @property
     def numbers(self) -> ScalarState:
@@ -82,8 +69,13 @@ class Group(UserDict[str, Any]):
         if name not in self.data:
             known = ", ".join(k for k in self.data if k != "params")
             raise ValueError(f"{name}: unknown hyperparameter, expected one of {known}")
-        self.data[name] = self.rule.check_hyperparameter(name, value)
-        self._dirty.mark()
+        value, old = self.rule.check_hyperparameter(name, value), self.data[name]
+        self.data[name] = value
+        if type(value) is not float or type(old) is not float or (value == 0.0) != (old == 0.0):
+            self._counter.mark()
+        elif value != old:  # which cannot select another kernel
+            self.changed.add(name)
+            self._counter.stale = True
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
         self.update(other)
@@ -99,29 +91,42 @@ class Group(UserDict[str, Any]):
         """The hyperparameters as attributes; schedules are not evaluated."""
         return Hyperparameters(self.hyperparameters())
 
+    def evaluated(self, step: int) -> dict[str, Any]:
+        """The hyperparameters after `step` finished steps."""
+        return self.hyperparameters() | self.evaluate_schedules(step)
+
     def evaluate_schedules(self, step: int) -> dict[str, Any]:
         """Values of the scheduled hyperparameters after `step` finished steps."""
         items = self.hyperparameters().items()
         return {name: self.rule.evaluate(name, v, step) for name, v in items if is_schedule(v)}
 
-    def update_current(self, step: int, *, everything: bool) -> None:
-        """Evaluate the schedules, or all hyperparameters, after `step` finished steps."""
+    def update_current(self, step: int, *, everything: bool) -> bool:
+        """Evaluate what has changed, or all hyperparameters, after `step` finished steps.
+
+        Returns whether `current` may have changed.
+        """
+        changes = {name: self.data[name] for name in self.changed}
         if everything:
             scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
-            before = self.hyperparameters() | {"totals": None}
-        elif self.scheduled:
+            before = self.hyperparameters()
+        elif self.scheduled or changes:
             scheduled, before = self.scheduled, vars(self.current)
         else:
-            return
+            return False
         values = {name: self.rule.evaluate(name, self.data[name], step) for name in scheduled}
-        current = Hyperparameters(before | values)
-        if scheduled:
-            try:
-                self.rule.check(current)
-            except ValueError as error:
-                schedules = ", ".join(f"{name}={self.data[name]!r}" for name in scheduled)
-                raise ValueError(f"{error} at step {step} with the schedules {schedules}") from None
+        current = Hyperparameters(before | changes | values)
+        try:
+            self.rule.check_group(current)
+        except ValueError as error:
+            if not scheduled:
+                raise
+            schedules = ", ".join(f"{name}={self.data[name]!r}" for name in scheduled)
+            raise ValueError(f"{error} at step {step} with the schedules {schedules}") from None
         self.current, self.scheduled = current, scheduled
+        return True
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"states": ()}  # which the optimizer saves
 
     def stateful_schedules(self) -> Iterator[tuple[str, Any]]:
         """Schedules that have a state, by name: ``lr``, ``betas[0]``."""
@@ -155,26 +160,31 @@ class ParamGroups:
     paths: list[str]
     group_of: list[int]
 
-    def __init__(self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str) -> None:
-        self.dirty = Dirty()
+    def __init__(
+        self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str, counter: StepCounter
+    ) -> None:
+        self.counter = counter
         self.rule, self.params = rule, params
         self._defaults, self._owner = defaults, owner
         self.grouped: bool = _are_groups(params)
         given: Any = params if self.grouped else [{"params": params}]
-        self.groups: tuple[Group, ...] = tuple(self._make(group, 0) for group in given)
+        self.groups: tuple[Group, ...] = tuple(self._make(group) for group in given)
+        rule.check_groups([group.raw() for group in self.groups])
         self._flatten()
 
-    def add(self, given: Mapping[str, Any], start: int) -> None:
-        """Add a group after `start` steps; nothing has changed if this raises."""
+    def added(self, given: Mapping[str, Any]) -> ParamGroups:
+        """Return these groups and a further one."""
         if not _are_groups([given]):
             raise TypeError(f"group: expected a dict with the key 'params', got {given!r}")
-        groups = (*self.groups, self._make(given, start))
-        flatten([g["params"] for g in groups])
-        self.groups, self.grouped = groups, True
-        self.params = [dict(g) for g in groups]
-        self._flatten()
+        result = object.__new__(ParamGroups)
+        result.__dict__.update(self.__dict__)
+        result.groups, result.grouped = (*self.groups, self._make(given)), True
+        self.rule.check_groups([group.raw() for group in result.groups])
+        result.params = [dict(group) for group in result.groups]
+        result._flatten()
+        return result
 
-    def _make(self, given: Mapping[str, Any], start: int) -> Group:
+    def _make(self, given: Mapping[str, Any]) -> Group:
         unknown = given.keys() - self._defaults.keys() - {"params"}
         if unknown:
             raise ValueError(
@@ -182,8 +192,8 @@ class ParamGroups:
                 f"expected one of {', '.join(self._defaults)}"
             )
         hyperparameters = {name: given.get(name, value) for name, value in self._defaults.items()}
-        group = Group(given["params"], hyperparameters, self.rule, self.dirty, start)
-        self.rule.check(group.raw())
+        group = Group(given["params"], hyperparameters, self.rule, self.counter)
+        self.rule.check_group(group.raw())
         return group
 
     def _flatten(self) -> None:
@@ -204,7 +214,7 @@ class ParamGroups:
     def kernels(self) -> list[str]:
         """Kernel of each array, for the present hyperparameters, which are validated first."""
         for group in self.groups:
-            self.rule.check(group.raw())
+            self.rule.check_group(group.raw())
         hps = self.hyperparameters()
         return [self.rule.kernel_for(hp, array) for hp, array in zip(hps, self.arrays, strict=True)]
 

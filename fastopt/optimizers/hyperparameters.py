@@ -116,7 +116,9 @@ class Hyperparameters:
     centered: bool
     maximize: bool
     kernel: str
+    is_new: bool
     scalar_state: ScalarState
+    scalar_state_before: ScalarState
     sums: tuple[float, ...] | None
     totals: tuple[float, ...] | None
     size: int

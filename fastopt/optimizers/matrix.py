@@ -41,7 +41,9 @@ class AdafactorRule(Rule):
         return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
 
     @staticmethod
-    def compute_update(hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
+    def compute_update(
+        hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
         return factored_update(p, g, state, hp.lr, hp.beta2_decay, hp.eps, hp.d, t)
 
     @classmethod
@@ -117,16 +119,19 @@ class MuonRule(Rule):
         return cls.kernel(hp) if array.ndim == 2 else "adam"
 
     @staticmethod
-    def compute_update(hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]) -> Array:
-        mu, buf = hp.momentum, state["momentum_buffer"]
-        buf[...] = mu * buf + (1.0 - mu) * g
+    def compute_update(
+        hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]
+    ) -> tuple[Array, dict[str, Array]]:
+        mu = hp.momentum
+        buf = mu * state["momentum_buffer"] + (1.0 - mu) * g
         ahead = mu * buf + (1.0 - mu) * g if hp.nesterov else buf
         rows, columns = p.shape
         if hp.adjust_lr_fn == "match_rms_adamw":
             ratio = 0.2 * sqrt(max(rows, columns))
         else:
             ratio = sqrt(max(1.0, rows / columns))
-        return ratio * orthogonalize(ahead, hp.ns_coefficients, int(hp.ns_steps), hp.eps)
+        update = ratio * orthogonalize(ahead, hp.ns_coefficients, int(hp.ns_steps), hp.eps)
+        return update, {"momentum_buffer": buf}
 
     @classmethod
     def constants(cls, hp: Hyperparameters) -> dict[str, float]:
@@ -196,25 +201,26 @@ class Muon(Optimizer):
 def factored_update(
     p: Array, g: Array, state: Mapping[str, Array], lr: float, beta2_decay: float,
     eps: tuple[float | None, float], d: float, step: int,
-) -> Array:
-    """Return the update of Adafactor, which is subtracted from `p`; update its second moment in place."""
+) -> tuple[Array, dict[str, Array]]:
+    """Return the update of Adafactor, which is subtracted from `p`, and its next second moment."""
     eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     weight, size = power(step, beta2_decay), max(p.size, 1)
     u = np.multiply(g, g, out=np.empty_like(g))  # an array also if `g` has no axes
     if "variance" in state:
-        variance = state["variance"]
-        variance[...] = variance + weight * (u - variance)
+        variance = np.asarray(state["variance"] + weight * (u - state["variance"]))
         u[...] = variance
+        after = {"variance": variance}
     else:
         row_var, col_var = state["row_var"], state["col_var"]
-        row_var[...] = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
-        col_var[...] = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
+        row_var = row_var + weight * (u.mean(axis=-1, keepdims=True) - row_var)
+        col_var = col_var + weight * (u.mean(axis=-2, keepdims=True) - col_var)
+        after = {"row_var": row_var, "col_var": col_var}
         np.multiply(row_var, col_var / np.maximum(row_var.mean(axis=-2, keepdims=True), eps1), out=u)
     np.maximum(u, eps1 * eps1, out=u)
     np.divide(g, np.sqrt(u, out=u), out=u)
     rms_p, rms_u = (float(np.linalg.norm(x.ravel())) / size**0.5 for x in (p, u))
     u *= max(eps[1], rms_p) * min(lr, 1.0 / step**0.5) / max(1.0, rms_u / d)
-    return u
+    return u, after
 
 
 def orthogonalize(x: Array, coefficients: tuple[float, float, float], steps: int, eps: float) -> Array:

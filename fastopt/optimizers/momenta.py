@@ -27,7 +27,7 @@ class ADOPTRule(Rule):
 
     @classmethod
     def step_scalars(cls, hp: Hyperparameters, t: int) -> dict[str, float]:
-        if t == 1:  # the gradient initializes v; m and p do not change
+        if hp.is_new:  # the gradient initializes v; m and p do not change
             return {"decay_factor": 1.0, **beta_scalars(1.0, 0.0), "clip": 0.0, "lr": 0.0}
         clip = inf if hp.clip_exp is None else power(t - 1, hp.clip_exp)
         return {
@@ -156,7 +156,7 @@ class AdanRule(Rule):
             factor, lr = 1.0 / (1.0 + decay), hp.lr / (1.0 + decay)
         return {
             "decay_factor": factor,
-            "has_prev": 0.0 if t == 1 else 1.0,
+            "has_prev": 0.0 if hp.is_new else 1.0,
             "lr": lr / (1.0 - power(beta1, t)),
             "lr_diff": lr * beta2 / (1.0 - power(beta2, t)),
             "denom_scale": 1.0 / sqrt(1.0 - power(beta3, t)),

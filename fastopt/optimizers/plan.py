@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,44 +12,41 @@ from fastopt._core import dispatch
 from fastopt._core.step_table import Entry, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.options.sparse import idle_steps
+from fastopt.optimizers.state import Scalars
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
+    from fastopt._core.step_table import StepCounter
     from fastopt._core.typing import Array, TreeDef
     from fastopt.optimizers.groups import Group
-    from fastopt.optimizers.options.ema import EMA
+    from fastopt.optimizers.options.base import Option
     from fastopt.optimizers.options.gradients import UnitTransform
-    from fastopt.optimizers.options.lookahead import Lookahead
     from fastopt.optimizers.rule import Rule
+    from fastopt.optimizers.state import StateArrays
 
 
 class ScalarGroup:
-    """Arrays updated with one set of scalars: those of a group with one kernel, or a single array.
+    """Arrays updated with one set of scalars.
+
+    They have one group, kernel and number of steps, or it is a single array.
 
     Attributes
     ----------
+    first : int
+        Index of its first array.
     array : int or None
         Index of the array whose scalars depend on its own elements.
     hp : Hyperparameters
-        Values of the coming step, with ``kernel``; ``scalar_state`` as `Rule.advance` returned it; ``sums``
-        over the array and ``totals`` over all arrays after a first pass, else None; ``size`` of the array.
+        Values of the coming step, with ``kernel``; ``is_new``, see `Rule.step_scalars`; ``scalar_state`` as
+        `Rule.advance` returned it, and ``scalar_state_before``; ``sums`` over the array and ``totals`` over
+        all arrays after a first pass, else None; ``size`` of the array.
     """
 
-    hp: Hyperparameters
-    start: int
-
-    def __init__(self, group: Group, kernel: str, array: int | None) -> None:
-        self.group, self.kernel, self.array = group, kernel, array
-
-    def snapshot(self) -> Hyperparameters:
-        """Take over the group's values for the coming step."""
-        self.start = self.group.start
-        self.hp = Hyperparameters({
-            **vars(self.group.current), "kernel": self.kernel, "sums": None, "totals": None, "size": None,
-            "scalar_state": self.group.next_scalar_state,
-        })
-        return self.hp
+    def __init__(self, group: Group, kernel: str, first: int, is_single: bool) -> None:
+        self.group, self.kernel, self.first = group, kernel, first
+        self.array = first if is_single else None
+        self.hp = Hyperparameters({})
 
 
 class StepPlan:
@@ -61,150 +58,185 @@ class StepPlan:
     groups : sequence of Group
     group_of : sequence of int
         Index of the group of each parameter.
-    arrays, kernels, states : sequence
-        Each parameter, the name of its kernel, and its state arrays by name.
+    arrays, kernels : sequence
+        Each parameter, and the name of its kernel.
+    state : StateArrays
+        State of the parameters, and the buffers of the options.
+    counter : StepCounter
     treedef, paths
         Nesting of the parameters, and the name of each gradient in errors: ``grads[2]["W"]``.
-    buffers : dict of str to sequence of ndarray
-        Buffers of the options, by name.
     sparse : str
         Mode of sparse rows.
-    ema, lookahead, unit_transform
-        Options, or None.
+    options : dict of str to Option
+        Options that act on the parameters after each update, by name.
+    unit_transform : callable, optional
     written : sequence of ndarray
         Further arrays that an optimizer step writes: no gradient may overlap them.
+    pending : StepCounter, optional
+        Counter of accumulated gradients.
     """
 
     def __init__(
         self, rule: type[Rule], groups: Sequence[Group], group_of: Sequence[int], arrays: Sequence[Array],
-        kernels: Sequence[str], states: Sequence[Mapping[str, Array]], treedef: TreeDef, paths: list[str], *,
-        buffers: Mapping[str, Sequence[Array]], sparse: str = "dense", ema: EMA | None = None,
-        lookahead: Lookahead | None = None, unit_transform: UnitTransform | None = None,
-        written: Sequence[Array] = (),
+        kernels: Sequence[str], state: StateArrays, counter: StepCounter, treedef: TreeDef, paths: list[str],
+        *, sparse: str = "dense", options: dict[str, Option] | None = None,
+        unit_transform: UnitTransform | None = None, written: Sequence[Array] = (),
+        pending: StepCounter | None = None,
     ) -> None:
-        self.rule, self.groups, self.arrays, self.states = rule, groups, arrays, states
-        self._sparse, self._ema, self._lookahead = sparse, ema, lookahead
-        self._unit_transform = unit_transform
-        self._step_scalars = rule.step_scalars
+        self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
+        self._kernels, self._state, self._counter = kernels, state, counter
+        self._sparse, self._options, self._unit_transform = sparse, options or {}, unit_transform
         self._scheduled = False
         self.scalar_groups: list[ScalarGroup] = []
         self.scalar_group_of: list[int] = []
         compiled = dispatch.kernels
-        index: dict[tuple[int, str, int | None], int] = {}
-        for k, (i, kernel) in enumerate(zip(group_of, kernels, strict=True)):
-            array = k if kernel in rule.PRECOMPUTED or kernel in compiled.TWO_PASS else None
-            own = index.setdefault((i, kernel, array), len(index))
-            if own == len(self.scalar_groups):
-                self.scalar_groups.append(ScalarGroup(groups[i], kernel, array))
-            self.scalar_group_of.append(own)
-        self.has_prepass: bool = unit_transform is not None or any(
-            g.array is not None for g in self.scalar_groups
+        self._single = [kernel in rule.PRECOMPUTED or kernel in compiled.TWO_PASS for kernel in kernels]
+        self._precomputed = any(kernel in rule.PRECOMPUTED for kernel in kernels)
+        two_pass = any(kernel in compiled.TWO_PASS for kernel in kernels)
+        self.prepass: Callable[[], None] | None = (
+            self._prepass if unit_transform is not None or self._precomputed else None
+        )
+        self.second_scalars: Callable[[list[tuple[float, float]]], None] | None = (
+            self._second_scalars if two_pass else None
         )
         row_wise = [kernel in compiled.ROWWISE for kernel in kernels]
-        self.needs_full_step: bool = self.has_prepass or bool(rule.SCALAR_STATE) or any(row_wise)
+        self.needs_full_step: bool = self.prepass is not None or two_pass or any(row_wise)
+        buffers = state.buffers
         self.table = Table(
             compiled, treedef, paths,
             [
                 Entry(
-                    array, list(state.values()), own,
+                    array, list(own.values()),
                     slow=buffers["lookahead"][k] if "lookahead" in buffers else None,
                     average=buffers["ema"][k] if "ema" in buffers else None,
-                    sparse=self._sparse_mode(self.scalar_groups[own]),
-                    row_sums=next(iter(state.values())) if row_wise[k] else None,
+                    sparse=self._sparse_mode(k),
+                    row_sums=next(iter(own.values())) if row_wise[k] else None,
                 )
-                for k, (array, state, own) in enumerate(
-                    zip(arrays, states, self.scalar_group_of, strict=True)
-                )
+                for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
-            ["apply_update" if g.kernel in rule.PRECOMPUTED else g.kernel for g in self.scalar_groups],
-            written,
+            counter, state.counts, state.flags, rule.step_scalars, written, pending,
         )
 
-    def _sparse_mode(self, scalar_group: ScalarGroup) -> str:
-        """Mode of sparse rows of a scalar group; "" if its arrays can only be stepped as a whole."""
-        whole = scalar_group.array is not None or self._unit_transform is not None
+    def _sparse_mode(self, k: int) -> str:
+        """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""
+        whole = self._single[k] or self._unit_transform is not None
         if self._sparse == "lazy":
-            whole = whole or self._lookahead is not None
+            whole = whole or "lookahead" in self._options
         return "" if whole and self._sparse != "dense" else self._sparse
 
-    def refresh(self, step: int, *, everything: bool) -> bool:
-        """Compute what does not change at each step, after `step` finished steps.
+    def _partition(self) -> None:
+        """Divide the arrays into scalar groups."""
+        states, groups, rule = self._state.states, self.groups, self.rule
+        counts, flags = self._state.counts.tolist(), self._state.flags.tolist()
+        has_scalars = bool(rule.SCALAR_STATE) and not rule.SHARED_SCALARS
+        index: dict[tuple[object, ...], int] = {}
+        scalar_groups: list[ScalarGroup] = []
+        scalar_group_of: list[int] = []
+        for k, i in enumerate(self.group_of):
+            kernel, is_single = self._kernels[k], self._single[k]
+            scalars = tuple(states[k].scalars.values()) if has_scalars else ()
+            own = index.setdefault(
+                (i, kernel, k if is_single else None, counts[k], flags[k], scalars), len(index)
+            )
+            if own == len(scalar_groups):
+                scalar_groups.append(ScalarGroup(groups[i], kernel, k, is_single))
+                if has_scalars:
+                    states[k].scalars_cell = Scalars(states[k].scalars)
+            elif has_scalars:
+                states[k].scalars_cell = states[scalar_groups[own].first].scalars_cell
+            scalar_group_of.append(own)
+        names = ["apply_update" if g.kernel in rule.PRECOMPUTED else g.kernel for g in scalar_groups]
+        self.table.set_scalar_groups(scalar_group_of, names, [g.hp for g in scalar_groups])
+        self.scalar_groups, self.scalar_group_of = scalar_groups, scalar_group_of
 
-        Parameters
-        ----------
-        step : int
-        everything : bool
-            Evaluate all hyperparameters; else those that have a schedule.
-
-        Returns
-        -------
-        bool
-            Whether this must be repeated before the step after the coming one.
-        """
-        rule, t = self.rule, step + 1
-        for group in self.groups:
-            group.update_current(step, everything=everything)
+    def refresh(self) -> None:
+        """Compute everything that has changed since the last step, apart from `Rule.step_scalars`."""
+        rule, table, counter = self.rule, self.table, self._counter
+        steps, everything = counter.steps, counter.stale_hyperparams
+        partitioned = everything or counter.stale_counts
+        if partitioned:
+            self._partition()
+        updated = {id(g) for g in self.groups if g.update_current(steps, everything=everything)}
         if everything:
+            rule.check_groups([group.current for group in self.groups])
             self._scheduled = any(group.scheduled for group in self.groups)
-            self._scheduled = self._scheduled or (self._ema is not None and self._ema.scheduled)
-        if everything or self._scheduled:
-            ema = 0.0 if self._ema is None else self._ema.decay(step)
-            for i, scalar_group in enumerate(self.scalar_groups):
-                hp = scalar_group.snapshot()
-                factor = rule.decay_factor(hp) * (1.0 - hp.independent_weight_decay)
-                self.table.set_group(i, hp.maximize, rule.l2_decay(hp), rule.constants(hp), factor, ema)
-                if self._sparse == "exact":
-                    self.table.set_idle_decay(i, *idle_steps(rule.idle_decay(hp)))
+            self._scheduled = self._scheduled or any(o.is_scheduled for o in self._options.values())
+        counts = self._state.counts
+        for i, scalar_group in enumerate(self.scalar_groups):
+            if partitioned or id(scalar_group.group) in updated:
+                self._set_group(i, scalar_group)
+            if partitioned or self._scheduled:
+                for option in self._options.values():
+                    table.set_option(i, option.name, option.scalar(steps, int(counts[scalar_group.first])))
         if rule.SCALAR_STATE:
-            for group in self.groups:
-                group.next_scalar_state = rule.advance(group.current, t - group.start, group.scalar_state)
-            for scalar_group in self.scalar_groups:
-                scalar_group.hp.scalar_state = scalar_group.group.next_scalar_state
-        if self._lookahead is not None:
-            for i, scalar_group in enumerate(self.scalar_groups):
-                self.table.set_lookahead_alpha(i, self._lookahead.alpha(t - scalar_group.start))
-        return self._scheduled or bool(rule.SCALAR_STATE) or self._lookahead is not None
+            self._advance_scalars()
+        for group in self.groups:
+            group.changed.clear()
+        counter.stale_hyperparams = counter.stale_counts = False
+        counter.stale = self._scheduled or bool(rule.SCALAR_STATE)
 
-    def update_scalars(self, t: int) -> int:
-        """Give the table the scalars of step `t`; return `t`."""
-        i, step_scalars, rows = 0, self._step_scalars, self.table.step_scalars
-        for scalar_group in self.scalar_groups:
-            rows[i] = step_scalars(scalar_group.hp, t - scalar_group.start)
-            i += 1  # noqa: SIM113 (enumerate alone would take a tenth of a small step)
-        return t
+    def _set_group(self, i: int, scalar_group: ScalarGroup) -> None:
+        """Give the table the constants of a scalar group."""
+        rule, hp = self.rule, scalar_group.hp
+        vars(hp).update(vars(scalar_group.group.current))
+        hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[scalar_group.first].is_new
+        hp.sums = hp.totals = None
+        hp.size = self.arrays[scalar_group.first].size
+        factor = rule.decay_factor(hp) * (1.0 - hp.independent_weight_decay)
+        self.table.set_group(i, hp.maximize, rule.l2_decay(hp), rule.constants(hp), factor, rule.DECAYS_COPY)
+        if self._sparse == "exact":
+            self.table.set_idle_decay(i, *idle_steps(rule.idle_decay(hp)))
+
+    def _advance_scalars(self, totals: tuple[float, ...] | None = None) -> None:
+        """Advance the scalar state of every scalar group, or that of all if they share it."""
+        rule, states, counts = self.rule, self._state.states, self._state.counts
+        groups = self.scalar_groups
+        if rule.SHARED_SCALARS:     # by the group that has taken the most steps and is not frozen
+            groups = [max(groups, key=lambda g: (g.hp.lr > 0.0, int(counts[g.first])))]
+        for scalar_group in groups:
+            hp, cell = scalar_group.hp, states[scalar_group.first].scalars_cell
+            t = int(counts[scalar_group.first]) + 1
+            step = t if cell.counter is None else cell.counter.steps + 1
+            hp.totals = totals
+            before = cell.current(step - 1)
+            idle = totals is not None and all(map(self.table.is_absent, range(len(self.arrays))))
+            cell.advance(step, before if idle else rule.advance(hp, t, before))
+            for other in self.scalar_groups if rule.SHARED_SCALARS else [scalar_group]:
+                other.hp.scalar_state_before, other.hp.scalar_state = before, cell.after
 
     @np.errstate(all="ignore")  # as in the kernels: an overflow is an infinity
-    def prepass(self, t: int) -> None:
-        """Do what step `t` needs between the check of the gradients and the update.
+    def _prepass(self) -> None:
+        """Do what a step needs between the check of the gradients and the update.
 
         Units are reduced for the options that scale their gradients. Gradients are replaced by updates that
-        the rule computes from whole arrays. Kernels of two passes run their first one.
+        the rule computes from whole arrays.
         """
         rule, table = self.rule, self.table
+        present = [k for k, array in enumerate(self.arrays) if array.size and not table.is_absent(k)]
         if self._unit_transform:
-            for k, array in enumerate(self.arrays):
+            for k in present:
+                array = self.arrays[k]
                 units = array.shape[-1] if array.ndim > 1 else 1
-                if array.size:
-                    g_sums = table.unit_sums(k, units)
-                    scale_shift = self._unit_transform(g_sums, array.size // units, array.ndim < 2)
-                    table.set_units(k, *scale_shift)
-        if any(g.kernel in rule.PRECOMPUTED for g in self.scalar_groups):
-            for k, array in enumerate(self.arrays):
-                scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
-                if scalar_group.kernel in rule.PRECOMPUTED and array.size:
-                    own_t = t - scalar_group.start
-                    g = rule.compute_update(scalar_group.hp, own_t, array, g, self.states[k])
-                table.replace_grad(k, g)
-        two_pass = dispatch.kernels.TWO_PASS
-        if any(g.kernel in two_pass for g in self.scalar_groups):
-            sums = table.reduce_pass()
-            # One after the other: `sum` is more exact from Python 3.12 on, so its bits differ.
-            totals = tuple(reduce(add, column) for column in zip(*sums, strict=True))
-            for i, scalar_group in enumerate(self.scalar_groups):
-                own = scalar_group.array
-                if own is None or scalar_group.kernel not in two_pass:
-                    continue
-                hp, group, own_t = scalar_group.hp, scalar_group.group, t - scalar_group.start
-                hp.sums, hp.totals, hp.size = sums[own], totals, self.arrays[own].size
-                group.next_scalar_state = hp.scalar_state = rule.advance(hp, own_t, group.scalar_state)
-                table.step_scalars[i] = rule.step_scalars(hp, own_t)
+                sums = table.unit_sums(k, units)
+                table.set_units(k, *self._unit_transform(sums, array.size // units, array.ndim < 2))
+        if not self._precomputed:
+            return
+        for k in present:
+            scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
+            if scalar_group.kernel in rule.PRECOMPUTED:
+                state, p = self._state.states[k], self.arrays[k]
+                g, after = rule.compute_update(scalar_group.hp, state.steps + 1, p, g, state)
+                for name, value in after.items():
+                    table.stage_state(state[name], value)
+            table.replace_grad(k, g)
+
+    def _second_scalars(self, sums: list[tuple[float, float]]) -> None:
+        """Set what the scalars of the second pass depend on, from the sums of the first pass."""
+        rule, two_pass = self.rule, dispatch.kernels.TWO_PASS
+        # One after the other: `sum` is more exact from Python 3.12 on, so its bits differ.
+        totals: Any = tuple(reduce(add, column) for column in zip(*sums, strict=True))
+        for scalar_group in self.scalar_groups:
+            if scalar_group.kernel in two_pass:
+                scalar_group.hp.sums = sums[scalar_group.first]
+        if rule.SCALAR_STATE:
+            self._advance_scalars(totals)

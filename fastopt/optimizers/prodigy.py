@@ -10,6 +10,8 @@ from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params, ScalarState
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
@@ -20,11 +22,23 @@ class ProdigyRule(Rule):
     STATES = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
     SCALAR_STATE = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
     DECAY = "decoupled"
+    SHARED_SCALARS = True
+    COPIES = ("p0",)
 
     @staticmethod
     def check(hp: Hyperparameters) -> None:
         if not hp.d0:
             raise ValueError(f"d0: expected a number above 0, got {hp.d0}")
+
+    @staticmethod
+    def check_groups(hps: Sequence[Hyperparameters]) -> None:
+        # A group with a learning rate of 0 is frozen, as in the implementation of the authors.
+        lrs = {hp.lr for hp in hps if hp.lr}
+        if len(lrs) > 1:
+            raise ValueError(
+                "lr: expected the same value in all groups, or 0, as they share one estimate, got "
+                f"{', '.join(map(str, lrs))}"
+            )
 
     @staticmethod
     def advance(hp: Hyperparameters, t: int, scalar_state: ScalarState) -> ScalarState:
@@ -49,7 +63,7 @@ class ProdigyRule(Rule):
             "beta1": beta1, "grad_coef": d * (1.0 - beta1),
             "beta2": beta2, "grad_sq_coef": d * d * (1.0 - beta2),
             "beta3": sqrt(beta2), "s_coef": d / hp.d0 * (d if hp.safeguard_warmup else lr),
-            "is_first": 1.0 if t == 1 else 0.0,
+            "is_first": 1.0 if hp.is_new else 0.0,
             "decay_factor": 1.0 - hp.weight_decay * lr,
             "eps": hp.scalar_state["d"] * hp.eps,
             "lr": lr,

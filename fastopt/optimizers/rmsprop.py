@@ -80,6 +80,7 @@ class RMSprop(Optimizer):
     >>> w = np.array([1.0, -2.0])
     >>> opt = fastopt.RMSprop(w, lr=0.01)
     >>> opt.step(w.copy())
+    True
     >>> w.round(3)
     array([ 0.9, -1.9])
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fastopt.optimizers.hyperparameters import RANGES, check_number_or_schedule, evaluate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from fastopt._core.typing import Array, Choices, Conventions, Ranges, ScalarState, SparseModes, States
     from fastopt.optimizers.hyperparameters import Hyperparameters
@@ -39,6 +40,14 @@ class Rule:
         Valid values of the hyperparameters: half-open intervals, or a tuple of allowed values.
     SCALAR_STATE : dict of str to float
         Initial values of the scalars that are carried from step to step.
+    SHARED_SCALARS : bool
+        Whether all parameters share these scalars, else each parameter has its own.
+    COPIES : tuple of str
+        State arrays that are copies of the parameter, such as its initial value or an average.
+    DECAYS_COPY : bool
+        Whether the first state array is a copy that `independent_weight_decay` must multiply, too.
+    REFUSED_OPTIONS : dict of str to str
+        Options that the optimizer does not support, with the reason.
     SPARSE : tuple of str
         Supported modes for sparse rows; the first is the default.
     PRECOMPUTED : tuple of str
@@ -54,6 +63,10 @@ class Rule:
     RANGES: ClassVar[Ranges] = RANGES
     CHOICES: ClassVar[Choices] = {}
     SCALAR_STATE: ClassVar[ScalarState] = {}
+    SHARED_SCALARS: ClassVar[bool] = False
+    COPIES: ClassVar[tuple[str, ...]] = ()
+    DECAYS_COPY: ClassVar[bool] = False
+    REFUSED_OPTIONS: ClassVar[Mapping[str, str]] = {}
     SPARSE: ClassVar[SparseModes] = ("dense",)
     PRECOMPUTED: ClassVar[tuple[str, ...]] = ()
     DECAY: ClassVar[Literal["l2", "decoupled", "optional"]] = "l2"
@@ -88,6 +101,18 @@ class Rule:
         """Raise ValueError for hyperparameters that cannot be combined."""
 
     @classmethod
+    def check_group(cls, hp: Hyperparameters) -> None:
+        """Raise ValueError for hyperparameters of a group that cannot be combined or are not supported."""
+        reason = cls.REFUSED_OPTIONS.get("independent_weight_decay")
+        if reason and hp.independent_weight_decay:
+            raise ValueError(f"independent_weight_decay: not supported by this optimizer: {reason}")
+        cls.check(hp)
+
+    @staticmethod
+    def check_groups(hps: Sequence[Hyperparameters]) -> None:
+        """Raise ValueError for hyperparameters of different groups that cannot be combined."""
+
+    @classmethod
     def kernel(cls, hp: Hyperparameters) -> str:
         """Name of the kernel for these hyperparameters, where a schedule counts as true."""
         (name,) = cls.STATES
@@ -115,7 +140,10 @@ class Rule:
 
     @classmethod
     def step_scalars(cls, hp: Hyperparameters, t: int) -> dict[str, float]:
-        """Scalars of the kernel that also depend on the step `t`; the first step is 1."""
+        """Scalars of the kernel that also depend on the step `t` of the parameter; the first step is 1.
+
+        ``hp.is_new`` tells whether the state arrays have their initial values.
+        """
         return {}
 
     @staticmethod
@@ -126,9 +154,23 @@ class Rule:
     @staticmethod
     def compute_update(
         hp: Hyperparameters, t: int, p: Array, g: Array, state: Mapping[str, Array]
-    ) -> Array:
-        """Array that the kernel of a `PRECOMPUTED` rule takes in place of the gradient `g`."""
+    ) -> tuple[Array, dict[str, Array]]:
+        """Compute the update of a `PRECOMPUTED` rule, without changing an array.
+
+        Returns
+        -------
+        update : ndarray
+            Array that the kernel takes in place of the gradient `g`.
+        state : dict of str to ndarray
+            Next values of state arrays.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def reset_copies(cls, hp: Hyperparameters, p: Array, state: Mapping[str, Array]) -> None:
+        """Set the state arrays that are copies of the parameter to its present value."""
+        for name in cls.COPIES:
+            state[name][...] = p
 
     @classmethod
     def l2_decay(cls, hp: Hyperparameters) -> float:

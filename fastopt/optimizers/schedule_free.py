@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 class _ScheduleFreeRule(Rule):
     """Common part of the schedule-free update rules."""
 
+    # `momentum` is that of the last step, of which the parameters are an interpolation; 1 before the first.
     SCALAR_STATE = {"lr_max": 0.0, "weight_sum": 0.0, "momentum": 1.0}
+    COPIES = ("z",)
+    DECAYS_COPY = True
+    REFUSED_OPTIONS = {"lookahead": "the parameters are an interpolation of averaged and fast iterates"}
 
     @staticmethod
     def check(hp: Hyperparameters) -> None:
@@ -65,8 +69,8 @@ class _ScheduleFree(Optimizer):
             state["z"][...] = array
 
     def _average(self) -> None:
-        for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
-            momentum = self.groups[self._params.group_of[k]].scalar_state["momentum"]
+        for array, state in zip(self._params.arrays, self.state, strict=True):
+            momentum = state.scalars["momentum"]
             if momentum < 1.0:      # else there has been no step, and so no average
                 array += array.dtype.type(1.0 - 1.0 / momentum) * (state["z"] - array)
 
@@ -188,10 +192,15 @@ def _averaging_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
     """Scalars of step `t` for both kernels: weights of y, z and the gradient, and the learning rate."""
     lr, weight_sum = _lr(hp, t), hp.scalar_state["weight_sum"]
     c = _weight(hp, t, hp.scalar_state["lr_max"]) / weight_sum if weight_sum else 0.0
+    y_coef, z_coef = 1.0 - c, c
+    beta, before = _momentum(hp), hp.scalar_state_before["momentum"]
+    if before not in (beta, 1.0):   # y was interpolated with another momentum
+        y_coef = beta * (1.0 - c) / before
+        z_coef = 1.0 - y_coef
     return {
-        "is_first": 1.0 if t == 1 else 0.0,
-        "y_coef": 1.0 - c,
-        "z_coef": c,
+        "is_first": 1.0 if hp.is_new else 0.0,
+        "y_coef": y_coef,
+        "z_coef": z_coef,
         "grad_coef": lr * (_momentum(hp) * (1.0 - c) - 1.0),
         "lr": lr,
     }

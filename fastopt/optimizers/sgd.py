@@ -52,7 +52,7 @@ class SGDRule(Rule):
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         if hp.kernel == "sgd":
             return {}
-        grad_coef = 1.0 if t == 1 else 1.0 - hp.dampening
+        grad_coef = 1.0 if hp.is_new else 1.0 - hp.dampening
         return {"grad_coef": hp.lr * grad_coef if _lr_in_velocity(hp) else grad_coef}
 
     @classmethod
@@ -93,6 +93,7 @@ class SGD(Optimizer):
     >>> w = np.array([1.0, -2.0])
     >>> opt = fastopt.SGD(w, lr=0.5)
     >>> opt.step(w.copy())
+    True
     >>> w
     array([ 0.5, -1. ])
     """
@@ -117,6 +118,7 @@ class ASGDRule(Rule):
 
     STATES = {"asgd": ("ax",)}
     RANGES = RANGES | {"alpha": (0.0, math.inf)}
+    COPIES = ("ax",)
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:

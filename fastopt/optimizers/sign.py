@@ -25,7 +25,7 @@ class RpropRule(Rule):
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
-        return {"first_step": hp.lr if t == 1 else 0.0}
+        return {"first_step": hp.lr if hp.is_new else 0.0}
 
 
 class Rprop(Optimizer):

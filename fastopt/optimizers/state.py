@@ -1,29 +1,80 @@
-"""State arrays of the parameters, and the buffers of options."""
+"""State of the parameters: arrays, step counts and scalars; and the buffers of options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fastopt._core.arena import alloc_views
+from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
-    from fastopt._core.typing import Array
+    from fastopt._core.step_table import StepCounter
+    from fastopt._core.typing import Array, ScalarState
     from fastopt.optimizers.hyperparameters import Hyperparameters
     from fastopt.optimizers.rule import Rule
+
+
+class Scalars:
+    """Scalars that a rule carries from step to step, before and after the coming step.
+
+    Which of the two hold follows from the number of steps, so an interrupted step leaves no trace.
+
+    Parameters
+    ----------
+    values : dict of float
+    counter : StepCounter, optional
+        If the scalars are shared by all parameters, the counter of the optimizer; else the step counts of
+        the parameters apply.
+    """
+
+    def __init__(self, values: ScalarState, counter: StepCounter | None = None) -> None:
+        self.before = self.after = values
+        self.step = 0
+        self.counter = counter
+
+    def current(self, count: int) -> ScalarState:
+        """Values after `count` steps."""
+        return self.after if count >= self.step else self.before
+
+    def advance(self, step: int, after: ScalarState) -> None:
+        """Set the values that hold once `step` steps have been taken."""
+        self.before = self.current(step - 1)
+        self.step = step
+        self.after = after
 
 
 class State(Mapping[str, "Array"]):
     """State arrays of one parameter by name. An assigned value is copied into the array."""
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = arrays
+    scalars_cell: Scalars
+
+    def __init__(
+        self, arrays: Mapping[str, Array], counts: NDArray[np.int64], flags: NDArray[np.uint8], index: int
+    ) -> None:
+        self._arrays, self._counts, self._flags, self._index = arrays, counts, flags, index
+
+    @property
+    def steps(self) -> int:
+        """Number of steps that the parameter has taken."""
+        return int(self._counts[self._index])
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the arrays have their initial values."""
+        return bool(self._flags[self._index] & NEW_STATE)
+
+    @property
+    def scalars(self) -> ScalarState:
+        """Scalars that the update rule carries from step to step."""
+        counter = self.scalars_cell.counter
+        return self.scalars_cell.current(self.steps if counter is None else counter.steps)
 
     def __getitem__(self, name: str) -> Array:
         return self._arrays[name]
@@ -46,11 +97,30 @@ class State(Mapping[str, "Array"]):
         return repr(self._arrays)
 
 
+class StateArrays(NamedTuple):
+    """Everything that an optimizer keeps for its parameters.
+
+    Attributes
+    ----------
+    states : tuple of State
+    buffers : dict of str to list of ndarray
+        Buffers of options, by name.
+    counts : ndarray of int64
+        Number of steps that each parameter has taken.
+    flags : ndarray of uint8
+        Sum of `NEW_STATE` and `NEW_COPIES`, for each parameter.
+    """
+
+    states: tuple[State, ...]
+    buffers: dict[str, list[Array]]
+    counts: NDArray[np.int64]
+    flags: NDArray[np.uint8]
+
+
 def allocate(
     rule: type[Rule], arrays: list[Array], kernels: Sequence[str], hps: Sequence[Hyperparameters],
-    buffer_names: Sequence[str], old_states: Sequence[Mapping[str, Array]],
-    old_buffers: Mapping[str, Sequence[Array]],
-) -> tuple[tuple[State, ...], dict[str, list[Array]]]:
+    buffer_names: Sequence[str], counter: StepCounter, old: StateArrays | None = None,
+) -> StateArrays:
     """Allocate the state arrays and option buffers of all parameters.
 
     Parameters
@@ -62,28 +132,39 @@ def allocate(
         Kernel and hyperparameters of each parameter.
     buffer_names : sequence of str
         Option buffers; each has the shape of its parameter.
-    old_states, old_buffers
-        State and buffers to copy where names and shapes agree; may be shorter than `arrays`.
-
-    Returns
-    -------
-    states : tuple of State
-    buffers : dict of str to list of ndarray
+    counter : StepCounter
+    old : StateArrays, optional
+        State of the first of these parameters, which is copied where names and shapes agree.
     """
     shapes = [rule.state_shapes(kernel, array) for kernel, array in zip(kernels, arrays, strict=True)]
     views = alloc_views(arrays, [
         [*own.values()] + [array.shape] * len(buffer_names) for own, array in zip(shapes, arrays, strict=True)
     ])
+    counts, flags = np.zeros(len(arrays), np.int64), np.full(len(arrays), NEW_STATE | NEW_COPIES, np.uint8)
     states = tuple(
-        State(dict(zip(own, own_views, strict=False))) for own, own_views in zip(shapes, views, strict=True)
+        State(dict(zip(own, own_views, strict=False)), counts, flags, k)
+        for k, (own, own_views) in enumerate(zip(shapes, views, strict=True))
     )
+    old_states = old.states if old is not None else ()
+    shared = Scalars(dict(rule.SCALAR_STATE), counter)
+    if rule.SHARED_SCALARS and old_states:
+        shared = old_states[0].scalars_cell
     for k, (state, hp) in enumerate(zip(states, hps, strict=True)):
-        old = old_states[k] if k < len(old_states) else {}
+        before: Mapping[str, Array] = old_states[k] if k < len(old_states) else {}
+        kept = 0
         for name, array in state.items():
-            if name in old and old[name].shape == array.shape:
-                array[...] = old[name]
+            if name in before and before[name].shape == array.shape:
+                array[...] = before[name]
+                kept += 1
             elif initial := rule.init_value(name, hp):
                 array[...] = initial
+        scalars = dict(rule.SCALAR_STATE)
+        if old is not None and k < len(old_states):
+            is_new = bool(state) and not kept
+            counts[k], flags[k] = old.counts[k], old.flags[k] | (NEW_STATE if is_new else 0)
+            scalars = dict(old_states[k].scalars)
+        state.scalars_cell = shared if rule.SHARED_SCALARS else Scalars(scalars)
+    old_buffers: Mapping[str, Any] = old.buffers if old is not None else {}
     buffers = {}
     for i, name in enumerate(buffer_names):
         buffers[name] = [own_views[i - len(buffer_names)] for own_views in views]
@@ -92,4 +173,4 @@ def allocate(
             start += arrays[len(start) :]
         for buffer, value in zip(buffers[name], start, strict=False):
             buffer[...] = value
-    return states, buffers
+    return StateArrays(states, buffers, counts, flags)

@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from fastopt.optimizers.groups import Group
     from fastopt.optimizers.options.accumulation import Accumulator
     from fastopt.optimizers.rule import Rule
+    from fastopt.optimizers.state import State
 
 
 def export_state(
     optimizer: str, steps: int, skipped_steps: int, groups: Sequence[tuple[Group, list[int]]],
-    states: Sequence[Mapping[str, Array]], buffers: Mapping[str, Sequence[Array]],
-    accumulator: Accumulator | None,
+    states: Sequence[State], buffers: Mapping[str, Sequence[Array]], accumulator: Accumulator | None,
 ) -> dict[str, Any]:
     """Return the state dict of an optimizer, see `Optimizer.state_dict`."""
     entries = []
     for group, indices in groups:
         items = group.hyperparameters().items()
         entry = {name: value for name, value in items if not is_schedule(value)}
-        entry |= {"params": indices, "start": group.start}
+        entry |= {"params": indices, "start": steps - states[indices[0]].steps if indices else 0}
         entry["schedules"] = {name: s.state_dict() for name, s in group.stateful_schedules()}
         if group.rule.SCALAR_STATE:
             entry["numbers"] = dict(group.scalar_state)

@@ -493,7 +493,12 @@ class SWA(Checked):
     every: int = 1
 
     def __call__(self, step: int) -> float:
+        return self.decay(step, 0)
+
+    def decay(self, step: int, joined: int) -> float:
+        """Decay rate after `step` steps, for a parameter that was added after `joined` steps."""
         count, remainder = divmod(check_step(step) + 1 - self.start, self.every)
+        count -= max(0, joined - self.start) // self.every
         if count < 1:
             return 0.0
         return 1.0 if remainder else (count - 1) / count

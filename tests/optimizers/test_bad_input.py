@@ -59,7 +59,7 @@ W, B = np.zeros((3, 4), np.float32), np.zeros(4, np.float32)
         ([[W, B], {"c": B}], ValueError, r"grads\[1\]: expected keys \['b'\].*got \['c'\]"),
         ([W, {"b": B}], TypeError, r"grads\[0\]: expected a list of 2 .*got ndarray"),
         ([[W, [B]], {"b": B}], TypeError, r"grads\[0\]\[1\]: expected a NumPy array, got list"),
-        ([[W, B], {"b": None}], TypeError, r'grads\[1\]\["b"\]: expected a NumPy array, got NoneType'),
+        ([[W, B], {"b": [B]}], TypeError, r'grads\[1\]\["b"\]: expected a NumPy array, got list'),
         (
             [[W.T, B], {"b": B}], ValueError,
             r"grads\[0\]\[0\]: expected shape \(3, 4\) as the parameter has, got \(4, 3\)",
@@ -86,25 +86,24 @@ def test_gradients(grads, error, message):
     assert opt.steps == 1
 
 
-@pytest.mark.parametrize("n", [3, 100_000])  # remembered from step to step, and not
+@pytest.mark.parametrize("n", [3, 100_000])  # cached from step to step, and not
 def test_a_gradient_of_none_is_never_the_one_of_the_last_step(n):
     p = np.ones((n, 2))
     opt = fastopt.SGD(p, lr=1.0)
     good = np.ones((n, 2))
 
-    def refused():
+    def check_unchanged():
         before = p.copy()
-        with pytest.raises(TypeError, match="grads: expected a NumPy array, got NoneType"):
-            opt.step(None)
+        opt.step(None)
         assert same_bits(p, before)
 
-    refused()
+    check_unchanged()
     for last in (good, np.asfortranarray(good)):
         opt.step(last)
-        refused()
+        check_unchanged()
     with pytest.raises(ValueError, match="shape"):
         opt.step(good[1:])
-    refused()
+    check_unchanged()
     with pytest.raises(TypeError, match="g: expected"):
         functional.sgd_(p, None, lr=0.1)
 
@@ -255,6 +254,8 @@ def bad_hyperparameters():
     """For every hyperparameter of every optimizer: what it must not be."""
     for kind in OPTIMIZERS:
         for name, value in kind(np.zeros((2, 2))).groups[0].hyperparameters().items():
+            if name in kind.RULE.REFUSED_OPTIONS:
+                continue
             label = f"{kind.__name__}-{name}"
             words = kind.RULE.CONVENTIONS if name == "convention" else kind.RULE.CHOICES.get(name)
             if words:

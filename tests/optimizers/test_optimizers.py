@@ -386,9 +386,8 @@ def test_skip_nonfinite_leaves_everything_and_counts():
     for bad in (np.nan, np.inf, -np.inf):
         poisoned = g.copy()
         poisoned[-1] = bad
-        kept = poisoned.copy()
-        opt.step(poisoned, zero_grad=True)
-        assert same_bits(poisoned, kept)
+        assert not opt.step(poisoned, zero_grad=True)
+        assert not poisoned.any()
     assert all(same_bits(a, b) for a, b in zip((p, *opt.state[0].values(), opt.ema), before, strict=True))
     assert (opt.skipped_steps, opt.steps) == (3, 1)
     opt.step(g)

@@ -361,6 +361,8 @@ cdef class Pass:
         run_ops(ctx, self.n_ops, 2 * workload)
         if not ctx.not_finite:
             parallel_for(ctx, compute_tile_grad, ctx.n_tiles, workload)
+            if ctx.lease != NULL:
+                ctx.lease.finish(ctx.lease.context)
 
     def outputs(self, Source source, Py_ssize_t begin, Py_ssize_t rows, tuple criterion=None):
         """Return the outputs of consecutive samples, their total weighted loss, and their total weight.

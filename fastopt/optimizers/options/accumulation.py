@@ -1,48 +1,84 @@
-"""``accumulate=n``: gradient accumulation, the mean of the gradients of `n` micro-batches."""
+"""``accumulate=n``: gradient accumulation, the weighted mean of the gradients of `n` micro-batches."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastopt._core import dispatch
-from fastopt._core.step_table import Entry, Table
+from fastopt._core.pytree import assemble
+from fastopt._core.step_table import Entry, StepCounter, Table
+from fastopt.optimizers.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Array, Gradients, TreeDef
 
 
 class Accumulator:
-    """Mean of the gradients of a number of micro-batches.
+    """Sums of the weighted gradients of a number of micro-batches.
 
-    A micro-batch is added by a step of SGD on the sums with the learning rate ``-1 / micro_batches``.
+    A micro-batch is added by a step of SGD on the sums with its negative weight as learning rate. Its table
+    counts the micro-batches in which each parameter had a gradient.
 
     Attributes
     ----------
     count : int
         Micro-batches since the last step.
+    weights : ndarray
+        Total weight of these micro-batches, for each parameter.
     """
 
     def __init__(
         self, treedef: TreeDef, paths: list[str], sums: list[Array], micro_batches: int, sparse: str,
         written: list[Array], before: Accumulator | None = None,
     ) -> None:
+        self.counter: StepCounter = StepCounter()
         self.sums: list[Array] = sums
-        self.micro_batches: int = micro_batches
-        self.count: int = 0 if before is None else before.count
+        self.weights = np.zeros(len(sums))
+        self._treedef, self._micro_batches = treedef, micro_batches
+        self._counts = np.zeros(len(sums), np.int64)
+        if before is not None:
+            known = len(before.weights)
+            self.counter.steps = before.counter.steps
+            self.weights[:known], self._counts[:known] = before.weights, before._counts
         entries = [Entry(array, [], sparse=sparse) for array in sums]
-        self._table = Table(dispatch.kernels, treedef, paths, entries, ["sgd"], written)
-        self._table.set_group(0, False, 0.0, {"lr": -1.0 / micro_batches})
+        self._table = Table(
+            dispatch.kernels, treedef, paths, entries, self.counter, self._counts,
+            np.zeros(len(sums), np.uint8), lambda hp, t: {}, written,
+        )
+        self._table.set_scalar_groups([0] * len(sums), ["sgd"], [Hyperparameters({})])
+
+    @property
+    def count(self) -> int:
+        return self.counter.steps
+
+    def load(self, count: int) -> None:
+        """Take over the sums of `count` micro-batches of equal weight, which the buffers hold."""
+        self.counter.steps = count
+        self.weights[:], self._counts[:] = count, count
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"count": self.count}  # the optimizer makes a new table when it is unpickled
+        # The optimizer makes a new accumulator from this when it is unpickled.
+        return {"counter": self.counter, "weights": self.weights, "_counts": self._counts}
 
-    def clear(self) -> None:
-        for array in self.sums:
-            array[...] = 0
-
-    def add(self, grads: Gradients, scale: float, zero_grad: bool) -> bool:
+    def add(self, grads: Gradients, weight: float, scale: float, zero_grad: bool) -> bool:
         """Add the gradients of a micro-batch; return True if a step is due."""
-        self._table.full_step(grads, scale, math.inf, math.inf, zero_grad, False, False, None)
-        self.count = (self.count + 1) % self.micro_batches
-        return self.count == 0
+        if not self.count:
+            self.weights[:], self._counts[:] = 0.0, 0
+        self._table.set_group(0, False, 0.0, {"lr": -weight})
+        weights = self.weights + weight
+        self._table.full_step(grads, scale, math.inf, math.inf, zero_grad, False, False)
+        self.weights[:] = weights
+        return self.count >= self._micro_batches
+
+    def mean(self) -> tuple[Gradients, float]:
+        """Return the sums and the scale that makes them means; None for parameters without a gradient."""
+        total = float(self.weights.max())
+        for array, weight in zip(self.sums, self.weights, strict=True):
+            if 0.0 < weight < total:    # a parameter that was added after the first micro-batch
+                array *= array.dtype.type(total / weight)
+        self.weights[:] = total
+        sums = [a if count else None for a, count in zip(self.sums, self._counts, strict=True)]
+        return assemble(self._treedef, sums), 1.0 / total

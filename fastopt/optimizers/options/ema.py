@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastopt.optimizers.hyperparameters import UP_TO_ONE, check_number, evaluate
+from fastopt.optimizers.options.base import Option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,16 +13,24 @@ if TYPE_CHECKING:
     from fastopt._core.typing import Array
 
 
-class EMA:
-    """Decay rate of the average, which may be a schedule such as `fastopt.schedules.SWA`."""
+class EMA(Option):
+    """Decay rate of the average, which may be a schedule such as `fastopt.schedules.SWA`.
+
+    A schedule with a method ``decay(step, joined)`` also gets the number of steps that the optimizer had
+    taken before the parameter was added.
+    """
+
+    name = "ema"
 
     def __init__(self, decay: Any) -> None:
-        self.scheduled: bool = callable(decay)
-        self._decay = decay if self.scheduled else check_number("ema", decay)
+        self.is_scheduled = callable(decay)
+        self._decay = decay if callable(decay) else check_number("ema", decay)
 
-    def decay(self, step: int) -> float:
-        """Decay rate after `step` finished steps."""
-        return float(evaluate("ema", self._decay, step, UP_TO_ONE))
+    def scalar(self, steps: int, count: int) -> float:
+        decay = self._decay
+        if hasattr(decay, "decay"):
+            return float(check_number("ema", decay.decay(steps, steps - count), UP_TO_ONE))
+        return float(evaluate("ema", decay, steps, UP_TO_ONE))
 
 
 def swap(arrays: Sequence[Array], averages: Sequence[Array]) -> None:
