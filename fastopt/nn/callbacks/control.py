@@ -107,7 +107,8 @@ class EarlyStopping(MonitorCallback):
     def on_train_end(self, logs: Logs) -> None:
         if self.best_weights is not None:
             set_weights(self.trainer.net, self.best_weights)
-            self.trainer.opt.sync_params()
+            if hasattr(self.trainer.opt, "sync_params"):
+                self.trainer.opt.sync_params()
             if self.verbose:
                 self.trainer.write(f"Restored the weights of the best epoch: {self.best_epoch + 1}")
 
