@@ -389,7 +389,8 @@ class Optimizer:
 
     def _refresh(self) -> None:
         """Update everything that does not change at each step."""
-        self._refuse_swapped("step")
+        if self._swapped:
+            self._refuse_swapped("step")
         if self._counter.stale_hyperparams:
             self._sync_hyperparams()
         self._plan.refresh()

@@ -6,7 +6,7 @@ from collections import UserDict
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fastopt._core.pytree import count_leaves, flatten
-from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
+from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, is_schedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -64,18 +64,21 @@ class Group(UserDict[str, Any]):
         return self.scalar_state
 
     def __setitem__(self, name: str, value: Any) -> None:
+        old = self.data.get(name)
+        if type(value) is float and type(old) is float and (value == 0.0) == (old == 0.0):
+            # Such a change cannot select another kernel.
+            if value != old:
+                self.data[name] = check_number(name, value, self.rule.RANGES[name])
+                self.changed.add(name)
+                self._counter.stale = True
+            return
         if name == "params":
             raise ValueError("params: the parameters of a group are fixed; make another group")
         if name not in self.data:
             known = ", ".join(k for k in self.data if k != "params")
             raise ValueError(f"{name}: unknown hyperparameter, expected one of {known}")
-        value, old = self.rule.check_hyperparameter(name, value), self.data[name]
-        self.data[name] = value
-        if type(value) is not float or type(old) is not float or (value == 0.0) != (old == 0.0):
-            self._counter.mark()
-        elif value != old:  # which cannot select another kernel
-            self.changed.add(name)
-            self._counter.stale = True
+        self.data[name] = self.rule.check_hyperparameter(name, value)
+        self._counter.mark()
 
     def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
         self.update(other)

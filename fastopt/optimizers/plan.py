@@ -154,34 +154,52 @@ class StepPlan:
         rule, table, counter = self.rule, self.table, self._counter
         steps, everything = counter.steps, counter.stale_hyperparams
         partitioned = everything or counter.stale_counts
+        if not (partitioned or self._scheduled or rule.SCALAR_STATE):
+            self._apply_changes()
+            return
         if partitioned:
             self._partition()
-        updated = {id(g) for g in self.groups if g.update_current(steps, everything=everything)}
+        updated = [group for group in self.groups if group.update_current(steps, everything=everything)]
         if everything:
             rule.check_groups([group.current for group in self.groups])
             self._scheduled = any(group.scheduled for group in self.groups)
             self._scheduled = self._scheduled or any(o.is_scheduled for o in self._options.values())
         counts = self._state.counts
         for i, scalar_group in enumerate(self.scalar_groups):
-            if partitioned or id(scalar_group.group) in updated:
-                self._set_group(i, scalar_group)
+            if partitioned:
+                hp, first = scalar_group.hp, scalar_group.first
+                hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[first].is_new
+                hp.size, hp.sums, hp.totals = self.arrays[first].size, None, None
+            if partitioned or any(group is scalar_group.group for group in updated):
+                vars(scalar_group.hp).update(vars(scalar_group.group.current))
+                self._set_group(i, scalar_group.hp)
             if partitioned or self._scheduled:
                 for option in self._options.values():
                     table.set_option(i, option.name, option.scalar(steps, int(counts[scalar_group.first])))
         if rule.SCALAR_STATE:
             self._advance_scalars()
-        for group in self.groups:
+        for group in updated:
             group.changed.clear()
         counter.stale_hyperparams = counter.stale_counts = False
         counter.stale = self._scheduled or bool(rule.SCALAR_STATE)
 
-    def _set_group(self, i: int, scalar_group: ScalarGroup) -> None:
+    def _apply_changes(self) -> None:
+        """Do the work of `refresh` if all that has changed are numbers that were set, which is the quick case."""
+        for group in self.groups:
+            if not group.changed:
+                continue
+            group.update_current(0, everything=False)
+            changes = {name: group.data[name] for name in group.changed}
+            for i, scalar_group in enumerate(self.scalar_groups):
+                if scalar_group.group is group:
+                    vars(scalar_group.hp).update(changes)
+                    self._set_group(i, scalar_group.hp)
+            group.changed.clear()
+        self._counter.stale = False
+
+    def _set_group(self, i: int, hp: Hyperparameters) -> None:
         """Give the table the constants of a scalar group."""
-        rule, hp = self.rule, scalar_group.hp
-        vars(hp).update(vars(scalar_group.group.current))
-        hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[scalar_group.first].is_new
-        hp.sums = hp.totals = None
-        hp.size = self.arrays[scalar_group.first].size
+        rule = self.rule
         factor = rule.decay_factor(hp) * (1.0 - hp.independent_weight_decay)
         self.table.set_group(i, hp.maximize, rule.l2_decay(hp), rule.constants(hp), factor, rule.DECAYS_COPY)
         if self._sparse == "exact":

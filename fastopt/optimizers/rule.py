@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
 
-def beta_scalars(*betas: float) -> dict[str, float]:
+def beta_scalars(beta1: float, beta2: float, beta3: float | None = None) -> dict[str, float]:
     """Scalars ``beta1``, ``one_minus_beta1``, ``beta2``, ... of a kernel."""
-    scalars: dict[str, float] = {}
-    for i, beta in enumerate(betas, 1):
-        scalars |= {f"beta{i}": beta, f"one_minus_beta{i}": 1.0 - beta}
+    scalars = {"beta1": beta1, "one_minus_beta1": 1.0 - beta1, "beta2": beta2, "one_minus_beta2": 1.0 - beta2}
+    if beta3 is not None:
+        scalars |= {"beta3": beta3, "one_minus_beta3": 1.0 - beta3}
     return scalars
 
 
