@@ -177,7 +177,7 @@ class Optimizer:
         self._micro_batches = check_int("accumulate", accumulate, 1)
         self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
         self._counter = StepCounter()
-        self._swapped = False
+        self._swapped = self._refreshing = False
         self._accumulator = None
         defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
         groups = ParamGroups(params, self.RULE, defaults, type(self).__name__, self._counter)
@@ -213,6 +213,8 @@ class Optimizer:
         optimizer's defaults. Its step counts begin at 0; schedules follow the steps of the optimizer.
         """
         self._refuse_swapped("add_param_group")
+        if self._refreshing:
+            raise RuntimeError("add_param_group: not allowed inside a schedule")
         self.catch_up()
         self._arrange(self._params.added(group), self._state)
 
@@ -391,9 +393,15 @@ class Optimizer:
         """Update everything that does not change at each step."""
         if self._swapped:
             self._refuse_swapped("step")
-        if self._counter.stale_hyperparams:
-            self._sync_hyperparams()
-        self._plan.refresh()
+        if self._refreshing:
+            raise RuntimeError("step: not allowed inside a schedule")
+        self._refreshing = True
+        try:
+            if self._counter.stale_hyperparams:
+                self._sync_hyperparams()
+            self._plan.refresh()
+        finally:
+            self._refreshing = False
 
     def _full_step(
         self, grads: Gradients, scale: float, limits: tuple[bool, float, float], zero_grad: bool

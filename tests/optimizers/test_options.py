@@ -735,3 +735,16 @@ def test_a_momentum_that_is_switched_on_starts_like_a_first_step():
     opt.groups[0]["momentum"] = 0.9
     opt.step(np.ones(1))
     assert (p == -2.0).all()
+
+
+@pytest.mark.parametrize("call", [
+    lambda opt: opt.step(np.ones(1)), lambda opt: opt.add_param_group({"params": np.ones(1)}),
+])
+def test_a_schedule_cannot_change_its_optimizer(call):
+    p = np.zeros(1)
+    opt = fastopt.SGD(p, lr=lambda step: call(opt) or 1.0)
+    with pytest.raises(RuntimeError, match="not allowed inside a schedule"):
+        opt.step(np.ones(1))
+    opt.lr = 1.0
+    opt.step(np.ones(1))
+    assert p == -1.0 and opt.steps == 1 and len(opt.groups) == 1
