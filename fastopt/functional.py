@@ -119,6 +119,8 @@ def _step(
     given: dict[str, Array], numbers: dict[str, float] | None, step: int,
 ) -> None:
     """Take one step on one array: a step plan with a single array, used once."""
+    if g is None:
+        raise TypeError("g: expected a NumPy array, got NoneType")
     counter = StepCounter(step - 1)
     group = Group(p, hyperparameters, rule, counter)
     rule.check(group.raw())

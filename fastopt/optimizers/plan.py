@@ -184,7 +184,7 @@ class StepPlan:
         counter.stale = self._scheduled or bool(rule.SCALAR_STATE)
 
     def _apply_changes(self) -> None:
-        """Do the work of `refresh` if all that has changed are numbers that were set, which is the quick case."""
+        """Do the work of `refresh` if nothing but numbers were set, which is the quick case."""
         for group in self.groups:
             if not group.changed:
                 continue
