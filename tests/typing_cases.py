@@ -30,6 +30,7 @@ def right() -> None:
     params = [W.copy(), b.copy()]
     opt = fastopt.Adam(params, lr=1e-3)
     opt.step(grads(params))
+    assert_type(opt.step([None, b.copy()]), bool)
     opt.step((params[0].copy(), params[1].copy()), max_norm=1.0, zero_grad=True)
     assert_type(opt.steps, int)
     assert_type(opt.grad_norm, float | None)
@@ -77,7 +78,7 @@ def wrong() -> None:
     fastopt.Adam(W, lookahed=(5, 0.5))  # E: call-arg
     fastopt.Adam(W, sparse="no")  # E: arg-type
     fastopt.Adam(W, convention="jax")  # E: arg-type
-    opt.step([W, None])  # E: list-item
+    opt.step([W, whole])  # E: list-item
     opt.step(W, max_norms=1.0)  # E: call-arg
     functional.adam_(W, W, W, W, lr=1e-3)  # E: call-arg
     schedules.OneCycle(0.1, 10, anneal="no")  # E: arg-type

@@ -7,7 +7,6 @@ from typing_extensions import disjoint_base
 
 from fastopt._core.dispatch import Kernels
 from fastopt._core.typing import Array, Gradients, TreeDef
-from fastopt.optimizers.hyperparameters import Hyperparameters
 
 NEW_STATE: int
 NEW_COPIES: int
@@ -39,9 +38,7 @@ class Table:
         step_scalars: Callable[[Any, int], dict[str, float]], written: Sequence[Array] = (),
         pending: StepCounter | None = None,
     ) -> Table: ...
-    def set_scalar_groups(
-        self, group_of: list[int], kernel_names: list[str], hps: list[Hyperparameters]
-    ) -> None: ...
+    def set_scalar_groups(self, group_of: list[int], kernel_names: list[str], hps: list[Any]) -> None: ...
     def set_group(
         self, k: int, maximize: bool, l2_decay: float, constants: dict[str, float], decay_factor: float = 1.0,
         decays_copy: bool = False,

@@ -620,7 +620,7 @@ class Optimizer:
 def _check_limits(max_norm: Number | None, clip_value: Number | None) -> tuple[bool, float, float]:
     """Return whether the norm is measured, and the bounds of the norm and of the elements."""
     clip = math.inf if clip_value is None else check_number("clip_value", clip_value)
-    if max_norm is None or max_norm == math.inf:
+    if max_norm is None or (isinstance(max_norm, float) and max_norm == math.inf):
         return max_norm is not None, math.inf, clip
     return True, check_number("max_norm", max_norm), clip
 
