@@ -300,7 +300,8 @@ def rmsprop_(
     Parameters
     ----------
     square_avg : ndarray like `p`
-        Exponential moving average of the squared gradient, updated in place.
+        Exponential moving average of the squared gradient, updated in place; zeros before the first step, or
+        a value of the size of the squared gradients.
     buf : ndarray like `p`, optional
         Velocity, updated in place. If given, the update has momentum: ``buf = momentum * buf + d``, then
         ``p -= lr * buf``, where ``d`` is the scaled gradient.
@@ -335,7 +336,8 @@ def rmsprop_(
 def adam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
+    maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of Adam.
 
@@ -353,14 +355,16 @@ def adam_(
     """
     cast, g = _prepare(p, g, weight_decay, maximize, convention, lr)
     p[...] = p - _adam_step(
-        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
+        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, bias_correction,
+        convention,
     )
 
 
 def adamw_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 1e-2,
-    maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
+    maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of AdamW: Adam with decoupled weight decay.
 
@@ -379,14 +383,15 @@ def adamw_(
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     p[...] = cast(1.0 - lr * weight_decay) * p - _adam_step(
-        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, convention
+        cast, g, exp_avg, exp_avg_sq, max_exp_avg_sq, lr, betas, eps, step, cautious, bias_correction,
+        convention,
     )
 
 
 def adamax_(
     p: Array, g: Array, exp_avg: Array, exp_inf: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, convention: Convention = "torch",
+    maximize: bool = False, bias_correction: bool = True, convention: Convention = "torch",
 ) -> None:
     """Take one step of Adamax: Adam with the infinity norm.
 
@@ -410,14 +415,14 @@ def adamax_(
     exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
     eps, denominator_eps = (0.0, eps) if convention == "keras" else (eps, 0.0)
     exp_inf[...] = np.maximum(cast(beta2) * exp_inf, abs(g) + cast(eps))
-    p -= cast(lr / (1.0 - power(beta1, step))) * exp_avg / (exp_inf + cast(denominator_eps))
+    p -= cast(lr / _correction(bias_correction, beta1, step)) * exp_avg / (exp_inf + cast(denominator_eps))
 
 
 def nadam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float = 4e-3, step: int,
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
-    convention: Convention = "torch",
+    bias_correction: bool = True, convention: Convention = "torch",
 ) -> None:
     """Take one step of NAdam: Adam with Nesterov momentum.
 
@@ -437,9 +442,10 @@ def nadam_(
     if convention == "optax":           # no warmup
         mu = mu_next = beta1
     product = numbers["mu_product"] = numbers.get("mu_product", 1.0) * mu
+    product = product if bias_correction else 0.0
     _moments(cast, g, exp_avg, exp_avg_sq, betas)
     grad_lr, avg_lr = lr * (1.0 - mu) / (1.0 - product), lr * mu_next / (1.0 - product * mu_next)
-    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    root = cast(1.0 / np.sqrt(_correction(bias_correction, beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
     p[...] = decay_factor * p - (cast(grad_lr) * g + cast(avg_lr) * exp_avg) / root
 
 
@@ -478,7 +484,7 @@ def radam_(
 def adabelief_(
     p: Array, g: Array, exp_avg: Array, exp_avg_var: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, step: int, weight_decay: float = 0.0,
-    maximize: bool = False,
+    maximize: bool = False, bias_correction: bool = True,
 ) -> None:
     """Take one step of AdaBelief.
 
@@ -499,13 +505,14 @@ def adabelief_(
     exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
     d = g - exp_avg
     exp_avg_var[...] = cast(beta2) * exp_avg_var + cast(1.0 - beta2) * (d * d) + cast(eps)
-    p[...] = decay_factor * p - _adam_direction(cast, exp_avg, exp_avg_var, lr, betas, eps, step)
+    direction = _adam_direction(cast, exp_avg, exp_avg_var, lr, betas, eps, step, bias_correction)
+    p[...] = decay_factor * p - direction
 
 
 def yogi_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-3, step: int, weight_decay: float = 0.0,
-    maximize: bool = False,
+    maximize: bool = False, bias_correction: bool = True,
 ) -> None:
     """Take one step of Yogi.
 
@@ -523,7 +530,7 @@ def yogi_(
     beta1, beta2 = betas
     exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
     exp_avg_sq -= cast(1.0 - beta2) * (_sign(exp_avg_sq - g * g) * (g * g))
-    p -= _adam_direction(cast, exp_avg, exp_avg_sq, lr, betas, eps, step)
+    p -= _adam_direction(cast, exp_avg, exp_avg_sq, lr, betas, eps, step, bias_correction)
 
 
 def adopt_(
@@ -563,7 +570,7 @@ def ademamix_(
     p: Array, g: Array, exp_avg_fast: Array, exp_avg_slow: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0, alpha_warmup: float = 0.0,
     beta3_warmup: float = 0.0, eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False,
+    maximize: bool = False, bias_correction: bool = True,
 ) -> None:
     """Take one step of AdEMAMix: AdamW with a second, slower average of the gradient.
 
@@ -592,8 +599,8 @@ def ademamix_(
         alpha *= min(1.0, step / alpha_warmup)
     _moments(cast, g, exp_avg_fast, exp_avg_sq, (beta1, beta2))
     exp_avg_slow[...] = cast(beta3) * exp_avg_slow + cast(1.0 - beta3) * g
-    d = cast(lr / (1.0 - power(beta1, step))) * exp_avg_fast + cast(lr * alpha) * exp_avg_slow
-    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    d = cast(lr / _correction(bias_correction, beta1, step)) * exp_avg_fast + cast(lr * alpha) * exp_avg_slow
+    root = cast(1.0 / np.sqrt(_correction(bias_correction, beta2, step))) * np.sqrt(exp_avg_sq) + cast(eps)
     p[...] = decay_factor * p - d / root
 
 
@@ -601,6 +608,7 @@ def adan_(
     p: Array, g: Array, exp_avg: Array, exp_avg_diff: Array, exp_avg_sq: Array, pre_grad: Array, *, lr: float,
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-8, step: int,
     weight_decay: float = 0.0, no_prox: bool = False, maximize: bool = False,
+    bias_correction: bool = True,
 ) -> None:
     """Take one step of Adan: adaptive Nesterov momentum.
 
@@ -629,9 +637,9 @@ def adan_(
     pre_grad[...] = g
     decay = lr * weight_decay
     decay_factor, lr = (1.0 - decay, lr) if no_prox else (1.0 / (1.0 + decay), lr / (1.0 + decay))
-    diff_lr = cast(lr * beta2 / (1.0 - power(beta2, step)))
-    d = cast(lr / (1.0 - power(beta1, step))) * exp_avg + diff_lr * exp_avg_diff
-    root = cast(1.0 / np.sqrt(1.0 - power(beta3, step))) * np.sqrt(exp_avg_sq) + cast(eps)
+    diff_lr = cast(lr * beta2 / _correction(bias_correction, beta2, step))
+    d = cast(lr / _correction(bias_correction, beta1, step)) * exp_avg + diff_lr * exp_avg_diff
+    root = cast(1.0 / np.sqrt(_correction(bias_correction, beta3, step))) * np.sqrt(exp_avg_sq) + cast(eps)
     p[...] = cast(decay_factor) * p - d / root
 
 
@@ -668,7 +676,8 @@ def lars_(
 def lamb_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, step: int, weight_decay: float = 0.0,
-    adapt: bool = True, maximize: bool = False, convention: Convention = "torch",
+    adapt: bool = True, maximize: bool = False, bias_correction: bool = True,
+    convention: Convention = "torch",
 ) -> None:
     """Take one step of LAMB: Adam with a layer-wise learning rate.
 
@@ -688,7 +697,8 @@ def lamb_(
         p *= cast(1.0 - lr * weight_decay)
         weight_decay = 0.0
     _moments(cast, g, exp_avg, exp_avg_sq, betas)
-    d = _adam_direction(cast, exp_avg, exp_avg_sq, 1.0, betas, eps, step) + cast(weight_decay) * p
+    d = _adam_direction(cast, exp_avg, exp_avg_sq, 1.0, betas, eps, step, bias_correction)
+    d = d + cast(weight_decay) * p
     p_norm, d_norm = _norm(p), _norm(d)
     if adapt and p_norm != 0.0 and d_norm != 0.0:
         lr = lr * (p_norm / d_norm)
@@ -939,15 +949,16 @@ def _product(a: Array, b: Array) -> Array:
 
 def _adam_step(
     cast: Cast, g: Array, m: Array, v: Array, v_max: Array | None, lr: float, betas: tuple[float, float],
-    eps: float, step: int, cautious: bool, convention: Convention,
+    eps: float, step: int, cautious: bool, bias_correction: bool, convention: Convention,
 ) -> Array:
     beta1, beta2 = betas
     _moments(cast, g, m, v, betas)
     if v_max is not None:
-        bias_correction2 = cast(1.0 / (1.0 - power(beta2, step)) if convention == "optax" else 1.0)
-        v = np.maximum(v_max, bias_correction2 * v, out=v_max)
+        correction2 = _correction(bias_correction, beta2, step) if convention == "optax" else 1.0
+        v = np.maximum(v_max, cast(1.0 / correction2) * v, out=v_max)
     mask: Array | np.floating[Any] = cast(1)
-    lr, root = lr / (1.0 - power(beta1, step)), np.sqrt(1.0 - power(beta2, step))
+    lr = lr / _correction(bias_correction, beta1, step)
+    root = np.sqrt(_correction(bias_correction, beta2, step))
     if cautious:
         mask, lr = _cautious(m, g, lr)
     if convention == "optax" and v_max is not None:     # already bias-corrected
@@ -961,11 +972,17 @@ def _adam_step(
 
 def _adam_direction(
     cast: Cast, m: Array, v: Array, lr: float, betas: tuple[float, float], eps: float, step: int,
+    bias_correction: bool,
 ) -> Array:
     """Adam's step from its moments."""
     beta1, beta2 = betas
-    root = cast(1.0 / np.sqrt(1.0 - power(beta2, step))) * np.sqrt(v) + cast(eps)
-    return cast(lr / (1.0 - power(beta1, step))) * m / root
+    root = cast(1.0 / np.sqrt(_correction(bias_correction, beta2, step))) * np.sqrt(v) + cast(eps)
+    return cast(lr / _correction(bias_correction, beta1, step)) * m / root
+
+
+def _correction(bias_correction: bool, beta: float, step: int) -> float:
+    """Divisor that corrects the bias of an exponential moving average."""
+    return 1.0 - power(beta, step) if bias_correction else 1.0
 
 
 def _moments(cast: Cast, g: Array, m: Array, v: Array, betas: tuple[float, float]) -> None:

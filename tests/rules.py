@@ -43,7 +43,8 @@ class Rule:
     def init_value(self, name):
         """Value of a state array before the first step."""
         group = self.make(np.zeros((1, 1))).groups[0]
-        has_option = self.optimizer is fastopt.Yogi or name in ("acc", "accumulator")
+        has_option = self.optimizer is fastopt.Yogi or name in ("acc", "accumulator", "square_avg")
+        has_option = has_option and "initial_accumulator_value" in group
         return group["initial_accumulator_value"] if has_option else 0.0
 
     def make(self, params, **more):
@@ -344,6 +345,38 @@ RULES = [
             "safeguard_warmup": True,
         },
         couples_elements=True, couples_arrays=True,
+    ),
+    Rule(
+        "rmsprop started", fastopt.RMSprop, "rmsprop_", ("square_avg", "grad_avg", "buf"),
+        {"initial_accumulator_value": 0.5, "centered": True, "momentum": 0.5},
+    ),
+    Rule("adam uncorrected", fastopt.Adam, "adam_", MOMENTS, {"bias_correction": False}),
+    Rule(
+        "adam uncorrected, eps-hat", fastopt.Adam, "adam_", MOMENTS,
+        {"bias_correction": False, "convention": "keras", "cautious": True, "weight_decay": 0.1},
+        couples_elements=True,
+    ),
+    Rule(
+        "amsgrad uncorrected", fastopt.AdamW, "adamw_", (*MOMENTS, "max_exp_avg_sq"),
+        {"bias_correction": False, "amsgrad": True, "convention": "optax"},
+    ),
+    Rule("adamax uncorrected", fastopt.Adamax, "adamax_", ("exp_avg", "exp_inf"), {"bias_correction": False}),
+    Rule("nadam uncorrected", fastopt.NAdam, "nadam_", MOMENTS, {"bias_correction": False}),
+    Rule(
+        "adabelief uncorrected", fastopt.AdaBelief, "adabelief_", ("exp_avg", "exp_avg_var"),
+        {"bias_correction": False, "eps": 1e-10},
+    ),
+    Rule("yogi uncorrected", fastopt.Yogi, "yogi_", MOMENTS, {"bias_correction": False}),
+    Rule(
+        "ademamix uncorrected", fastopt.AdEMAMix, "ademamix_", ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq"),
+        {"bias_correction": False, "weight_decay": 0.1},
+    ),
+    Rule(
+        "adan uncorrected", fastopt.Adan, "adan_", ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad"),
+        {"bias_correction": False, "weight_decay": 0.1},
+    ),
+    Rule(
+        "lamb uncorrected", fastopt.LAMB, "lamb_", MOMENTS, {"bias_correction": False}, couples_elements=True
     ),
 ]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars
+from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params, ScalarState
@@ -49,7 +49,7 @@ class AdamRule(Rule):
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
-        lr, root = hp.lr / (1.0 - power(beta1, t)), sqrt(1.0 - power(beta2, t))
+        lr, root = hp.lr / bias_correction(hp, beta1, t), sqrt(bias_correction(hp, beta2, t))
         if hp.cautious:
             lr *= hp.cautious_scale()
         if hp.convention in ("keras", "sklearn"):  # epsilon is added before bias correction
@@ -59,7 +59,7 @@ class AdamRule(Rule):
         if hp.kernel == "amsgrad":
             scalars["bias_correction2"] = 1.0
             if hp.convention == "optax":
-                scalars |= {"denom_scale": 1.0, "bias_correction2": 1.0 / (1.0 - power(beta2, t))}
+                scalars |= {"denom_scale": 1.0, "bias_correction2": 1.0 / bias_correction(hp, beta2, t)}
         return scalars
 
     @classmethod
@@ -116,8 +116,8 @@ class Adam(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, amsgrad: bool = False, *,
-        maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
-        **options: Unpack[Options],
+        maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
+        convention: Convention = "torch", **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -155,8 +155,8 @@ class AdamW(Adam):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 1e-2, amsgrad: bool = False, *,
-        maximize: bool = False, cautious: bool = False, convention: Convention = "torch",
-        **options: Unpack[Options],
+        maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
+        convention: Convention = "torch", **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -177,7 +177,7 @@ class AdamaxRule(Rule):
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
-        return {"lr": hp.lr / (1.0 - power(hp.betas[0], t))}
+        return {"lr": hp.lr / bias_correction(hp, hp.betas[0], t)}
 
 
 class Adamax(Optimizer):
@@ -205,7 +205,7 @@ class Adamax(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
-        convention: Convention = "torch", **options: Unpack[Options],
+        bias_correction: bool = True, convention: Convention = "torch", **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -231,11 +231,12 @@ class NAdamRule(Rule):
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
-        product, mu, mu_next = hp.scalar_state["mu_product"], _momentum(hp, t), _momentum(hp, t + 1)
+        mu, mu_next = _momentum(hp, t), _momentum(hp, t + 1)
+        product = hp.scalar_state["mu_product"] if hp.bias_correction else 0.0
         return {
             "grad_lr": hp.lr * (1.0 - mu) / (1.0 - product),
             "momentum_lr": hp.lr * mu_next / (1.0 - product * mu_next),
-            "denom_scale": 1.0 / sqrt(1.0 - power(hp.betas[1], t)),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, hp.betas[1], t)),
         }
 
 
@@ -254,6 +255,8 @@ class NAdam(Optimizer):
     ----------
     momentum_decay : float or schedule
         Momentum decay :math:`\psi \ge 0`.
+    bias_correction
+        The corrections are the denominators :math:`1 - \prod \mu_i` and :math:`1 - \beta_2^t`.
     convention
         "optax" uses :math:`\mu_t = \beta_1` and ignores `momentum_decay`.
 
@@ -269,7 +272,8 @@ class NAdam(Optimizer):
         self, params: Params, lr: FloatOrSchedule = 2e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0,
         momentum_decay: FloatOrSchedule = 4e-3, decoupled_weight_decay: bool = False, *,
-        maximize: bool = False, convention: Convention = "torch", **options: Unpack[Options],
+        maximize: bool = False, bias_correction: bool = True, convention: Convention = "torch",
+        **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -312,7 +316,8 @@ class RAdam(Optimizer):
             1 & \text{else}
         \end{cases}
 
-    where :math:`\hat m_t, v_t` are Adam's moments.
+    where :math:`\hat m_t, v_t` are Adam's moments. There is no argument `bias_correction`,
+    because the rectification is derived for bias-corrected moments.
 
     Parameters
     ----------

@@ -113,6 +113,7 @@ class Hyperparameters:
     clip_exp: float | None
     growth_rate: float | None
     adjust_lr_fn: str | None
+    bias_correction: bool
     centered: bool
     maximize: bool
     kernel: str

@@ -5,9 +5,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars
+from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params
@@ -88,8 +87,8 @@ class LAMBRule(Rule):
         if hp.adapt and hp.sums is not None and 0.0 not in hp.sums:
             ratio = sqrt(hp.sums[0]) / sqrt(hp.sums[1])
         return {
-            "momentum_scale": 1.0 / (1.0 - power(beta1, t)),
-            "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t)),
+            "momentum_scale": 1.0 / bias_correction(hp, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
             "lr": hp.lr * ratio,
         }
 
@@ -126,5 +125,6 @@ class LAMB(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-6, weight_decay: FloatOrSchedule = 0.0, adapt: bool = True, *,
-        maximize: bool = False, convention: Convention = "torch", **options: Unpack[Options],
+        maximize: bool = False, bias_correction: bool = True, convention: Convention = "torch",
+        **options: Unpack[Options],
     ) -> None: ...

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 from fastopt._core.scalar_math import log, power
 from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.hyperparameters import RANGES
-from fastopt.optimizers.rule import Rule, beta_scalars
+from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
 
 if TYPE_CHECKING:
     from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, Triple
@@ -90,9 +90,9 @@ class AdEMAMixRule(Rule):
         return {
             "beta3": beta3,
             "one_minus_beta3": 1.0 - beta3,
-            "lr_fast": hp.lr / (1.0 - power(beta1, t)),
+            "lr_fast": hp.lr / bias_correction(hp, beta1, t),
             "lr_slow": hp.lr * alpha,
-            "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t)),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
         }
 
 
@@ -132,7 +132,8 @@ class AdEMAMix(Optimizer):
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.9, 0.999, 0.9999),
         alpha: FloatOrSchedule = 5.0, alpha_warmup: FloatOrSchedule = 0.0,
         beta3_warmup: FloatOrSchedule = 0.0, eps: FloatOrSchedule = 1e-8,
-        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, bias_correction: bool = True,
+        **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -157,9 +158,9 @@ class AdanRule(Rule):
         return {
             "decay_factor": factor,
             "has_prev": 0.0 if hp.is_new else 1.0,
-            "lr": lr / (1.0 - power(beta1, t)),
-            "lr_diff": lr * beta2 / (1.0 - power(beta2, t)),
-            "denom_scale": 1.0 / sqrt(1.0 - power(beta3, t)),
+            "lr": lr / bias_correction(hp, beta1, t),
+            "lr_diff": lr * beta2 / bias_correction(hp, beta2, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta3, t)),
         }
 
 
@@ -200,5 +201,5 @@ class Adan(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Triple = (0.98, 0.92, 0.99),
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, no_prox: bool = False, *,
-        maximize: bool = False, **options: Unpack[Options],
+        maximize: bool = False, bias_correction: bool = True, **options: Unpack[Options],
     ) -> None: ...

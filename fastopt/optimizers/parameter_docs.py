@@ -33,6 +33,11 @@ OPTIMIZER = {
         "bool",
         r"Decoupled weight decay instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.",
     ),
+    "bias_correction": (
+        "bool",
+        "If False, leave out the bias corrections: the moving averages are used as they are, which makes the "
+        "first steps smaller or larger than later ones.",
+    ),
     "cautious": (
         "bool",
         "Update only the elements whose step has the sign of the gradient, and multiply their steps by the "
@@ -76,6 +81,7 @@ FUNCTION = {
     "r": ("float", "Exponent of the step in the weight of an iterate in the average."),
     "weight_lr_power": ("float", "Exponent of the learning rate in the weight of an iterate in the average."),
     "maximize": ("bool", "Maximize the objective: use the negative gradient."),
+    "bias_correction": ("bool", "If False, leave out the bias corrections of the averages."),
 }
 DECOUPLED = (
     "float or schedule",

@@ -8,7 +8,7 @@ from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from fastopt._core.typing import Convention, FloatOrSchedule, Options, Params
+    from fastopt._core.typing import Convention, FloatOrSchedule, Number, Options, Params
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
 
@@ -27,6 +27,10 @@ class RMSpropRule(Rule):
         "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
         "optax": {"alpha": 0.9},
     }
+
+    @staticmethod
+    def init_value(name: str, hp: Hyperparameters) -> float:
+        return hp.initial_accumulator_value if name == "square_avg" else 0.0
 
     @staticmethod
     def kernel(hp: Hyperparameters) -> str:
@@ -64,6 +68,9 @@ class RMSprop(Optimizer):
         Decay rate :math:`\alpha` of the averages, in [0, 1).
     centered : bool
         Divide by the standard deviation instead of the root mean square.
+    initial_accumulator_value : float
+        Initial average :math:`s_0 \ge 0`. With 0, the first step is :math:`1 / \sqrt{1 - \alpha}` times as
+        long as later ones; with a value of the size of the squared gradients it is not.
     convention
         "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and multiply
         the learning rate into the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled
@@ -91,6 +98,6 @@ class RMSprop(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-2, alpha: FloatOrSchedule = 0.99,
         eps: FloatOrSchedule = 1e-8, weight_decay: FloatOrSchedule = 0.0, momentum: FloatOrSchedule = 0.0,
-        centered: bool = False, *, maximize: bool = False, convention: Convention = "torch",
-        **options: Unpack[Options],
+        centered: bool = False, *, initial_accumulator_value: Number = 0.0, maximize: bool = False,
+        convention: Convention = "torch", **options: Unpack[Options],
     ) -> None: ...

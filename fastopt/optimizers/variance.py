@@ -5,9 +5,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._core.scalar_math import power
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars
+from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
 
 if TYPE_CHECKING:
     from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params
@@ -27,7 +26,10 @@ class AdaBeliefRule(Rule):
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
-        return {"lr": hp.lr / (1.0 - power(beta1, t)), "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t))}
+        return {
+            "lr": hp.lr / bias_correction(hp, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+        }
 
 
 class AdaBelief(Optimizer):
@@ -56,7 +58,7 @@ class AdaBelief(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-3, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-16, weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False,
-        **options: Unpack[Options],
+        bias_correction: bool = True, **options: Unpack[Options],
     ) -> None: ...
 
 
@@ -78,7 +80,10 @@ class YogiRule(Rule):
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
-        return {"lr": hp.lr / (1.0 - power(beta1, t)), "denom_scale": 1.0 / sqrt(1.0 - power(beta2, t))}
+        return {
+            "lr": hp.lr / bias_correction(hp, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+        }
 
 
 class Yogi(Optimizer):
@@ -106,5 +111,6 @@ class Yogi(Optimizer):
     def __init__(
         self, params: Params, lr: FloatOrSchedule = 1e-2, betas: Pair = (0.9, 0.999),
         eps: FloatOrSchedule = 1e-3, initial_accumulator_value: Number = 1e-6,
-        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, **options: Unpack[Options],
+        weight_decay: FloatOrSchedule = 0.0, *, maximize: bool = False, bias_correction: bool = True,
+        **options: Unpack[Options],
     ) -> None: ...
