@@ -12,6 +12,7 @@ _NAMES = {
     "fastopt._core.rows": ("Rows",),
     "fastopt._core.threads": ("get_num_threads", "set_num_threads"),
     "fastopt.lr_finder": ("lr_find",),
+    "fastopt.optimizers.param_groups": ("param_groups",),
     "fastopt.nn": ("MLP", "Callback", "History", "Trainer"),
     "fastopt.optimizers": (
         "ADOPT", "ASGD", "FTRL", "LAMB", "LARS", "SGD", "AdEMAMix", "AdaBelief", "Adadelta", "Adafactor",

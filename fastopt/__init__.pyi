@@ -41,3 +41,4 @@ from fastopt.optimizers import Rprop as Rprop
 from fastopt.optimizers import SGDScheduleFree as SGDScheduleFree
 from fastopt.optimizers import SignSGD as SignSGD
 from fastopt.optimizers import Yogi as Yogi
+from fastopt.optimizers.param_groups import param_groups as param_groups

@@ -31,8 +31,20 @@ AnyArray: TypeAlias = NDArray[Any]
 # An array, or arrays in nested lists, tuples and dicts; gradients may also be `Rows` or None.
 Nesting: TypeAlias = "Array | SequenceNotStr[Nesting] | Mapping[Any, Nesting]"
 Gradients: TypeAlias = "Array | Rows | SequenceNotStr[Gradients] | Mapping[Any, Gradients] | None"
-# Parameters of an optimizer: a nesting, or a list of groups.
-Params: TypeAlias = "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting]"
+
+
+class NestingInGroups(Protocol):
+    """Parameters in groups that keep their nesting, see `fastopt.param_groups`."""
+
+    params: Any
+    groups: tuple[dict[str, Any], ...]
+    group_of: tuple[int, ...]
+
+
+# Parameters of an optimizer: a nesting, a list of groups, or the result of `fastopt.param_groups`.
+Params: TypeAlias = (
+    "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting] | NestingInGroups"
+)
 # A nesting with indices in place of the arrays, see `pytree`.
 TreeDef: TypeAlias = "int | tuple[TreeDef, ...] | dict[Any, TreeDef]"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fastopt._core.pytree import count_leaves, flatten
 from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, is_schedule
+from fastopt.optimizers.param_groups import GroupedParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -158,6 +159,7 @@ class ParamGroups:
         Index of the group of each array.
     """
 
+    params: Any
     treedef: TreeDef
     arrays: list[Array]
     paths: list[str]
@@ -167,10 +169,13 @@ class ParamGroups:
         self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str, counter: StepCounter
     ) -> None:
         self.counter = counter
+        self._selected = params if isinstance(params, GroupedParams) else None
         self.rule, self.params = rule, params
+        if self._selected is not None:
+            self.params = self._selected.params
         self._defaults, self._owner = defaults, owner
         self.grouped: bool = _are_groups(params)
-        given: Any = params if self.grouped else [{"params": params}]
+        given: Any = params if self.grouped or self._selected is not None else [{"params": params}]
         self.groups: tuple[Group, ...] = tuple(self._make(group) for group in given)
         rule.check_groups([group.raw() for group in self.groups])
         self._flatten()
@@ -184,6 +189,8 @@ class ParamGroups:
         result.groups, result.grouped = (*self.groups, self._make(given)), True
         self.rule.check_groups([group.raw() for group in result.groups])
         result.params = [dict(group) for group in result.groups]
+        if self._selected is not None:
+            result.params[: len(self._selected)] = [self._selected.params]
         result._flatten()
         return result
 
@@ -200,10 +207,15 @@ class ParamGroups:
         return group
 
     def _flatten(self) -> None:
-        trees = [group["params"] for group in self.groups]
+        trees, first, selected = [group["params"] for group in self.groups], 0, self._selected
+        if selected is not None:  # which has one tree for all of its groups
+            trees[: len(selected)], first = [selected.params], len(selected) - 1
         self.treedef, self.arrays, self.paths = flatten(trees if self.grouped else trees[0])
         treedefs: Any = self.treedef if self.grouped else [self.treedef]
-        self.group_of = [i for i, treedef in enumerate(treedefs) for _ in range(count_leaves(treedef))]
+        self.group_of = [i for i, treedef in enumerate(treedefs, first) for _ in range(count_leaves(treedef))]
+        if selected is not None:
+            selected.check(self.arrays[: len(selected.group_of)])
+            self.group_of[: len(selected.group_of)] = selected.group_of
 
     def indices(self) -> list[list[int]]:
         """Indices of the arrays of each group."""
