@@ -160,3 +160,16 @@ def test_messages_of_early_stopping(capsys):
 def test_early_stopping_refuses_invalid_arguments(options, error, message):
     with pytest.raises(error, match=message):
         EarlyStopping(**options)
+
+
+def test_parameters_added_between_two_fits_start_the_monitoring_anew():
+    """The best weights of the first fit lack the new array and could not be restored."""
+    trainer = make_trainer([1.0, 2.0, 3.0, 2.5], EarlyStopping(restore_best_weights=True, patience=5))
+    trainer.opt.step = lambda grads: None
+    run(trainer, 2)
+    stop = trainer.callbacks[0]
+    assert stop.best == 1.0 and stop.best_epoch == 0
+    trainer.net.params.append([np.zeros(2)])
+    run(trainer, 2)
+    assert stop.best == 2.5 and stop.best_epoch == 3
+    assert stop.best_weights.keys() == {"params[0][0]", "params[2][0]"}

@@ -103,6 +103,47 @@ def test_reduce_on_plateau_over_two_fits_equals_one_fit():
     assert once.history.history["lr"] == twice.history.history["lr"] == [1, 1, 1, 0.5, 0.5, 0.25]
 
 
+@pytest.mark.parametrize("resumed", [False, True], ids=["the same trainer", "a resumed trainer"])
+def test_a_group_added_between_two_fits_is_reduced_with_the_others(resumed):
+    """The patience that has passed counts for the new group, too."""
+    used = ReduceLROnPlateau(factor=0.5, patience=2)
+    trainer = make_trainer([1.0] * 6, used)
+    trainer.opt.step = lambda grads: None
+    run(trainer, 2)
+    if resumed:
+        state = trainer.state_dict()["callbacks"]
+        used.reset()
+        used.load_state_dict(state[0][1])
+    trainer.opt.add_param_group({"params": np.zeros(1), "lr": 3.0})
+    rates = []
+    trainer.callbacks.append(
+        LambdaCallback(on_epoch_end=lambda *_: rates.append([group["lr"] for group in trainer.opt.groups]))
+    )
+    run(trainer, 4)
+    assert rates == [[0.5, 1.5], [0.5, 1.5], [0.25, 0.75], [0.25, 0.75]]
+
+
+def test_a_group_added_during_a_fit_is_reduced_with_the_others():
+    def add(epoch, logs):
+        if epoch == 1:
+            trainer.opt.add_param_group({"params": np.zeros(1), "lr": 3.0})
+
+    used = [LambdaCallback(on_epoch_begin=add), ReduceLROnPlateau(factor=0.5, patience=1)]
+    trainer = make_trainer([1.0] * 4, *used)
+    trainer.opt.step = lambda grads: None
+    run(trainer, 3)
+    assert [group["lr"] for group in trainer.opt.groups] == [0.25, 0.75]
+
+
+def test_learning_rate_scheduler_sets_a_group_added_between_two_fits():
+    trainer = make_trainer([1.0] * 4, LearningRateScheduler(lambda epoch, lr: lr / 2))
+    trainer.opt.step = lambda grads: None
+    run(trainer, 1)
+    trainer.opt.add_param_group({"params": np.zeros(1), "lr": 3.0})
+    run(trainer, 1)
+    assert [group["lr"] for group in trainer.opt.groups] == [0.25, 1.5]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,6 +7,8 @@ from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastopt._core.validation import check_float, check_int
 from fastopt.nn.callbacks.base import Callback, MonitorCallback
 from fastopt.nn.files import get_weights, set_weights
@@ -81,7 +83,15 @@ class EarlyStopping(MonitorCallback):
         return {"best": self.worst, "best_epoch": 0, "best_weights": None, "wait": 0, "stopped_epoch": None}
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Reset the patience if the callback stopped the previous fit."""
+        """Reset the patience if the callback stopped the previous fit.
+
+        If the parameters of the model are others than in the previous fit, its best epoch cannot be restored,
+        and monitoring starts anew.
+        """
+        if self.best_weights is not None:
+            weights = get_weights(self.trainer.net)
+            if _shapes(weights) != _shapes(self.best_weights):
+                self.reset()
         if self.stopped_epoch is not None:
             self.wait, self.stopped_epoch = 0, None
 
@@ -173,39 +183,39 @@ class ReduceLROnPlateau(MonitorCallback):
     ) -> None:
         super().__init__(monitor, mode, min_delta)
         self.verbose = verbose
+        self.min_lr: float = check_float("min_lr", min_lr, 0.0)
         # The epoch that exhausts the patience or the cooldown counts in Keras, but not in the schedule.
         self._schedule = ReduceOnPlateau(
-            0.0, mode=self.mode, factor=factor, patience=max(check_int("patience", patience, 0) - 1, 0),
+            1.0, mode=self.mode, factor=factor, patience=max(check_int("patience", patience, 0) - 1, 0),
             threshold=self.min_delta, threshold_mode="abs",
-            cooldown=max(check_int("cooldown", cooldown, 0) - 1, 0), min_lr=min_lr, eps=0.0,
+            cooldown=max(check_int("cooldown", cooldown, 0) - 1, 0), eps=0.0,
         )
         self.reset()
 
     def reset(self) -> None:
-        self.plateaus: list[ReduceOnPlateau] = []  # one per parameter group, all with the same reports
+        self._plateau = replace(self._schedule)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"plateaus": [plateau.state_dict() for plateau in self.plateaus]}
+        return self._plateau.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        plateaus = []
-        for saved in state["plateaus"]:
-            plateaus.append(replace(self._schedule))
-            plateaus[-1].load_state_dict(saved)
-        self.plateaus = plateaus
+        self._plateau.load_state_dict(state)
 
     def on_train_begin(self, logs: Logs) -> None:
-        groups = _groups_with_settable_lr(self)
-        if not self.plateaus:
-            self.plateaus = [replace(self._schedule, lr=group["lr"]) for group in groups]
+        _groups_with_settable_lr(self)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Reduce the learning rates of all groups, as the optimizer has them now, if it is time to."""
         value = self.monitored_value(logs)
-        for group, plateau in zip(_groups_with_settable_lr(self), self.plateaus, strict=True):
-            before = plateau.current_lr = group["lr"]  # another callback may have set it
-            plateau.report(value)
-            if plateau.current_lr != before:
-                group["lr"] = plateau.current_lr
+        groups = _groups_with_settable_lr(self)
+        self._plateau.current_lr = 1.0
+        self._plateau.report(value)
+        if self._plateau.current_lr == 1.0:
+            return
+        for group in groups:
+            reduced = max(group["lr"] * self._plateau.factor, self.min_lr)
+            if reduced < group["lr"]:
+                group["lr"] = reduced
                 if self.verbose:
                     self.trainer.write(f"Epoch {epoch + 1}: reduced the learning rate to {group['lr']:.4g}")
 
@@ -247,6 +257,10 @@ class LearningRateScheduler(Callback):
             group["lr"] = check_number("lr", self.schedule(epoch, group["lr"]))
             if self.verbose:
                 self.trainer.write(f"Epoch {epoch + 1}: set the learning rate to {group['lr']:.4g}")
+
+
+def _shapes(weights: dict[str, AnyArray]) -> dict[str, tuple[int, ...]]:
+    return {name: np.shape(array) for name, array in weights.items()}
 
 
 def _groups_with_settable_lr(callback: Callback) -> Sequence[MutableMapping[str, Any]]:
