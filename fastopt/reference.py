@@ -282,7 +282,7 @@ def ftrl_(
     if convention == "keras":
         l2 = 2.0 * l2
     inverse, old = cast(1.0 / lr), np.sqrt(accumulator)
-    accumulator += g * g
+    accumulator[...] = _finite(accumulator + g * g)
     new = np.sqrt(accumulator)
     linear[...] = linear + g - (new - old) * inverse * p
     p[...] = (np.clip(linear, cast(-l1), cast(l1)) - linear) / ((cast(beta) + new) * inverse + cast(l2))
@@ -321,7 +321,7 @@ def rmsprop_(
     variance = square_avg
     if grad_avg is not None:
         grad_avg[...] = cast(alpha) * grad_avg + cast(1.0 - alpha) * g
-        variance = np.maximum(square_avg - grad_avg * grad_avg, cast(0))
+        variance = np.maximum(square_avg - _finite(grad_avg * grad_avg), cast(0))
     root = _root(cast, variance, eps, convention)
     if buf is None:
         p -= cast(lr) * g / root
@@ -478,7 +478,8 @@ def radam_(
             scale = 1.0 / np.sqrt(correction2)
         else:
             lr = lr * np.sqrt(correction2)
-    p[...] = decay_factor * p - cast(lr) * exp_avg / (cast(scale) * np.sqrt(exp_avg_sq) + cast(eps))
+    root = cast(scale) * np.sqrt(exp_avg_sq) if scale else cast(0)
+    p[...] = decay_factor * p - cast(lr) * exp_avg / (root + cast(eps))
 
 
 def adabelief_(
@@ -529,7 +530,8 @@ def yogi_(
     cast, g = _prepare(p, g, weight_decay, maximize)
     beta1, beta2 = betas
     exp_avg[...] = cast(beta1) * exp_avg + cast(1.0 - beta1) * g
-    exp_avg_sq -= cast(1.0 - beta2) * (_sign(exp_avg_sq - g * g) * (g * g))
+    square = _finite(g * g)
+    exp_avg_sq -= cast(1.0 - beta2) * (_sign(exp_avg_sq - square) * square)
     p -= _adam_direction(cast, exp_avg, exp_avg_sq, lr, betas, eps, step, bias_correction)
 
 
@@ -867,14 +869,15 @@ def adafactor_(
     eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     x, g = p.astype(float), g.astype(float) * (-1.0 if maximize else 1.0)
     beta2 = 1.0 - power(step, beta2_decay)
+    square = np.minimum(g * g, float(np.finfo(p.dtype).max) / max(p.size, 1))  # whose sums are finite
     if variance is None:
         assert row_var is not None and col_var is not None
-        rows = beta2 * row_var.astype(float) + (1.0 - beta2) * _mean(g * g, -1)
-        columns = beta2 * col_var.astype(float) + (1.0 - beta2) * _mean(g * g, -2)
+        rows = beta2 * row_var.astype(float) + (1.0 - beta2) * _mean(square, -1)
+        columns = beta2 * col_var.astype(float) + (1.0 - beta2) * _mean(square, -2)
         v = rows * columns / np.maximum(_mean(rows, -2), eps1)
         row_var[...], col_var[...] = rows, columns
     else:
-        variance[...] = v = beta2 * variance.astype(float) + (1.0 - beta2) * (g * g)
+        variance[...] = v = beta2 * variance.astype(float) + (1.0 - beta2) * square
     u = g / np.sqrt(np.maximum(v, eps1**2))
     rate = max(eps[1], _rms(x)) * min(lr, 1.0 / step**0.5) / max(1.0, _rms(u) / d)
     p[...] = (1.0 - lr * weight_decay) * x - rate * u
@@ -1016,6 +1019,11 @@ def _prepare_decay(
 def _sign(x: Array) -> Array:
     """1 or -1 by sign; zeros and NaNs are returned unchanged."""
     return np.where(x > 0, x.dtype.type(1), np.where(x < 0, x.dtype.type(-1), x))
+
+
+def _finite(x: Array) -> Array:
+    """Squares; the largest number where they overflow, as the difference of two infinities is NaN."""
+    return np.minimum(x, np.finfo(x.dtype).max)
 
 
 def _norm(x: Array) -> float:

@@ -11,6 +11,7 @@ optimizer and cast once, and the compiler may neither contract nor reorder. The 
 name: the fields of the struct are the keys of `Rule.constants` and `Rule.step_scalars`.
 """
 from cpython.pycapsule cimport PyCapsule_New
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
 from libc.string cimport memcpy, memset
 
@@ -41,6 +42,14 @@ cdef inline real max_nan(real x, real y) noexcept nogil:
 cdef inline real max_zero(real x) noexcept nogil:
     """max(x, 0), for a variance that rounding has made negative; NaN if x is NaN."""
     return <real> 0 if x < <real> 0 else x
+
+
+cdef inline real finite(real x) noexcept nogil:
+    """A square, or the largest number if it overflows, as the difference of two infinities is NaN."""
+    if real is float:
+        return FLT_MAX if x > FLT_MAX else x
+    else:
+        return DBL_MAX if x > DBL_MAX else x
 
 
 cdef inline real absolute(real x) noexcept nogil:
@@ -195,7 +204,7 @@ cdef inline void ftrl(Ftrl hp, real* p, real g, real* s, real* t) noexcept nogil
     """s = s + g g;  t = t + g - (sqrt(s) - sqrt(s before)) / lr p;
     p = (clamp(t, -l1, l1) - t) / ((beta + sqrt(s)) / lr + l2)"""
     cdef real old = root(s[0]), new
-    s[0] += g * g
+    s[0] = finite(s[0] + g * g)
     new = root(s[0])
     t[0] = t[0] + g - (new - old) * <real> hp.inverse_lr * p[0]
     p[0] = (clamp(t[0], <real> -hp.l1, <real> hp.l1) - t[0]) / (
@@ -228,7 +237,7 @@ cdef inline void rmsprop_centered(RmspropCentered hp, real* p, real g, real* s, 
     """s, t averages of g g and g;  p = p - lr g / (sqrt(max(s - t t, 0) + eps_root) + eps)"""
     s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
     t[0] = <real> hp.alpha * t[0] + <real> hp.one_minus_alpha * g
-    p[0] -= <real> hp.lr * g / (root(max_zero(s[0] - t[0] * t[0]) + <real> hp.eps_root) + <real> hp.eps)
+    p[0] -= <real> hp.lr * g / (root(max_zero(s[0] - finite(t[0] * t[0])) + <real> hp.eps_root) + <real> hp.eps)
 
 
 cdef struct RmspropCenteredMomentum:
@@ -241,7 +250,7 @@ cdef inline void rmsprop_centered_momentum(RmspropCenteredMomentum hp, real* p, 
     s[0] = <real> hp.alpha * s[0] + <real> hp.one_minus_alpha * (g * g)
     t[0] = <real> hp.alpha * t[0] + <real> hp.one_minus_alpha * g
     u[0] = <real> hp.momentum * u[0] + d / (
-        root(max_zero(s[0] - t[0] * t[0]) + <real> hp.eps_root) + <real> hp.eps)
+        root(max_zero(s[0] - finite(t[0] * t[0])) + <real> hp.eps_root) + <real> hp.eps)
     p[0] -= <real> hp.lr * u[0]
 
 
@@ -291,6 +300,18 @@ cdef inline void nadam(Nadam hp, real* p, real g, real* s, real* t) noexcept nog
         <real> hp.denom_scale * root(t[0]) + <real> hp.eps)
 
 
+cdef struct Radam:
+    double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale
+
+cdef inline void radam(Radam hp, real* p, real g, real* s, real* t) noexcept nogil:
+    """s, t, p as in adam; sqrt(t), which may be infinite, is not multiplied by a denom_scale of 0"""
+    cdef real d
+    s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
+    t[0] = <real> hp.beta2 * t[0] + <real> hp.one_minus_beta2 * (g * g)
+    d = <real> hp.denom_scale * root(t[0]) if hp.denom_scale > 0 else <real> 0
+    p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (d + <real> hp.eps)
+
+
 cdef struct Adabelief:
     double decay_factor, beta1, one_minus_beta1, beta2, one_minus_beta2, eps, lr, denom_scale
 
@@ -311,7 +332,7 @@ cdef struct Yogi:
 cdef inline void yogi(Yogi hp, real* p, real g, real* s, real* t) noexcept nogil:
     """s as in adam;  t = t - (1 - beta2) sign(t - g g) g g;
     p = decay_factor p - lr s / (denom_scale sqrt(t) + eps)"""
-    cdef real d = g * g
+    cdef real d = finite(g * g)
     s[0] = <real> hp.beta1 * s[0] + <real> hp.one_minus_beta1 * g
     t[0] -= <real> hp.one_minus_beta2 * (sign(t[0] - d) * d)
     p[0] = <real> hp.decay_factor * p[0] - <real> hp.lr * s[0] / (
@@ -498,6 +519,7 @@ ctypedef fused rule:
     Amsgrad
     Adamax
     Nadam
+    Radam
     Adabelief
     Yogi
     Adopt
@@ -558,6 +580,8 @@ cdef void sweep(const rule* scalars, real* restrict p, const real* restrict g, r
             adamax(hp, p + i, g[i], s + i, t + i)
         elif rule is Nadam:
             nadam(hp, p + i, g[i], s + i, t + i)
+        elif rule is Radam:
+            radam(hp, p + i, g[i], s + i, t + i)
         elif rule is Adabelief:
             adabelief(hp, p + i, g[i], s + i, t + i)
         elif rule is Yogi:
@@ -687,6 +711,7 @@ register_kernel("adam", <Adam*> NULL)
 register_kernel("amsgrad", <Amsgrad*> NULL)
 register_kernel("adamax", <Adamax*> NULL)
 register_kernel("nadam", <Nadam*> NULL)
+register_kernel("radam", <Radam*> NULL)
 register_kernel("adabelief", <Adabelief*> NULL)
 register_kernel("yogi", <Yogi*> NULL)
 register_kernel("adopt", <Adopt*> NULL)

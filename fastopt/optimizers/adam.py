@@ -280,7 +280,7 @@ class NAdam(Optimizer):
 class RAdamRule(Rule):
     """Update rule of `RAdam`."""
 
-    STATES = {"adam": ("exp_avg", "exp_avg_sq")}
+    STATES = {"radam": ("exp_avg", "exp_avg_sq")}
     CONVENTIONS = {"torch": {}, "optax": {}}
     DECAY = "optional"
 
@@ -294,7 +294,7 @@ class RAdamRule(Rule):
         lr, correction2 = hp.lr / (1.0 - power(beta1, t)), 1.0 - power(beta2, t)
         rho_inf = 2.0 / (1.0 - beta2) - 1.0
         rho = rho_inf - 2.0 * t * power(beta2, t) / correction2
-        if rho <= 5.0:  # momentum only: the denominator is 0 sqrt(v) + 1
+        if rho <= 5.0:  # momentum only: the denominator is 1
             return {"eps": 1.0, "lr": lr, "denom_scale": 0.0}
         rectification = (rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)
         if hp.convention == "optax":

@@ -206,6 +206,7 @@ def factored_update(
     eps1 = float(np.finfo(p.dtype).eps) if eps[0] is None else eps[0]
     weight, size = power(step, beta2_decay), max(p.size, 1)
     u = np.multiply(g, g, out=np.empty_like(g))  # an array also if `g` has no axes
+    np.minimum(u, np.finfo(p.dtype).max / size, out=u)  # so that sums are finite
     if "variance" in state:
         variance = np.asarray(state["variance"] + weight * (u - state["variance"]))
         u[...] = variance
@@ -228,7 +229,10 @@ def orthogonalize(x: Array, coefficients: tuple[float, float, float], steps: int
     if x.shape[0] > x.shape[1]:
         return orthogonalize(x.T, coefficients, steps, eps).T
     a, b, c = coefficients
-    x = x / max(float(np.linalg.norm(x)), eps)
+    norm = float(np.linalg.norm(x))
+    if norm == inf:  # squares of float32 overflow
+        norm = float(np.linalg.norm(x.astype(np.float64)))
+    x = x / max(norm, eps)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
