@@ -52,6 +52,7 @@ from numpy.typing import ArrayLike
 from fastopt._core.typing import Array
 from fastopt._core.validation import check_float, check_int
 from fastopt.optimizers import BY_NAME, TRAINING_OPTIONS, Optimizer, arguments_of
+from fastopt.schedules.base import report_to_optimizer
 
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning, approx_fprime
@@ -278,6 +279,7 @@ def _minimize(
         box.clip(x)
         nit += 1
         previous, point = point, objective.evaluate(x)
+        report_to_optimizer(opt, point.fun)
         if point.fun < best.fun:
             best = point
         if settings.return_all:
@@ -366,7 +368,8 @@ callback : callable, optional
     ``callback(xk)`` or ``callback(intermediate_result=result)``, called after each step; may raise
     StopIteration to stop.
 **options
-    Hyperparameters of `fastopt.{cls}`, which accept schedules, and `maxiter`, `gtol`, `ftol`, `xtol`,
+    Hyperparameters of `fastopt.{cls}`, which accept schedules (a `ReduceOnPlateau` receives the value of the
+    function after each step), and `maxiter`, `gtol`, `ftol`, `xtol`,
     `patience`, `keep_best`, `finite_diff_rel_step`, `return_all` and `disp`, which are described in the
     documentation of `fastopt.scipy`.
 

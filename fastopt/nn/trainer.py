@@ -17,7 +17,7 @@ from fastopt.nn.evaluation import check_accepts_weights, check_validation_data, 
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.history import History, Progress, format_logs, format_stop
 from fastopt.optimizers.hyperparameters import check_number
-from fastopt.schedules.base import report_to
+from fastopt.schedules.base import report_to_optimizer
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -271,7 +271,7 @@ class Trainer:
         self.history.record(epoch, logs)
         if verbose:
             self.write(f"Epoch {epoch + 1}\n{format_logs(logs)}")
-        _report_to_schedules(self.opt, logs.get("val_loss", logs["loss"]))
+        report_to_optimizer(self.opt, logs.get("val_loss", logs["loss"]))
         self._call("on_epoch_end", epoch, logs)
 
     def _train_epoch(self, epoch: int, batches: Batches, deadline: float) -> Logs:
@@ -335,13 +335,3 @@ def _learning_rate(opt: Any) -> Logs:
     lr = groups[0]["lr"]
     value: Any = lr(max(opt.steps - 1, 0)) if callable(lr) else lr
     return {"lr": float(value)}
-
-
-def _report_to_schedules(opt: Any, value: float) -> None:
-    """Call ``report(value)`` once on every schedule of the optimizer that has this method."""
-    hyperparameters: list[Any] = []
-    for group in getattr(opt, "groups", ()):
-        for name, hyperparameter in group.items():
-            if name != "params":
-                hyperparameters += hyperparameter if isinstance(hyperparameter, tuple) else [hyperparameter]
-    report_to(hyperparameters, value)

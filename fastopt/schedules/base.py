@@ -128,6 +128,16 @@ def report_to(schedules: Iterable[Any], metric: float) -> None:
             schedule.report(metric)
 
 
+def report_to_optimizer(optimizer: Any, metric: float) -> None:
+    """Call ``report(metric)`` once on every schedule of an optimizer's hyperparameters that has it."""
+    hyperparameters: list[Any] = []
+    for group in getattr(optimizer, "groups", ()):
+        for name, hyperparameter in group.items():
+            if name != "params":
+                hyperparameters += hyperparameter if isinstance(hyperparameter, tuple) else [hyperparameter]
+    report_to(hyperparameters, metric)
+
+
 def _leaves(schedule: Any) -> Iterator[Any]:
     """Schedules inside of wrappers, at any depth; a schedule that wraps none itself."""
     if not isinstance(schedule, Wrapper):

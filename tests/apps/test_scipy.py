@@ -80,6 +80,22 @@ def test_signature_and_docstring(name):
     assert pickle.loads(pickle.dumps(method)) is method
 
 
+WRAPPERS = {"plain": lambda s: s, "wrapped": lambda s: schedules.LinearWarmup(3, s)}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_plateau_receives_the_value_of_the_function(wrap):
+    plateau, values = schedules.ReduceOnPlateau(10.0, factor=0.5, patience=0), []
+    solve(
+        methods.sgd, fun=bowl, x0=[3.0, -1.0], lr=wrap(plateau), maxiter=20,
+        callback=lambda intermediate_result: values.append(intermediate_result.fun),
+    )
+    expected = schedules.ReduceOnPlateau(10.0, factor=0.5, patience=0)
+    for value in values:
+        expected.report(value)
+    assert plateau == expected and plateau.current_lr < 10.0
+
+
 # --- Results ---------------------------------------------------------------------------------
 
 
