@@ -14,6 +14,11 @@ def power(double x, double y):
     return fo_pow(x, y)
 
 
+def bias_correction(bint enabled, double beta, double t):
+    """Return ``1 - beta ** t``, the divisor of a moving average after `t` steps, or 1 if it is not `enabled`."""
+    return 1.0 - fo_pow(beta, t) if enabled else 1.0
+
+
 def log(double x):
     """Return the natural logarithm of a normal number x > 0."""
     return fo_log(x)

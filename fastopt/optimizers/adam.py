@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._core.scalar_math import power
+from fastopt._core.scalar_math import bias_correction, power
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params, ScalarState
@@ -49,7 +49,8 @@ class AdamRule(Rule):
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
-        lr, root = hp.lr / bias_correction(hp, beta1, t), sqrt(bias_correction(hp, beta2, t))
+        correction2 = bias_correction(hp.bias_correction, beta2, t)
+        lr, root = hp.lr / bias_correction(hp.bias_correction, beta1, t), sqrt(correction2)
         if hp.cautious:
             lr *= hp.cautious_scale()
         if hp.convention in ("keras", "sklearn"):  # epsilon is added before bias correction
@@ -59,7 +60,7 @@ class AdamRule(Rule):
         if hp.kernel == "amsgrad":
             scalars["bias_correction2"] = 1.0
             if hp.convention == "optax":
-                scalars |= {"denom_scale": 1.0, "bias_correction2": 1.0 / bias_correction(hp, beta2, t)}
+                scalars |= {"denom_scale": 1.0, "bias_correction2": 1.0 / correction2}
         return scalars
 
     @classmethod
@@ -177,7 +178,7 @@ class AdamaxRule(Rule):
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
-        return {"lr": hp.lr / bias_correction(hp, hp.betas[0], t)}
+        return {"lr": hp.lr / bias_correction(hp.bias_correction, hp.betas[0], t)}
 
 
 class Adamax(Optimizer):
@@ -236,7 +237,7 @@ class NAdamRule(Rule):
         return {
             "grad_lr": hp.lr * (1.0 - mu) / (1.0 - product),
             "momentum_lr": hp.lr * mu_next / (1.0 - product * mu_next),
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, hp.betas[1], t)),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, hp.betas[1], t)),
         }
 
 

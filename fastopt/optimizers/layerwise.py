@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._core.scalar_math import bias_correction
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Convention, FloatOrSchedule, Options, Pair, Params
@@ -87,8 +88,8 @@ class LAMBRule(Rule):
         if hp.adapt and hp.sums is not None and 0.0 not in hp.sums:
             ratio = sqrt(hp.sums[0]) / sqrt(hp.sums[1])
         return {
-            "momentum_scale": 1.0 / bias_correction(hp, beta1, t),
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+            "momentum_scale": 1.0 / bias_correction(hp.bias_correction, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, beta2, t)),
             "lr": hp.lr * ratio,
         }
 

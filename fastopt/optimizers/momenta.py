@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import inf, sqrt
 from typing import TYPE_CHECKING, Unpack
 
-from fastopt._core.scalar_math import log, power
+from fastopt._core.scalar_math import bias_correction, log, power
 from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.hyperparameters import RANGES
-from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
     from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, Triple
@@ -90,9 +90,9 @@ class AdEMAMixRule(Rule):
         return {
             "beta3": beta3,
             "one_minus_beta3": 1.0 - beta3,
-            "lr_fast": hp.lr / bias_correction(hp, beta1, t),
+            "lr_fast": hp.lr / bias_correction(hp.bias_correction, beta1, t),
             "lr_slow": hp.lr * alpha,
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, beta2, t)),
         }
 
 
@@ -158,9 +158,9 @@ class AdanRule(Rule):
         return {
             "decay_factor": factor,
             "has_prev": 0.0 if hp.is_new else 1.0,
-            "lr": lr / bias_correction(hp, beta1, t),
-            "lr_diff": lr * beta2 / bias_correction(hp, beta2, t),
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta3, t)),
+            "lr": lr / bias_correction(hp.bias_correction, beta1, t),
+            "lr_diff": lr * beta2 / bias_correction(hp.bias_correction, beta2, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, beta3, t)),
         }
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from fastopt._core.scalar_math import power
 from fastopt.optimizers.hyperparameters import RANGES, check_number_or_schedule, evaluate
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ def beta_scalars(beta1: float, beta2: float, beta3: float | None = None) -> dict
     if beta3 is not None:
         scalars |= {"beta3": beta3, "one_minus_beta3": 1.0 - beta3}
     return scalars
-
-
-def bias_correction(hp: Hyperparameters, beta: float, t: int) -> float:
-    """Divisor of a moving average at step `t`; 1 if the optimizer leaves bias corrections out."""
-    return 1.0 - power(beta, t) if hp.bias_correction else 1.0
 
 
 class Rule:

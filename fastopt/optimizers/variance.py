@@ -5,8 +5,9 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._core.scalar_math import bias_correction
 from fastopt.optimizers.base import Optimizer, constructor
-from fastopt.optimizers.rule import Rule, beta_scalars, bias_correction
+from fastopt.optimizers.rule import Rule, beta_scalars
 
 if TYPE_CHECKING:
     from fastopt._core.typing import FloatOrSchedule, Number, Options, Pair, Params
@@ -27,8 +28,8 @@ class AdaBeliefRule(Rule):
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
         return {
-            "lr": hp.lr / bias_correction(hp, beta1, t),
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+            "lr": hp.lr / bias_correction(hp.bias_correction, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, beta2, t)),
         }
 
 
@@ -81,8 +82,8 @@ class YogiRule(Rule):
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:
         beta1, beta2 = hp.betas
         return {
-            "lr": hp.lr / bias_correction(hp, beta1, t),
-            "denom_scale": 1.0 / sqrt(bias_correction(hp, beta2, t)),
+            "lr": hp.lr / bias_correction(hp.bias_correction, beta1, t),
+            "denom_scale": 1.0 / sqrt(bias_correction(hp.bias_correction, beta2, t)),
         }
 
 
