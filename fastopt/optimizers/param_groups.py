@@ -109,6 +109,7 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
     )
     >>> opt = fastopt.AdamW(groups, lr=0.1)
     >>> opt.step({"fc": {"weight": np.ones((3, 2)), "bias": np.ones(2)}, "scale": np.ones(2)})
+    True
 
     No weight decay for vectors, which are the biases and the scales of normalization layers:
 
