@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.layout import with_layout
 from fastopt._core.runtime import address
 
 if TYPE_CHECKING:
@@ -30,14 +31,18 @@ def aligned_zeros(n: int, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
     return memory[first : first + nbytes].view(dtype)
 
 
-def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...]]]) -> list[list[Array]]:
+def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...] | None]]) -> list[list[Array]]:
     """Allocate zeros of the given shapes for each array, of its dtype, in one block.
 
+    A view with the shape None has the shape and the memory layout of the array, the others are C-contiguous.
     Every view begins on a cache line. NumPy requests huge pages for large blocks, so one block also
     provides these. Streams at the same offset within their pages evict each other from the cache:
     each large view begins a quarter of a page further on than the one before.
     """
-    sizes = [[math.prod(shape) * a.itemsize for shape in s] for a, s in zip(arrays, shapes, strict=True)]
+    sizes = [
+        [(a.size if shape is None else math.prod(shape)) * a.itemsize for shape in own_shapes]
+        for a, own_shapes in zip(arrays, shapes, strict=True)
+    ]
     arena = np.zeros(sum(map(_reserved, itertools.chain(*sizes))) + _ALIGN, np.uint8)
     base = address(arena)
     start = -base % _ALIGN
@@ -49,7 +54,8 @@ def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...]]]
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
                 first += (wanted - base - start) % _PAGE
-            own_views.append(arena[first : first + size].view(array.dtype).reshape(shape))
+            vector = arena[first : first + size].view(array.dtype)
+            own_views.append(with_layout(vector, array) if shape is None else vector.reshape(shape))
             start += _reserved(size)
         views.append(own_views)
     return views

@@ -1,6 +1,20 @@
 """Gradients of one step, for the step table."""
+from cpython.object cimport PyObject
+
 from fastopt._core.rows cimport Rows, RowUpdater
-from fastopt._core.span cimport Kernels, Span
+from fastopt._core.span cimport GradFormat, Kernels, Span
+
+cdef extern from "fo_array.h":
+    ctypedef struct fo_array:
+        char* data
+        int ndim
+        Py_ssize_t* shape
+        Py_ssize_t* strides
+        PyObject* dtype
+        int flags
+    cdef enum:
+        FO_ARRAY_ALIGNED
+        FO_ARRAY_WRITEABLE
 
 cdef enum GradLayout:
     DENSE = 0               # one span
@@ -9,13 +23,47 @@ cdef enum GradLayout:
     ABSENT = 3              # no gradient: the parameter is left unchanged
 
 
+cdef enum NodeKind:
+    LEAF
+    SEQUENCE
+    MAPPING
+
+
+cdef struct Node:
+    # A container of the nesting, or an array.
+    NodeKind kind
+    Py_ssize_t first            # first of its `count` children, or index of the array
+    Py_ssize_t count
+
+
+cdef struct SavedArray:
+    # What an array was when its address was taken.
+    const fo_array* array
+    char* data
+    PyObject* dtype
+    Py_ssize_t* shape
+    Py_ssize_t* strides
+    int ndim
+    int flags                   # that must be set
+    bint is_c                   # C-contiguous
+    bint is_row_wise            # its gradient is bound by row
+    Py_ssize_t itemsize
+    Py_ssize_t first            # index of its first element in the order of memory
+
+
 cdef class Gradients:
     cdef const Kernels* kernels
     cdef Span* spans                # of the step table
     cdef Py_ssize_t count
     cdef list params, paths, sparse, row_sums
     cdef object treedef
-    cdef list cached                # gradients whose addresses are in the spans
+    cdef list watched               # the parameters, then the arrays that own their memory
+    cdef Node* nodes                # of the nesting; the first is its root
+    cdef list keys                  # of every node that is a dict, else None
+    cdef SavedArray* saved          # one per watched array
+    cdef Py_ssize_t* saved_shapes
+    cdef Py_ssize_t n_watched
+    cdef list bound                 # gradients whose addresses are in the spans; small ones stay bound
     cdef list copies                # (index, original, copy) of gradients in another layout, for one step
     cdef list replaced              # (original, replacement) of gradients, for one step
     cdef list row_updaters          # one per parameter, or None until it is needed
@@ -26,7 +74,7 @@ cdef class Gradients:
     cdef str sparse_path            # path of a gradient of `Rows` in this step, or None
     cdef bint layout_changed        # a layout is not that of the previous step
     cdef bint address_changed       # an address has changed since gradients were last found disjoint
-    cdef bint has_large             # a gradient is too large to be cached
+    cdef bint has_large             # a gradient is too large to stay bound
     cdef bint has_rows              # a layout is not DENSE
     cdef bint has_absent            # a layout is ABSENT
     cdef bint has_deferred          # rows may have skipped steps
@@ -40,14 +88,21 @@ cdef class Gradients:
     cdef int replace(self, Py_ssize_t k, object grad) except -1
     cdef object original(self, Py_ssize_t k)
     cdef RowUpdater row_updater(self, Py_ssize_t k)
-    cdef bint bind_tree(self, object treedef, object grads) except -1
-    cdef void bind_absent(self, object treedef)
+    cdef int save_treedef(self) except -1
+    cdef bint bind_node(self, const Node* node, object grads) except -1
+    cdef void bind_absent(self, const Node* node) noexcept
+    cdef void bind_no_grad(self, Py_ssize_t k) noexcept
     cdef int bind_grad(self, Py_ssize_t k, object grad) except -1
     cdef int bind_rows(self, Py_ssize_t k, Rows grad) except -1
-    cdef int check(self, Py_ssize_t k, object grad, const char* format, int ndim,
-                   const Py_ssize_t* shape) except -1
+    cdef object as_array(self, Py_ssize_t k, object grad)
+    cdef int check(self, Py_ssize_t k, const fo_array* x, object grad) except -1
+    cdef int grad_format(self, Py_ssize_t k, object grad) except -1
     cdef int copy(self, Py_ssize_t k, object grad) except -1
-    cdef void set_grad_ptr(self, Py_ssize_t k, char* g) noexcept
+    cdef void set_grad(self, Py_ssize_t k, char* g, GradFormat format) noexcept
     cdef void set_layout(self, Py_ssize_t k, char layout) noexcept
     cdef int sort_written(self, list arrays) except -1
-    cdef bint is_written(self, Py_ssize_t start, Py_ssize_t size) noexcept
+    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) noexcept
+    cdef bint overlaps_written(self, Py_ssize_t start, Py_ssize_t size) noexcept
+    cdef int save_params(self) except -1
+    cdef int check_params(self) except -1
+    cdef int refuse_changed(self, Py_ssize_t k) except -1

@@ -1,32 +1,86 @@
 """Gradients of one step: checked against the parameters and bound to the spans.
 
 The address of a gradient is stored in its parameter's span. A gradient in another memory layout, or one that
-overlaps an array that the step writes, is copied first. Small gradient arrays are cached: if the
-next step passes the same object, it need not be checked again.
+overlaps an array that the step writes, is copied first; one of another floating dtype is converted by the kernels.
+The parameters themselves are compared with what they were when their addresses were taken.
 """
 cimport cython
 from cpython.buffer cimport (
-    Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer,
+    Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from libc.string cimport memset
+from cpython.object cimport PyObject
+from libc.string cimport memcmp, memcpy, memset
 
 from fastopt._core.runtime cimport data_ptr
+from fastopt._core.span cimport AS_PARAM, FLOAT16, FLOAT32, FLOAT64, grad_itemsize
 
-from numpy import array, ascontiguousarray, generic, ndarray
+from numpy import array, asarray, dtype, generic, ndarray, zeros
 from numpy.lib.array_utils import byte_bounds
 
+from fastopt._core.layout import copy_with_layout, first_index, is_dense
 from fastopt._core.pytree import explain_mismatch
 from fastopt._core.rows import NO_ROWS
 from fastopt._core.runtime import address
 from fastopt._core.validation import is_masked
 
 cdef enum:
-    MAX_CACHED_GRAD_BYTES = 1 << 18     # a larger array must not be kept alive for the sake of a check
+    MAX_KEPT_GRAD_BYTES = 1 << 18   # a larger array is released at the end of the step
+
+cdef type ARRAY = ndarray       # a lookup of the global name would take longer than the comparison
+cdef object F16 = dtype("float16"), F32 = dtype("float32"), F64 = dtype("float64")
+
+
+cdef inline const fo_array* fields(object a) noexcept:
+    return <const fo_array*> <PyObject*> a
 
 
 cdef inline bint is_large(const Span* x) noexcept:
-    return x.n * (8 if x.is_f64 else 4) > MAX_CACHED_GRAD_BYTES
+    return x.n * (8 if x.is_f64 else 4) > MAX_KEPT_GRAD_BYTES
+
+
+cdef int check_fields() except -1:
+    """Raise unless the fields of an array are where `fo_array.h` says."""
+    cdef Py_buffer view
+    cdef bint same
+    for tested in (zeros((3, 4, 5), F32)[::-1, 1:3].T, array(1.0)):
+        PyObject_GetBuffer(tested, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
+        x = fields(tested)
+        same = x.data == view.buf and x.ndim == view.ndim and x.dtype == <PyObject*> tested.dtype
+        same = same and memcmp(x.shape, view.shape, view.ndim * sizeof(Py_ssize_t)) == 0
+        same = same and memcmp(x.strides, view.strides, view.ndim * sizeof(Py_ssize_t)) == 0
+        PyBuffer_Release(&view)
+        same = same and (x.flags & FO_ARRAY_WRITEABLE) != 0 and (x.flags & FO_ARRAY_ALIGNED) != 0
+        tested.flags.writeable = False
+        if not same or x.flags & FO_ARRAY_WRITEABLE:
+            raise ImportError("fastopt does not know the binary interface of this NumPy")
+    return 0
+
+
+check_fields()
+
+
+cdef inline bint is_like(const fo_array* a, const SavedArray* x, int flags) noexcept:
+    """Whether an array has dtype, shape, strides and flags of a saved one."""
+    cdef int i
+    if a.ndim != x.ndim or a.dtype != x.dtype or a.flags & flags != flags:
+        return False
+    for i in range(x.ndim):
+        if a.shape[i] != x.shape[i] or a.strides[i] != x.strides[i]:
+            return False
+    return True
+
+
+cdef inline bint has_layout(const fo_array* x, Py_ssize_t itemsize, const SavedArray* param) noexcept:
+    """Whether the elements of a gradient have the order in memory that those of its parameter have."""
+    cdef int i
+    cdef bint same = True
+    for i in range(x.ndim):
+        if x.shape[i] == 0:
+            return True
+        if x.shape[i] != 1 and x.strides[i] * param.itemsize != param.strides[i] * itemsize:
+            same = False
+    return same
 
 
 cdef class Gradients:
@@ -51,18 +105,79 @@ cdef class Gradients:
         self.count = len(params)
         self.treedef, self.paths, self.params = treedef, paths, params
         self.sparse, self.row_sums = sparse, row_sums
-        self.cached, self.row_updaters = [None] * self.count, [None] * self.count
+        self.bound, self.row_updaters = [None] * self.count, [None] * self.count
         self.copies, self.replaced = [], []
         self.layouts = <char*> PyMem_Calloc(self.count + 1, 1)
         self.writeable = <char*> PyMem_Calloc(self.count + 1, 1)
         if self.layouts == NULL or self.writeable == NULL:
             raise MemoryError()
+        self.save_treedef()
+        self.save_params()
         self.sort_written(written)
 
     def __dealloc__(self):
         PyMem_Free(self.layouts)
         PyMem_Free(self.writeable)
         PyMem_Free(self.written)
+        PyMem_Free(self.nodes)
+        PyMem_Free(self.saved)
+        PyMem_Free(self.saved_shapes)
+
+    # --- Parameters ---
+
+    cdef int save_params(self) except -1:
+        """Save address, dtype, shape and flags of the parameters, and of the arrays that own their memory."""
+        cdef Py_ssize_t k, n_axes = 0
+        cdef SavedArray* x
+        cdef const fo_array* a
+        cdef Py_ssize_t* shape
+        owners = {id(p.base): p.base for p in self.params if isinstance(p.base, ndarray)}
+        self.watched = [*self.params, *owners.values()]
+        self.n_watched = len(self.watched)
+        for watched in self.watched:
+            n_axes += watched.ndim
+        self.saved = <SavedArray*> PyMem_Calloc(self.n_watched + 1, sizeof(SavedArray))
+        self.saved_shapes = <Py_ssize_t*> PyMem_Calloc(2 * n_axes + 1, sizeof(Py_ssize_t))
+        if self.saved == NULL or self.saved_shapes == NULL:
+            raise MemoryError()
+        shape = self.saved_shapes
+        for k in range(self.n_watched):
+            x, a = &self.saved[k], fields(self.watched[k])
+            x.array, x.data, x.dtype, x.ndim = a, a.data, a.dtype, a.ndim
+            x.flags = FO_ARRAY_ALIGNED | FO_ARRAY_WRITEABLE if k < self.count else 0
+            x.shape, x.strides = shape, shape + a.ndim
+            memcpy(x.shape, a.shape, a.ndim * sizeof(Py_ssize_t))
+            memcpy(x.strides, a.strides, a.ndim * sizeof(Py_ssize_t))
+            shape += 2 * a.ndim
+            if k < self.count:
+                x.itemsize, x.is_row_wise = self.params[k].itemsize, self.row_sums[k] is not None
+                x.first, x.is_c = first_index(self.params[k]), self.params[k].flags.c_contiguous
+        return 0
+
+    cdef int check_params(self) except -1:
+        """Raise if a parameter is no longer where and what it was."""
+        cdef Py_ssize_t k
+        cdef const SavedArray* x
+        for k in range(self.n_watched):
+            x = &self.saved[k]
+            if x.array.data != x.data or not is_like(x.array, x, x.flags):
+                return self.refuse_changed(k)
+        return 0
+
+    cdef int refuse_changed(self, Py_ssize_t k) except -1:
+        """Raise the error for a changed array, unless it owns the memory of parameters and still does."""
+        cdef SavedArray* x = &self.saved[k]
+        param, what = self.watched[k], "was resized, reshaped, retyped or made read-only"
+        if k >= self.count:
+            if param.size and x.array.data == x.data and is_dense(param):
+                low, high = byte_bounds(param)
+                if all(low <= address(p, False) and address(p, False) + p.nbytes <= high
+                       for p in self.params if p.base is param):
+                    return 0
+            k = next(i for i in range(self.count) if self.params[i].base is param)
+            what = "is a view of an array that was resized"
+        raise ValueError(f"params{self.paths[k].removeprefix('grads')}: the array {what} after the optimizer was "
+                         "made; keep its memory, or pass the new arrays to rebind")
 
     cdef int sort_written(self, list arrays) except -1:
         """Sort the address ranges of all arrays that a step writes: no gradient may lie in one of them."""
@@ -77,7 +192,15 @@ cdef class Gradients:
             self.written[2 * i], self.written[2 * i + 1] = first, first + size
         return 0
 
-    cdef bint is_written(self, Py_ssize_t start, Py_ssize_t size) noexcept:
+    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) noexcept:
+        """Whether a step writes anything where a gradient is. Not if the last one was bound there."""
+        cdef const Span* x = &self.spans[k]
+        cdef Py_ssize_t itemsize = self.saved[k].itemsize if format == AS_PARAM else <Py_ssize_t> 1 << format
+        if x.g == g and x.grad_format == format:
+            return False
+        return self.overlaps_written(<Py_ssize_t> g, self.params[k].size * itemsize)
+
+    cdef bint overlaps_written(self, Py_ssize_t start, Py_ssize_t size) noexcept:
         """Whether a step writes anything in [start, start + size)."""
         cdef Py_ssize_t lo = 0, hi = self.written_count, mid
         while lo < hi:              # the first range that ends after the start
@@ -93,7 +216,8 @@ cdef class Gradients:
     cdef int bind(self, object grads) except -1:
         """Bind the gradients of a step; on an error the caller must call `release`."""
         cdef Py_ssize_t k
-        if not self.bind_tree(self.treedef, grads):
+        self.check_params()
+        if not self.bind_node(self.nodes, grads):
             explain_mismatch(self.treedef, grads)
         if self.has_rows or self.layout_changed:
             for k in range(self.count):
@@ -101,105 +225,167 @@ cdef class Gradients:
                     (<RowUpdater> self.row_updaters[k]).bind_all_rows(self.spans[k].g)
         return 0
 
+    cdef int save_treedef(self) except -1:
+        """Make the nodes of the nesting: the children of a node follow one another."""
+        cdef list trees = [self.treedef]
+        cdef Py_ssize_t k = 0
+        cdef Node* node
+        self.keys = []
+        while k < len(trees):
+            tree = trees[k]
+            self.keys.append(list(tree) if isinstance(tree, dict) else None)
+            trees += [] if isinstance(tree, int) else tree.values() if isinstance(tree, dict) else tree
+            k += 1
+        self.nodes = <Node*> PyMem_Calloc(k, sizeof(Node))
+        if self.nodes == NULL:
+            raise MemoryError()
+        k = 1
+        for i, tree in enumerate(trees):
+            node = &self.nodes[<Py_ssize_t> i]
+            if isinstance(tree, int):
+                node.kind, node.first = LEAF, tree
+            else:
+                node.kind, node.first, node.count = MAPPING if isinstance(tree, dict) else SEQUENCE, k, len(tree)
+                k += node.count
+        return 0
+
     @cython.boundscheck(True)       # a list may shrink while its items are read
-    cdef bint bind_tree(self, object treedef, object grads) except -1:
+    cdef bint bind_node(self, const Node* node, object grads) except -1:
         """Bind every gradient of a nesting; False if it is not the nesting of the parameters."""
         cdef Py_ssize_t i, found = 0
-        if type(treedef) is int:
-            self.bind_grad(treedef, grads)
+        cdef const Node* inner
+        if node.kind == LEAF:
+            self.bind_grad(node.first, grads)
             return True
         if grads is None:
-            self.bind_absent(treedef)
+            self.bind_absent(node)
             return True
-        if type(treedef) is tuple:
+        inner = self.nodes + node.first
+        if node.kind == SEQUENCE:
             if type(grads) is list:
-                if len(<list> grads) != len(<tuple> treedef):
+                if len(<list> grads) != node.count:
                     return False
-                for i in range(len(<tuple> treedef)):
-                    if not self.bind_tree((<tuple> treedef)[i], (<list> grads)[i]):
+                for i in range(node.count):
+                    grad = (<list> grads)[i]
+                    if inner[i].kind == LEAF:
+                        self.bind_grad(inner[i].first, grad)
+                    elif not self.bind_node(&inner[i], grad):
                         return False
                 return True
-            if not isinstance(grads, (list, tuple)) or len(grads) != len(<tuple> treedef):
+            if not isinstance(grads, (list, tuple)) or len(grads) != node.count:
                 return False
-            for i in range(len(<tuple> treedef)):
-                if not self.bind_tree((<tuple> treedef)[i], grads[i]):
+            for i in range(node.count):
+                if not self.bind_node(&inner[i], grads[i]):
                     return False
             return True
         if not isinstance(grads, dict):
             return False
-        for key, inner in (<dict> treedef).items():
+        for i, key in enumerate(self.keys[node - self.nodes]):
             if key not in grads:
-                self.bind_absent(inner)
-            elif self.bind_tree(inner, grads[key]):
+                self.bind_absent(&inner[i])
+            elif self.bind_node(&inner[i], grads[key]):
                 found += 1
             else:
                 return False
         return found == len(grads)
 
-    cdef void bind_absent(self, object treedef):
+    cdef void bind_absent(self, const Node* node) noexcept:
         """Bind no gradient to any parameter of a nesting."""
-        if type(treedef) is int:
-            self.cached[treedef] = None
-            self.set_layout(treedef, ABSENT)
-        else:
-            for inner in (treedef.values() if type(treedef) is dict else treedef):
-                self.bind_absent(inner)
+        cdef Py_ssize_t i
+        if node.kind == LEAF:
+            self.bind_no_grad(node.first)
+        for i in range(node.count):
+            self.bind_absent(self.nodes + node.first + i)
+
+    cdef void bind_no_grad(self, Py_ssize_t k) noexcept:
+        self.bound[k] = None
+        self.set_layout(k, ABSENT)
 
     cdef int bind_grad(self, Py_ssize_t k, object grad) except -1:
-        """Bind one gradient, unless it is the cached object of the previous step."""
-        cdef Py_buffer view
-        if grad is None:
-            self.bind_absent(k)
-            return 0
-        if grad is self.cached[k]:
-            return 0
-        self.cached[k] = None
-        if type(grad) is Rows:
-            return self.bind_rows(k, grad)
-        self.set_layout(k, DENSE if self.row_sums[k] is None else ALL_ROWS)
-        if isinstance(grad, generic):
-            grad = ascontiguousarray(grad).reshape(())
-            grad.flags.writeable = False
-        if type(grad) is not ndarray and (not isinstance(grad, ndarray) or is_masked(grad)):
-            raise TypeError(f"{self.paths[k]}: expected a NumPy array, got {type(grad).__name__}")
-        PyObject_GetBuffer(grad, &view, PyBUF_STRIDES | PyBUF_FORMAT)
-        try:
-            self.check(k, grad, view.format, view.ndim, view.shape)
-            if (PyBuffer_IsContiguous(&view, b"C") and <Py_ssize_t> view.buf % view.itemsize == 0
-                    and not self.is_written(<Py_ssize_t> view.buf, view.len)):
-                self.set_grad_ptr(k, <char*> view.buf)
-                self.writeable[k] = not view.readonly
-                self.cached[k] = grad
+        """Bind one gradient."""
+        cdef const fo_array* x
+        cdef const SavedArray* param = &self.saved[k]
+        cdef const Span* span = &self.spans[k]
+        cdef GradFormat format
+        cdef Py_ssize_t itemsize
+        cdef char* g
+        if type(grad) is ARRAY:
+            x = fields(grad)
+            if (x.data == span.g and span.grad_format == AS_PARAM and self.layouts[k] == DENSE
+                    and param.first == 0 and is_like(x, param, FO_ARRAY_ALIGNED)):
+                # Where the last gradient was: it overlaps nothing that a step writes.
+                self.writeable[k] = (x.flags & FO_ARRAY_WRITEABLE) != 0
+                if grad is not self.bound[k]:
+                    self.bound[k] = grad
                 return 0
-        finally:
-            PyBuffer_Release(&view)
-        return self.copy(k, grad)
-
-    cdef int check(self, Py_ssize_t k, object grad, const char* format, int ndim,
-                   const Py_ssize_t* shape) except -1:
-        """Raise unless dtype and shape are those of the parameter."""
-        cdef Py_ssize_t i
-        cdef object param = self.params[k]
-        cdef tuple expected = param.shape
-        cdef bint same
-        if format[0] == c"=":           # NumPy's mark of an unaligned array
-            format += 1
-        if format[0] != (c"d" if self.spans[k].is_f64 else c"f") or format[1] != 0:
-            raise TypeError(f"{self.paths[k]}: expected dtype {param.dtype} as the parameter has, "
-                            f"got {grad.dtype.str if not grad.dtype.isnative else grad.dtype}")
-        same = ndim == len(expected)
-        for i in range(ndim if same else 0):
-            same = same and shape[i] == <Py_ssize_t> expected[i]
-        if not same:
-            raise ValueError(f"{self.paths[k]}: expected shape {expected} as the parameter has, "
-                             f"got {grad.shape}")
+        else:
+            if grad is None:
+                self.bind_no_grad(k)
+                return 0
+            if type(grad) is Rows:
+                return self.bind_rows(k, grad)
+            grad = self.as_array(k, grad)
+        self.set_layout(k, ALL_ROWS if param.is_row_wise else DENSE)
+        x = fields(grad)
+        format = <GradFormat> self.check(k, x, grad)
+        itemsize = param.itemsize if format == AS_PARAM else <Py_ssize_t> 1 << format
+        g = x.data - param.first * itemsize
+        if (not has_layout(x, itemsize, param) or x.flags & FO_ARRAY_ALIGNED == 0
+                or (self.layouts[k] == ALL_ROWS and not (param.is_c and format == AS_PARAM))
+                or self.is_written(k, g, format)):
+            return self.copy(k, grad)
+        self.set_grad(k, g, format)
+        self.writeable[k] = (x.flags & FO_ARRAY_WRITEABLE) != 0
+        if grad is not self.bound[k]:
+            self.bound[k] = grad
         return 0
 
+    cdef object as_array(self, Py_ssize_t k, object grad):
+        """View a subclass of ndarray, or a NumPy scalar, as an array."""
+        if isinstance(grad, generic):
+            grad = array(grad)
+            grad.flags.writeable = False
+        if not isinstance(grad, ndarray) or is_masked(grad):
+            raise TypeError(f"{self.paths[k]}: expected a NumPy array, got {type(grad).__name__}")
+        return grad.view(ndarray)
+
+    cdef int check(self, Py_ssize_t k, const fo_array* x, object grad) except -1:
+        """Raise unless a gradient has a floating dtype and the shape of the parameter. Return its format."""
+        cdef const SavedArray* param = &self.saved[k]
+        cdef int format = AS_PARAM, i
+        cdef bint same = x.ndim == param.ndim
+        if x.dtype != param.dtype:
+            format = self.grad_format(k, grad)
+        for i in range(param.ndim if same else 0):
+            same = same and x.shape[i] == param.shape[i]
+        if not same:
+            raise ValueError(f"{self.paths[k]}: expected shape {self.params[k].shape} as the parameter has, "
+                             f"got {grad.shape}")
+        return format
+
+    cdef int grad_format(self, Py_ssize_t k, object grad) except -1:
+        cdef bint is_f64 = self.spans[k].is_f64
+        given = grad.dtype
+        if given == F32:
+            return FLOAT32 if is_f64 else AS_PARAM
+        if given == F64:
+            return AS_PARAM if is_f64 else FLOAT64
+        if given == F16:
+            return FLOAT16
+        raise TypeError(f"{self.paths[k]}: expected dtype float32, float64 or float16, "
+                        f"got {given if given.isnative else given.str}")
+
     cdef int copy(self, Py_ssize_t k, object grad) except -1:
-        """Bind a C-contiguous copy of a gradient."""
-        copied = array(grad, order="C", copy=True)
-        self.set_grad_ptr(k, data_ptr(copied, False))
+        """Bind a copy of a gradient in the memory layout of the parameter; row-wise rules get rows."""
+        cdef GradFormat format
+        param = self.params[k]
+        if self.layouts[k] == ALL_ROWS:
+            copied, format = array(grad, param.dtype, order="C", copy=True), AS_PARAM
+        else:
+            copied, format = copy_with_layout(grad, param, grad.dtype), <GradFormat> self.grad_format(k, grad)
+        self.set_grad(k, data_ptr(copied, False), format)
         self.writeable[k] = grad.flags.writeable
+        self.bound[k] = None
         self.copies.append((k, grad, copied))
         return 0
 
@@ -211,14 +397,14 @@ cdef class Gradients:
             raise ValueError(f"{self.paths[k]}: this optimizer steps whole arrays: expected an array, "
                              "or an optimizer with sparse='dense', got Rows")
         if grad is NO_ROWS:
-            self.bind_absent(k)
+            self.bind_no_grad(k)
             return 0
         values = updater.check_values(grad)
         if not len(values):
             updater.release()
-            self.bind_absent(k)
+            self.bind_no_grad(k)
             return 0
-        if self.is_written(address(values, False), values.nbytes):
+        if self.overlaps_written(address(values, False), values.nbytes):
             values = values.copy()
         updater.bind_rows(grad, values)
         if self.sparse[k] == "dense":
@@ -243,9 +429,11 @@ cdef class Gradients:
         self.layout_changed = self.layout_changed or self.layouts[k] != layout
         self.layouts[k] = layout
 
-    cdef void set_grad_ptr(self, Py_ssize_t k, char* g) noexcept:
-        self.address_changed = self.address_changed or self.spans[k].g != g
-        self.spans[k].g = g
+    cdef void set_grad(self, Py_ssize_t k, char* g, GradFormat format) noexcept:
+        cdef Span* x = &self.spans[k]
+        if x.g != g or x.grad_format != format:
+            self.address_changed = True
+            x.g, x.grad_format = g, format
 
     cdef void update_layout(self) noexcept:
         """Summarize the layouts after they have changed."""
@@ -263,14 +451,16 @@ cdef class Gradients:
         for i, _, copied in self.copies:
             if i == k:
                 return copied
-        return self.cached[k]
+        return self.bound[k]
 
     cdef int replace(self, Py_ssize_t k, object grad) except -1:
         """Bind another array in place of a gradient for the rest of the step."""
-        grad = ascontiguousarray(grad)
+        param = self.params[k]
+        grad = (asarray(grad, param.dtype, order="C") if self.saved[k].is_c
+                else copy_with_layout(grad, param, param.dtype))
         self.replaced.append((self.original(k), grad))
-        self.set_grad_ptr(k, data_ptr(grad, False))
-        self.cached[k] = None
+        self.set_grad(k, data_ptr(grad, False), AS_PARAM)
+        self.bound[k] = None
         self.spans[k].unit_scale = NULL
         return 0
 
@@ -285,7 +475,7 @@ cdef class Gradients:
                 raise ValueError(f"{self.paths[k]}: zero_grad=True needs a writeable array, got a read-only one")
         for k, grad, _ in self.copies:
             low, high = byte_bounds(grad)
-            if self.is_written(low, high - low):
+            if self.overlaps_written(low, high - low):
                 raise ValueError(f"{self.paths[k]}: zero_grad=True, but the array shares memory with a "
                                  "parameter or state of the optimizer")
         if not self.address_changed:
@@ -293,7 +483,8 @@ cdef class Gradients:
         for k in range(self.count):
             if self.params[k].size and self.layouts[k] != ABSENT:
                 first = <Py_ssize_t> self.spans[k].g
-                ranges.append((first, first + self.params[k].nbytes, k))
+                size = self.params[k].size * grad_itemsize(&self.spans[k])
+                ranges.append((first, first + size, k))
         ranges.sort()
         for k in range(1, len(ranges)):
             if ranges[k][0] < ranges[k - 1][1]:
@@ -314,17 +505,17 @@ cdef class Gradients:
         cdef Py_ssize_t k
         for k in range(self.count):
             if self.layouts[k] != ABSENT:
-                memset(self.spans[k].g, 0, self.params[k].nbytes)
+                memset(self.spans[k].g, 0, self.params[k].size * grad_itemsize(&self.spans[k]))
         self.zero_originals()
 
     cdef void release(self) noexcept:
-        """Drop copies, and references to gradients that are too large to be cached."""
+        """Drop copies, and references to gradients that are too large to be kept."""
         cdef Py_ssize_t k
         self.sparse_path = None
         if self.has_rows:
             for k in range(self.count):
                 if self.layouts[k] != DENSE:
-                    self.cached[k] = None
+                    self.bound[k] = None
                     if self.row_updaters[k] is not None:
                         (<RowUpdater> self.row_updaters[k]).release()
         if self.copies:
@@ -334,4 +525,4 @@ cdef class Gradients:
         if self.has_large:
             for k in range(self.count):
                 if is_large(&self.spans[k]):
-                    self.cached[k] = None
+                    self.bound[k] = None

@@ -13,10 +13,14 @@ name: the fields of the struct are the keys of `Rule.constants` and `Rule.step_s
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
+from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport Kernels, Span, UpdateArgs
+from fastopt._core.span cimport AS_PARAM, FLOAT16, Kernels, Span, UpdateArgs, grad_itemsize
+
+cdef extern from "fo_half.h" nogil:
+    float fo_half_to_float(uint16_t half)
 
 cdef enum:
     LINE = 64       # bytes of a cache line
@@ -757,6 +761,37 @@ cdef inline void apply(const UpdateArgs* args, const Span* x, Py_ssize_t lo, con
             at(x.v, lo, kind), n)
 
 
+cdef void convert_half(real* restrict out, const uint16_t* restrict g, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <real> fo_half_to_float(g[i])
+
+
+cdef void narrow(float* restrict out, const double* restrict g, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <float> g[i]
+
+
+cdef void widen(double* restrict out, const float* restrict g, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = <double> g[i]
+
+
+cdef inline const real* load_grad(const Span* x, Py_ssize_t lo, Py_ssize_t n, real* buffer) noexcept nogil:
+    """Gradient of elements [lo, lo + n) in the dtype of the parameter; `buffer` is used if it has another one."""
+    if x.grad_format == AS_PARAM:
+        return at(x.g, lo, buffer)
+    if x.grad_format == FLOAT16:
+        convert_half(buffer, <const uint16_t*> x.g + lo, n)
+    elif real is float:
+        narrow(buffer, <const double*> x.g + lo, n)
+    else:
+        widen(buffer, <const float*> x.g + lo, n)
+    return buffer
+
+
 cdef void scale_shift(const real* restrict scale, const real* restrict shift, real* restrict x,
                       Py_ssize_t n) noexcept nogil:
     """x = scale x - shift, for consecutive units"""
@@ -769,7 +804,12 @@ cdef void scale_shift_units(const Span* span, real* x, Py_ssize_t lo, Py_ssize_t
     """Apply `scale_shift` to x, elements [lo, lo + n) of a span."""
     cdef const real* scale = <const real*> span.unit_scale
     cdef const real* shift = <const real*> span.unit_shift
-    cdef Py_ssize_t done = 0, unit = lo % span.n_units, count
+    cdef Py_ssize_t done = 0, unit = lo % span.n_units, count, i
+    if span.unit_stride != 1:
+        for i in range(n):
+            unit = (lo + i) // span.unit_stride % span.n_units
+            x[i] = scale[unit] * x[i] - shift[unit]
+        return
     while done < n:
         count = min(span.n_units - unit, n - done)
         scale_shift(scale + unit, shift + unit, x + done, count)
@@ -811,9 +851,10 @@ cdef void scale_params(double weight, real* restrict p, Py_ssize_t n) noexcept n
 cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t n,
                       real* kind) noexcept nogil:
     """Update elements [lo, lo + n) of a span with all options."""
+    cdef real converted[TILE]
     cdef real transformed[TILE]
     cdef real* p = at(x.p, lo, kind)
-    cdef real* g = at(x.g, lo, kind)
+    cdef const real* g = load_grad(x, lo, n, &converted[0])
     if args.decay_factor != 1.0 and not is_two_pass(args):
         scale_params(args.decay_factor, p, n)
         if args.decays_copy:
@@ -829,7 +870,7 @@ cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_s
     if x.e != NULL:
         update_average(args.ema_decay, at(x.e, lo, kind), p, n)
     if args.zero_grad:
-        memset(g, 0, n * sizeof(real))
+        memset(x.g + lo * grad_itemsize(x), 0, n * grad_itemsize(x))
 
 
 cdef inline void prefetch(const real* start) noexcept nogil:
@@ -842,7 +883,8 @@ cdef inline void prefetch(const real* start) noexcept nogil:
 
 cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
     prefetch(at(x.p, i, kind))
-    prefetch(at(x.g, i, kind))
+    if x.grad_format == AS_PARAM:
+        prefetch(at(x.g, i, kind))
     prefetch(at(x.s, i, kind))
     prefetch(at(x.t, i, kind))
     prefetch(at(x.u, i, kind))
@@ -857,7 +899,7 @@ cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_
     """Update elements [lo, hi) of a span, tile by tile."""
     cdef Py_ssize_t n, ahead
     cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
-                              or args.lookahead_alpha != 0.0 or x.e != NULL)
+                              or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != AS_PARAM)
     while lo < hi:
         ahead = lo + PREFETCH_DISTANCE
         if ahead < hi:
@@ -889,27 +931,34 @@ cdef inline double reduce_lanes(double* lane) noexcept nogil:
     return lane[0]
 
 
-cdef double sum_squares(const real* g, Py_ssize_t n) noexcept nogil:
+cdef double sum_squares(const Span* x, Py_ssize_t lo, Py_ssize_t hi, real* kind) noexcept nogil:
     """Lane j sums the squares of elements j, j + LANES, ...; then the lanes are reduced."""
     cdef double lane[LANES]
-    cdef double x
-    cdef Py_ssize_t i, j, rows = n // LANES
+    cdef real converted[TILE]
+    cdef const real* g
+    cdef double y
+    cdef Py_ssize_t i, j, n, rows
     for j in range(LANES):
         lane[j] = 0.0
-    for i in range(rows):
-        for j in range(LANES):
-            x = <double> g[i * LANES + j]
-            lane[j] += x * x
-    for j in range(n - rows * LANES):
-        x = <double> g[rows * LANES + j]
-        lane[j] += x * x
+    while lo < hi:
+        n = hi - lo if x.grad_format == AS_PARAM else min(TILE, hi - lo)
+        g = load_grad(x, lo, n, &converted[0])
+        rows = n // LANES
+        for i in range(rows):
+            for j in range(LANES):
+                y = <double> g[i * LANES + j]
+                lane[j] += y * y
+        for j in range(n - rows * LANES):
+            y = <double> g[rows * LANES + j]
+            lane[j] += y * y
+        lo += n
     return reduce_lanes(lane)
 
 
 cdef double sum_squares_span(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     if x.is_f64:
-        return sum_squares(<const double*> x.g + lo, hi - lo)
-    return sum_squares(<const float*> x.g + lo, hi - lo)
+        return sum_squares(x, lo, hi, <double*> NULL)
+    return sum_squares(x, lo, hi, <float*> NULL)
 
 
 cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_ssize_t n) noexcept nogil:
@@ -925,14 +974,15 @@ cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_s
 cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
                        real* kind) noexcept nogil:
     """First pass over elements [lo, lo + n) of a span."""
+    cdef real converted[TILE]
     cdef real transformed[TILE]
     cdef real* p = at(span.p, lo, kind)
-    cdef real* g = at(span.g, lo, kind)
+    cdef const real* g = load_grad(span, lo, n, &converted[0])
     if args.decay_factor != 1.0:
         scale_params(args.decay_factor, p, n)
     if args.transforms_grad:
         transform_grad(args, span, lo, transformed, g, p, n)
-        g = transformed
+        g = &transformed[0]
     if real is float:
         loops[args.kernel].measure_f32(
             &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
@@ -992,10 +1042,19 @@ cdef void add_unit_sums_row(const UpdateArgs* args, const real* restrict p, cons
 
 cdef void add_unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums,
                         real* kind) noexcept nogil:
-    cdef Py_ssize_t i = 0
+    """Add up rows of one element per unit; a gradient of another dtype is converted tile by tile."""
+    cdef real converted[TILE]
+    cdef double* unit_sum
+    cdef Py_ssize_t i = 0, first, n
     while i < x.n:
-        add_unit_sums_row(args, at(x.p, i, kind), at(x.g, i, kind), sums, sums + units, sums + 2 * units, units)
-        i += units
+        first = i % units
+        n = units - first
+        if x.grad_format != AS_PARAM:
+            n = min(TILE, n)
+        unit_sum = sums + first
+        add_unit_sums_row(args, at(x.p, i, kind), load_grad(x, i, n, &converted[0]), unit_sum,
+                          unit_sum + units, unit_sum + 2 * units, n)
+        i += n
 
 
 cdef void unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums) noexcept nogil:

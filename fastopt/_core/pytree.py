@@ -6,9 +6,10 @@ a list or tuple, and a dict for a dict. The step table binds gradients along it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from fastopt._core.validation import check_disjoint, check_updatable
+from fastopt._core.validation import check_disjoint, check_memory, check_updatable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,30 +17,78 @@ if TYPE_CHECKING:
     from fastopt._core.typing import Array, TreeDef
 
 
-def flatten(tree: Any, name: str = "params") -> tuple[TreeDef, list[Array], list[str]]:
+MAX_DEPTH = 100
+
+# (container, key, item) of every list and dict of a nesting.
+Slots: TypeAlias = "list[tuple[list[Any] | dict[Any, Any], Any, Any]]"
+
+
+def flatten(
+    tree: Any, name: str = "params", slots: Slots | None = None
+) -> tuple[TreeDef, list[Array], list[str]]:
     """Return the treedef of a nesting of parameters, its arrays, and their paths: ``[2]["W"]``.
 
+    Subclasses of ndarray, such as `numpy.matrix`, are viewed as arrays. The items of every list and dict are
+    appended to `slots`.
+
     Raises TypeError or ValueError if an element is not an array that a kernel can update in place, if two
-    arrays share memory, or if there is no array.
+    arrays share memory, if there is no array, or if a container contains itself.
     """
     arrays: list[Array] = []
     paths: list[str] = []
-    treedef = _flatten(tree, name, "", arrays, paths)
+    treedef = _flatten(tree, name, "", arrays, paths, [] if slots is None else slots, 0)
     if not arrays:
         raise ValueError(f"{name}: expected at least one array, got none")
     check_disjoint(arrays, paths, name)
+    for array, path in zip(arrays, paths, strict=True):
+        check_memory(array, name + path)
     return treedef, arrays, paths
 
 
-def _flatten(tree: Any, name: str, path: str, arrays: list[Array], paths: list[str]) -> TreeDef:
+def _flatten(
+    tree: Any, name: str, path: str, arrays: list[Array], paths: list[str], slots: Slots, depth: int
+) -> TreeDef:
+    _check_depth(name, depth)
     if isinstance(tree, (list, tuple)):
-        return tuple(_flatten(inner, name, f"{path}[{i}]", arrays, paths) for i, inner in enumerate(tree))
+        items = list(tree)
+        if isinstance(tree, list):
+            slots += [(tree, i, inner) for i, inner in enumerate(items)]
+        return tuple(
+            _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
+            for i, inner in enumerate(items)
+        )
     if isinstance(tree, dict):
-        return {key: _flatten(inner, name, path + item(key), arrays, paths) for key, inner in tree.items()}
-    check_updatable(tree, name + path)
-    arrays.append(tree)
+        content = dict(tree)
+        slots += [(tree, key, inner) for key, inner in content.items()]
+        return {
+            key: _flatten(inner, name, path + item(key), arrays, paths, slots, depth + 1)
+            for key, inner in content.items()
+        }
+    arrays.append(check_updatable(tree, name + path))
     paths.append(path)
     return len(arrays) - 1
+
+
+def read_iterators(tree: Any, name: str = "params", depth: int = 0) -> Any:
+    """Return a nesting with a list in place of each iterator and view of a dict; itself if it has none."""
+    _check_depth(name, depth)
+    if isinstance(tree, (Iterator, KeysView, ValuesView, ItemsView)):
+        tree = list(tree)
+    if type(tree) is dict:
+        content = {key: read_iterators(inner, name, depth + 1) for key, inner in tree.items()}
+        return content if any(content[key] is not tree[key] for key in content) else tree
+    if type(tree) in (list, tuple):
+        items = [read_iterators(inner, name, depth + 1) for inner in tree]
+        return items if any(a is not b for a, b in zip(items, tree, strict=True)) else tree
+    return tree
+
+
+def _check_depth(name: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(
+            f"{name}: expected at most {MAX_DEPTH} containers inside one another, got more: "
+            "does one contain itself?"
+        )
 
 
 def assemble(treedef: TreeDef, leaves: Sequence[object]) -> Any:

@@ -12,6 +12,9 @@ cdef struct RowContext:
     Py_ssize_t n_rows           # of the parameter
     Py_ssize_t width            # elements per row
     Py_ssize_t row_bytes
+    Py_ssize_t row_stride       # bytes from the beginning of a row to the next in the arrays of the span
+    Py_ssize_t* offsets         # of the elements of a row, in items, if it is not contiguous; else NULL
+    char* row_copy              # room for one row of each array of the span; used if `offsets` is not NULL
     bint all_rows               # every row is active, and `values` has the gradient of each
     Py_ssize_t n_active         # rows with a gradient
     Py_ssize_t* rows            # their indices, ascending
@@ -42,6 +45,7 @@ cdef class RowUpdater:
     cdef Pair* pairs            # the rows to sort, and as much scratch memory
     cdef char* sums             # summed gradients of rows that occur more than once
 
+    cdef int set_offsets(self, param) except -1
     cdef object check_values(self, Rows grad)
     cdef int bind_rows(self, Rows grad, object values) except -1
     cdef int bind_all_rows(self, char* values) except -1

@@ -17,7 +17,9 @@ from fastopt._core.deferred_rows cimport (
 from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
 from fastopt._core.span cimport UpdateArgs, Span
 
-from numpy import asarray, int64, ndarray, require, zeros
+from numpy import arange, asarray, dtype, errstate, int64, ndarray, require, zeros
+
+from fastopt._core.layout import first_index
 
 from fastopt._core.validation import is_masked
 
@@ -32,8 +34,11 @@ cdef enum:
     SERIAL_BELOW_NS = 16000  # shorter calls run serially
     MIN_PART_ROWS = 16      # rows that a thread claims at a time
     MAX_PARTS_PER_THREAD = 32
+    N_ARRAYS = 7            # of a span, the gradient apart
 
 MAX_DEFERRED_STEPS = MAX_LOGGED
+
+cdef tuple FLOATS = (dtype("float16"), dtype("float32"), dtype("float64"))
 
 
 cdef object check_row_indices(object rows):
@@ -57,7 +62,7 @@ cdef class Rows:
         Row indices in any order. The gradients of a row that occurs more than once are summed in this
         order.
     grads : ndarray, shape (k, ...)
-        Gradient of each row, with the dtype and the trailing dimensions of the parameter.
+        Gradient of each row, of a floating dtype, with the trailing dimensions of the parameter.
 
     Raises
     ------
@@ -73,7 +78,7 @@ cdef class Rows:
         if grads.shape[:1] != self.rows.shape:
             raise ValueError(f"grads: expected shape ({self.rows.size}, ...) with one entry per row, "
                              f"got {grads.shape}")
-        self.grads = grads
+        self.grads = grads.view(ndarray)
 
     def __repr__(self):
         return f"Rows(rows={self.rows!r}, grads={self.grads!r})"
@@ -109,7 +114,7 @@ cdef inline void prefetch(const char* base, Py_ssize_t offset, Py_ssize_t size) 
 
 cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
     """Prefetch the arrays of active row i: hardware prefetchers do not predict the jump to it."""
-    cdef Py_ssize_t offset = row_index(x, i) * x.row_bytes, size = min(x.row_bytes, PREFETCH_BYTES)
+    cdef Py_ssize_t offset = row_index(x, i) * x.row_stride, size = min(x.row_bytes, PREFETCH_BYTES)
     prefetch(grad_ptr(x, i), 0, size)
     prefetch(x.span.p, offset, size)
     prefetch(x.span.s, offset, size)
@@ -120,9 +125,45 @@ cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
     prefetch(x.span.e, offset, size)
 
 
+cdef inline char** array_of(Span* x, int i) noexcept nogil:
+    """Array i of a span, the gradient apart."""
+    if i == 0:
+        return &x.p
+    if i == 1:
+        return &x.s
+    if i == 2:
+        return &x.t
+    if i == 3:
+        return &x.u
+    if i == 4:
+        return &x.v
+    return &x.w if i == 5 else &x.e
+
+
+cdef void gather(const RowContext* x, char* row, const char* array) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(x.width):
+        if x.span.is_f64:
+            (<double*> row)[i] = (<const double*> array)[x.offsets[i]]
+        else:
+            (<float*> row)[i] = (<const float*> array)[x.offsets[i]]
+
+
+cdef void scatter(const RowContext* x, char* array, const char* row) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(x.width):
+        if x.span.is_f64:
+            (<double*> array)[x.offsets[i]] = (<const double*> row)[i]
+        else:
+            (<float*> array)[x.offsets[i]] = (<const float*> row)[i]
+
+
 cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
-    """Point `row`, a copy of the parameter's span, to row r."""
-    cdef Py_ssize_t offset = r * x.row_bytes
+    """Point `row`, a copy of the parameter's span, to row r, or to a copy of it if it is not contiguous."""
+    cdef Py_ssize_t offset = r * x.row_stride
+    cdef char** array
+    cdef char* copy
+    cdef int i
     row.p = x.span.p + offset
     row.s = offset_ptr(x.span.s, offset)
     row.t = offset_ptr(x.span.t, offset)
@@ -131,6 +172,22 @@ cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept 
     row.w = offset_ptr(x.span.w, offset)
     row.e = offset_ptr(x.span.e, offset)
     row.n = x.width
+    if x.offsets != NULL:
+        for i in range(N_ARRAYS):
+            copy, array = x.row_copy + i * x.row_bytes, array_of(row, i)
+            if array[0] != NULL:
+                gather(x, copy, array[0])
+                array[0] = copy
+
+
+cdef inline void store_row(const RowContext* x, Py_ssize_t r) noexcept nogil:
+    """Write row r back if `set_row` has made a copy of it."""
+    cdef Span span = x.span
+    cdef int i
+    if x.offsets != NULL:
+        for i in range(N_ARRAYS):
+            if array_of(&span, i)[0] != NULL:
+                scatter(x, array_of(&span, i)[0] + r * x.row_stride, x.row_copy + i * x.row_bytes)
 
 
 cdef double add_to_row_sum(const RowContext* x, Py_ssize_t r, double value) noexcept nogil:
@@ -195,6 +252,7 @@ cdef void update_part(void* context, int part, int parts) noexcept nogil:
             x.deferred.n_applied[r] = x.deferred.n_logged + 1     # includes this step, which is logged next
         row.g = grad_ptr(x, i)
         step_row(x, x.args, &row, r)
+        store_row(x, r)
     fo_flush_end(mode)
 
 
@@ -207,6 +265,7 @@ cdef void catch_up_part(void* context, int part, int parts) noexcept nogil:
         r = row_index(x, i)
         set_row(x, &row, r)
         replay(x, &row, r)
+        store_row(x, r)
     fo_flush_end(mode)
 
 
@@ -252,7 +311,11 @@ cdef void parallel_for(Task task, RowContext* x, long long nanoseconds) noexcept
         task(x, 0, 1)       # without releasing the GIL, which takes longer than the task
         return
     with nogil:
-        run_parts(task, x, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, parts_per_thread)), nanoseconds)
+        if x.offsets != NULL:
+            task(x, 0, 1)       # there is room for one copy of a row
+        else:
+            run_parts(task, x, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, parts_per_thread)),
+                      nanoseconds)
 
 
 cdef void radix_sort(Pair* a, Pair* scratch, Py_ssize_t n, Py_ssize_t n_rows) noexcept nogil:
@@ -299,8 +362,33 @@ cdef class RowUpdater:
         self.context.zeros = <char*> PyMem_Calloc(self.context.row_bytes + 1, 1)
         if self.context.zeros == NULL:
             raise MemoryError()
+        self.context.row_stride = self.context.row_bytes
+        if not param.flags.c_contiguous:
+            self.set_offsets(param)
+
+    cdef int set_offsets(self, param) except -1:
+        """Store where the elements of a row are in an array that is not C-contiguous, in C order of the row."""
+        cdef RowContext* x = &self.context
+        cdef Py_ssize_t i
+        places = zeros(param.shape[1:], int64)
+        for axis, stride in enumerate(param.strides[1:]):
+            along = arange(param.shape[axis + 1]) * (stride // param.itemsize)
+            places += along.reshape([-1 if i == axis else 1 for i in range(param.ndim - 1)])
+        flat = places.reshape(-1)
+        # The address of a span is the lowest of its array; a reversed axis begins at the highest.
+        shift = first_index(param)
+        x.row_stride = param.strides[0]
+        x.offsets = <Py_ssize_t*> PyMem_Calloc(x.width + 1, sizeof(Py_ssize_t))
+        x.row_copy = <char*> PyMem_Calloc(N_ARRAYS * x.row_bytes + 1, 1)
+        if x.offsets == NULL or x.row_copy == NULL:
+            raise MemoryError()
+        for i in range(x.width):
+            x.offsets[i] = flat[i] + shift
+        return 0
 
     def __dealloc__(self):
+        PyMem_Free(self.context.offsets)
+        PyMem_Free(self.context.row_copy)
         free_log(&self.context.deferred)
         PyMem_Free(self.context.zeros)
         PyMem_Free(self.context.rows)
@@ -318,14 +406,15 @@ cdef class RowUpdater:
         values, shape = grad.grads, self.param.shape
         if not shape:
             raise ValueError(f"{self.path}: expected an array because the parameter has no rows, got Rows")
-        if values.dtype != self.param.dtype:
-            raise TypeError(f"{self.path}.grads: expected dtype {self.param.dtype} as the parameter has, "
+        if values.dtype not in FLOATS:
+            raise TypeError(f"{self.path}.grads: expected dtype float32, float64 or float16, "
                             f"got {values.dtype if values.dtype.isnative else values.dtype.str}")
         expected = grad.rows.shape + shape[1:]
         if values.shape != expected:
             raise ValueError(f"{self.path}.grads: expected shape {expected} for a parameter of shape "
                              f"{shape}, got {values.shape}")
-        return require(values, None, ("C", "A"))
+        with errstate(over="ignore"):       # as in the kernels, an overflow is an infinity
+            return require(values, self.param.dtype, ("C", "A"))
 
     cdef int bind_rows(self, Rows grad, object values) except -1:
         """Bind a gradient. `values` come from `check_values`."""

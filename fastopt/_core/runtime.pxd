@@ -5,5 +5,5 @@ ctypedef void (*Task)(void* context, int part, int parts) noexcept nogil
 cdef int n_threads() noexcept nogil
 # Run every part of a task once and return when all have finished. `nanoseconds`: estimate for one thread.
 cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil
-# Address of the first element. BufferError if the array is read-only and `written` is true.
+# Lowest address of the elements. BufferError if the array is read-only and `written` is true.
 cdef char* data_ptr(object array, bint written) except? NULL

@@ -25,15 +25,19 @@ cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) 
 
 cdef char* data_ptr(object array, bint written) except? NULL:
     cdef Py_buffer view
-    cdef char* first
+    cdef char* lowest
+    cdef int i
     PyObject_GetBuffer(array, &view, PyBUF_STRIDES | (PyBUF_WRITABLE if written else 0))
-    first = <char*> view.buf
+    lowest = <char*> view.buf
+    for i in range(view.ndim if view.len else 0):
+        if view.strides[i] < 0:
+            lowest += (view.shape[i] - 1) * view.strides[i]
     PyBuffer_Release(&view)
-    return first
+    return lowest
 
 
 def address(object array not None, bint written=True):
-    """Return the address of an array's first element.
+    """Return the lowest address of an array's elements.
 
     Raises BufferError if the array is read-only and `written` is true.
     """

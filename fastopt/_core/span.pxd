@@ -4,6 +4,14 @@ cdef enum:
     MAX_SCALARS = 12    # fields of the largest rule struct
 
 
+cdef enum GradFormat:
+    # Dtype of a gradient; that of the others is also the logarithm of the item size.
+    AS_PARAM = 0
+    FLOAT16 = 1
+    FLOAT32 = 2
+    FLOAT64 = 3
+
+
 cdef struct UpdateArgs:
     # Everything that the update of a group's elements depends on in this step.
     int kernel                  # index of the kernel, whose rule struct is `scalars`
@@ -32,10 +40,18 @@ cdef struct Span:
     char* e                     # moving average of the parameters, or NULL
     char* unit_scale            # per unit, g = unit_scale g - unit_shift; NULL if gradients are not
     char* unit_shift            # changed by unit
-    Py_ssize_t n_units          # element i belongs to unit i % n_units
+    Py_ssize_t n_units          # element i belongs to unit i // unit_stride % n_units
+    Py_ssize_t unit_stride
     Py_ssize_t n                # elements
     bint is_f64                 # float64, else float32
+    GradFormat grad_format      # dtype of g if it is not that of the parameter
     int group                   # index of its UpdateArgs
+
+
+cdef inline Py_ssize_t grad_itemsize(const Span* x) noexcept nogil:
+    if x.grad_format == AS_PARAM:
+        return 8 if x.is_f64 else 4
+    return <Py_ssize_t> 1 << x.grad_format
 
 
 # Update elements [lo, hi) of a span.

@@ -13,7 +13,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
@@ -21,9 +21,14 @@ from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
-from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, StepLease, UpdateArgs
+from fastopt._core.span cimport AS_PARAM, MAX_SCALARS, FLOAT16, FLOAT32, Kernels, Span, StepLease, UpdateArgs
 
-from numpy import array, ascontiguousarray, empty_like, maximum, minimum, multiply, zeros
+from numpy import array, asarray, ascontiguousarray, empty_like, maximum, minimum, multiply, zeros
+
+from fastopt._core.layout import same_layout
+
+cdef extern from "fo_half.h" nogil:
+    float fo_half_to_float(uint16_t half)
 
 cdef double INFINITE = float("inf")
 cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of squares has overflowed
@@ -233,6 +238,15 @@ cdef inline Py_ssize_t bytes_of(const Span* x) noexcept:
                                            + (x.w != NULL) + (x.e != NULL))
 
 
+cdef inline double grad_value(const Span* x, Py_ssize_t i) noexcept:
+    """Element i of a gradient."""
+    if x.grad_format == FLOAT16:
+        return <double> fo_half_to_float((<uint16_t*> x.g)[i])
+    if x.grad_format == FLOAT32 or (x.grad_format == AS_PARAM and not x.is_f64):
+        return <double> (<float*> x.g)[i]
+    return (<double*> x.g)[i]
+
+
 cdef class Table:
     """The arrays of one optimizer, resolved to addresses.
 
@@ -248,8 +262,8 @@ cdef class Table:
         Per parameter:
 
         - ``param``: the array, checked by `pytree.flatten`.
-        - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`. Those of another shape are
-          not passed to the kernels.
+        - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`, in the memory layout of the
+          parameter. Those of another shape are not passed to the kernels.
         - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
         - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
         - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
@@ -346,6 +360,10 @@ cdef class Table:
     cdef int set_span(self, Py_ssize_t k, object entry) except -1:
         cdef Span* x = &self.context.spans[k]
         cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
+        for a in [*state, *[b for b in (entry.slow, entry.average) if b is not None]]:
+            if not same_layout(a, entry.param):
+                raise ValueError(f"state: expected strides {entry.param.strides} as the parameter has, "
+                                 f"got {a.strides}; make both C-contiguous")
         x.p = data_ptr(entry.param, True)
         x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
         x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
@@ -681,8 +699,8 @@ cdef class Table:
                     and not (<RowUpdater> self.gradients.row_updaters[k]).all_finite(scale)):
                 return False
             for i in range(x.n):
-                if not isfinite(scale * (<double*> x.g)[i] if x.is_f64
-                                else <double> (<float> scale * (<float*> x.g)[i])):
+                if not isfinite(scale * grad_value(x, i) if x.is_f64
+                                else <double> (<float> scale * <float> grad_value(x, i))):
                     return False
         return True
 
@@ -716,11 +734,15 @@ cdef class Table:
     def unit_sums(self, Py_ssize_t k, Py_ssize_t units):
         """Sum the gradient, its squares and the squares of a parameter over each unit.
 
-        Element i belongs to unit ``i % units``. The gradient is scaled and clamped.
+        Element i in C order belongs to unit ``i % units``. The gradient is scaled and clamped.
         """
         cdef Span x = self.context.spans[k]
         cdef double* sums
-        x.n = self.sizes[k]     # also if it is bound by row
+        param = self.entries[k].param
+        x.n = self.sizes[k]             # also if it is bound by row
+        if not param.flags.c_contiguous:    # the order of the sums does not depend on the layout
+            param, grad = asarray(param, order="C"), asarray(self.gradients.original(k), order="C")
+            x.p, x.g = data_ptr(param, False), data_ptr(grad, False)
         result = zeros((3, units))
         sums = <double*> data_ptr(result, True)
         with nogil:
@@ -730,24 +752,29 @@ cdef class Table:
     def set_units(self, Py_ssize_t k, scale, shift):
         """In this step, multiply the gradient of each unit by `scale` and subtract `shift`."""
         cdef Span* x = &self.context.spans[k]
-        dtype = self.entries[k].param.dtype
-        scale, shift = (array(a, dtype=dtype, order="C", ndmin=1) for a in (scale, shift))
-        self.unit_arrays.append((k, scale, shift))
+        param = self.entries[k].param
+        step, x.unit_stride = 1, 1
+        if not param.flags.c_contiguous and param.ndim > 1 and self.gradients.layouts[k] == DENSE:
+            step = -1 if param.strides[param.ndim - 1] < 0 else 1
+            x.unit_stride = max(1, abs(param.strides[param.ndim - 1]) // param.itemsize)
+        dtype = param.dtype
+        scale, shift = (array(a, dtype=dtype, order="C", ndmin=1)[::step].copy() for a in (scale, shift))
+        self.unit_arrays.append((k, scale, shift, step))
         x.unit_scale, x.unit_shift, x.n_units = data_ptr(scale, True), data_ptr(shift, True), len(scale)
         self.context.args[x.group].transforms_grad = True
 
     def transformed_grad(self, Py_ssize_t k):
-        """Gradient of a parameter as its rule sees it, except for L2 weight decay."""
+        """Gradient of a parameter as its rule sees it, except for L2 weight decay, in C order."""
         cdef const UpdateArgs* args = &self.context.args[self.context.spans[k].group]
-        grad = self.gradients.original(k)
+        grad = asarray(self.gradients.original(k), self.entries[k].param.dtype, order="C")
         if args.grad_scale != 1.0:
             grad = multiply(grad, grad.dtype.type(args.grad_scale), out=empty_like(grad))
         if args.clip != INFINITE:
             grad = maximum(grad, grad.dtype.type(-args.clip), out=empty_like(grad))
             grad = minimum(grad, grad.dtype.type(args.clip), out=grad)
-        for i, scale, shift in self.unit_arrays:
+        for i, scale, shift, step in self.unit_arrays:
             if i == k:
-                grad = (grad * scale - shift).reshape(grad.shape)
+                grad = (grad * scale[::step] - shift[::step]).reshape(grad.shape)
         return grad
 
     def replace_grad(self, Py_ssize_t k, grad):
@@ -763,6 +790,7 @@ cdef class Table:
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
         self.busy = process
         try:
+            self.gradients.check_params()
             if k < 0:
                 for updater in filter(None, self.gradients.row_updaters):
                     updater.catch_up_all()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from itertools import pairwise
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
+from fastopt._core.layout import is_dense
 from fastopt._core.runtime import address
 
 if TYPE_CHECKING:
@@ -111,19 +112,29 @@ def is_masked(array: Any) -> bool:
     return ma is not None and isinstance(array, ma.MaskedArray)
 
 
-def check_updatable(array: Any, name: str) -> None:
-    """Raise unless `array` can be updated in place by a kernel."""
+def check_updatable(array: Any, name: str) -> NDArray[Any]:
+    """Return `array` without its subclass, or raise unless its dtype is one that kernels update."""
     if not isinstance(array, np.ndarray) or is_masked(array):
         raise TypeError(f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}")
     if array.dtype not in DTYPES or not array.dtype.isnative:
         found = array.dtype if array.dtype.isnative else f"{array.dtype.str} (another byte order)"
-        raise TypeError(
-            f"{name}: expected dtype float32 or float64, got {found}; convert it with "
-            ".astype(numpy.float32) and use the result as the parameter"
-        )
-    if not array.flags.c_contiguous:
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {found}; {_remedy(array.dtype)}")
+    return array if type(array) is np.ndarray else array.view(np.ndarray)
+
+
+def _remedy(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "O":
+        return "for an array of arrays pass list(params)"
+    if dtype.kind in "iub":
+        return "leave counters and masks out, or convert it with .astype(numpy.float32) and use the result"
+    return "convert it with .astype(numpy.float32) and use the result as the parameter"
+
+
+def check_memory(array: NDArray[Any], name: str) -> None:
+    """Raise unless a kernel can update the memory of `array` in place."""
+    if not is_dense(array):
         raise ValueError(
-            f"{name}: expected a C-contiguous array, got strides {array.strides} for shape "
+            f"{name}: expected an array without gaps in memory, got strides {array.strides} for shape "
             f"{array.shape}; make it one with numpy.ascontiguousarray and use the result"
         )
     if not array.flags.writeable:
@@ -136,13 +147,17 @@ def check_updatable(array: Any, name: str) -> None:
 
 
 def check_disjoint(arrays: list[NDArray[Any]], paths: list[str], name: str) -> None:
-    starts = [address(array) for array in arrays]
-    ranges = sorted((starts[i], starts[i] + a.nbytes, i) for i, a in enumerate(arrays) if a.nbytes)
-    for (_, end, i), (start, _, k) in pairwise(ranges):
-        if start < end:
-            first, second = sorted((i, k))
-            what = "are the same array" if arrays[i] is arrays[k] else "share memory"
-            raise ValueError(
-                f"{name}{paths[first]} and {name}{paths[second]} {what}: "
-                "each element can be updated only once per step"
-            )
+    """Raise if two arrays share memory."""
+    ranges = sorted((*byte_bounds(array), i) for i, array in enumerate(arrays) if array.size)
+    reach: list[tuple[int, int]] = []   # of the arrays before that may still overlap the next
+    for start, end, i in ranges:
+        reach = [(e, k) for e, k in reach if e > start]
+        for _, k in reach:
+            if np.shares_memory(arrays[i], arrays[k]):
+                first, second = sorted((i, k))
+                what = "are the same array" if arrays[i] is arrays[k] else "share memory"
+                raise ValueError(
+                    f"{name}{paths[first]} and {name}{paths[second]} {what}: each element can be updated "
+                    "only once per step; pass tied weights once, with the sum of their gradients"
+                )
+        reach.append((end, i))

@@ -91,8 +91,8 @@ class Optimizer:
     Parameters
     ----------
     params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays, updated in place: an array, or lists, tuples and dicts of arrays in
-        any nesting; or a list of group dicts ``{"params": ..., "lr": ...}``.
+        float32 or float64 arrays in any memory layout without gaps, updated in place: an array, or lists,
+        tuples and dicts of arrays in any nesting; or a list of group dicts ``{"params": ..., "lr": ...}``.
     hyperparameters : dict
         Defaults of every group. A number may be a schedule, a callable of the number of finished steps.
     ema : float or schedule, optional
@@ -277,10 +277,11 @@ class Optimizer:
         Parameters
         ----------
         grads : nesting of ndarrays
-            Gradients, of the shapes and dtypes of the parameters, in the same nesting; a list with
-            one entry per group if groups were passed. They are only read, unless `zero_grad`. An array in
-            another memory layout is copied. For a gradient of some rows, pass `fastopt.Rows`. None, or a
-            missing key of a dict, leaves a parameter, its state and its step count unchanged.
+            Gradients, of the shapes of the parameters, in the same nesting; a list with one entry per
+            group if groups were passed. They are float16, float32 or float64, and only read, unless
+            `zero_grad`. An array in another memory layout than its parameter is copied. For a gradient
+            of some rows, pass `fastopt.Rows`. None, or a missing key of a dict, leaves a parameter, its
+            state and its step count unchanged.
         max_norm : float, optional
             Scale the gradients down so that their norm over all parameters is at most this; the norm
             before scaling is stored in `grad_norm`. Formula of ``torch.nn.utils.clip_grad_norm_``. With
@@ -353,7 +354,7 @@ class Optimizer:
         rows : sequence of int, shape (k,)
             Indices of the rows, in any order; the gradients of a repeated index are added.
         grads : ndarray, shape (k, ...)
-            One gradient per index, of the dtype and the inner shape of the parameter.
+            One gradient per index, of a floating dtype and the inner shape of the parameter.
         **options
             As for `step`, except `zero_grad`.
 

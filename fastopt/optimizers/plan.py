@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
@@ -101,12 +102,14 @@ class StepPlan:
         )
         row_wise = [kernel in compiled.ROWWISE for kernel in kernels]
         self.needs_full_step: bool = self.prepass is not None or two_pass or any(row_wise)
+        pairs = zip(state.states, kernels, strict=True)
+        precomputed = itertools.chain(*(own.values() for own, name in pairs if name in rule.PRECOMPUTED))
         buffers = state.buffers
         self.table = Table(
             compiled, treedef, paths,
             [
                 Entry(
-                    array, list(own.values()),
+                    array, [] if kernels[k] in rule.PRECOMPUTED else list(own.values()),
                     slow=buffers["lookahead"][k] if "lookahead" in buffers else None,
                     average=buffers["ema"][k] if "ema" in buffers else None,
                     sparse=self._sparse_mode(k),
@@ -114,7 +117,7 @@ class StepPlan:
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
-            counter, state.counts, state.flags, rule.step_scalars, written, pending,
+            counter, state.counts, state.flags, rule.step_scalars, [*written, *precomputed], pending,
         )
 
     def _sparse_mode(self, k: int) -> str:
@@ -242,7 +245,7 @@ class StepPlan:
         for k in present:
             scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
             if scalar_group.kernel in rule.PRECOMPUTED:
-                state, p = self._state.states[k], self.arrays[k]
+                state, p = self._state.states[k], np.asarray(self.arrays[k], order="C")
                 g, after = rule.compute_update(scalar_group.hp, state.steps + 1, p, g, state)
                 for name, value in after.items():
                     table.stage_state(state[name], value)

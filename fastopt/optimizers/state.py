@@ -137,8 +137,11 @@ def allocate(
         State of the first of these parameters, which is copied where names and shapes agree.
     """
     shapes = [rule.state_shapes(kernel, array) for kernel, array in zip(kernels, arrays, strict=True)]
+    # State of the shape of its parameter also has its memory layout. `compute_update` works in C order.
     views = alloc_views(arrays, [
-        [*own.values()] + [array.shape] * len(buffer_names) for own, array in zip(shapes, arrays, strict=True)
+        [None if shape == array.shape and kernel not in rule.PRECOMPUTED else shape for shape in own.values()]
+        + [None] * len(buffer_names)
+        for own, kernel, array in zip(shapes, kernels, arrays, strict=True)
     ])
     counts, flags = np.zeros(len(arrays), np.int64), np.full(len(arrays), NEW_STATE | NEW_COPIES, np.uint8)
     states = tuple(

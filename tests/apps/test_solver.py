@@ -728,7 +728,10 @@ UPDATES = {
         (lambda s: s[:-1], ValueError, ": expected 4 layers"),
         (lambda s: replaced(s, 2, [np.zeros(3)]), ValueError, "[2][0]: expected float64 of shape"),
         (lambda s: replaced(s, 0, [0.0, 0.0]), TypeError, "[0][0]: expected an array"),
-        (lambda s: replaced(s, 0, [s[0][0].T.copy().T, s[0][1]]), ValueError, "[0][0]: expected a"),
+        (
+            lambda s: replaced(s, 0, [np.zeros((*s[0][0].shape, 2))[..., 0], s[0][1]]), ValueError,
+            "[0][0]: expected a",
+        ),
     ],
     ids=["layers", "shape", "number", "strided"],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastopt._core.layout import same_memory
 from fastopt._core.rows import MAX_DEFERRED_STEPS
 from fastopt._core.scalar_math import power
 from fastopt._core.validation import check_int
@@ -37,6 +38,9 @@ def index_of(param: AnyArray | int, arrays: Sequence[Array]) -> int:
         if array is param:
             return k
     if isinstance(param, np.ndarray):
+        for k, array in enumerate(arrays):
+            if same_memory(array, param):   # a subclass, or another view
+                return k
         raise ValueError("param: expected one of the arrays of the optimizer, got another one")
     index = check_int("param", param, 0)
     if index >= len(arrays):

@@ -1,0 +1,62 @@
+"""Dense memory layouts: the elements of an array fill one block of memory, in any order of the axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from fastopt._core.runtime import address
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike, NDArray
+
+    AnyArray: TypeAlias = NDArray[Any]      # `typing` imports `rows`, which imports this module
+
+
+def is_dense(array: AnyArray) -> bool:
+    """Whether the elements of `array` fill one block of memory, each at an address of its own."""
+    if array.size == 0:
+        return True
+    expected = array.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        if stride != expected:
+            return False
+        expected *= n
+    return True
+
+
+def first_index(array: AnyArray) -> int:
+    """Index of the first element of a dense array in the order of memory: 0 unless an axis is reversed."""
+    if array.size == 0:
+        return 0
+    pairs = zip(array.strides, array.shape, strict=True)
+    return sum((1 - n) * s // array.itemsize for s, n in pairs if s < 0)
+
+
+def same_layout(a: AnyArray, b: AnyArray) -> bool:
+    """Whether two arrays have the same shape, item size and order in memory."""
+    pairs = zip(a.strides, b.strides, a.shape, strict=True) if a.shape == b.shape else ()
+    return a.shape == b.shape and (a.size == 0 or all(s == t for s, t, n in pairs if n > 1))
+
+
+def same_memory(a: AnyArray, b: AnyArray) -> bool:
+    """Whether two arrays are views of the same elements in the same order."""
+    same_type = a.dtype == b.dtype and same_layout(a, b)
+    return same_type and (a.size == 0 or address(a, False) == address(b, False))
+
+
+def with_layout(vector: AnyArray, like: AnyArray) -> AnyArray:
+    """View a vector as an array with the shape and the memory layout of the dense array `like`."""
+    if like.flags.c_contiguous:
+        return vector.reshape(like.shape)
+    size = vector.itemsize
+    strides = [s // like.itemsize * size for s in like.strides]
+    return np.ndarray(like.shape, vector.dtype, vector, first_index(like) * size, strides)
+
+
+def copy_with_layout(array: AnyArray, like: AnyArray, dtype: DTypeLike) -> AnyArray:
+    """Copy `array` into new memory with the layout of the dense array `like`."""
+    copied = with_layout(np.empty(like.size, dtype), like)
+    copied[...] = array
+    return copied
