@@ -137,6 +137,7 @@ if __name__ == "__main__":
             extension("fastopt/_core/rows"),
             extension("fastopt/_core/gradients"),
             extension("fastopt/_core/step_table"),
+            extension("fastopt/_core/direct"),
             extension("fastopt/nn/_core/gemm"),
             extension("fastopt/nn/_core/net"),
             *(extension(path, isa=isa) for path in COMPILED.values() for isa in ISAS),

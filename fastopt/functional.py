@@ -5,8 +5,8 @@ NumPy, and gives the same bits (Adafactor and Muon agree up to rounding). Use th
 state arrays yourself; the classes in `fastopt` keep them for you and add schedules, parameter groups and
 gradient clipping.
 
-The arrays of a call are float32 or float64, C-contiguous, writeable and of one dtype; they must not share
-memory. A gradient in another layout is copied.
+The arrays of a call are float32 or float64, contiguous, writeable and of one dtype; they must not share
+memory. A gradient in another layout is copied. The arrays are checked in every call and none of them is kept.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from __future__ import annotations
 import functools
 import inspect
 from math import inf
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 
 import numpy as np
 
 from fastopt import optimizers, reference
+from fastopt._core import dispatch
+from fastopt._core.direct import KernelCall, same_objects
 from fastopt._core.pytree import flatten
 from fastopt._core.step_table import NEW_STATE, StepCounter
 from fastopt.optimizers.groups import Group
@@ -29,9 +31,9 @@ from fastopt.optimizers.state import Scalars, State, StateArrays
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
-    from fastopt._core.typing import Array
+    from fastopt._core.typing import Array, ScalarState
     from fastopt.optimizers.base import Optimizer
     from fastopt.optimizers.rule import Rule
 
@@ -73,40 +75,49 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
     **enabled_by
         For each hyperparameter that selects a kernel, the state array whose presence turns it on.
     """
-    signature = inspect.signature(function)
-    keywords = [x.name for x in signature.parameters.values() if x.kind is x.KEYWORD_ONLY]
-    # A function may lack hyperparameters that its kernel does not use.
-    options = inspect.signature(optimizer).parameters.values()
-    defaults = {x.name: x.default for x in options if x.default is not x.empty}
-    defaults["independent_weight_decay"] = 0.0
+    rule, signature = optimizer.RULE, inspect.signature(function)
+    parameters = signature.parameters.values()
+    positional = [x.name for x in parameters if x.kind is not x.KEYWORD_ONLY]
+    has_numbers = positional[-1] == "numbers"
+    first, end, most = 2, len(positional) - has_numbers, len(positional)
+    least = sum(x.default is x.empty for x in parameters if x.kind is not x.KEYWORD_ONLY)
+    keywords = frozenset(x.name for x in parameters if x.kind is x.KEYWORD_ONLY)
+    required = frozenset(x.name for x in parameters if x.name in keywords and x.default is x.empty)
+    own = {x.name: x.default for x in parameters if x.name in keywords - required - {"step"}}
+    defaults = default_hyperparameters(optimizer, own)
+    arrays = _Arrays(rule, positional[first:end], enabled_by, keywords)
+    latest: _Latest | None = None
 
     @functools.wraps(function)
-    def update(*args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{function.__name__}(): {error}") from None
-        bound.apply_defaults()
-        arguments = bound.arguments
-        step = check_steps("step", arguments.pop("step", 1))
-        if step < 1:
-            raise ValueError("step: expected a positive integer, got 0")
-        rule = optimizer.RULE
-        hyperparameters = defaults | {
-            name: rule.evaluate(name, rule.check_hyperparameter(name, arguments.pop(name)), step - 1)
-            for name in keywords if name != "step"
-        }
-        p, g, numbers = arguments.pop("p"), arguments.pop("g"), arguments.pop("numbers", None)
-        given = {name: array for name, array in arguments.items() if array is not None}
-        flatten({"p": p, **given}, "arrays")
-        enabled = {name: array in given for name, array in enabled_by.items()}
-        for name, array in enabled_by.items():
-            if hyperparameters[name] and not enabled[name]:
-                raise ValueError(f"{array}: expected an array with {name}={hyperparameters[name]}, got None")
-            if name not in keywords:
-                is_number = name in rule.RANGES
-                hyperparameters[name] = float(enabled[name]) if is_number else enabled[name]
-        _step(rule, hyperparameters, enabled, p, g, given, numbers, step)
+    def update(*args: Any, **kwargs: Any) -> None:
+        nonlocal latest
+        if not (least <= len(args) <= most and required.issubset(kwargs) and keywords.issuperset(kwargs)):
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}(): {error}") from None
+            args = tuple([bound.arguments.get(name) for name in positional])
+            kwargs = {name: value for name, value in bound.arguments.items() if name in keywords}
+        step = kwargs.pop("step", 1)
+        if type(step) is not int or step < 1:
+            step = check_steps("step", step)
+            if step < 1:
+                raise ValueError("step: expected a positive integer, got 0")
+        same = latest       # read once, because another thread may replace it
+        if (
+            same is not None and len(args) == same.n_args and (step == 1) == same.is_first
+            and same_objects(kwargs, same.hyperparameters)
+            and same.call.update_array(rule.step_scalars(same.hp, step), args[0], args[1], args[first:])
+        ):
+            return
+        values = defaults.copy()
+        for name, value in kwargs.items():
+            values[name] = rule.evaluate(name, rule.check_hyperparameter(name, value), step - 1)
+        states = args[first:end] + (None,) * (end - len(args))
+        numbers = args[end] if has_numbers else None
+        call = arrays.step(values, args[0], args[1], states, numbers, step)
+        if call is not None and all(map(_is_immutable, kwargs.values())):
+            latest = _Latest(*call, kwargs, len(args), step == 1)
 
     update.__module__ = __name__
     sections = _SECTIONS.format(optimizer.__name__, function.__name__)
@@ -114,19 +125,122 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
     return update
 
 
+def kernel_call(
+    rule: type[Rule], hp: Hyperparameters, kernel: str, scalar_state: ScalarState | None = None,
+) -> KernelCall:
+    """Return the call of an elementwise kernel with checked hyperparameters.
+
+    `scalar_state` is that after the step.
+    """
+    hp.kernel, hp.scalar_state, hp.sums, hp.totals = kernel, scalar_state or {}, None, None
+    return KernelCall(kernel, rule.constants(hp), hp.maximize, rule.l2_decay(hp), rule.decay_factor(hp))
+
+
+def default_hyperparameters(optimizer: type[Optimizer], own: dict[str, Any]) -> dict[str, Any]:
+    """Return the hyperparameters of an optimizer with their defaults, of which `own` replaces some.
+
+    A function may lack hyperparameters that its kernel does not use.
+    """
+    options = inspect.signature(optimizer).parameters.values()
+    defaults = {x.name: x.default for x in options if x.default is not x.empty}
+    values = defaults | {"independent_weight_decay": 0.0} | own
+    return {name: optimizer.RULE.check_hyperparameter(name, value) for name, value in values.items()}
+
+
+class _Latest(NamedTuple):
+    """The latest call of a function: the next one need not compute what the same hyperparameters determine.
+
+    The values of `hyperparameters` are immutable, and `n_args` arguments were positional, none of them None.
+    """
+
+    call: KernelCall
+    hp: Hyperparameters
+    hyperparameters: dict[str, Any]
+    n_args: int
+    is_first: bool
+
+
+def _is_immutable(value: object) -> bool:
+    return type(value) in (float, int, bool, str) or (type(value) is tuple and all(map(_is_immutable, value)))
+
+
+class _Arrays:
+    """Takes the step of one call.
+
+    Parameters
+    ----------
+    rule : type
+    arguments : list of str
+        Names of the arguments that are state arrays.
+    enabled_by : dict of str to str
+        For each hyperparameter that selects a kernel, the state array whose presence turns it on.
+    keywords : set of str
+        Names of the keyword-only arguments.
+    """
+
+    def __init__(
+        self, rule: type[Rule], arguments: list[str], enabled_by: Mapping[str, str], keywords: Collection[str]
+    ) -> None:
+        self._rule, self._arguments, self._keywords = rule, arguments, keywords
+        self._enabled_by = [(name, arguments.index(array)) for name, array in enabled_by.items()]
+        whole = {*dispatch.kernels.TWO_PASS, *dispatch.kernels.ROWWISE, *rule.PRECOMPUTED}
+        # By elementwise kernel, the indices of its state arrays among the arguments.
+        self._order: dict[str, list[int]] = {}
+        for kernel, states in rule.STATES.items():
+            names = [name if name in arguments else _ARGUMENT_OF.get(name, name) for name in states]
+            if kernel not in whole and set(names) <= set(arguments):
+                self._order[kernel] = [arguments.index(name) for name in names]
+
+    def step(
+        self, values: dict[str, Any], p: Array, g: Array, states: tuple[Array | None, ...],
+        numbers: dict[str, float] | None, step: int,
+    ) -> tuple[KernelCall, Hyperparameters] | None:
+        """Take the step; return what a call with the same hyperparameters can use again, or None."""
+        rule, selected = self._rule, values
+        for name, i in self._enabled_by:
+            enabled = states[i] is not None
+            if values[name] and not enabled:
+                array = self._arguments[i]
+                raise ValueError(f"{array}: expected an array with {name}={values[name]}, got None")
+            if name in self._keywords:
+                selected = selected | {name: enabled}
+            else:
+                values[name] = selected[name] = float(enabled) if name in rule.RANGES else enabled
+        hp = Hyperparameters(values)
+        rule.check(hp)
+        kernel = rule.kernel(hp if selected is values else Hyperparameters(selected))
+        scalar_state = rule.SCALAR_STATE | (numbers or {})
+        check_scalar_state("numbers", scalar_state, rule.SCALAR_STATE)
+        named = zip(self._arguments, states, strict=True)
+        given = {name: array for name, array in named if array is not None}
+        order = self._order.get(kernel)
+        call = None
+        if order is not None and len(order) == len(given):
+            scalar_state = rule.advance(hp, step, scalar_state)
+            call = kernel_call(rule, hp, kernel, scalar_state)
+            scalars = rule.step_scalars(hp, step)
+            if not call.update_array(scalars, p, g, tuple([states[i] for i in order])):
+                call = None
+        if call is None:
+            scalar_state = _step(rule, values, selected, kernel, p, g, given, numbers or {}, step)
+        if numbers is not None:
+            numbers.update(scalar_state)
+            return None
+        return (call, hp) if call is not None and order == list(range(len(given))) else None
+
+
 def _step(
-    rule: type[Rule], hyperparameters: dict[str, Any], enabled: dict[str, bool], p: Array, g: Array,
-    given: dict[str, Array], numbers: dict[str, float] | None, step: int,
-) -> None:
-    """Take one step on one array: a step plan with a single array, used once."""
+    rule: type[Rule], hyperparameters: dict[str, Any], selected: dict[str, Any], kernel: str, p: Array,
+    g: Array, given: dict[str, Array], numbers: dict[str, float], step: int,
+) -> ScalarState:
+    """Take one step on one array with a step plan that is used once; return the scalar state after it.
+
+    This is for rules that need whole arrays, for arrays that have to be copied, and for the errors.
+    """
     if g is None:
         raise TypeError("g: expected a NumPy array, got NoneType")
-    counter = StepCounter(step - 1)
-    group = Group(p, hyperparameters, rule, counter)
-    rule.check(group.raw())
-    selected = Hyperparameters(hyperparameters | enabled)
-    kernel = rule.kernel(selected)
-    if rule.kernel_for(selected, p) != kernel:
+    flatten({"p": p, **given}, "arrays")
+    if rule.kernel_for(Hyperparameters(selected), p) != kernel:
         raise ValueError(f"p: expected a matrix, got {p.ndim} axes")
     shapes = {
         name if name in given else _ARGUMENT_OF.get(name, name): shape
@@ -138,17 +252,17 @@ def _step(
     state = {name: given[name] for name in shapes}
     for name, shape in shapes.items():
         check_like(name, state[name], p.dtype, shape)
-    scalars = rule.SCALAR_STATE | (numbers or {})
-    check_scalar_state("numbers", scalars, rule.SCALAR_STATE)
+    counter = StepCounter(step - 1)
+    group = Group(p, {}, rule, counter)
+    group.data |= hyperparameters   # which are checked
     counts, flags = np.array([step - 1]), np.array([NEW_STATE if step == 1 else 0], np.uint8)
     own_state = State(state, counts, flags, 0)
-    own_state.scalars_cell = Scalars(scalars)
+    own_state.scalars_cell = Scalars(rule.SCALAR_STATE | numbers)
     arrays = StateArrays((own_state,), {}, counts, flags)
     plan = StepPlan(rule, [group], [0], [p], [kernel], arrays, counter, 0, ["g"])
     plan.refresh()
     plan.table.full_step(g, 1.0, inf, inf, False, False, False, plan.prepass, plan.second_scalars)
-    if numbers is not None:
-        numbers.update(own_state.scalars)
+    return dict(own_state.scalars)
 
 
 sgd_ = compiled(reference.sgd_, optimizers.SGD)

@@ -1,0 +1,387 @@
+"""Steps on arrays that are checked in the same call; no array is kept afterwards.
+
+A `KernelCall` takes the addresses from the buffers of the arrays and runs its kernel over all of them at once. If
+the kernel cannot take the arrays as they are, the call returns False before anything is written: the caller then
+takes the step in another way, or finds the error to raise.
+"""
+cimport cython
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release,
+    PyObject_GetBuffer,
+)
+from cpython.dict cimport PyDict_GetItem, PyDict_Size
+from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport INFINITY
+from libc.stdlib cimport qsort
+from libc.string cimport memset
+
+from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
+from fastopt._core.runtime cimport n_threads, run_parts
+from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, UpdateArgs
+
+import numpy
+
+from fastopt._core import dispatch
+
+cdef enum:
+    MAX_STATES = 4              # state arrays of one parameter
+    PART_ALIGN = 512            # elements: parts end on multiples, so no two threads write one cache line
+    SERIAL_BELOW = 1 << 19      # steps that touch fewer bytes of arrays than this run serially
+    BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
+    MIN_PART = 8192             # elements
+    MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
+    C_ORDER = 1                 # memory layouts, as flags
+    F_ORDER = 2
+
+# C variables, because names of the module are looked up at each use.
+cdef object ndarray = numpy.ndarray, float32 = numpy.dtype("float32"), float64 = numpy.dtype("float64")
+cdef dict fields = dispatch.kernels.FIELDS          # the same for every instruction set
+cdef dict kernel_index = dispatch.kernels.KERNEL_INDEX
+cdef object selected = dispatch                     # whose `kernels` are those of the selected instruction set
+
+
+cdef struct Range:
+    # Bytes of one array.
+    char* first
+    char* end
+    bint written
+
+
+cdef struct Call:
+    # Everything about one step.
+    Kernels kernels
+    UpdateArgs args
+    Span* spans                 # per parameter; the other arrays are in the same block of memory
+    Py_ssize_t* first           # elements before span k; first[count] is their total
+    Py_buffer* views            # of all arrays
+    Range* ranges               # of all arrays that have elements
+    Py_ssize_t count, capacity, n_views, n_ranges
+    Py_ssize_t bytes            # of all arrays
+
+
+cdef int allocate(Call* call, Py_ssize_t count, Py_ssize_t per_param) except -1:
+    """Make room for a number of parameters with `per_param` arrays each."""
+    cdef Py_ssize_t n = count * per_param
+    cdef char* block = <char*> PyMem_Calloc(1, (
+        count * sizeof(Span) + n * (sizeof(Py_buffer) + sizeof(Range)) + (count + 1) * sizeof(Py_ssize_t)))
+    if block == NULL:
+        raise MemoryError()
+    call.spans, call.capacity = <Span*> block, count
+    call.views = <Py_buffer*> (block + count * sizeof(Span))
+    call.ranges = <Range*> (call.views + n)
+    call.first = <Py_ssize_t*> (call.ranges + n)
+    return 0
+
+
+cdef void end(Call* call) noexcept:
+    cdef Py_ssize_t i
+    for i in range(call.n_views):
+        PyBuffer_Release(&call.views[i])
+    PyMem_Free(call.spans)
+
+
+# --- Arrays ----------------------------------------------------------------------------------------
+
+cdef Py_buffer* bind(Call* call, object array, object array_dtype, bint written) except? NULL:
+    """Take the buffer of an array, which is held until the end of the call; NULL if it is not of this dtype."""
+    cdef Py_buffer* view = &call.views[call.n_views]
+    cdef Range* bounds = &call.ranges[call.n_ranges]
+    if type(array) is not ndarray:
+        return NULL
+    found = array.dtype
+    if found is not array_dtype and found != array_dtype:
+        return NULL
+    try:
+        PyObject_GetBuffer(array, view, PyBUF_STRIDES | (PyBUF_WRITABLE if written else 0))
+    except (BufferError, ValueError):       # a read-only array
+        return NULL
+    call.n_views += 1
+    if view.len > 0:
+        bounds.first, bounds.end, bounds.written = <char*> view.buf, <char*> view.buf + view.len, written
+        call.n_ranges += 1
+    return view
+
+
+cdef int layouts(const Py_buffer* view) noexcept:
+    """Memory layouts that an array has; 0 if it has gaps or is not aligned."""
+    if view.len == 0:
+        return C_ORDER | F_ORDER
+    if <Py_ssize_t> view.buf % view.itemsize != 0:
+        return 0
+    return ((C_ORDER if PyBuffer_IsContiguous(view, b"C") else 0)
+            | (F_ORDER if PyBuffer_IsContiguous(view, b"F") else 0))
+
+
+cdef bint same_shape(const Py_buffer* x, const Py_buffer* p, int skipped) noexcept:
+    """Whether the shape of x is that of p without its first `skipped` axes."""
+    cdef int i
+    if x.ndim != p.ndim - skipped:
+        return False
+    for i in range(x.ndim):
+        if x.shape[i] != p.shape[i + skipped]:
+            return False
+    return True
+
+
+cdef bint add(Call* call, object param, object grad, tuple states, bint broadcast) except -1:
+    """Add a parameter; False if the kernels cannot take its arrays.
+
+    With `broadcast`, the gradient may lack leading axes of length 1.
+    """
+    cdef Py_buffer* p
+    cdef Py_buffer* x
+    cdef Span* span = &call.spans[call.count]
+    cdef char* state[MAX_STATES]
+    cdef Py_ssize_t i, n = len(states)
+    cdef int layout, skipped = 0
+    if call.count == call.capacity or n > MAX_STATES:
+        return False
+    if type(param) is not ndarray:
+        return False
+    found = param.dtype
+    if found is not float32 and found is not float64:       # copies of a dtype are equal, but not identical
+        found = float32 if found == float32 else float64
+    p = bind(call, param, found, True)
+    if p == NULL:
+        return False
+    layout = layouts(p)
+    x = bind(call, grad, found, False)
+    if x == NULL:
+        return False
+    if broadcast and x.ndim < p.ndim:
+        while skipped < p.ndim - x.ndim and p.shape[skipped] == 1:
+            skipped += 1
+        layout &= C_ORDER               # of both arrays, so that their elements have the same order
+    layout &= layouts(x)
+    if not same_shape(x, p, skipped):
+        return False
+    span.g = <char*> x.buf
+    for i in range(MAX_STATES):
+        state[i] = NULL
+    for i in range(n):
+        x = bind(call, states[i], found, True)
+        if x == NULL or not same_shape(x, p, 0):
+            return False
+        layout &= layouts(x)
+        state[i] = <char*> x.buf
+    if layout == 0:
+        return False
+    span.p, span.is_f64, span.n = <char*> p.buf, p.itemsize == 8, p.len // p.itemsize
+    span.s, span.t, span.u, span.v = state[0], state[1], state[2], state[3]
+    call.bytes += p.len * (2 + n)
+    call.count += 1
+    call.first[call.count] = call.first[call.count - 1] + span.n
+    return True
+
+
+cdef int compare(const void* x, const void* y) noexcept nogil:
+    cdef char* a = (<const Range*> x).first
+    cdef char* b = (<const Range*> y).first
+    return (a > b) - (a < b)
+
+
+cdef bint is_disjoint(Call* call) noexcept:
+    """Whether no array that is written shares memory with another one."""
+    cdef Py_ssize_t i
+    cdef Range* x
+    cdef char* any_end = NULL           # last byte of all ranges so far, and of those that are written
+    cdef char* written_end = NULL
+    qsort(call.ranges, call.n_ranges, sizeof(Range), compare)
+    for i in range(call.n_ranges):
+        x = &call.ranges[i]
+        if x.first < (any_end if x.written else written_end):
+            return False
+        any_end = max(any_end, x.end)
+        if x.written:
+            written_end = max(written_end, x.end)
+    return True
+
+
+# --- The update ------------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t align_down(Py_ssize_t i, Py_ssize_t n) noexcept nogil:
+    """End of a part, in a span of n elements, that would end at i."""
+    return 0 if i <= 0 else (n if i >= n else i - i % PART_ALIGN)
+
+
+cdef void update_part(void* pointer, int part, int parts) noexcept nogil:
+    """Update the elements of one part, across spans."""
+    cdef const Call* call = <const Call*> pointer
+    cdef Py_ssize_t total = call.first[call.count], k, lo, hi
+    cdef Py_ssize_t start = part_begin(total, part, parts), stop = part_begin(total, part + 1, parts)
+    cdef uint64_t mode = fo_flush_begin()
+    for k in range(call.count):
+        lo = align_down(start - call.first[k], call.spans[k].n)
+        hi = align_down(stop - call.first[k], call.spans[k].n)
+        if lo < hi:
+            call.kernels.update(&call.args, &call.spans[k], lo, hi)
+    fo_flush_end(mode)
+
+
+cdef void update(Call* call) noexcept:
+    cdef Py_ssize_t share
+    if call.bytes < SERIAL_BELOW:
+        update_part(call, 0, 1)         # releasing the interpreter would take longer
+        return
+    share = call.first[call.count] // n_threads()
+    with nogil:
+        run_parts(update_part, call, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART)),
+                  call.bytes // BYTES_PER_NS)
+
+
+cdef class KernelCall:
+    """An elementwise kernel, and its scalars that do not depend on the step.
+
+    Parameters
+    ----------
+    kernel : str
+    constants : dict of str to float
+        Scalars of the kernel by name. Those that are not given are passed to each step.
+    maximize : bool
+    l2_decay : float
+        Weight decay that is added to the gradient.
+    decay_factor : float
+        Factor by which the parameters are multiplied before the update.
+    """
+    cdef UpdateArgs args
+    cdef str kernel
+    cdef tuple step_fields              # names of the scalars of each step
+    cdef char index[MAX_SCALARS]        # their indices among all scalars
+
+    def __cinit__(self, str kernel not None, dict constants not None, bint maximize, double l2_decay,
+                  double decay_factor):
+        cdef Py_ssize_t i
+        cdef UpdateArgs* args = &self.args
+        cdef list step_fields = []
+        cdef tuple names = fields[kernel]
+        if not constants.keys() <= set(names):
+            raise TypeError(f"{kernel}: expected the scalars {', '.join(names)}, got {', '.join(constants)}")
+        for i, name in enumerate(names):
+            if name in constants:
+                args.scalars[i] = constants[name]
+            else:
+                self.index[len(step_fields)] = i
+                step_fields.append(name)
+        self.kernel, self.step_fields = kernel, tuple(step_fields)
+        args.kernel, args.maximize = kernel_index[kernel], maximize
+        args.grad_scale, args.clip = -1.0 if maximize else 1.0, INFINITY
+        args.l2_decay, args.decay_factor = l2_decay, decay_factor
+        args.transforms_grad = maximize or l2_decay != 0.0
+
+    cdef int begin(self, Call* call, dict scalars, Py_ssize_t count, Py_ssize_t per_param) except -1:
+        """Make room for a number of parameters with `per_param` arrays each, and set the scalars of a step."""
+        cdef Py_ssize_t i, n = len(self.step_fields)
+        cdef PyObject* value = NULL
+        memset(call, 0, sizeof(Call))
+        call.args = self.args
+        for i in range(n):
+            value = PyDict_GetItem(scalars, self.step_fields[i])
+            if value == NULL:
+                break
+            call.args.scalars[<Py_ssize_t> self.index[i]] = <double> <object> value
+        if PyDict_Size(scalars) != n or (n > 0 and value == NULL):
+            raise TypeError(f"{self.kernel}: expected the scalars {', '.join(self.step_fields) or 'none'} for "
+                            f"each step, got {', '.join(scalars) or 'none'}")
+        call.kernels = (<Kernels*> PyCapsule_GetPointer(selected.kernels.KERNELS, "fastopt.kernels"))[0]
+        return allocate(call, count, per_param)
+
+    def update_array(self, dict scalars not None, object param, object grad, tuple states not None):
+        """Take a step on one array.
+
+        Parameters
+        ----------
+        scalars : dict of str to float
+            Scalars of this step by name.
+        param, grad : ndarray
+        states : tuple of ndarray
+            State arrays, in the order of the rule.
+
+        Returns
+        -------
+        bool
+            Whether the step was taken.
+        """
+        cdef Call call
+        self.begin(&call, scalars, 1, 2 + len(states))
+        try:
+            if not add(&call, param, grad, states, False) or not is_disjoint(&call):
+                return False
+            update(&call)
+            return True
+        finally:
+            end(&call)
+
+    @cython.boundscheck(True)       # a list may shrink while its items are read
+    def update_layers(self, dict scalars not None, object params, object grads, tuple states not None,
+                      bint is_reversed):
+        """Take a step on all arrays of a list of layers, each an array or a list of arrays.
+
+        Parameters
+        ----------
+        scalars : dict of str to float
+            Scalars of this step by name.
+        params : list of layers
+        grads : list of layers
+            Nested like `params`. An array may lack leading axes of length 1.
+        states : tuple of lists of layers
+            Each nested like `params`.
+        is_reversed : bool
+            Whether `grads` starts with the last layer.
+
+        Returns
+        -------
+        bool
+            Whether the step was taken.
+        """
+        cdef Call call
+        cdef Py_ssize_t i, k, n_layers, count = 0
+        cdef list layers
+        for tree in (params, grads, *states):
+            if not is_list(tree) or len(tree) != len(params):
+                return False
+        n_layers = len(params)
+        for layer in params:
+            if type(layer) is ndarray:
+                count += 1
+            elif is_list(layer):
+                count += len(layer)
+            else:
+                return False
+        self.begin(&call, scalars, count, 2 + len(states))
+        try:
+            for i in range(n_layers):
+                layers = [params[i], grads[n_layers - 1 - i if is_reversed else i], *[s[i] for s in states]]
+                if type(layers[0]) is ndarray:
+                    if not add(&call, layers[0], layers[1], tuple(layers[2:]), True):
+                        return False
+                    continue
+                for layer in layers:
+                    if not is_list(layer) or len(layer) != len(layers[0]):
+                        return False
+                for k in range(len(layers[0])):
+                    if not add(&call, layers[0][k], layers[1][k], tuple([s[k] for s in layers[2:]]), True):
+                        return False
+            if not is_disjoint(&call):
+                return False
+            update(&call)
+            return True
+        finally:
+            end(&call)
+
+
+cdef inline bint is_list(object x):
+    return type(x) is list or type(x) is tuple
+
+
+def same_objects(dict x not None, dict y not None):
+    """Return whether two dicts have the same keys and, for each, the same object."""
+    cdef PyObject* other
+    if PyDict_Size(x) != PyDict_Size(y):
+        return False
+    for key, value in x.items():
+        other = PyDict_GetItem(y, key)
+        if other != <PyObject*> value:
+            return False
+    return True
