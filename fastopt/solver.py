@@ -24,16 +24,17 @@ If the gradients are in the order of ``params``, set the attribute ``grads_rever
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastopt import functional
-from fastopt._core.pytree import flatten
 from fastopt._core.validation import check_int, check_X_y
+from fastopt._layers import LayerUpdate
 from fastopt.nn.history import format_logs
 from fastopt.nn.metrics import accuracy
 from fastopt.optimizers import SGD, Adagrad, Adam, RMSprop
+from fastopt.optimizers.hyperparameters import RANGES, check_number, check_number_or_schedule, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,10 +42,10 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import AnyArray, FloatOrSchedule, SequenceNotStr
     from fastopt.nn.typing import Net
-    from fastopt.optimizers import Optimizer
 
     Network = TypeVar("Network", bound=Net)
-    Layers: TypeAlias = SequenceNotStr[SequenceNotStr[AnyArray]]
+    Layer: TypeAlias = SequenceNotStr[Any] | AnyArray
+    Layers: TypeAlias = SequenceNotStr[Layer]
     TrainStep: TypeAlias = Callable[[AnyArray, AnyArray], tuple[SupportsFloat, Layers]]
 
 __all__ = [
@@ -53,6 +54,49 @@ __all__ = [
 ]
 
 _ADAGRAD_EPS, _RMSPROP_EPS, _ADAM_EPS = 1e-8, 1e-4, 1e-4    # the article's, added after the square root
+
+
+# The article's lines: what is subtracted from the parameter, and the new state.
+
+
+def _vanilla_lines(g: AnyArray, *, lr: float, t: int) -> tuple[AnyArray, tuple[AnyArray, ...]]:
+    return lr * g, ()
+
+
+def _momentum_lines(
+    g: AnyArray, v: AnyArray, *, lr: float, momentum: float, t: int
+) -> tuple[AnyArray, tuple[AnyArray, ...]]:
+    v = momentum * v + lr * g
+    return v, (v,)
+
+
+def _adagrad_lines(g: AnyArray, c: AnyArray, *, lr: float, t: int) -> tuple[AnyArray, tuple[AnyArray, ...]]:
+    c = c + g**2
+    return lr * g / (np.sqrt(c) + _ADAGRAD_EPS), (c,)
+
+
+def _rmsprop_lines(
+    g: AnyArray, c: AnyArray, *, lr: float, alpha: float, t: int
+) -> tuple[AnyArray, tuple[AnyArray, ...]]:
+    c = alpha * c + (1 - alpha) * g**2
+    return lr * g / (np.sqrt(c) + _RMSPROP_EPS), (c,)
+
+
+def _adam_lines(
+    g: AnyArray, v: AnyArray, c: AnyArray, *, lr: float, beta1: float, beta2: float, eps: float, t: int
+) -> tuple[AnyArray, tuple[AnyArray, ...]]:
+    v = beta1 * v + (1 - beta1) * g
+    c = beta2 * c + (1 - beta2) * g**2
+    return lr * (v / (1 - beta1**t)) / (np.sqrt(c / (1 - beta2**t)) + eps), (v, c)
+
+
+_RANGES = {**RANGES, "beta": (0.0, 1.0)}
+
+_vanilla = LayerUpdate(SGD, "sgd", _vanilla_lines)
+_momentum = LayerUpdate(SGD, "momentum", _momentum_lines)
+_adagrad = LayerUpdate(Adagrad, "adagrad", _adagrad_lines, eps=_ADAGRAD_EPS)
+_rmsprop = LayerUpdate(RMSprop, "rmsprop", _rmsprop_lines, eps=_RMSPROP_EPS)
+_adam = LayerUpdate(Adam, "adam", _adam_lines)
 
 
 def get_minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> list[tuple[AnyArray, AnyArray]]:
@@ -95,8 +139,7 @@ def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -
         Gradients, starting with those of the last layer.
     learning_rate : float, default 0.01
     """
-    for p, g in _zip_arrays(params, grads):
-        functional.sgd_(p, g, lr=learning_rate)
+    _vanilla(params, grads, {}, {"lr": _number("learning_rate", learning_rate, "lr")}, 1)
 
 
 def momentum_update(
@@ -118,8 +161,9 @@ def momentum_update(
     B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. The velocity
     includes the learning rate, so a change of the learning rate takes effect gradually.
     """
-    for p, g, v in _zip_arrays(params, grads, velocity=velocity):
-        functional.momentum_(p, g, v, lr=learning_rate, momentum=mu, convention="article")
+    lr = _number("learning_rate", learning_rate, "lr")
+    values = {"lr": lr, "momentum": _number("mu", mu, "momentum")}
+    _momentum(params, grads, {"velocity": velocity}, values, 1)
 
 
 def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: float = 0.01) -> None:
@@ -137,8 +181,7 @@ def adagrad_update(cache: Layers, params: Layers, grads: Layers, learning_rate: 
     J. Duchi, E. Hazan, Y. Singer, "Adaptive Subgradient Methods for Online Learning and Stochastic
     Optimization", 2011.
     """
-    for p, g, c in _zip_arrays(params, grads, cache=cache):
-        functional.adagrad_(p, g, c, lr=learning_rate, eps=_ADAGRAD_EPS, convention="article")
+    _adagrad(params, grads, {"cache": cache}, {"lr": _number("learning_rate", learning_rate, "lr")}, 1)
 
 
 def rmsprop_update(
@@ -161,10 +204,9 @@ def rmsprop_update(
     -----
     T. Tieleman and G. Hinton, "Lecture 6.5: rmsprop", 2012.
     """
-    for p, g, c in _zip_arrays(params, grads, cache=cache):
-        functional.rmsprop_(
-            p, g, c, lr=learning_rate, alpha=decay_rate, eps=_RMSPROP_EPS, convention="article"
-        )
+    lr = _number("learning_rate", learning_rate, "lr")
+    values = {"lr": lr, "alpha": _number("decay_rate", decay_rate, "alpha")}
+    _rmsprop(params, grads, {"cache": cache}, values, 1)
 
 
 def adam_update(
@@ -200,14 +242,13 @@ def adam_update(
     D. P. Kingma and J. Ba, "Adam: A Method for Stochastic Optimization", 2015. The article has no function
     for this step; it is part of the training loop there.
     """
-    check_int("t", t, 1)
-    arrays = _zip_arrays(params, grads, velocity=velocity, cache=cache)
-    if any(np.may_share_memory(v, c) for _, _, v, c in arrays):
-        raise ValueError("cache: expected arrays of its own, got one that is also in velocity")
-    for p, g, v, c in arrays:
-        functional.adam_(
-            p, g, v, c, lr=learning_rate, betas=(beta1, beta2), eps=eps, step=t, convention="article"
-        )
+    values = {
+        "lr": _number("learning_rate", learning_rate, "lr"),
+        "beta1": _number("beta1", beta1, "beta"),
+        "beta2": _number("beta2", beta2, "beta"),
+        "eps": _number("eps", eps, "eps"),
+    }
+    _adam(params, grads, {"velocity": velocity, "cache": cache}, values, check_int("t", t, 1))
 
 
 def sgd(
@@ -243,8 +284,12 @@ def sgd(
     nnet
         The same object.
     """
-    optimizer = SGD(nnet.params, lr=learning_rate, convention="article")
-    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
+    lr = _schedule("learning_rate", learning_rate, "lr")
+
+    def step(grads: Layers, t: int, is_reversed: bool) -> None:
+        _vanilla(nnet.params, grads, {}, {"lr": lr(t)}, t, is_reversed)
+
+    return _train(nnet, step, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def sgd_momentum(
@@ -278,12 +323,15 @@ def sgd_momentum(
     I. Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013. The
     look-ahead points are the parameters of ``fastopt.SGD(nesterov=True)`` started from the same parameters.
     """
-    optimizer = SGD(nnet.params, lr=learning_rate, momentum=mu, convention="article")
-    # Without momentum there is no velocity, and the look-ahead point is p.
-    train_step = _look_ahead(nnet, optimizer, mu) if nesterov and mu else None
-    return _train(
-        nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test, train_step
-    )
+    lr, momentum = _schedule("learning_rate", learning_rate, "lr"), _schedule("mu", mu, "momentum")
+    velocity = _zeros(nnet.params)
+
+    def step(grads: Layers, t: int, is_reversed: bool) -> None:
+        values = {"lr": lr(t), "momentum": momentum(t)}
+        _momentum(nnet.params, grads, {"velocity": velocity}, values, t, is_reversed)
+
+    train_step = _look_ahead(nnet, velocity, momentum) if nesterov else None
+    return _train(nnet, step, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test, train_step)
 
 
 def adagrad(
@@ -295,8 +343,13 @@ def adagrad(
 
     Parameters, return value and errors are those of `sgd`.
     """
-    optimizer = Adagrad(nnet.params, lr=learning_rate, eps=_ADAGRAD_EPS, convention="article")
-    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
+    lr = _schedule("learning_rate", learning_rate, "lr")
+    cache = _zeros(nnet.params)
+
+    def step(grads: Layers, t: int, is_reversed: bool) -> None:
+        _adagrad(nnet.params, grads, {"cache": cache}, {"lr": lr(t)}, t, is_reversed)
+
+    return _train(nnet, step, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def rmsprop(
@@ -308,8 +361,14 @@ def rmsprop(
 
     Parameters, return value and errors are those of `sgd`, with the decay rate `decay_rate` in addition.
     """
-    optimizer = RMSprop(nnet.params, learning_rate, decay_rate, eps=_RMSPROP_EPS, convention="article")
-    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
+    lr = _schedule("learning_rate", learning_rate, "lr")
+    alpha = _number("decay_rate", decay_rate, "alpha")
+    cache = _zeros(nnet.params)
+
+    def step(grads: Layers, t: int, is_reversed: bool) -> None:
+        _rmsprop(nnet.params, grads, {"cache": cache}, {"lr": lr(t), "alpha": alpha}, t, is_reversed)
+
+    return _train(nnet, step, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def adam(
@@ -322,15 +381,20 @@ def adam(
     Parameters, return value and errors are those of `sgd`, with the decay rates `beta1` and `beta2` of the
     moments in addition.
     """
-    optimizer = Adam(
-        nnet.params, lr=learning_rate, betas=(beta1, beta2), eps=_ADAM_EPS, convention="article"
-    )
-    return _train(nnet, optimizer, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
+    lr = _schedule("learning_rate", learning_rate, "lr")
+    fixed = {"beta1": _number("beta1", beta1, "beta"), "beta2": _number("beta2", beta2, "beta")}
+    fixed["eps"] = _ADAM_EPS
+    states = {"velocity": _zeros(nnet.params), "cache": _zeros(nnet.params)}
+
+    def step(grads: Layers, t: int, is_reversed: bool) -> None:
+        _adam(nnet.params, grads, states, {"lr": lr(t), **fixed}, t, is_reversed)
+
+    return _train(nnet, step, X_train, y_train, minibatch_size, epoch, verbose, X_test, y_test)
 
 
 def _train(
-    nnet: Network, optimizer: Optimizer, X_train: AnyArray, y_train: AnyArray, minibatch_size: int,
-    epoch: int, verbose: bool, X_test: AnyArray | None, y_test: AnyArray | None,
+    nnet: Network, step: Callable[[Layers, int, bool], None], X_train: AnyArray, y_train: AnyArray,
+    minibatch_size: int, epoch: int, verbose: bool, X_test: AnyArray | None, y_test: AnyArray | None,
     train_step: TrainStep | None = None,
 ) -> Network:
     """Run the training loop; `train_step` replaces that of the network."""
@@ -339,13 +403,14 @@ def _train(
     minibatch_size = check_int("minibatch_size", minibatch_size, 1)
     epoch = check_int("epoch", epoch, 0)
     train_step = train_step or nnet.train_step
-    is_reversed = getattr(nnet, "grads_reversed", True)
+    is_reversed = bool(getattr(nnet, "grads_reversed", True))
+    steps = itertools.count(1)
     for number in range(1, epoch + 1):
         if verbose:
             print(f"Epoch {number}")
         for X_batch, y_batch in _minibatches(*train, minibatch_size):
             loss, grads = train_step(X_batch, y_batch)
-            optimizer.step(_in_order(nnet.params, grads, "grads", is_reversed))
+            step(grads, next(steps), is_reversed)
         if verbose:
             logs = {"loss": float(loss), "accuracy": _evaluate(nnet, *train, minibatch_size)}
             if test is not None:
@@ -354,26 +419,52 @@ def _train(
     return nnet
 
 
-def _look_ahead(nnet: Net, optimizer: Optimizer, mu: FloatOrSchedule) -> TrainStep:
+def _look_ahead(nnet: Net, velocity: Layers, mu: Callable[[int], float]) -> TrainStep:
     """Return a ``train_step`` that is evaluated at ``p - mu * v`` and restores the parameters."""
-    params = flatten(nnet.params)[1]
-    saved = [np.empty_like(p) for p in params]
-    velocity = [state["momentum_buffer"] for state in optimizer.state]
-    # p -= mu * v is a step of gradient descent with the velocity as gradient.
-    shift = SGD(params, lr=mu)
+    steps = itertools.count(1)
 
     def train_step(X: AnyArray, y: AnyArray) -> tuple[SupportsFloat, Layers]:
-        for p, copy in zip(params, saved, strict=True):
-            np.copyto(copy, p)
+        t, params = next(steps), nnet.params
+        saved = [np.copy(array) for array in _arrays(params)]
         try:
-            shift.step(velocity)
+            # p -= mu * v is a step of gradient descent with the velocity as gradient.
+            _vanilla(params, velocity, {}, {"lr": mu(t)}, t, is_reversed=False)
             return nnet.train_step(X, y)
         finally:
             # Adding mu * v would not restore p exactly, because of rounding.
-            for p, copy in zip(params, saved, strict=True):
-                np.copyto(p, copy)
+            for array, copy in zip(_arrays(params), saved, strict=True):
+                np.copyto(array, copy)
 
     return train_step
+
+
+def _arrays(layers: Layers) -> Iterator[AnyArray]:
+    for layer in layers:
+        if isinstance(layer, np.ndarray):
+            yield layer
+        else:
+            yield from layer
+
+
+def _zeros(params: Layers) -> Layers:
+    """Return zeros nested like `params`."""
+    return [
+        np.zeros_like(layer) if isinstance(layer, np.ndarray) else [np.zeros_like(array) for array in layer]
+        for layer in params
+    ]
+
+
+def _number(name: str, value: Any, hyperparameter: str) -> float:
+    """Return an argument as a float, in the range of a hyperparameter."""
+    number: float = check_number(name, value, _RANGES[hyperparameter])
+    return number
+
+
+def _schedule(name: str, value: FloatOrSchedule, hyperparameter: str) -> Callable[[int], float]:
+    """Return a function of the number of the step, 1 for the first, which gives the value of an argument."""
+    bounds = _RANGES[hyperparameter]
+    checked = check_number_or_schedule(name, value, bounds)
+    return lambda t: evaluate(name, checked, t - 1, bounds)
 
 
 def _evaluate(nnet: Net, X: AnyArray, y: AnyArray, minibatch_size: int) -> float:
@@ -389,45 +480,6 @@ def _minibatches(X: AnyArray, y: AnyArray, minibatch_size: int) -> Iterator[tupl
     for start in range(0, len(X), minibatch_size):
         indices = order[start : start + minibatch_size]
         yield X[indices], y[indices]
-
-
-def _zip_arrays(params: Layers, grads: Layers, **states: Layers) -> list[tuple[AnyArray, ...]]:
-    """Return a tuple per parameter: its array, its gradient, and its array in each of `states`.
-
-    All arrays are checked before the first one is changed.
-    """
-    ordered = _in_order(params, grads, "grads", is_reversed=True)
-    arrays = [flatten(params)[1], [grad for layer in ordered for grad in layer]]
-    arrays += [flatten(_in_order(params, state, name), name)[1] for name, state in states.items()]
-    return list(zip(*arrays, strict=True))
-
-
-def _in_order(params: Layers, layers: Layers, name: str, is_reversed: bool = False) -> Layers:
-    """Return `layers` in the order of `params`, or raise if nesting, shapes or dtypes differ.
-
-    Messages use the index in `layers` as it was passed.
-    """
-    _check_list(layers, name, len(params), "layers", "params")
-    for i, param_layer in enumerate(params):
-        index = len(params) - 1 - i if is_reversed else i
-        _check_list(layers[index], f"{name}[{index}]", len(param_layer), "arrays", f"params[{i}]")
-        for k, (array, param) in enumerate(zip(layers[index], param_layer, strict=True)):
-            where = f"{name}[{index}][{k}]"
-            if not isinstance(array, np.ndarray):
-                raise TypeError(f"{where}: expected an array, got {type(array).__name__}")
-            if array.shape != param.shape or array.dtype != param.dtype:
-                raise ValueError(
-                    f"{where}: expected {param.dtype} of shape {param.shape}, as in params[{i}][{k}], "
-                    f"got {array.dtype} of shape {array.shape}"
-                )
-    return list(reversed(layers)) if is_reversed else layers
-
-
-def _check_list(value: Any, where: str, length: int, items: str, like: str) -> None:
-    if not isinstance(value, list | tuple):
-        raise TypeError(f"{where}: expected a list of {items}, got {type(value).__name__}")
-    if len(value) != length:
-        raise ValueError(f"{where}: expected {length} {items}, as in {like}, got {len(value)}")
 
 
 def _check_test_data(X: Any, y: Any) -> tuple[AnyArray, AnyArray] | None:

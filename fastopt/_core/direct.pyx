@@ -57,8 +57,11 @@ cdef struct Call:
     Py_ssize_t* first           # elements before span k; first[count] is their total
     Py_buffer* views            # of all arrays
     Range* ranges               # of all arrays that have elements
-    Py_ssize_t count, capacity, n_views, n_ranges
+    Py_ssize_t count, capacity, n_views, max_views, n_ranges
     Py_ssize_t bytes            # of all arrays
+    const Py_buffer* param      # last parameter, the number of its state arrays, and the layouts of all its arrays
+    int n_states
+    int layout
 
 
 cdef int allocate(Call* call, Py_ssize_t count, Py_ssize_t per_param) except -1:
@@ -68,7 +71,7 @@ cdef int allocate(Call* call, Py_ssize_t count, Py_ssize_t per_param) except -1:
         count * sizeof(Span) + n * (sizeof(Py_buffer) + sizeof(Range)) + (count + 1) * sizeof(Py_ssize_t)))
     if block == NULL:
         raise MemoryError()
-    call.spans, call.capacity = <Span*> block, count
+    call.spans, call.capacity, call.max_views = <Span*> block, count, n
     call.views = <Py_buffer*> (block + count * sizeof(Span))
     call.ranges = <Range*> (call.views + n)
     call.first = <Py_ssize_t*> (call.ranges + n)
@@ -125,54 +128,64 @@ cdef bint same_shape(const Py_buffer* x, const Py_buffer* p, int skipped) noexce
     return True
 
 
-cdef bint add(Call* call, object param, object grad, tuple states, bint broadcast) except -1:
-    """Add a parameter; False if the kernels cannot take its arrays.
+cdef bint add(Call* call, object param, object grad, bint broadcast) except -1:
+    """Add a parameter and its gradient; False if the kernels cannot take them.
 
     With `broadcast`, the gradient may lack leading axes of length 1.
     """
     cdef Py_buffer* p
-    cdef Py_buffer* x
+    cdef Py_buffer* g
     cdef Span* span = &call.spans[call.count]
-    cdef char* state[MAX_STATES]
-    cdef Py_ssize_t i, n = len(states)
-    cdef int layout, skipped = 0
-    if call.count == call.capacity or n > MAX_STATES:
+    cdef int skipped = 0
+    if call.count == call.capacity or type(param) is not ndarray:
         return False
-    if type(param) is not ndarray:
-        return False
-    found = param.dtype
-    if found is not float32 and found is not float64:       # copies of a dtype are equal, but not identical
-        found = float32 if found == float32 else float64
-    p = bind(call, param, found, True)
+    array_dtype = param.dtype
+    if array_dtype is not float32 and array_dtype is not float64:   # copies of a dtype are equal, not identical
+        array_dtype = float32 if array_dtype == float32 else float64
+    p = bind(call, param, array_dtype, True)
     if p == NULL:
         return False
-    layout = layouts(p)
-    x = bind(call, grad, found, False)
-    if x == NULL:
+    g = bind(call, grad, array_dtype, False)
+    if g == NULL:
         return False
-    if broadcast and x.ndim < p.ndim:
-        while skipped < p.ndim - x.ndim and p.shape[skipped] == 1:
+    call.layout = layouts(p) & layouts(g)
+    if broadcast and g.ndim < p.ndim:
+        while skipped < p.ndim - g.ndim and p.shape[skipped] == 1:
             skipped += 1
-        layout &= C_ORDER               # of both arrays, so that their elements have the same order
-    layout &= layouts(x)
-    if not same_shape(x, p, skipped):
+        call.layout &= C_ORDER          # of both arrays, so that their elements have the same order
+    if call.layout == 0 or not same_shape(g, p, skipped):
         return False
-    span.g = <char*> x.buf
-    for i in range(MAX_STATES):
-        state[i] = NULL
-    for i in range(n):
-        x = bind(call, states[i], found, True)
-        if x == NULL or not same_shape(x, p, 0):
-            return False
-        layout &= layouts(x)
-        state[i] = <char*> x.buf
-    if layout == 0:
-        return False
-    span.p, span.is_f64, span.n = <char*> p.buf, p.itemsize == 8, p.len // p.itemsize
-    span.s, span.t, span.u, span.v = state[0], state[1], state[2], state[3]
-    call.bytes += p.len * (2 + n)
+    span.p, span.g = <char*> p.buf, <char*> g.buf
+    span.n, span.is_f64 = p.len // p.itemsize, p.itemsize == 8
+    call.param, call.n_states = p, 0
+    call.bytes += 2 * p.len
     call.count += 1
     call.first[call.count] = call.first[call.count - 1] + span.n
+    return True
+
+
+cdef bint add_state(Call* call, object array) except -1:
+    """Add a state array of the last parameter; False if the kernels cannot take it."""
+    cdef Span* span = &call.spans[call.count - 1]
+    cdef Py_buffer* x
+    if call.n_states == MAX_STATES or call.n_views == call.max_views:
+        return False
+    x = bind(call, array, float64 if span.is_f64 else float32, True)
+    if x == NULL:
+        return False
+    call.layout &= layouts(x)
+    if call.layout == 0 or not same_shape(x, call.param, 0):
+        return False
+    if call.n_states == 0:
+        span.s = <char*> x.buf
+    elif call.n_states == 1:
+        span.t = <char*> x.buf
+    elif call.n_states == 2:
+        span.u = <char*> x.buf
+    else:
+        span.v = <char*> x.buf
+    call.n_states += 1
+    call.bytes += x.len
     return True
 
 
@@ -306,7 +319,12 @@ cdef class KernelCall:
         cdef Call call
         self.begin(&call, scalars, 1, 2 + len(states))
         try:
-            if not add(&call, param, grad, states, False) or not is_disjoint(&call):
+            if not add(&call, param, grad, False):
+                return False
+            for array in states:
+                if not add_state(&call, array):
+                    return False
+            if not is_disjoint(&call):
                 return False
             update(&call)
             return True
@@ -336,8 +354,7 @@ cdef class KernelCall:
             Whether the step was taken.
         """
         cdef Call call
-        cdef Py_ssize_t i, k, n_layers, count = 0
-        cdef list layers
+        cdef Py_ssize_t i, n_layers, count = 0
         for tree in (params, grads, *states):
             if not is_list(tree) or len(tree) != len(params):
                 return False
@@ -352,23 +369,41 @@ cdef class KernelCall:
         self.begin(&call, scalars, count, 2 + len(states))
         try:
             for i in range(n_layers):
-                layers = [params[i], grads[n_layers - 1 - i if is_reversed else i], *[s[i] for s in states]]
-                if type(layers[0]) is ndarray:
-                    if not add(&call, layers[0], layers[1], tuple(layers[2:]), True):
+                layer, grad_layer = params[i], grads[n_layers - 1 - i if is_reversed else i]
+                state_layers = [tree[i] for tree in states]
+                if type(layer) is ndarray:
+                    if not add(&call, layer, grad_layer, True):
                         return False
-                    continue
-                for layer in layers:
-                    if not is_list(layer) or len(layer) != len(layers[0]):
-                        return False
-                for k in range(len(layers[0])):
-                    if not add(&call, layers[0][k], layers[1][k], tuple([s[k] for s in layers[2:]]), True):
-                        return False
+                    for array in state_layers:
+                        if not add_state(&call, array):
+                            return False
+                elif not add_layer(&call, layer, grad_layer, state_layers):
+                    return False
             if not is_disjoint(&call):
                 return False
             update(&call)
             return True
         finally:
             end(&call)
+
+
+@cython.boundscheck(True)
+cdef bint add_layer(Call* call, object params, object grads, list states) except -1:
+    """Add the arrays of a layer; False if the kernels cannot take them."""
+    cdef Py_ssize_t i, n
+    if not is_list(params) or not is_list(grads) or len(params) != len(grads):
+        return False
+    n = len(params)
+    for layer in states:
+        if not is_list(layer) or len(layer) != n:
+            return False
+    for i in range(n):
+        if not add(call, params[i], grads[i], True):
+            return False
+        for layer in states:
+            if not add_state(call, layer[i]):
+                return False
+    return True
 
 
 cdef inline bint is_list(object x):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt.nn.gradients import GradientOrder
 from fastopt.nn.mlp import MLP
 from fastopt.optimizers.base import Optimizer
 
@@ -85,7 +86,7 @@ class GatheredBatches(Batches):
 
     def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         super().__init__(net, columns, batch_size, rng)
-        self._grads_reversed = getattr(net, "grads_reversed", True)
+        self._arrange = GradientOrder(net)
         n = min(batch_size, self._n_samples)
         self._buffers = [
             None if hasattr(a, "tocsr") or rng is None else np.empty((n, *a.shape[1:]), a.dtype)
@@ -94,7 +95,7 @@ class GatheredBatches(Batches):
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         loss, grads = self._net.train_step(*self._gather(begin, end))
-        opt.step(grads[::-1] if self._grads_reversed else grads, **options)
+        opt.step(self._arrange(grads), **options)
         return float(loss)
 
     def _gather(self, begin: int, end: int) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.pytree import item
 from fastopt.checkpoint import read_arrays, write_arrays
 
 if TYPE_CHECKING:
@@ -44,9 +45,17 @@ def set_weights(net: Any, weights: Mapping[str, AnyArray]) -> None:
 
 
 def _named_arrays(net: Any) -> Iterator[tuple[str, AnyArray]]:
-    for i, layer in enumerate(net.params):
-        for j, array in enumerate(layer):
-            yield f"params[{i}][{j}]", array
+    def walk(tree: Any, name: str) -> Iterator[tuple[str, AnyArray]]:
+        if isinstance(tree, dict):
+            for key, inner in tree.items():
+                yield from walk(inner, name + item(key))
+        elif isinstance(tree, (list, tuple)):
+            for i, inner in enumerate(tree):
+                yield from walk(inner, f"{name}[{i}]")
+        else:
+            yield name, tree
+
+    return walk(net.params, "params")
 
 
 def is_safetensors(path: StrPath) -> bool:

@@ -34,11 +34,14 @@ class Trainer:
     Parameters
     ----------
     net : object
-        `fastopt.MLP`, or any object with ``params``, a list of layers, each a list of arrays (it may be
-        empty); ``train_step(X, y) -> (loss, grads)``; and ``predict(X)``. Gradients are expected in
-        reverse layer order unless ``net.grads_reversed`` is false. If the model has
-        ``evaluate(X, y) -> float``, it computes the validation loss. With sample weights, both are
-        called with a third argument, the weights, and return the weighted mean loss.
+        `fastopt.MLP`, or any object with ``params``, a list of layers, each an array or a list of arrays
+        (it may be empty), or any other nesting of arrays; ``train_step(X, y) -> (loss, grads)``; and
+        ``predict(X)``. Gradients have the order of ``params`` or start with the last layer. If their
+        shapes fit both, the attribute ``net.grads_reversed`` must say which, True for the last layer
+        first. They may be what NumPy can subtract from the parameters in place: of another dtype, or of a
+        shape that can be broadcast. If the model has ``evaluate(X, y) -> float``, it computes the
+        validation loss. With sample weights, both are called with a third argument, the weights, and
+        return the weighted mean loss.
     opt : object
         A fastopt optimizer of ``net.params``, or any object with ``step(grads)``.
     callbacks : iterable of Callback, default ()
