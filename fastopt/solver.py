@@ -10,8 +10,8 @@ The article's protocol
 A network ``nnet`` is any object with
 
 ``params``
-    a list of layers, each a list of arrays (float32 or float64, of any shape), which training changes in
-    place; a layer without parameters is an empty list;
+    a list of layers, each an array or a list of arrays, which training changes in place; a layer without
+    parameters is an empty list;
 ``train_step(X, y)``
     which returns ``(loss, grads)``; ``grads`` is nested like ``params``, but starts with the *last* layer,
     as backpropagation computes it first;
@@ -20,6 +20,10 @@ A network ``nnet`` is any object with
 
 If the gradients are in the order of ``params``, set the attribute ``grads_reversed = False``, as
 `fastopt.MLP` does.
+
+The functions take whatever the lines ``v[i] = mu * v[i] + learning_rate * g[i]; p[i] -= v[i]`` take, with
+NumPy's result: gradients of another dtype or of a shape that can be broadcast, arrays in any layout, numbers.
+Arrays of float32 or float64 without gaps are updated in one compiled call.
 """
 
 from __future__ import annotations
@@ -134,9 +138,9 @@ def vanilla_update(params: Layers, grads: Layers, learning_rate: float = 0.01) -
     Parameters
     ----------
     params : list of layers, each a list of arrays
-        Parameters, float32 or float64, changed in place.
+        Parameters, changed in place.
     grads : list of layers, each a list of arrays
-        Gradients, starting with those of the last layer.
+        Gradients, starting with those of the last layer. Their shapes can be broadcast to the parameters'.
     learning_rate : float, default 0.01
     """
     _vanilla(params, grads, {}, {"lr": _number("learning_rate", learning_rate, "lr")}, 1)
