@@ -74,11 +74,12 @@ class LayerUpdate:
             Whether `grads` starts with the last layer.
         """
         latest = self._latest       # read once, because another thread may replace it
-        if latest is None or not same_objects(values, latest[0]):
+        if latest is None or latest[1].is_new != (t == 1) or not same_objects(values, latest[0]):
             hp = Hyperparameters(self._defaults | values)
             if "beta1" in values:
                 hp.betas = values["beta1"], values["beta2"]
-            self._latest = latest = values, hp, functional.kernel_call(self._rule, hp, self._kernel)
+            call = functional.kernel_call(self._rule, hp, self._kernel, t, {})
+            self._latest = latest = values, hp, call
         _, hp, call = latest
         scalars = self._rule.step_scalars(hp, t)
         if call.update_layers(scalars, params, grads, tuple(states.values()), is_reversed):

@@ -126,13 +126,16 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
 
 
 def kernel_call(
-    rule: type[Rule], hp: Hyperparameters, kernel: str, scalar_state: ScalarState | None = None,
+    rule: type[Rule], hp: Hyperparameters, kernel: str, step: int, scalar_state: ScalarState,
 ) -> KernelCall:
-    """Return the call of an elementwise kernel with checked hyperparameters.
+    """Return the call of an elementwise kernel with checked hyperparameters, and complete these for `step`.
 
-    `scalar_state` is that after the step.
+    The call and `hp` serve any number of steps, but for the first one, if the rule has no scalar state.
     """
-    hp.kernel, hp.scalar_state, hp.sums, hp.totals = kernel, scalar_state or {}, None, None
+    vars(hp).update(
+        kernel=kernel, is_new=step == 1, sums=None, totals=None, scalar_state_before=scalar_state
+    )
+    hp.scalar_state = rule.advance(hp, step, scalar_state)
     return KernelCall(kernel, rule.constants(hp), hp.maximize, rule.l2_decay(hp), rule.decay_factor(hp))
 
 
@@ -216,12 +219,13 @@ class _Arrays:
         order = self._order.get(kernel)
         call = None
         if order is not None and len(order) == len(given):
-            scalar_state = rule.advance(hp, step, scalar_state)
-            call = kernel_call(rule, hp, kernel, scalar_state)
+            call = kernel_call(rule, hp, kernel, step, scalar_state)
             scalars = rule.step_scalars(hp, step)
             if not call.update_array(scalars, p, g, tuple([states[i] for i in order])):
                 call = None
-        if call is None:
+        if call is not None:
+            scalar_state = hp.scalar_state
+        else:
             scalar_state = _step(rule, values, selected, kernel, p, g, given, numbers or {}, step)
         if numbers is not None:
             numbers.update(scalar_state)
