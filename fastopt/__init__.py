@@ -11,6 +11,7 @@ _NAMES = {
     "fastopt._config": ("show_config",),
     "fastopt._core.rows": ("Rows",),
     "fastopt._core.threads": ("get_num_threads", "set_num_threads"),
+    "fastopt.keyed": ("KeyedOptimizer",),
     "fastopt.lr_finder": ("lr_find",),
     "fastopt.optimizers.param_groups": ("param_groups",),
     "fastopt.nn": ("MLP", "Callback", "History", "Trainer"),

@@ -9,6 +9,7 @@ from fastopt._core.rows import Rows as Rows
 from fastopt._core.threads import get_num_threads as get_num_threads
 from fastopt._core.threads import set_num_threads as set_num_threads
 from fastopt._version import __version__ as __version__
+from fastopt.keyed import KeyedOptimizer as KeyedOptimizer
 from fastopt.lr_finder import lr_find as lr_find
 from fastopt.nn import MLP as MLP
 from fastopt.nn import Callback as Callback
