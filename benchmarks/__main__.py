@@ -14,6 +14,7 @@ from fastopt.cli.options import positive_float, positive_int
 
 STUDIES = {
     "learning-rates": "find the learning rates that suit each optimizer",
+    "functions": "time the functions without an optimizer object",
     "sparse-rows": "time a step on some rows of a table",
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",
 }

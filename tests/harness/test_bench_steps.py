@@ -281,12 +281,19 @@ def test_list(name, capsys):
     assert all(contender in text for contender in suite.contenders)
 
 
-@pytest.mark.parametrize("name", ["learning-rates", "sparse-rows"])
+@pytest.mark.parametrize("name", ["functions", "learning-rates", "sparse-rows"])
 def test_help_of_studies(name, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])
     assert ended.value.code == 0
     assert name in capsys.readouterr().out
+
+
+def test_functions(capsys):
+    words = ["functions", "--rounds", "1", "--calls", "2", "--batches", "2"]
+    assert cli.main([*words, "--threads", os.environ.get("FASTOPT_NUM_THREADS", "1")]) == 0
+    out = capsys.readouterr().out
+    assert "float64" in out and out.count("rmsprop 784-256-128-10") == 2
 
 
 def test_sparse_rows(capsys):
