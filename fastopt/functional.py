@@ -136,7 +136,8 @@ def kernel_call(
         kernel=kernel, is_new=step == 1, sums=None, totals=None, scalar_state_before=scalar_state
     )
     hp.scalar_state = rule.advance(hp, step, scalar_state)
-    return KernelCall(kernel, rule.constants(hp), hp.maximize, rule.l2_decay(hp), rule.decay_factor(hp))
+    decay = rule.l2_decay(hp), rule.decay_factor(hp), rule.DECAYS_COPY
+    return KernelCall(kernel, rule.constants(hp), hp.maximize, *decay)
 
 
 def default_hyperparameters(optimizer: type[Optimizer], own: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 class KernelCall:
     def __new__(
         cls, kernel: str, constants: dict[str, float], maximize: bool, l2_decay: float, decay_factor: float,
+        decays_copy: bool,
     ) -> KernelCall: ...
     def update_array(
         self, scalars: dict[str, float], param: Any, grad: Any, states: tuple[Any, ...]

@@ -257,6 +257,8 @@ cdef class KernelCall:
         Weight decay that is added to the gradient.
     decay_factor : float
         Factor by which the parameters are multiplied before the update.
+    decays_copy : bool
+        Whether this multiplies the first state array, too.
     """
     cdef UpdateArgs args
     cdef str kernel
@@ -264,7 +266,7 @@ cdef class KernelCall:
     cdef char index[MAX_SCALARS]        # their indices among all scalars
 
     def __cinit__(self, str kernel not None, dict constants not None, bint maximize, double l2_decay,
-                  double decay_factor):
+                  double decay_factor, bint decays_copy):
         cdef Py_ssize_t i
         cdef UpdateArgs* args = &self.args
         cdef list step_fields = []
@@ -280,7 +282,7 @@ cdef class KernelCall:
         self.kernel, self.step_fields = kernel, tuple(step_fields)
         args.kernel, args.maximize = kernel_index[kernel], maximize
         args.grad_scale, args.clip = -1.0 if maximize else 1.0, INFINITY
-        args.l2_decay, args.decay_factor = l2_decay, decay_factor
+        args.l2_decay, args.decay_factor, args.decays_copy = l2_decay, decay_factor, decays_copy
         args.transforms_grad = maximize or l2_decay != 0.0
 
     cdef int begin(self, Call* call, dict scalars, Py_ssize_t count, Py_ssize_t per_param) except -1:

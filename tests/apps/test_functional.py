@@ -181,14 +181,14 @@ def test_calls_in_several_threads_do_not_share_hyperparameters():
 def test_scalars_that_a_kernel_does_not_have_are_refused(scalars):
     constants = {"decay_factor": 1.0, "eps": 0.0} | {f"beta{i}": 0.0 for i in (1, 2)}
     constants |= {f"one_minus_beta{i}": 1.0 for i in (1, 2)}
-    call = KernelCall("adam", constants, False, 0.0, 1.0)
+    call = KernelCall("adam", constants, False, 0.0, 1.0, False)
     arrays = np.ones(3), np.ones(3), (np.zeros(3), np.zeros(3))
     assert call.update_array({"lr": 1.0, "denom_scale": 1.0}, *arrays)
     before = arrays[0].copy()
     with pytest.raises(TypeError, match="adam: expected the scalars lr, denom_scale"):
         call.update_array(scalars, *arrays)
     with pytest.raises(TypeError, match="adam: expected the scalars"):
-        KernelCall("adam", {"speed": 1.0}, False, 0.0, 1.0)
+        KernelCall("adam", {"speed": 1.0}, False, 0.0, 1.0, False)
     assert same_bits(arrays[0], before)
 
 
