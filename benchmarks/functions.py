@@ -3,7 +3,7 @@
 `fastopt.functional.adam_` on one array; the update functions of `fastopt.solver`, next to the article's lines
 in NumPy and a step of the optimizer object; the trainers of `fastopt.solver`, next to a loop by hand around
 ``opt.step``. Contenders take turns in one process, and every call gets other gradient objects, as a backward
-pass makes them. Times are medians in microseconds.
+pass makes them. Times are medians in microseconds, as tables in Markdown.
 """
 
 from itertools import cycle, pairwise
@@ -30,29 +30,24 @@ def add_options(command):
 
 def run(options):
     fastopt.set_num_threads(options.threads)
-    print("functional.adam_ on 1,000 elements, us per call")
+    print("| functional.adam_ | us per call |\n|---|---:|")
     for dtype in (np.float32, np.float64):
         times = measure({"adam_": functional_calls(dtype)}, options)
-        print(f"  {np.dtype(dtype).name:34}{times['adam_']:9.2f}", flush=True)
-    print(f"\nus per step{'function':>25}{'NumPy':>9}{'opt.step':>9}{'/ NumPy':>9}{'/ step':>9}")
-    for sizes, dtype in NETWORKS:
-        for name in UPDATES:
-            times = measure(update_calls(name, sizes, dtype), options)
-            print(f"  {title(name, sizes):34}" + ratios(times, "function", "NumPy", "opt.step"), flush=True)
-    print(f"\nus per minibatch{'trainer':>20}{'NumPy':>9}{'by hand':>9}{'/ NumPy':>9}{'/ hand':>9}")
-    for sizes, dtype in NETWORKS:
-        for name in UPDATES:
-            times = measure_trainers(name, sizes, dtype, options)
-            print(f"  {title(name, sizes):34}" + ratios(times, "trainer", "NumPy", "by hand"), flush=True)
-
-
-def title(name, sizes):
-    return f"{name} {'-'.join(map(str, sizes))}"
-
-
-def ratios(times, *names):
-    first, *others = (times[name] for name in names)
-    return "".join(f"{x:9.2f}" for x in (first, *others, *(first / other for other in others)))
+        print(f"| 1,000 elements, {np.dtype(dtype).name} | {times['adam_']:.1f} |", flush=True)
+    for title, contender, timer in (
+        ("update", "function", lambda *network: measure(update_calls(*network), options)),
+        ("trainer, per minibatch", "trainer", lambda *network: measure_trainers(*network, options)),
+    ):
+        names = contender, "NumPy", "opt.step"
+        print(f"\n| {title} | {' | '.join(names)} | / NumPy | / opt.step |\n|---|" + 5 * "---:|")
+        for sizes, dtype in NETWORKS:
+            for name in UPDATES:
+                times = timer(name, sizes, dtype)
+                first, *others = (times[key] for key in names)
+                cells = [f"{time:.1f}" for time in (first, *others)]
+                cells += [f"{first / time:.2f}" for time in others]
+                network = f"{'-'.join(map(str, sizes))} {np.dtype(dtype).name}"
+                print(f"| {name}, {network} | {' | '.join(cells)} |", flush=True)
 
 
 def measure(contenders, options):
@@ -226,7 +221,7 @@ def measure_trainers(name, sizes, dtype, options):
     contenders = {
         "trainer": lambda net: train(net, X, y, 32, 1, LR, verbose=False),
         "NumPy": by_numpy,
-        "by hand": by_hand,
+        "opt.step": by_hand,
     }
     times = {name: [] for name in contenders}
     for _ in range(max(options.rounds // 5, 1)):

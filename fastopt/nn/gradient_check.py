@@ -56,7 +56,7 @@ def check_gradients(
     train_step = _repeatable_step(net)
     _, grads = train_step(*args)
     params = list(leaves(net.params))
-    gradients = [0.0 if g is None else np.array(g) for g in leaves(GradientOrder(net)(grads))]
+    gradients = [0.0 if g is None else np.array(g) for g in leaves(GradientOrder(net, strict=True)(grads))]
     worst = 0.0
     for array, given in zip(params, gradients, strict=True):
         if array.dtype.kind != "f":

@@ -24,10 +24,13 @@ class GradientOrder:
     ----------
     net : object
         A model as for `fastopt.Trainer`.
+    strict : bool
+        Raise a ValueError if the gradients fit in neither order. Otherwise they are taken to start with the
+        last layer, and the optimizer raises an error or accepts them.
     """
 
-    def __init__(self, net: Net) -> None:
-        self._net = net
+    def __init__(self, net: Net, strict: bool = False) -> None:
+        self._net, self._strict = net, strict
         is_reversed = getattr(net, "grads_reversed", None)
         self._is_reversed: bool | None = None if is_reversed is None else bool(is_reversed)
 
@@ -40,14 +43,20 @@ class GradientOrder:
             is_reversed = self._is_reversed
             if is_reversed is None:
                 self._is_reversed = is_reversed = _find_order(params, grads)
-            if is_reversed:
+            if is_reversed is not False:
                 grads = grads[::-1]
-        # Anything else is left to the optimizer, whose parameters may be nested in another way.
-        return _like(params, grads) if _fits(params, grads) else grads
+        if _fits(params, grads):
+            return _like(params, grads)
+        if self._strict:
+            raise ValueError(
+                f"grads: expected the nesting and the shapes {_shapes(params)} of net.params, in this order "
+                f"or reversed, got {_shapes(grads)}"
+            )
+        return grads
 
 
 def _find_order(params: Any, grads: Any) -> bool | None:
-    """Return whether gradients start with the last entry of `params`; None if that makes no difference."""
+    """Return whether gradients start with the last entry of `params`; None if neither or any order fits."""
     backward = grads[::-1]
     if [*map(id, leaves(grads))] == [*map(id, leaves(backward))] and _fits(params, grads):
         return None
@@ -60,10 +69,7 @@ def _find_order(params: Any, grads: Any) -> bool | None:
             )
         if any(fits):
             return fits[1]
-    raise ValueError(
-        f"grads: expected the nesting and the shapes {_shapes(params)} of net.params, in this order or "
-        f"reversed, got {_shapes(grads)}"
-    )
+    return None
 
 
 def leaves(tree: Any) -> Iterator[Any]:

@@ -38,7 +38,7 @@ def test_the_formula_and_the_call_are_the_same(name):
     for eps in (1e-8, 0.3):
         grads = list(np.random.default_rng(0).standard_normal((6, 5)))
         w = np.ones(5)
-        names = {**VALUES, "eps": eps, "schedules": schedules, "w": w}
+        names = {**VALUES, "eps": eps, "sqrt": np.sqrt, "schedules": schedules, "w": w}
         opt = eval(ROWS[name][1], vars(fastopt.optimizers) | names)
         for g in grads:
             opt.step(g)

@@ -293,7 +293,7 @@ def test_functions(capsys):
     words = ["functions", "--rounds", "1", "--calls", "2", "--batches", "2"]
     assert cli.main([*words, "--threads", os.environ.get("FASTOPT_NUM_THREADS", "1")]) == 0
     out = capsys.readouterr().out
-    assert "float64" in out and out.count("rmsprop 784-256-128-10") == 2
+    assert "float64" in out and out.count("| rmsprop, 784-256-128-10 float32 |") == 2
 
 
 def test_sparse_rows(capsys):

@@ -8,7 +8,7 @@ from trainer_helpers import rows
 
 import fastopt
 from fastopt import solver
-from fastopt.nn import Trainer
+from fastopt.nn import Trainer, check_gradients
 from fastopt.nn.gradients import leaves
 
 
@@ -102,8 +102,8 @@ def test_the_functions_of_the_article_keep_its_order(name):
 @pytest.mark.parametrize(
     ("grads", "error", "message"),
     [
-        ([np.zeros(5), np.zeros(4)], ValueError, r"grads: expected .* \[\(2, 3\), \(4,\)\] of net.params"),
-        ([np.zeros(A)], ValueError, "grads: expected the nesting"),
+        ([np.zeros(4), np.zeros(5)], ValueError, r"grads\[0\]: expected shape \(2, 3\) .* got \(5,\)"),
+        ([np.zeros(A)], ValueError, "grads: expected 2 entries as the parameters have, got 1"),
         (np.zeros(A), TypeError, "grads: expected a list like net.params, got ndarray"),
         ([np.zeros(A), np.zeros(B, complex)], TypeError, "grads: .* float64, got complex128"),
     ],
@@ -113,6 +113,18 @@ def test_gradients_that_do_not_fit_are_refused(grads, error, message):
     with pytest.raises(error, match=message):
         step_of(params, grads)
     assert not any(p.any() for p in params)
+
+
+def test_gradients_that_do_not_fit_are_left_to_a_custom_optimizer():
+    class Recorder:
+        def step(self, grads):
+            self.grads = grads
+
+    net, opt = GivenGrads([np.zeros(A), np.zeros(B)], lambda: [[np.ones(1)], [np.full(1, 2.0)]]), Recorder()
+    Trainer(net, opt).fit(*rows(4), 4, verbose=0)
+    assert opt.grads == [[np.full(1, 2.0)], [np.ones(1)]]
+    with pytest.raises(ValueError, match=r"grads: expected .* \[\(2, 3\), \(4,\)\] of net.params"):
+        check_gradients(net, *rows(4))
 
 
 def test_parameters_in_a_dict():
