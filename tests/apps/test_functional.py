@@ -99,7 +99,7 @@ def replaced(arrays, i, array):
 BAD_ARRAYS = {
     "shape": lambda a: a[:2],
     "axes": lambda a: a[None],
-    "dtype": lambda a: a.astype(np.float32),
+    "dtype": lambda a: a.astype(complex),
     "byte order": lambda a: a.astype(">f8"),
     "integers": lambda a: a.astype(int),
     "list": lambda a: list(a),
@@ -134,6 +134,14 @@ def test_arrays_that_share_memory(i, k):
     with pytest.raises(ValueError, match="share memory"):
         functional.adam_(*arrays, lr=0.1, step=2)
     assert same_bits(whole, np.arange(1.0, 6.0))
+
+
+@pytest.mark.parametrize("i", [0, 2, 3])
+def test_parameters_and_states_have_one_dtype(i):
+    arrays = [np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)]
+    with pytest.raises((TypeError, ValueError), match="float"):
+        functional.adam_(*replaced(arrays, i, arrays[i].astype(np.float32)), lr=0.1, step=2)
+    assert all(same_bits(a, np.full(3, float(k < 2))) for k, a in enumerate(arrays))
 
 
 @pytest.mark.parametrize("layout", ["C", "F", "transposed"])
