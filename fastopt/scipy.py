@@ -51,7 +51,7 @@ from numpy.typing import ArrayLike
 
 from fastopt._core.typing import Array
 from fastopt._core.validation import check_float, check_int
-from fastopt.optimizers import BY_NAME, TRAINING_OPTIONS, Optimizer, arguments_of
+from fastopt.optimizers.api import BY_NAME, TRAINING_OPTIONS, Optimizer, arguments_of
 from fastopt.schedules.base import report_to_optimizer
 
 try:

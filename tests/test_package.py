@@ -1,6 +1,7 @@
 """What an installation promises: one version, one instruction set, no needless imports, the environment."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_type_checkers_see_the_public_names():
     assert sorted(declared) == sorted(expected)
 
 
+@pytest.mark.parametrize("package", ["optimizers", "nn", "nn.data", "schedules", "interop"])
+def test_packages_have_the_names_of_their_api(package):
+    module = importlib.import_module(f"fastopt.{package}")
+    names = importlib.import_module(f"fastopt.{package}.api").__all__
+    assert sorted(dir(module)) == sorted(module.__all__) == sorted(names)
+    assert all(getattr(module, name).__doc__ for name in names)
+    with pytest.raises(AttributeError, match=f"module 'fastopt.{package}' has no attribute 'missing'"):
+        getattr(module, "missing")  # noqa: B009
+
+
 @pytest.mark.parametrize("package, name", [("fastopt", "py.typed"), ("fastopt.nn", "digits.npz")])
 def test_data_files_are_installed(package, name):
     assert resources.files(package).joinpath(name).is_file()
@@ -110,7 +121,7 @@ def test_import_leaves_the_lock_off():
 @pytest.mark.parametrize("isa", ["", *dispatch.runnable()])
 def test_only_the_chosen_kernels_are_imported(isa):
     compiled = ("fastopt._core.kernels_", "fastopt.nn._core.layers_")
-    code = f"import sys, fastopt.nn; print([m for m in sys.modules if m.startswith({compiled})])"
+    code = f"import sys, fastopt.nn.mlp; print([m for m in sys.modules if m.startswith({compiled})])"
     chosen = isa or dispatch.runnable()[-1]
     assert output(code, FASTOPT_ISA=isa) == str([name + chosen for name in compiled])
 
@@ -127,7 +138,7 @@ from fastopt._core import runtime
 assert runtime.cpu_level() >= {level}
 runtime.cpu_level = lambda: {level}
 del sys.modules["fastopt"]
-import fastopt.nn
+import fastopt.nn.mlp
 print([m for m in sys.modules if m.startswith(("fastopt._core.kernels_", "fastopt.nn._core.layers_"))])
 """
 
@@ -154,7 +165,7 @@ def test_threads_do_not_change_the_bits(threads):
     assert output(STEPS, FASTOPT_NUM_THREADS=threads) == output(STEPS)
 
 
-@pytest.mark.parametrize("isa", ["nonsense", "V3", "v99"])
+@pytest.mark.parametrize("isa", ["nonsense", "V3", "v99", "9" * 20, " "])
 def test_unknown_instruction_set_is_refused(isa):
     assert refusal(FASTOPT_ISA=isa) == (
         f"ImportError: FASTOPT_ISA={isa}: this machine and installation can run "
@@ -182,7 +193,14 @@ def test_openmp_nonsense_is_not_ours():
     assert output(code, OMP_NUM_THREADS="many") == output(code)
 
 
-@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "many", "²"])
+@pytest.mark.parametrize("threads", ["9" * 20, "2147483648", "1000000000"])
+def test_openmp_thread_count_is_limited(threads):
+    assert output("import fastopt; print(fastopt.get_num_threads())", OMP_NUM_THREADS=threads) == "256"
+
+
+@pytest.mark.parametrize(
+    "threads", ["0", "-1", "1.5", "many", "²", "9" * 20, "2147483648", "1e3", "4,2", " "]
+)
 def test_bad_thread_count_is_refused(threads):
     message = refusal(FASTOPT_NUM_THREADS=threads)
     assert message.startswith("ValueError: FASTOPT_NUM_THREADS: expected ")

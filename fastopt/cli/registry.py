@@ -12,7 +12,7 @@ from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.outputs import RUN_FILES
 from fastopt.nn import Callback
-from fastopt.optimizers import BY_NAME, SGD, Adam, Optimizer, SignSGD, arguments_of
+from fastopt.optimizers.api import BY_NAME, SGD, Adam, Optimizer, SignSGD, arguments_of
 
 _T = TypeVar("_T")
 

@@ -14,7 +14,7 @@ from fastopt._core.typing import Array
 from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.calls import Call, parse_calls
 from fastopt.cli.parser import Parser
-from fastopt.optimizers import TRAINING_OPTIONS, Optimizer
+from fastopt.optimizers.api import TRAINING_OPTIONS, Optimizer
 
 _OPTIONS = ("surface", "optimizers", "steps", "start")  # --plot is valid with and without --surface
 _ARRIVED = 0.1  # distance from a minimum

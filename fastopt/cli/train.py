@@ -16,7 +16,7 @@ from fastopt.cli.model import Model
 from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
 from fastopt.nn import Callback, History, Trainer, metrics
 from fastopt.nn.data import Dataset
-from fastopt.optimizers import arguments_of
+from fastopt.optimizers.api import arguments_of
 
 
 def add_options(command: Parser) -> None:

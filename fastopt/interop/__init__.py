@@ -11,12 +11,11 @@ shapes. The functions raise TypeError or ValueError if the target library does n
 option or a hyperparameter, if shapes differ, or if an array is neither float32 nor float64.
 """
 
-from fastopt.interop.keras import from_keras, to_keras
-from fastopt.interop.optax import from_optax, to_optax
-from fastopt.interop.sklearn import from_sklearn, to_sklearn
-from fastopt.interop.torch import from_torch, to_torch
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "from_keras", "from_optax", "from_sklearn", "from_torch",
-    "to_keras", "to_optax", "to_sklearn", "to_torch",
-]
+from fastopt._lazy import attach
+
+if TYPE_CHECKING:
+    from fastopt.interop.api import *  # noqa: F403
+else:
+    __getattr__, __dir__ = attach(__name__)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fastopt._core.validation import DTYPES
-from fastopt.optimizers import BY_NAME, Optimizer
+from fastopt.optimizers.api import BY_NAME, Optimizer
 
 OptimizerOrState: TypeAlias = Optimizer | Mapping[str, Any]     # an optimizer, or its state_dict
 StateArrays: TypeAlias = dict[str, np.ndarray]                  # of one parameter

@@ -1,10 +1,10 @@
 """Multilayer perceptrons, their training loop, data sets and metrics."""
 
-from fastopt.nn import data, metrics
-from fastopt.nn.callbacks.base import Callback
-from fastopt.nn.gradient_check import check_gradients
-from fastopt.nn.history import History
-from fastopt.nn.mlp import MLP
-from fastopt.nn.trainer import Trainer
+from typing import TYPE_CHECKING
 
-__all__ = ["MLP", "Callback", "History", "Trainer", "check_gradients", "data", "metrics"]
+from fastopt._lazy import attach
+
+if TYPE_CHECKING:
+    from fastopt.nn.api import *  # noqa: F403
+else:
+    __getattr__, __dir__ = attach(__name__)

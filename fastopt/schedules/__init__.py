@@ -16,24 +16,11 @@ If ``torch.optim.lr_scheduler`` has the same schedule, the values agree, with on
 "epochs".
 """
 
-from fastopt.schedules.base import Constant
-from fastopt.schedules.plateau import ReduceOnPlateau
-from fastopt.schedules.stateless import (
-    SWA,
-    WSD,
-    Cosine,
-    CosineRestarts,
-    Exponential,
-    InverseTime,
-    Join,
-    LinearWarmup,
-    MultiStep,
-    OneCycle,
-    Polynomial,
-    Step,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "SWA", "WSD", "Constant", "Cosine", "CosineRestarts", "Exponential", "InverseTime", "Join",
-    "LinearWarmup", "MultiStep", "OneCycle", "Polynomial", "ReduceOnPlateau", "Step",
-]
+from fastopt._lazy import attach
+
+if TYPE_CHECKING:
+    from fastopt.schedules.api import *  # noqa: F403
+else:
+    __getattr__, __dir__ = attach(__name__)

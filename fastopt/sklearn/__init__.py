@@ -5,6 +5,10 @@ Replace ``from sklearn.neural_network import MLPClassifier`` with
 additional options. `patch` instead speeds up scikit-learn's own classes.
 """
 
+from typing import TYPE_CHECKING
+
+from fastopt._lazy import attach
+
 try:
     from sklearn.utils.validation import validate_data as _  # noqa: F401 (new in 1.6)
 except ImportError as error:
@@ -12,7 +16,7 @@ except ImportError as error:
         "fastopt.sklearn needs scikit-learn 1.6 or newer: pip install 'fastopt[sklearn]'"
     ) from error
 
-from fastopt.sklearn.estimators import MLPClassifier, MLPRegressor
-from fastopt.sklearn.patching import patch, unpatch
-
-__all__ = ["MLPClassifier", "MLPRegressor", "patch", "unpatch"]
+if TYPE_CHECKING:
+    from fastopt.sklearn.api import *  # noqa: F403
+else:
+    __getattr__, __dir__ = attach(__name__)

@@ -13,7 +13,7 @@ from scipy.optimize import OptimizeResult, minimize
 
 from fastopt._core.typing import AnyArray, FloatOrSchedule
 from fastopt.nn.typing import Layers, Samples
-from fastopt.optimizers import BY_NAME, SGD, Adam, Optimizer
+from fastopt.optimizers.api import BY_NAME, SGD, Adam, Optimizer
 from fastopt.sklearn.net import PenalizedMLP
 
 # Additional names for SGD that fix `nesterovs_momentum`.

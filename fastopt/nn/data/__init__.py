@@ -5,11 +5,11 @@ returns samples to predict; `load` returns a data set ready to train on. A damag
 ValueError that names the file and the defect.
 """
 
-from fastopt.checkpoint import read_arrays
-from fastopt.nn.data.dataset import Dataset, load, load_digits, read, train_test_split
-from fastopt.nn.data.readers import read_csv, read_idx, read_idx_folder, read_idx_pair, read_npz
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Dataset", "load", "load_digits", "read", "read_arrays", "read_csv", "read_idx", "read_idx_folder",
-    "read_idx_pair", "read_npz", "train_test_split",
-]
+from fastopt._lazy import attach
+
+if TYPE_CHECKING:
+    from fastopt.nn.data.api import *  # noqa: F403
+else:
+    __getattr__, __dir__ = attach(__name__)
