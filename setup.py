@@ -92,6 +92,10 @@ def compile_args(compiler, isa):
     return FLAGS[compiler] + ISAS[isa][compiler]
 
 
+# With Cython 3.3, an item that cannot be appended in a list comprehension would be released twice.
+APPEND = "int result = PyList_Append(list, x);\n    {}Py_DECREF(x);\n    return result;"
+
+
 def translate(source, name, target):
     """Write Cython's C for a module; one source makes several modules, so the full name is given."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,6 +108,8 @@ def translate(source, name, target):
     result = compile_single(source, options, full_module_name=name)
     if result.num_errors:
         raise SystemExit(f"Cython found {result.num_errors} errors in {source}")
+    text = target.read_text(encoding="utf-8")
+    target.write_text(text.replace(APPEND.format(""), APPEND.format("if (result == 0) ")), encoding="utf-8")
 
 
 class BuildExt(build_ext):
