@@ -1,9 +1,10 @@
-"""Memory that begins on a cache line: one vector, or staggered views of one block."""
+"""Memory that begins on a cache line: one vector, or staggered views of one block; copies into arrays."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from fastopt._core.runtime import address
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import DTypeLike
+    from numpy.typing import ArrayLike, DTypeLike
 
-    from fastopt._core.typing import Array
+    from fastopt._core.typing import AnyArray, Array
 
 _ALIGN = 64  # bytes of a cache line, and of the widest register
 _PAGE = 4096  # bytes after which addresses map to the same sets of the first-level cache
@@ -64,3 +65,16 @@ def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...] |
 def _reserved(size: int) -> int:
     """Bytes of the block that a view of `size` bytes may take."""
     return -(-size // _ALIGN) * _ALIGN + (_PAGE if size >= _LARGE else 0)
+
+
+def copy_all(arrays: Sequence[AnyArray], values: Sequence[ArrayLike]) -> None:
+    """Copy each of `values` into the array at the same index, in this order: all of them, or none.
+
+    Nothing is copied if a value does not fit. The copies are made without executing Python code, so no signal
+    handler runs between them.
+    """
+    converted = [
+        np.broadcast_to(np.asarray(value, array.dtype), array.shape)
+        for array, value in zip(arrays, values, strict=True)
+    ]
+    deque(map(np.ndarray.__setitem__, arrays, itertools.repeat(...), converted), maxlen=0)

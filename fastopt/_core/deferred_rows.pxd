@@ -70,8 +70,7 @@ cdef inline int reserve_step(DeferredRows* x, Py_ssize_t n_rows) except -1:
             raise MemoryError()
         x.n_logged = x.replay_steps = 0
     if x.n_logged == x.capacity and x.n_logged < MAX_LOGGED:
-        capacity = max(16, 2 * x.capacity)
-        x.capacity = 0
+        capacity = max(16, 2 * x.capacity)      # committed when both arrays have it
         x.replay_log = <UpdateArgs*> resize(x.replay_log, capacity, sizeof(UpdateArgs))
         x.log_decay = <LogDecay*> resize(x.log_decay, (capacity + 1) * DECAYED_ARRAYS, sizeof(LogDecay))
         if x.n_logged == 0:

@@ -7,3 +7,5 @@ cdef int n_threads() noexcept nogil
 cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil
 # Lowest address of the elements. BufferError if the array is read-only and `written` is true.
 cdef char* data_ptr(object array, bint written) except? NULL
+# 1, and one more in each forked child: a flag of this value was not set by a thread of another process.
+cdef int process_number() noexcept nogil

@@ -1,4 +1,6 @@
 """Access to the processor level, the thread pool and the addresses of arrays."""
+import os
+
 from cpython.buffer cimport (
     Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -13,6 +15,23 @@ cdef extern from "fo_pool.h" nogil:
     void fo_pool_stop()
     int fo_pool_workers()
     long long fo_pool_set_wake_threshold(long long nanoseconds)
+
+
+cdef int process = 1
+
+
+cdef int process_number() noexcept nogil:
+    return process
+
+
+def count_fork():
+    """Count a fork, in the child."""
+    global process
+    process += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=count_fork)
 
 
 cdef int n_threads() noexcept nogil:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt.nn._core.blas import blas
 from fastopt.nn.gradients import GradientOrder
 from fastopt.nn.mlp import MLP
 from fastopt.optimizers.base import Optimizer
@@ -70,7 +71,9 @@ class CompiledBatches(Batches):
     def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         super().__init__(net, columns, batch_size, rng)
         self._data: TrainingData = net.bind_data(*columns)
-        self._is_large = sum(array.size for layer in net.params for array in layer) >= _MIN_PARAMS_TO_LEASE
+        n_params = sum(array.size for layer in net.params for array in layer)
+        # Products through NumPy may fail for lack of memory when some parameters have been updated already.
+        self._is_large = n_params >= _MIN_PARAMS_TO_LEASE and blas.direct
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)

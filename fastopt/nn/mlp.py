@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar
 
 import numpy as np
 
+from fastopt._core.arena import copy_all
 from fastopt._core.validation import check_choice, check_float, check_int
 from fastopt.nn.files import read_model, write_model
 from fastopt.nn.layers import ACTIVATIONS, INITIALIZERS, LOSSES, NORMS
@@ -214,6 +215,7 @@ class MLP(Network):
 
         The arguments are those of `train_step`. They are read at each step and must not change.
         """
+        self._rebind_params()
         return TrainingData(self, *self._source(X, y, sample_weight))
 
     def evaluate(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
@@ -300,8 +302,8 @@ class MLP(Network):
         dropout = np.asarray(state_dict.get("dropout", [0] * n))
         if dropout.shape != (n,) or dropout.dtype.kind not in "iu":
             raise ValueError(f"state_dict['dropout']: expected {n} integers")
-        for name, array in self._named_arrays():
-            array[...] = state_dict[name]
+        names, arrays = zip(*self._named_arrays(), strict=True)
+        copy_all(arrays, [state_dict[name] for name in names])
         if "dropout" in state_dict:
             step, *self._dropout_keys = dropout.tolist()
             self._pass.set_dropout_state(step, self._dropout_keys)

@@ -95,8 +95,16 @@ class Network:
         self._grads: Layers = _alloc_layers(self._shapes(), self.dtype)
         self._pass = self._make_pass(training=True)
 
+    def _rebind_params(self) -> None:
+        """Make a new training pass if an array in `params` has been replaced or reallocated."""
+        if not self._pass.is_bound_to(self.params):
+            training = self._make_pass(training=True)
+            training.step = self._pass.step
+            self._pass = training
+
     def _make_pass(self, training: bool) -> Pass:
         compiled, layers = dispatch.layers, []
+        self._check_params()
         activations = [*self.activation, "identity"]
         for i, (params, grads) in enumerate(zip(self.params, self._grads, strict=True)):
             norm, rate = (self.norm[i], self.dropout[i]) if i < len(self.norm) else (None, 0.0)
@@ -105,6 +113,17 @@ class Network:
             code, needs_z = compiled.ACTIVATIONS[activations[i]], activations[i] in compiled.NEEDS_Z
             layers.append((code, needs_z, NORM_CODES[norm], rate, self._dropout_keys[i], arrays))
         return Pass(compiled.LAYERS, blas, self.dtype == np.float64, training, layers)
+
+    def _check_params(self) -> None:
+        """Raise if an array in `params` or `running` is not one that a pass can use."""
+        shapes = list(self._shapes())
+        vectors = [[shape[0][-1:]] * len(own) for shape, own in zip(shapes, self.running, strict=True)]
+        for name, layers, expected in (("params", self.params, shapes), ("running", self.running, vectors)):
+            for i, (layer, own) in enumerate(zip(layers, expected, strict=True)):
+                if len(layer) != len(own):
+                    raise ValueError(f"{name}[{i}]: expected {len(own)} arrays, got {len(layer)}")
+                for k, (array, shape) in enumerate(zip(layer, own, strict=True)):
+                    _check_array(f"{name}[{i}][{k}]", array, self.dtype, shape)
 
     def _loss_args(self, name: LossName) -> LossArgs:
         """Return the arguments of a loss for `Pass.train` and `Pass.outputs`."""
@@ -217,11 +236,28 @@ class TrainingData:
         net, train = self._net, self._net._pass.train
         rows = self._source.rows if rows is None else rows
         args = (self._source, order, begin, rows, self._loss_args, net.l2)
-        loss = train(*args) if opt is None else opt._lease(self.grads, train, *args)
+        steps = net._pass.step
+        try:
+            loss = train(*args) if opt is None else opt._lease(self.grads, train, *args)
+        finally:
+            if net._pass.step != steps:  # also if a signal handler raised an exception after the step
+                net.loss = self._loss  # resolves "auto"
         if loss is None:
             raise _not_finite(net.dtype)
-        net.loss = self._loss  # resolves "auto"
         return loss
+
+
+def _check_array(name: str, array: object, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    given = type(array).__name__
+    if isinstance(array, np.ndarray):
+        if array.dtype == dtype and array.shape == shape and array.flags.carray:
+            return
+        layout = "" if array.flags.carray else ", not C-contiguous or read-only"
+        given = f"{array.dtype} of shape {array.shape}{layout}"
+    raise ValueError(
+        f"{name}: expected a writeable, C-contiguous array of dtype {dtype} and shape {shape}, got {given}; "
+        f"copy values into the array of the model: {name}[...] = values"
+    )
 
 
 def _not_finite(dtype: np.dtype[Any]) -> ValueError:

@@ -12,6 +12,7 @@ cdef struct Gemm:
     void* function              # cblas_sgemm or cblas_dgemm; NULL: numpy.matmul
     bint ilp64                  # the function takes 64-bit integers
     Py_ssize_t itemsize
+    bint failed                 # a product through numpy.matmul raised an error; its result is undefined
     Py_ssize_t small            # the BLAS does not pack products of up to so many multiplications; or 0
 
 
@@ -22,10 +23,11 @@ cdef class Blas:
     cdef int (*get_threads)() noexcept nogil
     cdef void (*set_threads)(int) noexcept nogil
     cdef int users, saved_threads
+    cdef int process            # in which the users count
 
     cdef int limit_threads(self) except -1
     cdef int restore_threads(self) except -1
 
 
-cdef void matmul(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
+cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
                  Matrix c) noexcept nogil

@@ -9,6 +9,7 @@ from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int32_t, int64_t
 
 from fastopt._core.common cimport real
+from fastopt._core.runtime cimport process_number
 
 import numpy as np
 
@@ -43,9 +44,12 @@ cdef void call_blas(void* function, real one, blas_int m, blas_int n, blas_int k
         <const real*> b.start, <blas_int> b.ld, <real> 0, <real*> c.start, <blas_int> c.ld)
 
 
-cdef void call_numpy(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
+cdef void call_numpy(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
                      const Matrix* b, const Matrix* c) noexcept with gil:
-    np.matmul(as_array(gemm, m, k, a), as_array(gemm, k, n, b), out=as_array(gemm, m, n, c))
+    try:
+        np.matmul(as_array(gemm, m, k, a), as_array(gemm, k, n, b), out=as_array(gemm, m, n, c))
+    except BaseException:       # MemoryError; the pass raises it when its threads have finished
+        gemm.failed = True
 
 
 cdef object as_array(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, const Matrix* x):
@@ -55,7 +59,7 @@ cdef object as_array(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, const Matrix*
     return array.T if x.transposed else array
 
 
-cdef void multiply(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
+cdef void multiply(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
                    const Matrix* b, const Matrix* c) noexcept nogil:
     if gemm.function == NULL:
         call_numpy(gemm, m, n, k, a, b, c)
@@ -69,7 +73,7 @@ cdef void multiply(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, c
         call_blas[float, int32_t](gemm.function, <float> 1, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
 
 
-cdef void matmul(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
+cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
                  Matrix c) noexcept nogil:
     """c = a b, with a of shape (m, k) and b of shape (k, n).
 
@@ -102,8 +106,8 @@ cdef class Blas:
                  Py_ssize_t get_threads=0, Py_ssize_t set_threads=0, Py_ssize_t small=0):
         self.name = name
         self.direct = sgemm != 0
-        self.gemms[0] = Gemm(<void*> sgemm, ilp64, sizeof(float), small)
-        self.gemms[1] = Gemm(<void*> dgemm, ilp64, sizeof(double), small)
+        self.gemms[0] = Gemm(<void*> sgemm, ilp64, sizeof(float), False, small)
+        self.gemms[1] = Gemm(<void*> dgemm, ilp64, sizeof(double), False, small)
         self.get_threads = <int (*)() noexcept nogil> <void*> get_threads
         self.set_threads = <void (*)(int) noexcept nogil> <void*> set_threads
 
@@ -111,7 +115,11 @@ cdef class Blas:
     cdef int limit_threads(self) except -1:
         """Limit the BLAS to one thread until `restore_threads` has been called equally often."""
         if self.get_threads != NULL and self.set_threads != NULL:
+            if self.users and self.process != process_number():
+                self.users = 0          # this process was forked during a pass
+                self.set_threads(self.saved_threads)
             if self.users == 0:
+                self.process = process_number()
                 self.saved_threads = self.get_threads()
                 if self.saved_threads != 1:
                     self.set_threads(1)

@@ -9,14 +9,15 @@ A `Pass` resolves all arrays to addresses once, in a `NetContext` (`net_context.
 into a list of operations (`net_ops.pxd`). `gemm.pyx` computes the matrix products, and `layers.pyx`
 everything between these.
 """
+cimport cython
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
 
 from fastopt._core.common cimport CACHE_LINE
-from fastopt._core.runtime cimport Task, data_ptr, run_parts
+from fastopt._core.runtime cimport Task, data_ptr, process_number, run_parts
 from fastopt._core.span cimport StepLease
-from fastopt.nn._core.gemm cimport Blas
+from fastopt.nn._core.gemm cimport Blas, Gemm
 from fastopt.nn._core.layer_kernels cimport (
     FLOAT32, FLOAT64, SPARSE, UINT8, Criterion, DataType, Dropout, LayerKernels,
 )
@@ -41,6 +42,8 @@ cdef enum:
     SPLIT_ABOVE = 1 << 16       # weights of the first layer at least to split its products into halves
     SERIAL_BELOW = 1 << 20      # multiplications up to which a second thread costs more than it saves
     MULS_PER_NS = 50            # multiplications per nanosecond and thread
+
+cdef double MAX_BYTES = 2.0**62     # of an arena: sums of sizes below it do not overflow
 
 NORMS = {None: NO_NORM, "layer": LAYER_NORM, "batch": BATCH_NORM}
 
@@ -92,6 +95,11 @@ cdef void parallel_for(NetContext* ctx, Task task, Py_ssize_t parts, Py_ssize_t 
         run_parts(task, ctx, <int> parts, multiplications // MULS_PER_NS)
 
 
+cdef inline bint is_stopped(const NetContext* ctx) noexcept nogil:
+    """Whether the results of the pass are invalid."""
+    return ctx.not_finite or ctx.gemm.failed
+
+
 cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops, Py_ssize_t multiplications) noexcept nogil:
     """Run the operations on all blocks; those that need the results of all blocks end a parallel section."""
     cdef Py_ssize_t k
@@ -100,13 +108,16 @@ cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops, Py_ssize_t multiplications)
         if k == n_ops or ctx.ops[k].opcode >= MERGE_MOMENTS:
             ctx.op_end = k
             parallel_for(ctx, run_block, ctx.n_blocks, multiplications)
-            if k < n_ops and not ctx.not_finite:
+            if k < n_ops and not is_stopped(ctx):
                 merge_blocks(ctx, &ctx.ops[k])
             ctx.op_begin = k + 1
 
 
 cdef class Pass:
     """A compiled pass: the network's arrays, resolved to addresses, and memory for a batch.
+
+    A batch is checked, and memory for it allocated, before anything is computed. Everything else happens in one
+    call without Python code, so nothing can fail or be interrupted between the update and its count.
 
     `kernels` is the `LAYERS` of one instruction set's module. In `training`, gradients are computed and dropout
     is applied. Per layer, `layers` has a tuple: activation, whether its derivative needs z, norm, dropout
@@ -115,6 +126,7 @@ cdef class Pass:
     """
     cdef NetContext ctx
     cdef Blas blas
+    cdef Gemm gemm
     cdef Py_ssize_t capacity, n_ops, n_forward_ops
     cdef Py_ssize_t multiplications     # per sample, in one direction
     cdef list arrays                    # keep the addresses valid
@@ -123,7 +135,7 @@ cdef class Pass:
     cdef char* x                        # memory for a gathered batch
     cdef char* y
     cdef char* weight
-    cdef bint busy
+    cdef int busy                       # number of the process during a pass, else 0
     cdef public unsigned long long step     # training steps so far; every step draws new dropout masks
 
     def __cinit__(self, kernels, Blas blas, bint is_f64, bint training, list layers):
@@ -132,7 +144,8 @@ cdef class Pass:
         self.ctx.dtype = FLOAT64 if is_f64 else FLOAT32
         self.ctx.itemsize = element_size(self.ctx.dtype)
         self.ctx.kernels = (<LayerKernels*> PyCapsule_GetPointer(kernels, "fastopt.layers"))[is_f64]
-        self.ctx.gemm = &blas.gemms[is_f64]
+        self.gemm = blas.gemms[is_f64]
+        self.ctx.gemm = &self.gemm
         self.ctx.training, self.ctx.eps, self.ctx.momentum = training, 1e-5, 0.1      # as in torch
         self.ctx.depth = depth
         self.ctx.layers = <Layer*> PyMem_Calloc(depth, sizeof(Layer))
@@ -219,6 +232,19 @@ cdef class Pass:
             self.ctx.ops[i] = Op(ops[i][0], ops[i][1])
         return 0
 
+    def is_bound_to(self, list params):
+        """Whether the parameters of every layer are still the arrays of the pass, at the same addresses."""
+        cdef Py_ssize_t i
+        cdef Layer* layer
+        for i in range(self.ctx.depth):
+            layer = &self.ctx.layers[i]
+            for k, array in enumerate(params[i]):
+                if array is not self.arrays[i][k]:
+                    return False
+                if data_ptr(array, False) != (layer.scale if k == 2 else (layer.b if k == 1 else layer.W)):
+                    return False
+        return True
+
     def set_dropout_state(self, unsigned long long step, list keys):
         """Continue the dropout of another run from its number of training steps and its key per layer."""
         cdef Py_ssize_t i
@@ -232,17 +258,22 @@ cdef class Pass:
         """Allocate memory for a batch, unless the arena is large enough."""
         cdef bint small = self.ctx.gemm.small > 0
         cdef Py_ssize_t i
+        cdef double bytes_bound = 0.0
         if rows <= self.capacity:
             return 0
         for i in range(self.ctx.depth):
             small = small and self.ctx.layers[i].inputs * self.ctx.layers[i].outputs <= MAX_CACHED
+            bytes_bound += 16.0 * self.ctx.itemsize * (self.ctx.layers[i].inputs + self.ctx.layers[i].outputs)
+        if bytes_bound * (rows + self.ctx.layers[0].inputs + CACHE_LINE) > MAX_BYTES:
+            raise MemoryError(f"a batch of {rows} samples needs more memory than can be addressed")
         self.ctx.block_rows = SMALL_BLOCK_ROWS if small else BLOCK_ROWS
-        self.capacity = rows
+        self.capacity = 0           # until all offsets are those of the new arena
         self.free = NULL            # the first pass over the arrays measures the arena
         self.assign_offsets(rows)
-        self.arena = aligned_zeros(<Py_ssize_t> self.free, np.uint8)
-        self.free = data_ptr(self.arena, True)
+        arena = aligned_zeros(<Py_ssize_t> self.free, np.uint8)
+        self.free = data_ptr(arena, True)
         self.assign_offsets(rows)
+        self.arena, self.capacity = arena, rows
         return 0
 
     cdef char* alloc(self, Py_ssize_t n) noexcept:
@@ -280,28 +311,49 @@ cdef class Pass:
 
     # --- Running ---
 
+    @cython.critical_section
+    cdef int acquire(self) except -1:
+        """Reserve the pass for this thread."""
+        if self.busy == process_number():
+            raise RuntimeError("this model is in use by another thread")
+        self.busy = process_number()
+        return 0
+
     cdef int begin_step(self, Source source, object index, Py_ssize_t begin, Py_ssize_t rows,
                         tuple criterion) except -1:
-        """Set up the batch: `rows` entries of `index` from `begin` on, or that many samples of the source."""
+        """Set up the batch: `rows` entries of `index` from `begin` on, or that many samples of the source.
+
+        If it succeeds, `end_step` must follow.
+        """
+        cdef const int64_t* first = NULL
+        self.acquire()
+        try:
+            if index is not None:
+                first = checked_index(index, begin, rows, source.rows)
+            elif not (0 <= begin <= source.rows and 0 < rows <= source.rows - begin):
+                raise IndexError(f"rows: expected at least one of {source.rows} samples, got {rows} from sample "
+                                 f"{begin} on")
+            self.reserve(rows)
+            self.bind_batch(source, first, begin, rows)
+            if criterion is not None:
+                self.ctx.criterion = Criterion(criterion[0], 0.0, criterion[2], criterion[3])
+            self.blas.limit_threads()
+        except BaseException:
+            self.busy = 0
+            raise
+        return 0
+
+    cdef void bind_batch(self, Source source, const int64_t* index, Py_ssize_t begin, Py_ssize_t rows) noexcept:
         cdef NetContext* ctx = &self.ctx
         cdef Batch* batch = &ctx.batch
-        cdef bint consecutive = index is None
-        if self.busy:
-            raise RuntimeError("this model is in use by another thread")
-        self.reserve(rows)
-        if not consecutive:
-            check_index(index, begin, rows, source.rows)
-        if criterion is not None:
-            ctx.criterion = Criterion(criterion[0], 0.0, criterion[2], criterion[3])
+        cdef bint consecutive = index == NULL
+        batch.index = index
         ctx.n_blocks = (rows + ctx.block_rows - 1) // ctx.block_rows
-        ctx.not_finite = False
+        ctx.not_finite = ctx.gemm.failed = False
         batch.rows, batch.dtype, batch.y_bytes = rows, source.dtype, source.y_bytes
         batch.columns, batch.indptr = source.indices, source.indptr
         batch.source_X, batch.source_y, batch.source_weight = source.X, source.y, source.weight
-        if not consecutive:
-            batch.index = <const int64_t*> data_ptr(index, False) + begin
-        else:
-            batch.index = NULL
+        if consecutive:
             if source.dtype == SPARSE:
                 batch.indptr += begin
             else:
@@ -312,13 +364,15 @@ cdef class Pass:
         batch.x = self.x if batch.copied else <char*> batch.source_X
         batch.y = <char*> batch.source_y if consecutive else self.y
         batch.weight = <char*> batch.source_weight if consecutive or source.weight == NULL else self.weight
-        self.busy = True
-        self.blas.limit_threads()
-        return 0
 
     cdef int end_step(self) except -1:
-        self.busy = False
         self.blas.restore_threads()
+        self.busy = 0
+        return 0
+
+    cdef int check_products(self) except -1:
+        if self.ctx.gemm.failed:
+            raise MemoryError("a matrix product of the network failed")
         return 0
 
     def train(self, Source source, index, Py_ssize_t begin, Py_ssize_t rows, tuple criterion, double l2,
@@ -335,15 +389,17 @@ cdef class Pass:
         cdef Py_ssize_t i
         self.begin_step(source, index, begin, rows, criterion)
         ctx.lease = <const StepLease*> <void*> lease
-        self.step += 1
         for i in range(ctx.depth):
-            ctx.layers[i].dropout.step = self.step
+            ctx.layers[i].dropout.step = self.step + 1
         try:
             with nogil:
                 total = total_weight(ctx)
                 ctx.criterion.scale = factor / total if total > 0.0 else 0.0
                 ctx.l2 = l2
                 self.run_training()
+                if not is_stopped(ctx):
+                    self.step += 1
+            self.check_products()
             if ctx.not_finite:
                 return None
             return (sum_of(ctx.losses, ctx.n_blocks) * ctx.criterion.scale
@@ -359,7 +415,7 @@ cdef class Pass:
         if ctx.split_col:
             parallel_for(ctx, split_products, 2 * ((ctx.batch.rows + SPLIT_ROWS - 1) // SPLIT_ROWS), workload)
         run_ops(ctx, self.n_ops, 2 * workload)
-        if not ctx.not_finite:
+        if not is_stopped(ctx):
             parallel_for(ctx, compute_tile_grad, ctx.n_tiles, workload)
             if ctx.lease != NULL:
                 ctx.lease.finish(ctx.lease.context)
@@ -377,6 +433,7 @@ cdef class Pass:
         try:
             with nogil:
                 run_ops(ctx, n_ops, self.multiplications * ctx.batch.rows)
+            self.check_products()
             if ctx.not_finite:
                 return None, 0.0, 0.0
             array = np.ndarray((rows, last.outputs), f"f{ctx.itemsize}", self.arena,
@@ -396,13 +453,18 @@ cdef double sum_of(const double* x, Py_ssize_t n) noexcept:
     return total
 
 
-cdef int check_index(object index, Py_ssize_t begin, Py_ssize_t rows, Py_ssize_t n) except -1:
-    """Raise IndexError unless entries [begin, begin + rows) exist and are samples of a source with n samples."""
-    cdef const int64_t* first = <const int64_t*> data_ptr(index, False)
-    cdef Py_ssize_t i
-    if not 0 <= begin <= begin + rows <= len(index):
-        raise IndexError(f"index: expected at least {begin + rows} entries, got {len(index)}")
-    for i in range(begin, begin + rows):
+cdef const int64_t* checked_index(object index, Py_ssize_t begin, Py_ssize_t rows, Py_ssize_t n) except NULL:
+    """Return the address of entry `begin`; raise unless `rows` entries follow that are samples of n samples."""
+    cdef const int64_t* first
+    cdef Py_ssize_t i, entries
+    if index.dtype != np.int64 or index.ndim != 1 or not index.flags.c_contiguous:
+        raise TypeError(f"index: expected a contiguous vector of int64, got {index.dtype} of shape {index.shape}")
+    entries = index.shape[0]
+    if not (0 <= begin <= entries and 0 < rows <= entries - begin):
+        raise IndexError(f"rows: expected at least one of {entries} entries of the index, got {rows} from entry "
+                         f"{begin} on")
+    first = <const int64_t*> data_ptr(index, False) + begin
+    for i in range(rows):
         if not 0 <= first[i] < n:
-            raise IndexError(f"index[{i}]: expected a sample from 0 to {n - 1}, got {first[i]}")
-    return 0
+            raise IndexError(f"index[{begin + i}]: expected a sample from 0 to {n - 1}, got {first[i]}")
+    return first

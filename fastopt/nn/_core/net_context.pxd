@@ -76,7 +76,7 @@ cdef struct Batch:
 
 cdef struct NetContext:
     LayerKernels kernels
-    const Gemm* gemm
+    Gemm* gemm
     DataType dtype              # of the network
     Py_ssize_t itemsize
     bint training
