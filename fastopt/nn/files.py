@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.arena import copy_all
 from fastopt._core.pytree import item
 from fastopt.checkpoint import read_arrays, write_arrays
 
@@ -40,8 +41,7 @@ def set_weights(net: Any, weights: Mapping[str, AnyArray]) -> None:
     actual = {name: np.shape(array) for name, array in weights.items()}
     if actual != expected:
         raise ValueError(f"weights: expected arrays of the shapes {expected}, got {actual}")
-    for name, array in arrays.items():
-        array[...] = weights[name]
+    copy_all(list(arrays.values()), [weights[name] for name in arrays])
 
 
 def _named_arrays(net: Any) -> Iterator[tuple[str, AnyArray]]:

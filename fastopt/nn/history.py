@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -66,12 +67,19 @@ class History:
         logs : dict of float
             Its metrics by name.
         """
+        n = len(self.epoch)
         for name in logs:
             if name not in self.history:
-                self.history[name] = [math.nan] * len(self.epoch)
-        for name, values in self.history.items():
-            values.append(logs.get(name, math.nan))
-        self.epoch.append(epoch)
+                self.history[name] = [math.nan] * n
+        lists: list[list[Any]] = [*self.history.values(), self.epoch]
+        values = [*(logs.get(name, math.nan) for name in self.history), epoch]
+        try:
+            # Without Python code in between, in which a signal handler could run.
+            deque(map(list.append, lists, values), maxlen=0)
+        except MemoryError:
+            for each in lists:
+                del each[n:]
+            raise
 
     def last(self) -> Logs:
         """Return the metrics of the last epoch as a dict, which is empty before the first epoch."""

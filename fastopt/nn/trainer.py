@@ -174,9 +174,7 @@ class Trainer:
         last = len(history.epoch) + epochs
         with contextlib.ExitStack() as stack:
             for callback in self.callbacks:
-                if callback.trainer is not self:
-                    callback.trainer = self
-                    callback.reset()
+                self._adopt(callback)
                 stack.callback(callback.close)
             try:
                 self._call("on_train_begin", {})
@@ -194,6 +192,17 @@ class Trainer:
             if verbose and history.stopped_by:
                 print(format_stop(history), flush=True)
         return history
+
+    def _adopt(self, callback: Callback) -> None:
+        """Reset a callback that another trainer has used."""
+        before = callback.trainer
+        if before is not self:
+            callback.trainer = self
+            try:
+                callback.reset()
+            except BaseException:
+                callback.trainer = before
+                raise
 
     def write(self, text: str) -> None:
         """Print a line of text, above the progress bar if there is one."""
@@ -240,7 +249,7 @@ class Trainer:
         before = self.state_dict()
         try:
             self._load(state)
-        except Exception:
+        except BaseException:
             self._load(before)
             raise
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Generator, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,15 +101,17 @@ class EarlyStopping(MonitorCallback):
         if epoch < self.start_from_epoch:
             return
         is_better = self.is_better(value, self.best)
+        changes: dict[str, Any] = {"wait": self.wait + 1}
         if self.restore_best_weights and (is_better or self.best_weights is None):
-            self.best_weights = get_weights(self.trainer.net)
-            self.best_epoch = epoch
-        self.wait += 1
+            changes |= {"best_weights": get_weights(self.trainer.net), "best_epoch": epoch}
         if is_better:
-            self.best, self.best_epoch = value, epoch
+            changes |= {"best": value, "best_epoch": epoch}
             if self.baseline is None or self.is_better(value, self.baseline):
-                self.wait = 0
-        elif self.wait >= self.patience and epoch > 0:
+                changes["wait"] = 0
+        self.__dict__.update(changes)  # all at once: an interrupt cannot leave the weights of another epoch
+        if is_better:
+            return
+        if self.wait >= self.patience and epoch > 0:
             self.stopped_epoch = epoch
             self.trainer.stop_training = True
             if self.verbose:
@@ -253,8 +256,10 @@ class LearningRateScheduler(Callback):
         _groups_with_settable_lr(self)
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        for group in _groups_with_settable_lr(self):
-            group["lr"] = check_number("lr", self.schedule(epoch, group["lr"]))
+        groups = _groups_with_settable_lr(self)
+        rates = [check_number("lr", self.schedule(epoch, group["lr"])) for group in groups]
+        for group, lr in zip(groups, rates, strict=True):
+            group["lr"] = lr
             if self.verbose:
                 self.trainer.write(f"Epoch {epoch + 1}: set the learning rate to {group['lr']:.4g}")
 
@@ -311,7 +316,12 @@ class SwapEMAWeights(Callback):
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
         self.swap_on_epoch = swap_on_epoch
-        self.swapped: bool = False
+        self._swap: Generator[None] | None = None
+
+    @property
+    def swapped(self) -> bool:
+        """Whether the model holds the averages."""
+        return self._swap is not None
 
     def on_train_begin(self, logs: Logs) -> None:
         opt, callbacks = self.trainer.opt, self.trainer.callbacks
@@ -359,15 +369,20 @@ class SwapEMAWeights(Callback):
         """Copy the averages into the model, unless it already holds them."""
         if not self.swapped:
             opt = self.trainer.opt
-            self._swap = opt.swapped_ema() if self._has_ema() else opt.averaged()
-            self._swap.__enter__()
-            self.swapped = True
+            self._swap = _hold(opt.swapped_ema() if self._has_ema() else opt.averaged())
+            next(self._swap)
 
     def swap_out(self) -> None:
         """Restore the weights, unless the model already holds them."""
-        if self.swapped:
-            self._swap.__exit__(None, None, None)
-            self.swapped = False
+        if self._swap is not None:
+            self._swap.close()
+            self._swap = None
+
+
+def _hold(context: AbstractContextManager[None]) -> Generator[None]:
+    """Enter `context` when the generator is started, and leave it when the generator is closed."""
+    with context:
+        yield
 
 
 class LambdaCallback(Callback):

@@ -120,7 +120,6 @@ class ModelCheckpoint(MonitorCallback):
             if not self.is_better(value, self.best):
                 return
             reason = f"{self.monitor} improved from {self.best:.5f} to {value:.5f}, "
-            self.best = value
         fields: Mapping[str, float] = {"epoch": epoch + 1, **logs}
         try:
             path = self.filepath.format(**fields)
@@ -134,6 +133,8 @@ class ModelCheckpoint(MonitorCallback):
                 np.savez(temporary, **weights)  # type: ignore[arg-type]  # no name is allow_pickle
             else:
                 self.trainer.net.save(temporary)
+        if self.save_best_only:
+            self.best = value
         if self.verbose:
             self.trainer.write(f"Epoch {epoch + 1}: {reason}saved {path}")
 
