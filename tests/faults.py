@@ -1,0 +1,229 @@
+"""Fault injection: an operation that fails at any point has either not happened, or happened as a whole.
+
+An `Operation` makes a subject, such as an optimizer with its parameters, and does something to it. `check`
+runs it on one subject after the other, each time with another fault, and compares the subject with an
+untouched twin: with one of its *stages*, which are snapshots before, after, and between indivisible parts of
+the operation. Afterwards the operation is repeated without a fault, so the subject must still be usable.
+
+To cover another operation, add it to the table of a test; to inject another fault, write another generator
+like `failing_allocations`.
+"""
+
+import contextlib
+import dataclasses
+import dis
+import itertools
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+try:
+    import _testcapi
+except ImportError:     # not part of every installation of Python
+    _testcapi = None
+
+
+class InjectedError(BaseException):
+    """Not an Exception, like KeyboardInterrupt, which is what a signal handler usually raises."""
+
+
+# CPython raises a SystemError or RuntimeError in some places where it cannot allocate memory.
+RAISED = (InjectedError, MemoryError, SystemError, RuntimeError)
+
+
+def frozen(value):
+    """Return a nesting of arrays and numbers in a form that can be compared, bit for bit."""
+    if isinstance(value, np.ndarray):
+        return (value.dtype.str, value.shape, value.tobytes())
+    if isinstance(value, Mapping):
+        return tuple((name, frozen(v)) for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(frozen, value))
+    return repr(value)
+
+
+@dataclasses.dataclass
+class Operation:
+    """Something that may fail.
+
+    `make` returns a new subject, always in the same state; `run` does something to it; `snapshot` returns its
+    state. `stages` returns all permitted snapshots in the order in which they are reached; by default, that
+    before the operation and that after it.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    run: Callable[[Any], None]
+    snapshot: Callable[[Any], Any]
+    stages: Callable[[], list[Any]] | None = None
+
+    def __str__(self):
+        return self.name
+
+    def expected_stages(self):
+        if self.stages is not None:
+            return self.stages()
+        subject = self.make()
+        before = self.snapshot(subject)
+        self.run(subject)
+        after = self.snapshot(subject)
+        assert before != after, f"{self}: no effect"
+        return [before, after]
+
+
+def check(operation, faults):
+    """Run an operation with every fault: context managers that `faults` yields.
+
+    `faults` is sent whether the operation raised an error.
+
+    Returns the number of faults that raised an error.
+    """
+    stages = operation.expected_stages()
+    raised = 0
+    fault = next(faults)
+    while fault is not None:
+        subject, error = operation.make(), None
+        try:
+            with fault:
+                operation.run(subject)
+        except RAISED as e:
+            error = e
+        snapshot = operation.snapshot(subject)
+        if error is None:
+            assert snapshot == stages[-1], f"{operation}: succeeded in spite of {fault}, with another result"
+        else:
+            assert snapshot in stages, f"{operation}: half done after {fault} with {error!r}"
+        if error is not None:
+            operation.run(subject)      # is not blocked
+        raised += error is not None
+        try:
+            fault = faults.send(error is not None)
+        except StopIteration:
+            break
+    assert raised, f"{operation}: no fault raised an error"
+    return raised
+
+
+# --- Faults -------------------------------------------------------------------------------------------
+
+
+class _FailingAllocation:
+    def __init__(self, n):
+        self.n = n
+
+    def __repr__(self):
+        return f"the failure of allocation {self.n}"
+
+    def __enter__(self):
+        _testcapi.set_nomemory(self.n, self.n + 1)
+
+    def __exit__(self, *_):
+        _testcapi.remove_mem_hooks()
+
+
+def failing_allocations(first=0, step=1):
+    """Python's memory functions, which compiled modules use, too, fail at one allocation after the other."""
+    if _testcapi is None or not hasattr(_testcapi, "set_nomemory"):
+        pytest.skip("this Python has no _testcapi.set_nomemory")
+    succeeded = 0
+    for n in itertools.count(first, step):
+        raised = yield _FailingAllocation(n)
+        # An error may be handled where it occurs; after the last allocation there is none.
+        succeeded = 0 if raised else succeeded + 1
+        if succeeded == 25:
+            return
+
+
+# After these instructions Python runs signal handlers.
+_INTERRUPTIBLE = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW", "INSTRUMENTED_RESUME"}
+
+
+class Interrupt:
+    """Raises an error the n-th time that Python could run a signal handler in the block."""
+
+    def __init__(self, n, error=InjectedError, package="fastopt/"):
+        self.n, self.error, self.package = n, error, package
+
+    def __repr__(self):
+        return f"interrupt {self.n} at {self.where}"
+
+    def __enter__(self):
+        self.left, self.where, self.previous = self.n, None, {}
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, arg):
+        if self.package not in frame.f_code.co_filename and "contextlib" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            last = self.previous.get(frame)
+            self.previous[frame] = opcode_at(frame.f_code, frame.f_lasti)
+            if last in _INTERRUPTIBLE:
+                if self.left == 0:
+                    self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                    raise self.error
+                self.left -= 1
+        return self.trace
+
+
+_OPCODES = {}
+
+
+def opcode_at(code, offset):
+    if code not in _OPCODES:
+        _OPCODES[code] = {i.offset: i.opname for i in dis.get_instructions(code)}
+    return _OPCODES[code].get(offset, "")
+
+
+def interrupts(first=0, step=1):
+    """An exception at points in the package where Python could run a signal handler."""
+    for n in itertools.count(first, step):
+        if not (yield Interrupt(n)):
+            return
+
+
+class _Signal:
+    """A signal after some microseconds, whose handler raises an InjectedError if the block still runs."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __repr__(self):
+        return f"a signal after {self.seconds * 1e6:.0f} us"
+
+    def __enter__(self):
+        def handle(signum, frame):
+            raise InjectedError
+
+        self.before = signal.signal(signal.SIGALRM, handle)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+
+    def __exit__(self, *_):
+        # The handler may run in this method, too, until it is replaced.
+        with contextlib.suppress(InjectedError):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(InjectedError):
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        signal.signal(signal.SIGALRM, self.before)
+
+
+def signals(operation, count, seed=0):
+    """Signals at random moments of the duration of an operation."""
+    if not hasattr(signal, "setitimer"):
+        pytest.skip("this system has no interval timers")
+    rng = random.Random(seed)
+    subject = operation.make()
+    start = time.perf_counter()
+    operation.run(subject)
+    duration = time.perf_counter() - start
+    for _ in range(count):
+        yield _Signal(rng.uniform(1e-6, duration))
