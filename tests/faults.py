@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,54 +52,57 @@ def frozen(value):
 class Operation:
     """Something that may fail.
 
-    `make` returns a new subject, always in the same state; `run` does something to it; `snapshot` returns its
-    state. `stages` returns all permitted snapshots in the order in which they are reached; by default, that
-    before the operation and that after it.
+    `make` returns a new subject, always in the same state; `parts` are functions that do something to it, each
+    of which is indivisible; `snapshot` returns its state. `stages` returns all permitted snapshots in the order
+    in which they are reached; by default, those before the operation and after each part.
     """
 
     name: str
     make: Callable[[], Any]
-    run: Callable[[Any], None]
+    parts: Sequence[Callable[[Any], None]]
     snapshot: Callable[[Any], Any]
     stages: Callable[[], list[Any]] | None = None
 
     def __str__(self):
         return self.name
 
+    def run(self, subject):
+        for part in self.parts:
+            part(subject)
+
     def expected_stages(self):
         if self.stages is not None:
             return self.stages()
         subject = self.make()
-        before = self.snapshot(subject)
-        self.run(subject)
-        after = self.snapshot(subject)
-        assert before != after, f"{self}: no effect"
-        return [before, after]
+        stages = [self.snapshot(subject)]
+        for part in self.parts:
+            part(subject)
+            stages.append(self.snapshot(subject))
+        assert len(set(stages)) > len(self.parts), f"{self}: a part has no effect"
+        return stages
 
 
 def check(operation, faults):
     """Run an operation with every fault: context managers that `faults` yields.
 
-    `faults` is sent whether the operation raised an error.
-
-    Returns the number of faults that raised an error.
+    `faults` is sent whether the operation raised an error. Returns the number of faults for which it did.
     """
     stages = operation.expected_stages()
     raised = 0
     fault = next(faults)
     while fault is not None:
         subject, error = operation.make(), None
-        try:
-            with fault:
-                operation.run(subject)
-        except RAISED as e:
-            error = e
+        with no_errors_in_compiled_code():
+            try:
+                with fault:
+                    operation.run(subject)
+            except RAISED as e:
+                error = e
         snapshot = operation.snapshot(subject)
         if error is None:
             assert snapshot == stages[-1], f"{operation}: succeeded in spite of {fault}, with another result"
         else:
             assert snapshot in stages, f"{operation}: half done after {fault} with {error!r}"
-        if error is not None:
             operation.run(subject)      # is not blocked
         raised += error is not None
         try:
@@ -108,6 +111,18 @@ def check(operation, faults):
             break
     assert raised, f"{operation}: no fault raised an error"
     return raised
+
+
+@contextlib.contextmanager
+def no_errors_in_compiled_code():
+    """Fail if an error was ignored in a compiled function. Those in generators that are closed do not matter."""
+    ignored, before = [], sys.unraisablehook
+    sys.unraisablehook = lambda args: ignored.append((str(args.object), args.err_msg))
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+    assert not [each for each in ignored if each[0].startswith("fastopt.")], ignored
 
 
 # --- Faults -------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ the gradients, computes this step's scalars, and only then lets the kernels writ
 all spans. It counts the step in the same call, so an interrupt cannot come between the update and its count.
 The kernels come as a capsule from the module of one instruction set.
 """
-import os
 from collections import namedtuple
 
 from cpython.dict cimport PyDict_GetItem, PyDict_Size
@@ -20,10 +19,10 @@ from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.rows cimport RowUpdater, check_row_indices
-from fastopt._core.runtime cimport data_ptr, n_threads, run_parts
+from fastopt._core.runtime cimport data_ptr, n_threads, process_number, run_parts
 from fastopt._core.span cimport AS_PARAM, MAX_SCALARS, FLOAT16, FLOAT32, Kernels, Span, StepLease, UpdateArgs
 
-from numpy import array, asarray, ascontiguousarray, empty_like, maximum, minimum, multiply, zeros
+from numpy import array, asarray, empty_like, maximum, minimum, multiply, zeros
 
 from fastopt._core.layout import same_layout
 
@@ -53,18 +52,6 @@ Entry = namedtuple("Entry", "param state slow average sparse row_sums", defaults
 NEW_STATE = NEW_STATE_FLAG
 NEW_COPIES = NEW_COPIES_FLAG
 
-cdef int process = 1        # increased in a forked child, where no thread is in the middle of a step
-
-
-def _mark_forked():
-    global process
-    process += 1
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_mark_forked)
-
-
 cdef class StepCounter:
     """Counts of an optimizer, and marks on what its step plan has cached.
 
@@ -81,10 +68,13 @@ cdef class StepCounter:
         A hyperparameter was set that may select another kernel.
     stale_counts : bool
         The arrays of a scalar group may have taken different numbers of steps.
+    exchanged : bool
+        The parameters hold other values in an `Exchange`.
     """
     cdef public int64_t steps, skipped_steps
     cdef public object grad_norm
     cdef public bint stale, stale_hyperparams, stale_counts
+    cdef readonly bint exchanged
 
     def __init__(self, steps=0, skipped_steps=0, grad_norm=None):
         self.steps, self.skipped_steps, self.grad_norm = steps, skipped_steps, grad_norm
@@ -96,6 +86,52 @@ cdef class StepCounter:
     def mark(self):
         """Mark everything as out of date."""
         self.stale = self.stale_hyperparams = self.stale_counts = True
+
+
+cdef class Exchange:
+    """Context manager that exchanges the parameters and other arrays of the same shapes, and exchanges them back.
+
+    It has no Python code in which a signal handler could run, so an interrupt leaves nothing half exchanged.
+    """
+    cdef StepCounter counter
+    cdef list arrays, others, scratch
+    cdef str name
+
+    def __init__(self, StepCounter counter not None, str name, list arrays, list others):
+        self.counter, self.name, self.arrays, self.others = counter, name, arrays, others
+        self.scratch = [empty_like(array) for array in arrays]
+
+    def __enter__(self):
+        if self.counter.exchanged:
+            raise RuntimeError(f"{self.name}: not allowed inside swapped_ema or averaged")
+        self.exchange(True)
+
+    def __exit__(self, *error):
+        if self.counter.exchanged:
+            self.exchange(False)
+
+    cdef int exchange(self, bint exchanged) except -1:
+        assign_all(self.scratch, self.arrays)
+        assign_all(self.arrays, self.others)
+        assign_all(self.others, self.scratch)
+        self.counter.exchanged = exchanged
+        self.counter.mark()
+        return 0
+
+
+cdef int assign_all(list arrays, list values) except -1:
+    """Copy values into arrays. An assignment that fails for lack of memory is repeated."""
+    cdef Py_ssize_t k
+    cdef int attempt
+    for k in range(len(arrays)):
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                arrays[k][...] = values[k]
+                break
+            except MemoryError:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+    return 0
 
 
 cdef struct StepContext:
@@ -290,10 +326,10 @@ cdef class Table:
     cdef list step_fields           # per scalar group, the names of those of each step
     cdef char* step_field_index     # MAX_SCALARS per group: their indices among all scalars
     cdef list unit_arrays           # scale and shift of units, kept for one step
-    cdef list staged                # (state array, its next value), written in the update
+    cdef list staged, staged_values     # state arrays and their next values, written in the update
     cdef IdleDecay* idle_decay      # per scalar group
     cdef Py_ssize_t* sizes          # elements of each parameter
-    cdef int busy                   # the value of `process` during a step
+    cdef int busy                   # number of the process during a step, else 0
     cdef StepCounter counter, pending
     cdef tuple count_arrays         # keeps the addresses of counts and flags valid
     cdef StepLease lease
@@ -319,7 +355,8 @@ cdef class Table:
                 or self.idle_decay == NULL or self.step_field_index == NULL or x.first_member == NULL
                 or x.group_seen == NULL or self.sizes == NULL):
             raise MemoryError()
-        self.kernels, self.entries, self.unit_arrays, self.staged = kernels, entries, [], []
+        self.kernels, self.entries, self.unit_arrays = kernels, entries, []
+        self.staged, self.staged_values = [], []
         self.rule_scalars, self.counter, self.pending = step_scalars, counter, pending
         x.steps, x.stale, x.stale_counts = &counter.steps, &counter.stale, &counter.stale_counts
         x.pending_steps = NULL if pending is None else &pending.steps
@@ -577,9 +614,9 @@ cdef class Table:
             self.release()
 
     cdef int begin(self, object grads) except -1:
-        if self.busy == process:
+        if self.busy == process_number():
             raise RuntimeError("step: this optimizer is stepping in another thread")
-        self.busy = process
+        self.busy = process_number()
         try:
             self.gradients.bind(grads)
             if self.gradients.layout_changed:
@@ -597,8 +634,9 @@ cdef class Table:
             for k in range(self.context.count):
                 self.context.spans[k].unit_scale = NULL
             self.unit_arrays.clear()
-        if self.staged:
+        if self.staged_values:
             self.staged.clear()
+            self.staged_values.clear()
         self.busy = 0
 
     cdef object first_pass(self, double scale, double clip, bint zero_grad, second_scalars):
@@ -647,8 +685,7 @@ cdef class Table:
                     if x.e != NULL:
                         memcpy(x.e, x.p, nbytes)
         if self.staged:
-            for target, value in self.staged:
-                memcpy(data_ptr(target, True), data_ptr(value, False), target.nbytes)
+            assign_all(self.staged, self.staged_values)
 
     cdef void update(self) noexcept:
         """Update all arrays, and count the step."""
@@ -728,8 +765,10 @@ cdef class Table:
         return self.context.layouts[k] == ABSENT
 
     def stage_state(self, target, value):
-        """Let the update write the next value of a state array."""
-        self.staged.append((target, ascontiguousarray(value, dtype=target.dtype).reshape(target.shape)))
+        """Let the update write the next value of an array."""
+        value = asarray(value, dtype=target.dtype).reshape(target.shape)
+        self.staged_values.append(value)
+        self.staged.append(target)
 
     def unit_sums(self, Py_ssize_t k, Py_ssize_t units):
         """Sum the gradient, its squares and the squares of a parameter over each unit.
@@ -786,9 +825,9 @@ cdef class Table:
     def catch_up(self, Py_ssize_t k=-1, rows=None):
         """Apply skipped steps to some rows of parameter k, to all of them, or to all rows of all parameters."""
         cdef RowUpdater updater
-        if self.busy == process:
+        if self.busy == process_number():
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
-        self.busy = process
+        self.busy = process_number()
         try:
             self.gradients.check_params()
             if k < 0:

@@ -5,7 +5,6 @@ The class has more than 300 lines because half of them are the documentation of 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import itertools
@@ -17,13 +16,13 @@ import numpy as np
 
 from fastopt._core.pytree import assemble
 from fastopt._core.rows import Rows
-from fastopt._core.step_table import NEW_COPIES, NEW_STATE, StepCounter
+from fastopt._core.step_table import NEW_COPIES, NEW_STATE, Exchange, StepCounter
 from fastopt._core.validation import check_bool, check_float, check_int
 from fastopt.optimizers.groups import ParamGroups
 from fastopt.optimizers.hyperparameters import Hyperparameters, check_number
 from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.base import Option, check_options
-from fastopt.optimizers.options.ema import EMA, swap
+from fastopt.optimizers.options.ema import EMA
 from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.lookahead import Lookahead
 from fastopt.optimizers.options.sparse import check_mode, index_of
@@ -34,7 +33,8 @@ from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
 from fastopt.optimizers.state_dict import check_state_dict, check_steps, export_state
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from numpy.typing import ArrayLike
 
@@ -177,7 +177,7 @@ class Optimizer:
         self._micro_batches = check_int("accumulate", accumulate, 1)
         self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
         self._counter = StepCounter()
-        self._swapped = self._refreshing = False
+        self._refreshing = False
         self._accumulator = None
         defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
         groups = ParamGroups(params, self.RULE, defaults, type(self).__name__, self._counter)
@@ -392,7 +392,7 @@ class Optimizer:
 
     def _refresh(self) -> None:
         """Update everything that does not change at each step."""
-        if self._swapped:
+        if self._counter.exchanged:
             self._refuse_swapped("step")
         if self._refreshing:
             raise RuntimeError("step: not allowed inside a schedule")
@@ -498,33 +498,22 @@ class Optimizer:
         self.catch_up()
         buffers, flags = self._state.buffers["ema"], self._state.flags
         for array, average, flag in zip(self._params.arrays, buffers, flags, strict=True):
-            if flag & NEW_COPIES and not self._swapped:
+            if flag & NEW_COPIES and not self._counter.exchanged:
                 average[...] = array
 
-    @contextlib.contextmanager
-    def swapped_ema(self) -> Iterator[None]:
+    def swapped_ema(self) -> AbstractContextManager[None]:
         """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
         if "ema" not in self._state.buffers:
             raise ValueError("swapped_ema: the optimizer keeps no average; pass ema=0.999 to it")
         self._refuse_swapped("swapped_ema")
         self._update_averages()
-        self._mark_swapped(True)
-        swap(self._params.arrays, self._state.buffers["ema"])
-        try:
-            yield
-        finally:
-            swap(self._params.arrays, self._state.buffers["ema"])
-            self._mark_swapped(False)
+        return Exchange(self._counter, "swapped_ema", self._params.arrays, self._state.buffers["ema"])
 
     def _refuse_swapped(self, name: str) -> None:
-        if self._swapped:
+        if self._counter.exchanged:
             raise RuntimeError(
                 f"{name}: not allowed inside swapped_ema or averaged, where the parameters are averages"
             )
-
-    def _mark_swapped(self, swapped: bool) -> None:
-        self._swapped = swapped
-        self._counter.mark()
 
     # --- Saving and loading ----------------------------------------------------------------------
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+from fastopt._core.arena import copy_all
 from fastopt._core.scalar_math import power
+from fastopt._core.step_table import Exchange
 from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.hyperparameters import RANGES
 from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
-    from fastopt._core.typing import FloatOrSchedule, Options, Pair, Params, ScalarState
+    from fastopt._core.typing import Array, FloatOrSchedule, Options, Pair, Params, ScalarState
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
 
@@ -44,35 +45,28 @@ class _ScheduleFree(Optimizer):
 
     RULE = _ScheduleFreeRule
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """``with opt.averaged():`` the parameters hold their averages, and no step can be taken.
 
         Evaluate and save the averages; compute gradients outside of the context.
         """
         self._refuse_swapped("averaged")
-        saved = [array.copy() for array in self._params.arrays]
-        self._average()
-        self._mark_swapped(True)
-        try:
-            yield
-        finally:
-            for array, old in zip(self._params.arrays, saved, strict=True):
-                array[...] = old
-            self._mark_swapped(False)
+        return Exchange(self._counter, "averaged", self._params.arrays, self._averages())
 
     def keep_average(self) -> None:
         """Copy the averages to the parameters; further steps continue from them."""
         self._refuse_swapped("keep_average")
-        self._average()
-        for array, state in zip(self._params.arrays, self.state, strict=True):
-            state["z"][...] = array
+        averages = self._averages()
+        copy_all([*self._params.arrays, *(state["z"] for state in self.state)], averages + averages)
 
-    def _average(self) -> None:
+    def _averages(self) -> list[Array]:
+        averages = []
         for array, state in zip(self._params.arrays, self.state, strict=True):
             momentum = state.scalars["momentum"]
-            if momentum < 1.0:      # else there has been no step, and so no average
-                array += array.dtype.type(1.0 - 1.0 / momentum) * (state["z"] - array)
+            # With a momentum of 1 there has been no step, and so no average.
+            factor = array.dtype.type(1.0 - 1.0 / momentum)
+            averages.append(array + factor * (state["z"] - array) if momentum < 1.0 else array.copy())
+        return averages
 
 
 class SGDScheduleFreeRule(_ScheduleFreeRule):

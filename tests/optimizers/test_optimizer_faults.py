@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import functools
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -34,9 +36,9 @@ def prototype(kind, options):
     return Subject(kind, **dict(options))
 
 
-def operation(name, run, kind=fastopt.Adam, **options):
+def operation(name, *parts, kind=fastopt.Adam, **options):
     base = prototype(kind, tuple(options.items()))
-    return Operation(f"{kind.__name__}: {name}", lambda: copy.deepcopy(base), run, Subject.snapshot)
+    return Operation(f"{kind.__name__}: {name}", lambda: copy.deepcopy(base), parts, Subject.snapshot)
 
 
 def step(subject):
@@ -55,13 +57,12 @@ def load(subject):
     subject.opt.load_state_dict(subject.saved)
 
 
-def set_hyperparameters(subject):
-    subject.opt.groups[0].update(lr=0.5, weight_decay=0.1)
+def set_lr(subject):
+    subject.opt.groups[0]["lr"] = 0.5
 
 
 def select_another_kernel(subject):
     subject.opt.groups[0]["amsgrad"] = True
-    subject.opt.step(subject.grads)
 
 
 def step_rows(subject):
@@ -81,6 +82,15 @@ def swap(subject):
         subject.result = copy.deepcopy(subject.params)
 
 
+def average(subject):
+    with subject.opt.averaged():
+        subject.result = copy.deepcopy(subject.params)
+
+
+def keep(subject):
+    subject.opt.keep_average()
+
+
 def every(optimizer):
     """First fault and distance of the faults: all of them for a few optimizers, some for each other one."""
     everything = optimizer in (fastopt.Adam, fastopt.Muon, fastopt.Prodigy, fastopt.LAMB)
@@ -93,7 +103,7 @@ def every(optimizer):
 def test_step(kind, run, faults):
     first, distance = every(kind)
     distance *= 1 if run is step else 3
-    check(operation(run.__name__, run, kind), faults(first, distance))
+    check(operation(run.__name__, run, kind=kind), faults(first, distance))
 
 
 OPTIONS = {
@@ -110,50 +120,66 @@ OPTIONS = {
 @pytest.mark.parametrize("faults", [failing_allocations, interrupts])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_step_with_options(name, faults):
-    check(operation(name, full_step, **OPTIONS[name]), faults(0, 3))
+    case = operation(name, full_step, **OPTIONS[name])
+    if name == "accumulate":    # a micro-batch may have been added, and its step not been taken
+        added = copy.deepcopy(prototype(fastopt.Adam, (("accumulate", 4),)))
+        full_step(added)
+        before, after = case.expected_stages()
+        case.stages = lambda: [before, added.snapshot(), after]
+    check(case, faults(0, 3))
 
 
 OPERATIONS = [
     operation("add_param_group", add_group, ema=0.9),
-    operation("load_state_dict", lambda s: (step(s), load(s), step(s), step(s)), ema=0.9),
-    operation("hyperparameters", lambda s: (set_hyperparameters(s), step(s))),
-    operation("another kernel", select_another_kernel),
+    operation("load_state_dict", step, load, ema=0.9),
+    operation("hyperparameter", set_lr, step),
+    operation("another kernel", select_another_kernel, step),
     operation("rows", step_rows, sparse="exact"),
-    operation("rows, row-wise", step_rows, fastopt.Adagrad, rowwise=True),
+    operation("row-wise", step_rows, kind=fastopt.Adagrad, rowwise=True),
     operation("constructor", make_another),
     operation("state_dict", save, ema=0.9),
     operation("swapped_ema", swap, ema=0.9),
+    operation("averaged", average, kind=fastopt.SGDScheduleFree),
+    operation("keep_average", keep, kind=fastopt.SGDScheduleFree),
 ]
 
 
 @pytest.mark.parametrize("faults", [failing_allocations, interrupts])
 @pytest.mark.parametrize("case", OPERATIONS, ids=str)
 def test_other_operations(case, faults):
-    check(case, faults(0, 3))
-
-
-def steps_of(run, count, **options):
-    """An operation of several steps, whose stages are those after each step."""
-    base = prototype(fastopt.Adam, tuple(options.items()))
-
-    def stages():
-        subject = copy.deepcopy(base)
-        found = [subject.snapshot()]
-        for _ in range(count):
-            run(subject)
-            found.append(subject.snapshot())
-        return found
-
-    return Operation(
-        f"{count} steps", lambda: copy.deepcopy(base), lambda s: [run(s) for _ in range(count)],
-        Subject.snapshot, stages,
-    )
+    check(case, faults(0, 11))
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "lr": fastopt.schedules.Cosine(0.1, 100)}], ids=str)
 def test_signals_during_steps(options):
-    case = steps_of(step, 20, **options)
-    check(case, signals(case, 300))
+    case = operation("20 steps", *[step] * 20, **options)
+    check(case, signals(case, 200))
+
+
+def test_threads_lose_no_step():
+    """Two threads that step one optimizer get an error, or both of their steps are counted."""
+    p, interval = np.zeros(3), sys.getswitchinterval()
+    opt, results = fastopt.SGD(p, lr=1.0, momentum=0.0), []
+
+    def run():
+        for _ in range(2000):
+            try:
+                results.append(opt.step(np.ones(3)))
+            except RuntimeError as error:
+                results.append(str(error))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(results) == 4000 and results.count(True) == opt.steps
+    assert (p == -opt.steps).all() and (opt.state[0].steps == opt.steps)
+    assert set(results) <= {True, "step: this optimizer is stepping in another thread"}
 
 
 # --- Errors in what the user passes ------------------------------------------------------------------

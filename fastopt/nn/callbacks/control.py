@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -316,7 +316,7 @@ class SwapEMAWeights(Callback):
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
         self.swap_on_epoch = swap_on_epoch
-        self._swap: Generator[None] | None = None
+        self._swap: AbstractContextManager[None] | None = None
 
     @property
     def swapped(self) -> bool:
@@ -369,20 +369,14 @@ class SwapEMAWeights(Callback):
         """Copy the averages into the model, unless it already holds them."""
         if not self.swapped:
             opt = self.trainer.opt
-            self._swap = _hold(opt.swapped_ema() if self._has_ema() else opt.averaged())
-            next(self._swap)
+            self._swap = opt.swapped_ema() if self._has_ema() else opt.averaged()
+            self._swap.__enter__()
 
     def swap_out(self) -> None:
         """Restore the weights, unless the model already holds them."""
         if self._swap is not None:
-            self._swap.close()
+            self._swap.__exit__(None, None, None)  # does nothing if an interrupt came before it was entered
             self._swap = None
-
-
-def _hold(context: AbstractContextManager[None]) -> Generator[None]:
-    """Enter `context` when the generator is started, and leave it when the generator is closed."""
-    with context:
-        yield
 
 
 class LambdaCallback(Callback):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core import dispatch
+from fastopt._core.arena import copy_all
 from fastopt._core.pytree import assemble
 from fastopt._core.step_table import Entry, StepCounter, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
@@ -68,17 +69,21 @@ class Accumulator:
         if not self.count:
             self.weights[:], self._counts[:] = 0.0, 0
         self._table.set_group(0, False, 0.0, {"lr": -weight})
-        weights = self.weights + weight
+        self._table.stage_state(self.weights, self.weights + weight)
         self._table.full_step(grads, scale, math.inf, math.inf, zero_grad, False, False)
-        self.weights[:] = weights
         return self.count >= self._micro_batches
 
     def mean(self) -> tuple[Gradients, float]:
         """Return the sums and the scale that makes them means; None for parameters without a gradient."""
         total = float(self.weights.max())
-        for array, weight in zip(self.sums, self.weights, strict=True):
-            if 0.0 < weight < total:    # a parameter that was added after the first micro-batch
-                array *= array.dtype.type(total / weight)
-        self.weights[:] = total
+        rescaled = {     # those of parameters that were added after the first micro-batch
+            k: array * array.dtype.type(total / weight)
+            for k, (array, weight) in enumerate(zip(self.sums, self.weights, strict=True))
+            if 0.0 < weight < total
+        }
+        copy_all(
+            [*(self.sums[k] for k in rescaled), self.weights],
+            [*rescaled.values(), np.full_like(self.weights, total)],
+        )
         sums = [a if count else None for a, count in zip(self.sums, self._counts, strict=True)]
         return assemble(self._treedef, sums), 1.0 / total

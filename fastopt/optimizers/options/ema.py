@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastopt.optimizers.hyperparameters import UP_TO_ONE, check_number, evaluate
 from fastopt.optimizers.options.base import Option
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastopt._core.typing import Array
 
 
 class EMA(Option):
@@ -31,11 +26,3 @@ class EMA(Option):
         if hasattr(decay, "decay"):
             return float(check_number("ema", decay.decay(steps, steps - count), UP_TO_ONE))
         return float(evaluate("ema", decay, steps, UP_TO_ONE))
-
-
-def swap(arrays: Sequence[Array], averages: Sequence[Array]) -> None:
-    """Exchange the parameters and their averages in place."""
-    for array, average in zip(arrays, averages, strict=True):
-        saved = array.copy()
-        array[...] = average
-        average[...] = saved
