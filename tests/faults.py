@@ -52,9 +52,9 @@ def frozen(value):
 class Operation:
     """Something that may fail.
 
-    `make` returns a new subject, always in the same state; `parts` are functions that do something to it, each
-    of which is indivisible; `snapshot` returns its state. `stages` returns all permitted snapshots in the order
-    in which they are reached; by default, those before the operation and after each part.
+    `make` returns a new subject, always in the same state; `parts` are functions that do something to it, and
+    are indivisible; `snapshot` returns its state. `stages` returns all permitted snapshots in the order in
+    which they are reached; by default, those before the operation and after each part.
     """
 
     name: str
@@ -115,7 +115,7 @@ def check(operation, faults):
 
 @contextlib.contextmanager
 def no_errors_in_compiled_code():
-    """Fail if an error was ignored in a compiled function. Those in generators that are closed do not matter."""
+    """Fail if an error was ignored in a compiled function; in a closed generator it does not matter."""
     ignored, before = [], sys.unraisablehook
     sys.unraisablehook = lambda args: ignored.append((str(args.object), args.err_msg))
     try:

@@ -39,7 +39,7 @@ cdef enum:
     BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
     MIN_PART = 8192             # elements
     MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
-    MAX_ATTEMPTS = 100          # to compute scalars between two passes while signal handlers raise exceptions
+    MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
     NEW_STATE_FLAG = 1
     NEW_COPIES_FLAG = 2
     SEEN_PRESENT = 1
@@ -587,7 +587,7 @@ cdef class Table:
             self.update()
             self.counter.grad_norm = measured
             if zero_grad:
-                self.gradients.zero_originals()
+                self.zero_originals()
         finally:
             self.release()
         if interrupt is not None:
@@ -638,6 +638,17 @@ cdef class Table:
             self.staged.clear()
             self.staged_values.clear()
         self.busy = 0
+
+    cdef int zero_originals(self) except -1:
+        """Set the caller's gradients to zero after the step, which cannot be undone if memory is short."""
+        cdef int attempt
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                self.gradients.zero_originals()
+                return 0
+            except MemoryError:
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
 
     cdef object first_pass(self, double scale, double clip, bint zero_grad, second_scalars):
         """Run the first pass, then compute the scalars of the second one.
