@@ -33,6 +33,11 @@ def make_batches(net: Net, columns: Sequence[Any], batch_size: int, rng: Generat
     return (CompiledBatches if is_compiled else GatheredBatches)(net, columns, batch_size, rng)
 
 
+def accumulates(opt: Any) -> bool:
+    """Whether an optimizer takes weights of micro-batches and has to be flushed at the end of an epoch."""
+    return isinstance(opt, Optimizer) and opt._micro_batches > 1
+
+
 class Batches:
     """Iterable of the ranges (begin, end) of the batches in the order of the epoch."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int, check_X_y
-from fastopt.nn.batches import Batches, make_batches
+from fastopt.nn.batches import Batches, accumulates, make_batches
 from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.evaluation import check_accepts_weights, check_validation_data, combined_weights, evaluate
 from fastopt.nn.files import get_weights, set_weights
@@ -148,6 +148,10 @@ class Trainer:
         -----
         If a hyperparameter of the optimizer is a schedule with a method ``report(value)``, the method is
         called after each epoch with the validation loss, or with the training loss if there is none.
+
+        With an optimizer that accumulates gradients (``accumulate=n``), each batch is a micro-batch whose
+        weight is the number of its samples, or the sum of their weights, so a step uses the mean over all
+        samples. The micro-batches that are left at the end of an epoch make a step with a smaller batch.
         """
         X, y = check_X_y("X", X, "y", y)
         batch_size = check_int("batch_size", batch_size, 1)
@@ -292,6 +296,7 @@ class Trainer:
         before = _overriding(self.callbacks, "on_train_batch_begin")
         after = _overriding(self.callbacks, "on_train_batch_end")
         total_loss = total_weight = 0.0
+        is_accumulated = accumulates(opt)
 
         def metrics() -> str:
             lr = "".join(f", lr={lr:.3g}" for lr in _learning_rate(opt).values())
@@ -304,7 +309,7 @@ class Trainer:
                 continue
             if before:
                 self._call("on_train_batch_begin", i, {}, callbacks=before)
-            loss = batches.step(begin, end, opt, options)
+            loss = batches.step(begin, end, opt, {**options, "weight": weight} if is_accumulated else options)
             total_loss += loss * weight
             total_weight += weight
             if after:
@@ -315,6 +320,8 @@ class Trainer:
             if time.perf_counter() >= deadline and i + 1 < len(batches):
                 self._record_stop("max_time")
                 break
+        if is_accumulated:
+            opt.flush(**options)
         seconds = time.perf_counter() - start
         return {"loss": total_loss / total_weight, **_learning_rate(opt), "seconds": seconds}
 

@@ -173,13 +173,17 @@ def test_a_step_on_invalid_data_updates_nothing():
     assert opt.steps == 1 and (net.params[0][0] != before["W1"]).any()
 
 
+def accumulating(params):
+    return fastopt.Adam(params, accumulate=3)
+
+
 @pytest.mark.parametrize(
     ("make_opt", "options"),
     [
         (fastopt.Adam, {}),
         (fastopt.Adam, {"max_norm": 0.1}),
         (lambda params: fastopt.Adam(params, skip_nonfinite=True), {}),
-        (lambda params: fastopt.Adam(params, accumulate=2), {}),
+        (accumulating, {}),
         (lambda params: fastopt.SGD(params, lookahead=(2, 0.5)), {}),
         (fastopt.LAMB, {}),
         (fastopt.Prodigy, {}),
@@ -201,8 +205,11 @@ def test_the_trainer_equals_a_plain_loop(make_opt, options):
         for begin in range(0, 50, 16):
             rows = order[begin : begin + 16]
             loss, grads = twin.train_step(X[rows], y[rows])
-            twin_opt.step(grads, **options)
+            is_accumulated = make_opt is accumulating
+            twin_opt.step(grads, **options, **({"weight": len(rows)} if is_accumulated else {}))
             total += loss * len(rows)
+        if is_accumulated:
+            twin_opt.flush()
         losses.append(total / 50)
     assert history.history["loss"] == losses
     for a, b in zip(flat(net.params), flat(twin.params), strict=True):

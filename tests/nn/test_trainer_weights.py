@@ -33,6 +33,74 @@ def test_clipping(options, moved):
     assert opt.grad_norm == (pytest.approx(math.sqrt(56)) if "max_norm" in options else None)
 
 
+# --- Gradient accumulation -------------------------------------------------------------------
+
+
+class LinearNet:
+    """Least squares, as a user writes it: mean loss and mean gradient of the samples."""
+
+    grads_reversed = False
+
+    def __init__(self):
+        self.params = [[np.zeros(3)]]
+
+    def train_step(self, X, y, weight=None):
+        weight = np.ones(len(y)) if weight is None else weight
+        error = X @ self.params[0][0] - y
+        scaled = weight * error / weight.sum()
+        return float(scaled @ error / 2), [[X.T @ scaled]]
+
+    def predict(self, X):
+        return X @ self.params[0][0]
+
+
+def mlp():
+    return MLP([3, 1], dtype="float64", loss="squared_error", seed=0)
+
+
+@pytest.mark.parametrize("make_net", [LinearNet, mlp])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sizes", [[32, 8], [20, 20], [9, 9, 9, 9, 4]], ids=str)
+def test_accumulated_batches_equal_one_batch(make_net, weighted, sizes):
+    """The mean over all samples, however they are divided into batches and weighted."""
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((40, 3)), rng.standard_normal(40)
+    options = {"sample_weight": rng.uniform(0.0, 2.0, 40) if weighted else None}
+    whole, divided = make_net(), make_net()
+    for net, batch_size, accumulate in ((whole, 40, 1), (divided, sizes[0], len(sizes))):
+        opt = fastopt.Adam(net.params, lr=0.1, accumulate=accumulate)
+        trainer = Trainer(net, opt, max_norm=0.5)
+        trainer.fit(X, y, batch_size, 3, verbose=0, shuffle=False, **options)
+        assert opt.steps == 3
+    for a, b in zip(whole.params[0], divided.params[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_remaining_batches_of_an_epoch_make_a_step():
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((50, 3)), rng.standard_normal(50)
+    net, twin = LinearNet(), LinearNet()
+    opt, twin_opt = (fastopt.Adam(n.params, lr=0.1, accumulate=k) for n, k in ((net, 3), (twin, 1)))
+    Trainer(net, opt, max_norm=0.1).fit(X, y, 10, 2, verbose=0, shuffle=False)
+    for begin, end in 2 * [(0, 30), (30, 50)]:
+        twin_opt.step(twin.train_step(X[begin:end], y[begin:end])[1], max_norm=0.1)
+    assert opt.steps == twin_opt.steps == 4
+    np.testing.assert_allclose(net.params[0][0], twin.params[0][0], rtol=1e-12)
+    assert not opt.flush()
+
+
+def test_other_optimizers_get_no_weights():
+    class Plain:
+        calls = 0
+
+        def step(self, grads):
+            self.calls += 1
+
+    opt = Plain()
+    Trainer(LinearNet(), opt).fit(np.ones((4, 3)), np.ones(4), 2, verbose=0)
+    assert opt.calls == 2
+
+
 # --- Sample weights and class weights --------------------------------------------------------
 
 
