@@ -27,6 +27,7 @@ try:
     import _testcapi
 except ImportError:     # not part of every installation of Python
     _testcapi = None
+CAN_FAIL = hasattr(_testcapi, "set_nomemory")
 
 
 class InjectedError(BaseException):
@@ -128,7 +129,7 @@ def no_errors_in_compiled_code():
 # --- Faults -------------------------------------------------------------------------------------------
 
 
-class _FailingAllocation:
+class FailingAllocation:
     def __init__(self, n):
         self.n = n
 
@@ -144,11 +145,11 @@ class _FailingAllocation:
 
 def failing_allocations(first=0, step=1):
     """Python's memory functions, which compiled modules use, too, fail at one allocation after the other."""
-    if _testcapi is None or not hasattr(_testcapi, "set_nomemory"):
+    if not CAN_FAIL:
         pytest.skip("this Python has no _testcapi.set_nomemory")
     succeeded = 0
     for n in itertools.count(first, step):
-        raised = yield _FailingAllocation(n)
+        raised = yield FailingAllocation(n)
         # An error may be handled where it occurs; after the last allocation there is none.
         succeeded = 0 if raised else succeeded + 1
         if succeeded == 25:

@@ -49,7 +49,7 @@ cdef class RowUpdater:
     cdef object check_values(self, Rows grad)
     cdef int bind_rows(self, Rows grad, object values) except -1
     cdef int bind_all_rows(self, char* values) except -1
-    cdef int select_rows(self, object rows, str name) except -1
+    cdef Py_ssize_t select_rows(self, object rows, str name) except -1
     cdef int reserve(self, Py_ssize_t n) except -1
     cdef int sum_duplicates(self) except -1
     cdef object to_dense(self)

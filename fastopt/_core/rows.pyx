@@ -4,6 +4,7 @@ A `RowUpdater` belongs to one parameter. It checks the row indices, sorts them, 
 row that occurs more than once in the order of the caller. Each row is then updated as a span by the same
 kernels as a dense parameter. `deferred_rows.pxd` has the log of the steps that the other rows skip.
 """
+from cpython.buffer cimport Py_buffer, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t, uint64_t
@@ -418,9 +419,11 @@ cdef class RowUpdater:
 
     cdef int bind_rows(self, Rows grad, object values) except -1:
         """Bind a gradient. `values` come from `check_values`."""
+        cdef Py_ssize_t n = self.select_rows(grad.rows, self.path + ".rows")
+        if n != len(values):
+            raise ValueError(f"{self.path}.rows: expected {len(values)} rows, as there are gradients, got {n}")
         self.values = values
         self.context.values = data_ptr(values, False)
-        self.select_rows(grad.rows, self.path + ".rows")
         return self.sum_duplicates()
 
     cdef int bind_all_rows(self, char* values) except -1:
@@ -443,13 +446,20 @@ cdef class RowUpdater:
         self.capacity = n
         return 0
 
-    cdef int select_rows(self, object rows, str name) except -1:
-        """Check and sort row indices, and group duplicates."""
+    cdef Py_ssize_t select_rows(self, object rows, str name) except -1:
+        """Check and sort row indices, and group duplicates. Returns their number."""
         cdef RowContext* x = &self.context
-        cdef Py_ssize_t i, m = 0, n = rows.shape[0], previous = -1
-        cdef const int64_t* indices = <const int64_t*> data_ptr(rows, False)
+        cdef Py_ssize_t i, m = 0, n, previous = -1
+        cdef const int64_t* indices
         cdef Pair* pairs
-        cdef bint is_sorted = True
+        cdef Py_buffer view
+        cdef bint is_sorted = True, is_valid
+        PyObject_GetBuffer(rows, &view, PyBUF_ND)
+        indices, n, is_valid = <const int64_t*> view.buf, view.shape[0], view.ndim == 1 and view.itemsize == 8
+        PyBuffer_Release(&view)
+        if not is_valid:            # the caller has changed dtype or shape of the array in place
+            raise ValueError(f"{name}: expected the vector of int64 that was given, got {rows.dtype} of shape "
+                             f"{rows.shape}")
         self.reserve(n)
         pairs = self.pairs
         for i in range(n):
@@ -467,7 +477,7 @@ cdef class RowUpdater:
                 m += 1
         x.first[m] = n
         x.n_active, x.all_rows = m, False
-        return 0
+        return n
 
     cdef int sum_duplicates(self) except -1:
         """Set the gradient pointer of each active row. Duplicates are summed into a buffer."""

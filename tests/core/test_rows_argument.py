@@ -1,5 +1,9 @@
 """`Rows` as an argument of a step: next to arrays, in any layout, and invalid ones."""
 
+import contextlib
+import warnings
+
+import faults
 import numpy as np
 import pytest
 from rules import same_bits
@@ -228,3 +232,40 @@ def test_options_that_need_whole_arrays():
 
 def test_repr_of_rows():
     assert repr(Rows([1], np.ones((1, 1)))) == "Rows(rows=array([1]), grads=array([[1.]]))"
+
+
+@pytest.mark.parametrize("change", [{"dtype": np.int32}, {"shape": (2, 2)}], ids=str)
+def test_row_indices_that_are_changed_in_place(change):
+    """They are read as what they are now, not as what they were."""
+    table = np.zeros((6, 2))
+    opt = fastopt.SGD(table, sparse="lazy")
+    indices = np.array([0, 1, 2, 3])
+    rows = fastopt.Rows(indices, np.ones((4, 2)))
+    for name, value in change.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            setattr(indices, name, value)
+    with pytest.raises(ValueError, match=r"grads.*expected"):
+        opt.step(rows)
+    assert opt.steps == 0 and not table.any()
+
+
+@pytest.mark.skipif(not faults.CAN_FAIL, reason="this Python has no _testcapi.set_nomemory")
+def test_log_of_skipped_steps_when_memory_runs_out():
+    """Every allocation of a step that enlarges the log fails once; the log is complete nevertheless."""
+    tables = [np.ones((50, 3)) for _ in range(2)]
+    opt, twin = (fastopt.Adam(t, lr=0.1, sparse="exact") for t in tables)
+    for step in range(70):
+        grad = fastopt.Rows([step % 7], np.full((1, 3), 0.5))
+        for n in range(100 if step in (0, 16, 32, 64) else 0):    # where the log grows
+            before = opt.steps
+            with contextlib.suppress(faults.RAISED), faults.FailingAllocation(n):
+                opt.step(grad)
+            if opt.steps > before:
+                break
+        else:
+            opt.step(grad)
+        twin.step(grad)
+    opt.catch_up()
+    twin.catch_up()
+    assert opt.steps == 70 and tables[0].tobytes() == tables[1].tobytes()
