@@ -13,10 +13,13 @@ import contextlib
 import dataclasses
 import dis
 import itertools
+import os
 import random
 import signal
 import sys
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,12 +86,40 @@ class Operation:
         return stages
 
 
+def in_child(function, *args):
+    """Call a function in a forked child process, and fail if it raises an error or crashes.
+
+    The child has no other threads, in which an injected fault could occur, such as those of pytest-xdist.
+    """
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fork.*", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            function(*args)
+        except BaseException:
+            os.write(write, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, encoding="utf-8") as pipe:
+        message = pipe.read()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert (status, message) == (0, ""), f"status {status}\n{message}"
+
+
 def check(operation, faults):
     """Run an operation with every fault: context managers that `faults` yields.
 
-    `faults` is sent whether the operation raised an error. Returns the number of faults for which it did.
+    `faults` is sent whether the operation raised an error.
     """
-    stages = operation.expected_stages()
+    if not hasattr(os, "fork"):
+        pytest.skip("this system cannot fork")
+    in_child(check_here, operation, operation.expected_stages(), faults)
+
+
+def check_here(operation, stages, faults):
     raised = 0
     fault = next(faults)
     while fault is not None:
@@ -111,7 +142,6 @@ def check(operation, faults):
         except StopIteration:
             break
     assert raised, f"{operation}: no fault raised an error"
-    return raised
 
 
 @contextlib.contextmanager
@@ -147,6 +177,10 @@ def failing_allocations(first=0, step=1):
     """Python's memory functions, which compiled modules use, too, fail at one allocation after the other."""
     if not CAN_FAIL:
         pytest.skip("this Python has no _testcapi.set_nomemory")
+    return _failing_allocations(first, step)
+
+
+def _failing_allocations(first, step):
     succeeded = 0
     for n in itertools.count(first, step):
         raised = yield FailingAllocation(n)
@@ -241,5 +275,9 @@ def signals(operation, count, seed=0):
     start = time.perf_counter()
     operation.run(subject)
     duration = time.perf_counter() - start
-    for _ in range(count):
-        yield _Signal(rng.uniform(1e-6, duration))
+    return _each(_Signal(rng.uniform(1e-6, duration)) for _ in range(count))
+
+
+def _each(faults):
+    for fault in faults:  # noqa: UP028 (it is sent values)
+        yield fault

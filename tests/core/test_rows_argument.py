@@ -253,6 +253,10 @@ def test_row_indices_that_are_changed_in_place(change):
 @pytest.mark.skipif(not faults.CAN_FAIL, reason="this Python has no _testcapi.set_nomemory")
 def test_log_of_skipped_steps_when_memory_runs_out():
     """Every allocation of a step that enlarges the log fails once; the log is complete nevertheless."""
+    faults.in_child(check_log)
+
+
+def check_log():
     tables = [np.ones((50, 3)) for _ in range(2)]
     opt, twin = (fastopt.Adam(t, lr=0.1, sparse="exact") for t in tables)
     for step in range(70):

@@ -88,8 +88,8 @@ def keep(subject):
 
 def every(optimizer):
     """First fault and distance of the faults: all of them for a few optimizers, some for each other one."""
-    everything = optimizer in (fastopt.Adam, fastopt.Muon, fastopt.Prodigy, fastopt.LAMB)
-    return (0, 1) if everything else (OPTIMIZERS.index(optimizer) % 7, 7)
+    few = {fastopt.Adam: 1, fastopt.Muon: 3, fastopt.Prodigy: 3, fastopt.LAMB: 3}
+    return (0, few[optimizer]) if optimizer in few else (OPTIMIZERS.index(optimizer) % 11, 11)
 
 
 @pytest.mark.parametrize("faults", [failing_allocations, interrupts])
@@ -121,7 +121,7 @@ def test_step_with_options(name, faults):
         full_step(added)
         before, after = case.expected_stages()
         case.stages = lambda: [before, added.snapshot(), after]
-    check(case, faults(0, 3))
+    check(case, faults(0, 7))
 
 
 OPERATIONS = [
@@ -141,7 +141,7 @@ OPERATIONS = [
 @pytest.mark.parametrize("faults", [failing_allocations, interrupts])
 @pytest.mark.parametrize("case", OPERATIONS, ids=str)
 def test_other_operations(case, faults):
-    check(case, faults(0, 11))
+    check(case, faults(0, 3 if faults is failing_allocations else 29))
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "lr": fastopt.schedules.Cosine(0.1, 100)}], ids=str)
@@ -173,7 +173,7 @@ def test_threads_lose_no_step():
         sys.setswitchinterval(interval)
     assert len(results) == 4000 and results.count(True) == opt.steps
     assert (p == -opt.steps).all() and (opt.state[0].steps == opt.steps)
-    assert set(results) <= {True, "step: this optimizer is stepping in another thread"}
+    assert all(each is True or each.startswith("step: ") for each in results)
 
 
 # --- Errors in what the user passes ------------------------------------------------------------------
