@@ -10,6 +10,7 @@ like `failing_allocations`.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import dis
 import itertools
@@ -116,10 +117,15 @@ def check(operation, faults):
     """
     if not hasattr(os, "fork"):
         pytest.skip("this system cannot fork")
-    in_child(check_here, operation, operation.expected_stages(), faults)
+    in_child(check_some, operation, operation.expected_stages(), faults)
+
+
+def check_some(operation, stages, faults):
+    assert check_here(operation, stages, faults), f"{operation}: no fault raised an error"
 
 
 def check_here(operation, stages, faults):
+    """Do what `check` does, in this process. Returns the number of faults that raised an error."""
     raised = 0
     fault = next(faults)
     while fault is not None:
@@ -141,7 +147,7 @@ def check_here(operation, stages, faults):
             fault = faults.send(error is not None)
         except StopIteration:
             break
-    assert raised, f"{operation}: no fault raised an error"
+    return raised
 
 
 @contextlib.contextmanager
@@ -187,6 +193,32 @@ def _failing_allocations(first, step):
         # An error may be handled where it occurs; after the last allocation there is none.
         succeeded = 0 if raised else succeeded + 1
         if succeeded == 25:
+            return
+
+
+class _FailingMalloc:
+    """Fails one allocation of an extension module, by the library of failing_malloc.c, which is preloaded."""
+
+    def __init__(self, n):
+        self.n, self.failed, self.library = n, False, ctypes.CDLL(None)
+
+    def __repr__(self):
+        return f"the failure of malloc {self.n}"
+
+    def __enter__(self):
+        self.library.fault_arm(ctypes.c_long(self.n))
+
+    def __exit__(self, *_):
+        self.failed = not self.library.fault_is_armed()
+        self.library.fault_arm(ctypes.c_long(-1))
+
+
+def failing_mallocs():
+    """Each allocation of NumPy's and fastopt's modules fails once."""
+    for n in itertools.count():
+        fault = _FailingMalloc(n)
+        yield fault
+        if not fault.failed:
             return
 
 
