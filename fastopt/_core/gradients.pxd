@@ -101,7 +101,7 @@ cdef class Gradients:
     cdef void set_grad(self, Py_ssize_t k, char* g, GradFormat format) noexcept
     cdef void set_layout(self, Py_ssize_t k, char layout) noexcept
     cdef int sort_written(self, list arrays) except -1
-    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) noexcept
+    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) except -1
     cdef bint overlaps_written(self, Py_ssize_t start, Py_ssize_t size) noexcept
     cdef int save_params(self) except -1
     cdef int check_params(self) except -1

@@ -16,9 +16,8 @@ from fastopt._core.runtime cimport data_ptr
 from fastopt._core.span cimport AS_PARAM, FLOAT16, FLOAT32, FLOAT64, grad_itemsize
 
 from numpy import array, asarray, dtype, generic, ndarray, zeros
-from numpy.lib.array_utils import byte_bounds
 
-from fastopt._core.layout import copy_with_layout, first_index, is_dense
+from fastopt._core.layout import byte_bounds, copy_with_layout, first_index, is_dense
 from fastopt._core.pytree import explain_mismatch
 from fastopt._core.rows import NO_ROWS
 from fastopt._core.runtime import address
@@ -192,7 +191,7 @@ cdef class Gradients:
             self.written[2 * i], self.written[2 * i + 1] = first, first + size
         return 0
 
-    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) noexcept:
+    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) except -1:
         """Whether a step writes anything where a gradient is. Not if the last one was bound there."""
         cdef const Span* x = &self.spans[k]
         cdef Py_ssize_t itemsize = self.saved[k].itemsize if format == AS_PARAM else <Py_ssize_t> 1 << format

@@ -34,6 +34,18 @@ def first_index(array: AnyArray) -> int:
     return sum((1 - n) * s // array.itemsize for s, n in pairs if s < 0)
 
 
+def byte_bounds(array: AnyArray) -> tuple[int, int]:
+    """Address of the first byte of an array, and that after its last one.
+
+    NumPy's function of this name reads ``__array_interface__``, which crashes if memory runs out.
+    """
+    first = address(array, False)  # the lowest one, also if an axis is reversed
+    if array.size == 0:
+        return first, first
+    pairs = zip(array.shape, array.strides, strict=True)
+    return first, first + sum((n - 1) * abs(stride) for n, stride in pairs) + array.itemsize
+
+
 def same_layout(a: AnyArray, b: AnyArray) -> bool:
     """Whether two arrays have the same shape, item size and order in memory."""
     pairs = zip(a.strides, b.strides, a.shape, strict=True) if a.shape == b.shape else ()

@@ -9,9 +9,8 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
-from fastopt._core.layout import is_dense
+from fastopt._core.layout import byte_bounds, is_dense
 from fastopt._core.runtime import address
 
 if TYPE_CHECKING:
