@@ -10,6 +10,9 @@ into a list of operations (`net_ops.pxd`). `gemm.pyx` computes the matrix produc
 everything between these.
 """
 cimport cython
+from cpython.buffer cimport (
+    Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer,
+)
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
@@ -457,13 +460,19 @@ cdef const int64_t* checked_index(object index, Py_ssize_t begin, Py_ssize_t row
     """Return the address of entry `begin`; raise unless `rows` entries follow that are samples of n samples."""
     cdef const int64_t* first
     cdef Py_ssize_t i, entries
-    if index.dtype != np.int64 or index.ndim != 1 or not index.flags.c_contiguous:
+    cdef Py_buffer view
+    cdef bint is_valid
+    PyObject_GetBuffer(index, &view, PyBUF_STRIDES | PyBUF_FORMAT)
+    is_valid = (view.ndim == 1 and view.itemsize == 8 and view.strides[0] == 8
+                and view.format[0] in (c"l", c"q"))
+    first, entries = <const int64_t*> view.buf, view.shape[0] if is_valid else 0
+    PyBuffer_Release(&view)
+    if not is_valid:
         raise TypeError(f"index: expected a contiguous vector of int64, got {index.dtype} of shape {index.shape}")
-    entries = index.shape[0]
     if not (0 <= begin <= entries and 0 < rows <= entries - begin):
         raise IndexError(f"rows: expected at least one of {entries} entries of the index, got {rows} from entry "
                          f"{begin} on")
-    first = <const int64_t*> data_ptr(index, False) + begin
+    first += begin
     for i in range(rows):
         if not 0 <= first[i] < n:
             raise IndexError(f"index[{begin + i}]: expected a sample from 0 to {n - 1}, got {first[i]}")
