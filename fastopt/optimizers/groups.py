@@ -129,6 +129,13 @@ class Group(UserDict[str, Any]):
         self.current, self.scheduled = current, scheduled
         return True
 
+    def apply_changes(self) -> dict[str, Any]:
+        """Copy the numbers that were set to `current`, and return them."""
+        changes = {name: self.data[name] for name in self.changed}
+        vars(self.current).update(changes)
+        self.rule.check_group(self.current)
+        return changes
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"states": ()}  # which the optimizer saves
 

@@ -191,8 +191,7 @@ class StepPlan:
         for group in self.groups:
             if not group.changed:
                 continue
-            group.update_current(0, everything=False)
-            changes = {name: group.data[name] for name in group.changed}
+            changes = group.apply_changes()
             for i, scalar_group in enumerate(self.scalar_groups):
                 if scalar_group.group is group:
                     vars(scalar_group.hp).update(changes)
