@@ -17,9 +17,8 @@ from libc.math cimport INFINITY
 from libc.stdlib cimport qsort
 from libc.string cimport memset
 
-from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
-from fastopt._core.runtime cimport n_threads, run_parts
 from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, UpdateArgs
+from fastopt._core.step_context cimport BYTES_PER_NS, SERIAL_BELOW, StepContext, parallel_for, update_part
 
 import numpy
 
@@ -27,11 +26,6 @@ from fastopt._core import dispatch
 
 cdef enum:
     MAX_STATES = 4              # state arrays of one parameter
-    PART_ALIGN = 512            # elements: parts end on multiples, so no two threads write one cache line
-    SERIAL_BELOW = 1 << 19      # steps that touch fewer bytes of arrays than this run serially
-    BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
-    MIN_PART = 8192             # elements
-    MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
     C_ORDER = 1                 # memory layouts, as flags
     F_ORDER = 2
 
@@ -51,14 +45,11 @@ cdef struct Range:
 
 cdef struct Call:
     # Everything about one step.
-    Kernels kernels
+    StepContext context         # its `spans` and the following arrays are in one block of memory
     UpdateArgs args
-    Span* spans                 # per parameter; the other arrays are in the same block of memory
-    Py_ssize_t* first           # elements before span k; first[count] is their total
     Py_buffer* views            # of all arrays
     Range* ranges               # of all arrays that have elements
-    Py_ssize_t count, capacity, n_views, max_views, n_ranges
-    Py_ssize_t bytes            # of all arrays
+    Py_ssize_t capacity, n_views, max_views, n_ranges
     const Py_buffer* param      # last parameter, the number of its state arrays, and the layouts of all its arrays
     int n_states
     int layout
@@ -71,10 +62,10 @@ cdef int allocate(Call* call, Py_ssize_t count, Py_ssize_t per_param) except -1:
         count * sizeof(Span) + n * (sizeof(Py_buffer) + sizeof(Range)) + (count + 1) * sizeof(Py_ssize_t)))
     if block == NULL:
         raise MemoryError()
-    call.spans, call.capacity, call.max_views = <Span*> block, count, n
+    call.context.spans, call.capacity, call.max_views = <Span*> block, count, n
     call.views = <Py_buffer*> (block + count * sizeof(Span))
     call.ranges = <Range*> (call.views + n)
-    call.first = <Py_ssize_t*> (call.ranges + n)
+    call.context.first = <Py_ssize_t*> (call.ranges + n)
     return 0
 
 
@@ -82,7 +73,7 @@ cdef void end(Call* call) noexcept:
     cdef Py_ssize_t i
     for i in range(call.n_views):
         PyBuffer_Release(&call.views[i])
-    PyMem_Free(call.spans)
+    PyMem_Free(call.context.spans)
 
 
 # --- Arrays ----------------------------------------------------------------------------------------
@@ -135,9 +126,9 @@ cdef bint add(Call* call, object param, object grad, bint broadcast) except -1:
     """
     cdef Py_buffer* p
     cdef Py_buffer* g
-    cdef Span* span = &call.spans[call.count]
+    cdef Span* span = &call.context.spans[call.context.count]
     cdef int skipped = 0
-    if call.count == call.capacity or type(param) is not ndarray:
+    if call.context.count == call.capacity or type(param) is not ndarray:
         return False
     array_dtype = param.dtype
     if array_dtype is not float32 and array_dtype is not float64:   # copies of a dtype are equal, not identical
@@ -158,15 +149,15 @@ cdef bint add(Call* call, object param, object grad, bint broadcast) except -1:
     span.p, span.g = <char*> p.buf, <char*> g.buf
     span.n, span.is_f64 = p.len // p.itemsize, p.itemsize == 8
     call.param, call.n_states = p, 0
-    call.bytes += 2 * p.len
-    call.count += 1
-    call.first[call.count] = call.first[call.count - 1] + span.n
+    call.context.bytes += 2 * p.len
+    call.context.count += 1
+    call.context.first[call.context.count] = call.context.first[call.context.count - 1] + span.n
     return True
 
 
 cdef bint add_state(Call* call, object array) except -1:
     """Add a state array of the last parameter; False if the kernels cannot take it."""
-    cdef Span* span = &call.spans[call.count - 1]
+    cdef Span* span = &call.context.spans[call.context.count - 1]
     cdef Py_buffer* x
     if call.n_states == MAX_STATES or call.n_views == call.max_views:
         return False
@@ -185,7 +176,7 @@ cdef bint add_state(Call* call, object array) except -1:
     else:
         span.v = <char*> x.buf
     call.n_states += 1
-    call.bytes += x.len
+    call.context.bytes += x.len
     return True
 
 
@@ -214,34 +205,13 @@ cdef bint is_disjoint(Call* call) noexcept:
 
 # --- The update ------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t align_down(Py_ssize_t i, Py_ssize_t n) noexcept nogil:
-    """End of a part, in a span of n elements, that would end at i."""
-    return 0 if i <= 0 else (n if i >= n else i - i % PART_ALIGN)
-
-
-cdef void update_part(void* pointer, int part, int parts) noexcept nogil:
-    """Update the elements of one part, across spans."""
-    cdef const Call* call = <const Call*> pointer
-    cdef Py_ssize_t total = call.first[call.count], k, lo, hi
-    cdef Py_ssize_t start = part_begin(total, part, parts), stop = part_begin(total, part + 1, parts)
-    cdef uint64_t mode = fo_flush_begin()
-    for k in range(call.count):
-        lo = align_down(start - call.first[k], call.spans[k].n)
-        hi = align_down(stop - call.first[k], call.spans[k].n)
-        if lo < hi:
-            call.kernels.update(&call.args, &call.spans[k], lo, hi)
-    fo_flush_end(mode)
-
-
 cdef void update(Call* call) noexcept:
-    cdef Py_ssize_t share
-    if call.bytes < SERIAL_BELOW:
-        update_part(call, 0, 1)         # releasing the interpreter would take longer
-        return
-    share = call.first[call.count] // n_threads()
-    with nogil:
-        run_parts(update_part, call, n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART)),
-                  call.bytes // BYTES_PER_NS)
+    call.context.args, call.context.nanoseconds = &call.args, call.context.bytes // BYTES_PER_NS
+    if call.context.bytes < SERIAL_BELOW:
+        update_part(&call.context, 0, 1)    # releasing the interpreter would take longer
+    else:
+        with nogil:
+            parallel_for(update_part, &call.context)
 
 
 cdef class KernelCall:
@@ -299,7 +269,7 @@ cdef class KernelCall:
         if PyDict_Size(scalars) != n or (n > 0 and value == NULL):
             raise TypeError(f"{self.kernel}: expected the scalars {', '.join(self.step_fields) or 'none'} for "
                             f"each step, got {', '.join(scalars) or 'none'}")
-        call.kernels = (<Kernels*> PyCapsule_GetPointer(selected.kernels.KERNELS, "fastopt.kernels"))[0]
+        call.context.kernels = (<Kernels*> PyCapsule_GetPointer(selected.kernels.KERNELS, "fastopt.kernels"))[0]
         return allocate(call, count, per_param)
 
     def update_array(self, dict scalars not None, object param, object grad, tuple states not None):
