@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fastopt import functional
-from fastopt._core.direct import KernelCall, same_objects
+from fastopt._core.direct import KernelCall, contains_objects
 from fastopt._core.validation import DTYPES, is_masked
 from fastopt.optimizers.hyperparameters import Hyperparameters
 
@@ -74,7 +74,7 @@ class LayerUpdate:
             Whether `grads` starts with the last layer.
         """
         latest = self._latest       # read once, because another thread may replace it
-        if latest is None or latest[1].is_new != (t == 1) or not same_objects(values, latest[0]):
+        if latest is None or latest[1].is_new != (t == 1) or not contains_objects(values, latest[0]):
             hp = Hyperparameters(self._defaults | values)
             if "beta1" in values:
                 hp.betas = values["beta1"], values["beta2"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from fastopt import optimizers, reference
 from fastopt._core import dispatch
-from fastopt._core.direct import KernelCall, same_objects
+from fastopt._core.direct import KernelCall, contains_objects
 from fastopt._core.pytree import flatten
 from fastopt._core.step_table import NEW_STATE, StepCounter
 from fastopt.optimizers.groups import Group
@@ -91,6 +91,15 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
     @functools.wraps(function)
     def update(*args: Any, **kwargs: Any) -> None:
         nonlocal latest
+        same = latest       # read once, because another thread may replace it
+        if same is not None and len(args) == same.n_args and len(kwargs) == same.n_kwargs:
+            step = kwargs.get("step") if same.has_step else 1
+            if (
+                type(step) is int and step > 0 and (step == 1) == same.is_first
+                and contains_objects(kwargs, same.hyperparameters)
+                and same.call.update_array(rule.step_scalars(same.hp, step), args[0], args[1], args[first:])
+            ):
+                return
         if not (least <= len(args) <= most and required.issubset(kwargs) and keywords.issuperset(kwargs)):
             try:
                 bound = signature.bind(*args, **kwargs)
@@ -98,18 +107,11 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
                 raise TypeError(f"{function.__name__}(): {error}") from None
             args = tuple([bound.arguments.get(name) for name in positional])
             kwargs = {name: value for name, value in bound.arguments.items() if name in keywords}
-        step = kwargs.pop("step", 1)
+        has_step, step = "step" in kwargs, kwargs.pop("step", 1)
         if type(step) is not int or step < 1:
             step = check_steps("step", step)
             if step < 1:
                 raise ValueError("step: expected a positive integer, got 0")
-        same = latest       # read once, because another thread may replace it
-        if (
-            same is not None and len(args) == same.n_args and (step == 1) == same.is_first
-            and same_objects(kwargs, same.hyperparameters)
-            and same.call.update_array(rule.step_scalars(same.hp, step), args[0], args[1], args[first:])
-        ):
-            return
         values = defaults.copy()
         for name, value in kwargs.items():
             values[name] = rule.evaluate(name, rule.check_hyperparameter(name, value), step - 1)
@@ -117,7 +119,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
         numbers = args[end] if has_numbers else None
         call = arrays.step(values, args[0], args[1], states, numbers, step)
         if call is not None and all(map(_is_immutable, kwargs.values())):
-            latest = _Latest(*call, kwargs, len(args), step == 1)
+            latest = _Latest(*call, kwargs, len(args), len(kwargs) + has_step, has_step, step == 1)
 
     update.__module__ = __name__
     sections = _SECTIONS.format(optimizer.__name__, function.__name__)
@@ -154,13 +156,16 @@ def default_hyperparameters(optimizer: type[Optimizer], own: dict[str, Any]) -> 
 class _Latest(NamedTuple):
     """The latest call of a function: the next one need not compute what the same hyperparameters determine.
 
-    The values of `hyperparameters` are immutable, and `n_args` arguments were positional, none of them None.
+    The values of `hyperparameters` are immutable. `n_args` arguments were positional, none of them None, and
+    `n_kwargs` were not, `step` among them if `has_step`.
     """
 
     call: KernelCall
     hp: Hyperparameters
     hyperparameters: dict[str, Any]
     n_args: int
+    n_kwargs: int
+    has_step: bool
     is_first: bool
 
 

@@ -382,13 +382,9 @@ cdef inline bint is_list(object x):
     return type(x) is list or type(x) is tuple
 
 
-def same_objects(dict x not None, dict y not None):
-    """Return whether two dicts have the same keys and, for each, the same object."""
-    cdef PyObject* other
-    if PyDict_Size(x) != PyDict_Size(y):
-        return False
-    for key, value in x.items():
-        other = PyDict_GetItem(y, key)
-        if other != <PyObject*> value:
+def contains_objects(dict x not None, dict y not None):
+    """Return whether a dict has the very objects of another one under the same keys."""
+    for key, value in y.items():
+        if PyDict_GetItem(x, key) != <PyObject*> value:
             return False
     return True

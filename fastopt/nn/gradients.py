@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fastopt.nn.typing import Net
 
 
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
+
+
 class GradientOrder:
     """Arranges what ``train_step`` returns like ``net.params``.
 
@@ -35,7 +38,7 @@ class GradientOrder:
         self._is_reversed: bool | None = None if is_reversed is None else bool(is_reversed)
 
     def __call__(self, grads: Any) -> Any:
-        """Return the gradients nested and ordered like the parameters, with their shapes and dtypes."""
+        """Return the gradients nested and ordered like the parameters, as floats of their shapes."""
         params = self._net.params
         if isinstance(params, (list, tuple)):
             if not isinstance(grads, (list, tuple)):
@@ -115,8 +118,8 @@ def _like(params: Any, grads: Any) -> Any:
         return [_like(p, g) for p, g in zip(params, grads, strict=True)]
     if grads is None or isinstance(grads, Rows):
         return grads
-    if type(grads) is np.ndarray and grads.shape == params.shape and grads.dtype == params.dtype:
-        return grads
+    if type(grads) is np.ndarray and grads.shape == params.shape and grads.dtype in _DTYPES:
+        return grads        # the optimizer converts it while it reads it
     like = np.empty_like(params, subok=False)
     try:
         np.copyto(like, grads, casting="same_kind")

@@ -92,6 +92,25 @@ def test_arguments_are_checked_in_every_call(bad, error):
         assert all(same_bits(a, b) for a, b in zip(before, (p, m, v), strict=True))
 
 
+def test_a_missing_or_unknown_argument_is_noticed_after_a_call_with_others():
+    p, g, m, v = np.ones(3), np.ones(3), np.zeros(3), np.zeros(3)
+    bad_calls = [{"lr": 0.1}, {"lr": 0.1, "speed": 1}, {"step": 1}, {"step": 2, "betas": (0.9, 0.9)}]
+    for step in (1, 2):
+        functional.adam_(p, g, m, v, lr=0.1, step=step)
+        for bad in bad_calls:
+            with pytest.raises(TypeError, match=r"adam_\(\): "):
+                functional.adam_(p, g, m, v, **bad)
+    functional.sgd_(p, g, lr=0.1)
+    for bad in ({}, {"step": 1}, {"lr": 0.1, "step": 1}):
+        with pytest.raises(TypeError, match=r"sgd_\(\): "):
+            functional.sgd_(p, g, **bad)
+    functional.momentum_(p, g, m, lr=0.1)
+    before = p.copy()
+    with pytest.raises(TypeError, match=r"momentum_\(\): "):
+        functional.momentum_(p, g, m, step=1)
+    assert same_bits(p, before)
+
+
 def replaced(arrays, i, array):
     return [*arrays[:i], array, *arrays[i + 1 :]]
 
