@@ -141,6 +141,7 @@ if __name__ == "__main__":
             extension("fastopt/_core/runtime", ["fo_cpu.c", "fo_pool.c"]),
             extension("fastopt/_core/scalar_math"),
             extension("fastopt/_core/rows"),
+            extension("fastopt/_core/containers"),
             extension("fastopt/_core/gradients"),
             extension("fastopt/_core/step_table"),
             extension("fastopt/_core/direct"),

@@ -32,7 +32,7 @@ BITS = {"float": 32, "double": 64, "uint32_t": 32}
 LOOPS = {
     "kernels": (
         "sweep", "measure", "transform_grad", "scale_shift", "scale_params", "update_average",
-        "add_unit_sums_row",
+        "add_unit_sums_row", "convert_half", "narrow", "widen",
     ),
     "layers": (
         "activate", "multiply_derivative", "loss_elements", "exponentials", "logarithms", "multiply_add",

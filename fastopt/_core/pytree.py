@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from fastopt._core.layout import same_memory
 from fastopt._core.validation import check_disjoint, check_memory, check_updatable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from fastopt._core.typing import Array, TreeDef
 
@@ -81,6 +82,27 @@ def read_iterators(tree: Any, name: str = "params", depth: int = 0) -> Any:
         items = [read_iterators(inner, name, depth + 1) for inner in tree]
         return items if any(a is not b for a, b in zip(items, tree, strict=True)) else tree
     return tree
+
+
+def check_paths(expected: list[str], found: Iterable[str], remedy: str = "") -> None:
+    """Raise unless a nesting has arrays at the same places as before."""
+    before, now = dict.fromkeys(expected), dict.fromkeys(found)
+    changes = [f"{path or 'the array'} was removed" for path in before if path not in now]
+    changes += [f"{path or 'an array'} was added" for path in now if path not in before]
+    if changes:
+        what = ", ".join(changes)
+        raise ValueError(f"params: expected arrays at the same places as before, but {what}{remedy}")
+
+
+def check_same_arrays(paths: list[str], arrays: list[Array], found: dict[str, Array]) -> None:
+    """Raise unless `found`, the arrays that the caller's containers have now, are the given arrays."""
+    check_paths(paths, found, "; use add_param_group, or rebind for other arrays")
+    for path, array in zip(paths, arrays, strict=True):
+        if not same_memory(found[path], array):
+            raise ValueError(
+                f"params{path}: the container has another array than the one that the optimizer updates; "
+                f"write values with params{path}[...] = values, or pass the new arrays to rebind"
+            )
 
 
 def _check_depth(name: str, depth: int) -> None:

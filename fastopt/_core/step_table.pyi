@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from typing_extensions import disjoint_base
 
+from fastopt._core.containers import ContainerWatch
 from fastopt._core.dispatch import Kernels
 from fastopt._core.typing import Array, Gradients, TreeDef
 
@@ -40,6 +41,7 @@ class Exchange:
 
 @disjoint_base
 class Table:
+    watch: ContainerWatch | None
     def __new__(
         cls, kernels: Kernels, treedef: TreeDef, paths: list[str], entries: list[Entry], counter: StepCounter,
         counts: NDArray[np.int64], flags: NDArray[np.uint8],

@@ -17,6 +17,7 @@ from libc.math cimport fabs, isfinite, sqrt
 from libc.stdint cimport int64_t, uint16_t
 from libc.string cimport memcpy
 
+from fastopt._core.containers cimport ContainerWatch
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.rows cimport RowUpdater, check_row_indices
@@ -188,6 +189,7 @@ cdef class Table:
     cdef StepCounter counter, pending
     cdef tuple count_arrays         # keeps the addresses of counts and flags valid
     cdef StepLease lease
+    cdef public ContainerWatch watch
 
     def __cinit__(self, object kernels, object treedef, list paths, list entries, StepCounter counter not None,
                   object counts, object flags, object step_scalars, object written=(),
@@ -473,6 +475,8 @@ cdef class Table:
             raise RuntimeError("step: this optimizer is stepping in another thread")
         self.busy = process_number()
         try:
+            if self.watch is not None:
+                self.watch.verify()
             self.gradients.bind(grads)
             if self.gradients.layout_changed:
                 self.assign_offsets()
@@ -695,7 +699,8 @@ cdef class Table:
             raise RuntimeError("catch_up: this optimizer is stepping in another thread")
         self.busy = process_number()
         try:
-            self.gradients.check_params()
+            if self.gradients.has_deferred:
+                self.gradients.check_params()
             if k < 0:
                 for updater in filter(None, self.gradients.row_updaters):
                     updater.catch_up_all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, ValuesView
 from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
@@ -41,9 +41,11 @@ class NestingInGroups(Protocol):
     group_of: tuple[int, ...]
 
 
-# Parameters of an optimizer: a nesting, a list of groups, or the result of `fastopt.param_groups`.
+# Parameters of an optimizer: a nesting, a list of groups, or the result of `fastopt.param_groups`; also an
+# iterator over one of the first two.
 Params: TypeAlias = (
     "Array | SequenceNotStr[Nesting | Mapping[str, Any]] | Mapping[Any, Nesting] | NestingInGroups"
+    " | Iterator[Nesting | Mapping[str, Any]] | ValuesView[Nesting]"
 )
 # A nesting with indices in place of the arrays, see `pytree`.
 TreeDef: TypeAlias = "int | tuple[TreeDef, ...] | dict[Any, TreeDef]"

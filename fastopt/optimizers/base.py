@@ -92,7 +92,8 @@ class Optimizer:
     ----------
     params : ndarray, nesting of ndarrays, or list of dict
         float32 or float64 arrays in any memory layout without gaps, updated in place: an array, or lists,
-        tuples and dicts of arrays in any nesting; or a list of group dicts ``{"params": ..., "lr": ...}``.
+        tuples and dicts of arrays in any nesting; an iterator over arrays, such as ``net.values()``; or a
+        list of group dicts ``{"params": ..., "lr": ...}``.
     hyperparameters : dict
         Defaults of every group. A number may be a schedule, a callable of the number of finished steps.
     ema : float or schedule, optional
@@ -218,6 +219,32 @@ class Optimizer:
         self.catch_up()
         self._arrange(self._params.added(group), self._state)
 
+    def rebind(self, params: Params) -> None:
+        """Update other arrays from now on, and keep state, step counts and hyperparameters.
+
+        Use it after arrays were replaced by others, for example by loaded ones. The state of each array goes
+        to the new array at the same place.
+
+        Parameters
+        ----------
+        params : ndarray, nesting of ndarrays, or list of dict
+            Arrays of the same nesting, shapes and dtypes as before. If the optimizer has groups, a list of
+            dicts ``{"params": ...}``, of which other items are ignored; the nesting if they come from
+            `fastopt.param_groups`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If they do not match; nothing has been changed then.
+        """
+        self._refuse_swapped("rebind")
+        if self._refreshing:
+            raise RuntimeError("rebind: not allowed inside a schedule")
+        groups = self._params.rebound(params)
+        self.catch_up()
+        self._arrange(groups, self._state)
+        groups.update_groups()
+
     def places(self) -> list[tuple[Group, list[int]]]:
         """Return pairs of a group and the indices of its parameters in `state`."""
         return list(zip(self.groups, self._params.indices(), strict=True))
@@ -241,9 +268,10 @@ class Optimizer:
                 params.treedef, paths, state.buffers["accumulated"], self._micro_batches,
                 "dense" if self.sparse == "dense" else "", list(written), self._accumulator,
             )
+            accumulator.watch(params.watch)
         plan = StepPlan(
             self.RULE, params.groups, params.group_of, params.arrays, kernels, state, self._counter,
-            params.treedef, paths, sparse=self.sparse, options=self._options,
+            params.treedef, paths, sparse=self.sparse, options=self._options, watch=params.watch,
             unit_transform=unit_transform(*self._unit_options),
             pending=None if accumulator is None else accumulator.counter,
         )

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import UserDict
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from fastopt._core.pytree import count_leaves, flatten
+from fastopt._core.containers import ContainerWatch
+from fastopt._core.pytree import check_paths, check_same_arrays, count_leaves, flatten, read_iterators
 from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, is_schedule
 from fastopt.optimizers.param_groups import GroupedParams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from fastopt._core.pytree import Slots
     from fastopt._core.step_table import StepCounter
     from fastopt._core.typing import Array, Params, ScalarState, TreeDef
     from fastopt.optimizers.rule import Rule
@@ -74,7 +77,7 @@ class Group(UserDict[str, Any]):
                 self._counter.stale = True
             return
         if name == "params":
-            raise ValueError("params: the parameters of a group are fixed; make another group")
+            raise ValueError("params: the parameters of a group are fixed; pass new arrays to rebind")
         if name not in self.data:
             known = ", ".join(k for k in self.data if k != "params")
             raise ValueError(f"{name}: unknown hyperparameter, expected one of {known}")
@@ -160,22 +163,31 @@ class ParamGroups:
         Whether the user passed groups, so that gradients are a list with one entry per group.
     treedef : TreeDef
         Nesting of the parameters.
+    trees : list
+        Nesting of each group.
+    watch : ContainerWatch
+        Notices that the caller's lists and dicts have other arrays.
     arrays, paths : list
         The parameters and their places in the nesting: ``[2]["W"]``.
+    types : list of (dtype, tuple of int)
+        Dtype and shape of each array when it was read.
     group_of : list of int
         Index of the group of each array.
     """
 
     params: Any
     treedef: TreeDef
+    watch: ContainerWatch
     arrays: list[Array]
     paths: list[str]
+    types: list[tuple[Any, tuple[int, ...]]]
     group_of: list[int]
 
     def __init__(
         self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str, counter: StepCounter
     ) -> None:
         self.counter = counter
+        params = read_iterators(params)
         self._selected = params if isinstance(params, GroupedParams) else None
         self.rule, self.params = rule, params
         if self._selected is not None:
@@ -185,20 +197,64 @@ class ParamGroups:
         given: Any = params if self.grouped or self._selected is not None else [{"params": params}]
         self.groups: tuple[Group, ...] = tuple(self._make(group) for group in given)
         rule.check_groups([group.raw() for group in self.groups])
+        self.trees: list[Any] = [group["params"] for group in self.groups]
+        if self._selected is not None:
+            self.trees = [self.params]
         self._flatten()
 
     def added(self, given: Mapping[str, Any]) -> ParamGroups:
         """Return these groups and a further one."""
         if not _are_groups([given]):
             raise TypeError(f"group: expected a dict with the key 'params', got {given!r}")
-        result = object.__new__(ParamGroups)
-        result.__dict__.update(self.__dict__)
+        self.watch.check()
+        result = self._copy()
         result.groups, result.grouped = (*self.groups, self._make(given)), True
+        result.trees = [*self.trees, result.groups[-1]["params"]]
         self.rule.check_groups([group.raw() for group in result.groups])
         result.params = [dict(group) for group in result.groups]
         if self._selected is not None:
             result.params[: len(self._selected)] = [self._selected.params]
         result._flatten()
+        return result
+
+    def rebound(self, params: Params) -> ParamGroups:
+        """Return these groups with other arrays of the same nesting, shapes and dtypes."""
+        given: Any = params.params if isinstance(params, GroupedParams) else read_iterators(params)
+        result, selected = self._copy(), self._selected
+        result.params, result.trees, result._selected = given, self._trees_of(given), None
+        result._flatten((self.treedef, self.paths))
+        for path, (dtype, shape), array in zip(self.paths, self.types, result.arrays, strict=True):
+            if array.shape != shape or array.dtype != dtype:
+                raise ValueError(
+                    f"params{path}: expected {dtype} of shape {shape}, as before, "
+                    f"got {array.dtype} of shape {array.shape}"
+                )
+        result.group_of = self.group_of
+        if selected is not None:
+            result._selected = selected.rebound(result.trees[0], result.arrays)
+        return result
+
+    def _trees_of(self, params: Any) -> list[Any]:
+        """Nesting of each group in parameters that are to replace the present ones."""
+        nestings = 0 if self._selected is None else 1   # entries that are no group
+        if not self.grouped and not _are_groups(params):
+            return [params]
+        if (not self.grouped or not isinstance(params, (list, tuple)) or len(params) != len(self.trees)
+                or not _are_groups(params[nestings:])):
+            expected = f"a list of {len(self.trees)} groups" if self.grouped else "a nesting without groups"
+            raise ValueError(f"params: expected {expected}, as in opt.params")
+        return [*params[:nestings], *(group["params"] for group in params[nestings:])]
+
+    def update_groups(self) -> None:
+        """Give the groups, which other instances share, the arrays of this one."""
+        selected = () if self._selected is None else self._selected.groups
+        trees = [*(group["params"] for group in selected), *self.trees[1 if selected else 0 :]]
+        for group, tree in zip(self.groups, trees, strict=True):
+            group.data["params"] = tree
+
+    def _copy(self) -> ParamGroups:
+        result = object.__new__(ParamGroups)
+        result.__dict__.update(self.__dict__)
         return result
 
     def _make(self, given: Mapping[str, Any]) -> Group:
@@ -209,20 +265,37 @@ class ParamGroups:
                 f"expected one of {', '.join(self._defaults)}"
             )
         hyperparameters = {name: given.get(name, value) for name, value in self._defaults.items()}
-        group = Group(given["params"], hyperparameters, self.rule, self.counter)
+        group = Group(read_iterators(given["params"]), hyperparameters, self.rule, self.counter)
         self.rule.check_group(group.raw())
         return group
 
-    def _flatten(self) -> None:
-        trees, first, selected = [group["params"] for group in self.groups], 0, self._selected
-        if selected is not None:  # which has one tree for all of its groups
-            trees[: len(selected)], first = [selected.params], len(selected) - 1
-        self.treedef, self.arrays, self.paths = flatten(trees if self.grouped else trees[0])
+    def _flatten(self, order: tuple[TreeDef, list[str]] | None = None) -> None:
+        """Read the containers.
+
+        With `order`, the treedef and the paths of an earlier time, the arrays keep that order, although the
+        keys of a dict may have another one now.
+        """
+        slots: Slots = []
+        treedef, arrays, paths = flatten(self._tree(), slots=slots)
+        if order is not None:
+            found = dict(zip(paths, arrays, strict=True))
+            treedef, paths = order
+            check_paths(paths, found)
+            arrays = [found[path] for path in paths]
+        self.treedef, self.arrays, self.paths = treedef, arrays, paths
+        self.types = [(array.dtype, array.shape) for array in arrays]
+        # No reference to this object, which would make a cycle: an optimizer is freed when it is dropped.
+        self.watch = ContainerWatch(slots, partial(_reread, self._tree(), paths, arrays))
+        selected = self._selected
+        first = 0 if selected is None else len(selected) - 1    # which has one tree for all of its groups
         treedefs: Any = self.treedef if self.grouped else [self.treedef]
         self.group_of = [i for i, treedef in enumerate(treedefs, first) for _ in range(count_leaves(treedef))]
         if selected is not None:
             selected.check(self.arrays[: len(selected.group_of)])
             self.group_of[: len(selected.group_of)] = selected.group_of
+
+    def _tree(self) -> Any:
+        return self.trees if self.grouped else self.trees[0]
 
     def indices(self) -> list[list[int]]:
         """Indices of the arrays of each group."""
@@ -241,12 +314,24 @@ class ParamGroups:
         return [self.rule.kernel_for(hp, array) for hp, array in zip(hps, self.arrays, strict=True)]
 
     def __getstate__(self) -> dict[str, Any]:
-        derived = ("treedef", "arrays", "paths", "group_of")
+        self.watch.check()
+        derived = ("arrays", "group_of", "types", "watch")
         return {name: value for name, value in self.__dict__.items() if name not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._flatten()  # checks that the arrays can still be updated
+        self._flatten((state["treedef"], state["paths"]))  # checks that the arrays can still be updated
+
+
+def _reread(tree: Any, paths: list[str], arrays: list[Array]) -> Slots:
+    """Read the containers again after one has changed. Raise unless they have the same arrays."""
+    slots: Slots = []
+    try:
+        _, found, found_paths = flatten(tree, slots=slots)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"params: a container has changed since the optimizer was made: {error}") from error
+    check_same_arrays(paths, arrays, dict(zip(found_paths, found, strict=True)))
+    return slots
 
 
 def _are_groups(params: object) -> bool:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fastopt._core.pytree import flatten
+from fastopt._core.layout import same_memory
+from fastopt._core.pytree import flatten, read_iterators
 
 if TYPE_CHECKING:
     from fastopt._core.typing import Array, Params, TreeDef
@@ -40,8 +41,16 @@ class GroupedParams:
         """Raise unless `arrays`, in the order of the nesting, are those of the groups."""
         iterators = [iter(group["params"].values()) for group in self.groups]
         own = [next(iterators[i]) for i in self.group_of]
-        if len(arrays) != len(own) or any(a is not b for a, b in zip(arrays, own, strict=True)):
+        if len(arrays) != len(own) or not all(map(same_memory, arrays, own)):
             raise ValueError("params: expected the arrays that param_groups received; call it again")
+
+    def rebound(self, params: Params, arrays: list[Array]) -> GroupedParams:
+        """Return the same groups of other parameters, whose arrays are given in the same order."""
+        groups: tuple[dict[str, Any], ...] = tuple({**group, "params": {}} for group in self.groups)
+        names = [iter(group["params"]) for group in self.groups]
+        for i, array in zip(self.group_of, arrays, strict=False):
+            groups[i]["params"][next(names[i])] = array
+        return GroupedParams(params, groups, self.group_of)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -115,6 +124,7 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
 
     >>> groups = fastopt.param_groups(params, {lambda name, array: array.ndim < 2: {"weight_decay": 0.0}})
     """
+    params = read_iterators(params)
     treedef, arrays, _ = flatten(params)
     names = list(_names(treedef, ""))
     name, count = Counter(names).most_common(1)[0]

@@ -18,6 +18,7 @@ from fastopt.optimizers.state import Scalars
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fastopt._core.containers import ContainerWatch
     from fastopt._core.step_table import StepCounter
     from fastopt._core.typing import Array, TreeDef
     from fastopt.optimizers.groups import Group
@@ -75,6 +76,8 @@ class StepPlan:
         Further arrays that an optimizer step writes: no gradient may overlap them.
     pending : StepCounter, optional
         Counter of accumulated gradients.
+    watch : ContainerWatch, optional
+        Notices that the caller's containers have other arrays.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class StepPlan:
         kernels: Sequence[str], state: StateArrays, counter: StepCounter, treedef: TreeDef, paths: list[str],
         *, sparse: str = "dense", options: dict[str, Option] | None = None,
         unit_transform: UnitTransform | None = None, written: Sequence[Array] = (),
-        pending: StepCounter | None = None,
+        pending: StepCounter | None = None, watch: ContainerWatch | None = None,
     ) -> None:
         self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
         self._kernels, self._state, self._counter = kernels, state, counter
@@ -119,6 +122,7 @@ class StepPlan:
             ],
             counter, state.counts, state.flags, rule.step_scalars, [*written, *precomputed], pending,
         )
+        self.table.watch = watch
 
     def _sparse_mode(self, k: int) -> str:
         """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""

@@ -126,7 +126,7 @@ def test_parameters_that_come_back_read_only_are_refused():
     groups = opt.__getstate__()["_params"]
     state = groups.__getstate__()
     frozen = np.frombuffer(bytes(24))
-    state["groups"][0].data["params"] = frozen
+    state["trees"] = [frozen]
     with pytest.raises(ValueError, match="params: expected a writeable"):
         type(groups).__new__(type(groups)).__setstate__(state)
 

@@ -14,6 +14,7 @@ from fastopt._core.step_table import Entry, StepCounter, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
+    from fastopt._core.containers import ContainerWatch
     from fastopt._core.typing import Array, Gradients, TreeDef
 
 
@@ -87,3 +88,7 @@ class Accumulator:
         )
         sums = [a if count else None for a, count in zip(self.sums, self._counts, strict=True)]
         return assemble(self._treedef, sums), 1.0 / total
+
+    def watch(self, containers: ContainerWatch) -> None:
+        """Let each micro-batch look whether the caller's containers have other arrays."""
+        self._table.watch = containers
