@@ -154,6 +154,23 @@ class Wrapper(Checked):
         """Return the other schedules by name."""
         raise NotImplementedError
 
+    def _at(self, step: int) -> tuple[Any, int, float]:
+        """Return the schedule that is followed at a step, its own step, and a factor of its value."""
+        raise NotImplementedError
+
+    def __call__(self, step: int) -> float:
+        schedule, own_step, factor = self._at(check_step(step))
+        value: float = schedule(own_step) * factor
+        return value
+
+    def decay(self, step: int, joined: int) -> float:
+        """Decay rate of an EMA, see `SWA.decay`."""
+        schedule, own_step, factor = self._at(check_step(step))
+        if not callable(getattr(schedule, "decay", None)):
+            return self(step)
+        value: float = schedule.decay(own_step, max(joined - (step - own_step), 0)) * factor
+        return value
+
     def report(self, metric: float) -> None:
         """Pass a metric to every schedule inside that has a method `report`, such as `ReduceOnPlateau`.
 
@@ -184,7 +201,10 @@ class Wrapper(Checked):
             schedule.load_state_dict(state[name])
 
     def _stateful(self) -> dict[str, Any]:
-        return {name: each for name, each in self.wrapped().items() if hasattr(each, "state_dict")}
+        return {
+            name: each for name, each in self.wrapped().items()
+            if (each._stateful() if isinstance(each, Wrapper) else hasattr(each, "state_dict"))
+        }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from fastopt.schedules.base import Checked, Wrapper, check_step, power
 
@@ -262,12 +262,10 @@ class LinearWarmup(Wrapper):
     then: float | Callable[[int], float]
     start_factor: float = 1.0 / 3.0
 
-    def __call__(self, step: int) -> float:
-        step = check_step(step)
-        then = cast("Callable[[int], float]", self.then)  # numbers were converted to Constant
+    def _at(self, step: int) -> tuple[Any, int, float]:
         if step >= self.steps:
-            return then(step - self.steps)
-        return then(0) * (self.start_factor + (1.0 - self.start_factor) * step / self.steps)
+            return self.then, step - self.steps, 1.0
+        return self.then, 0, self.start_factor + (1.0 - self.start_factor) * step / self.steps
 
     def wrapped(self) -> dict[str, Any]:
         return {"then": self.then}
@@ -311,14 +309,12 @@ class Join(Wrapper):
                 f"got {self.lengths!r}"
             )
 
-    def __call__(self, step: int) -> float:
-        step = check_step(step)
-        schedules = cast("tuple[Callable[[int], float], ...]", self.schedules)
-        for schedule, length in zip(schedules, self.lengths, strict=False):
+    def _at(self, step: int) -> tuple[Any, int, float]:
+        for schedule, length in zip(self.schedules, self.lengths, strict=False):
             if step < length:
-                return schedule(step)
+                return schedule, step, 1.0
             step -= length
-        return schedules[-1](step)
+        return self.schedules[-1], step, 1.0
 
     def wrapped(self) -> dict[str, Any]:
         return {f"schedules[{i}]": schedule for i, schedule in enumerate(self.schedules)}

@@ -118,6 +118,42 @@ def test_a_wrapper_with_an_invalid_state_is_unchanged():
         assert schedule == before
 
 
+# --- schedules of an average -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda swa: swa, lambda swa: s.Join([0.0, swa], [3]), lambda swa: s.Join([0.0, s.Join([swa], [])], [3]),
+    lambda swa: s.LinearWarmup(3, swa),
+], ids=["itself", "join", "join of join", "warmup"])
+@pytest.mark.parametrize("joined", [0, 5], ids=["from the start", "added later"])
+def test_a_wrapped_average_is_the_mean_also_of_a_parameter_that_was_added_later(wrap, joined):
+    opt = fastopt.SGD([np.zeros(1)], lr=1.0, ema=wrap(s.SWA()))
+    for _ in range(joined):
+        opt.step([np.ones(1)])
+    p = np.zeros(1)
+    opt.add_param_group({"params": p})
+    iterates = []
+    for _ in range(8):
+        opt.step([[np.ones(1)], np.ones(1)])
+        iterates.append(p[0])
+    first = 0 if joined or wrap(1) == 1 else 3
+    assert opt.ema[1][0] == pytest.approx(np.mean(iterates[first:]), rel=1e-14)
+
+
+def test_the_decay_of_an_average_can_be_any_schedule_without_a_state():
+    p = np.zeros(1)
+    opt = fastopt.SGD(p, lr=1.0, ema=s.InverseTime(0.5, decay=1.0))  # which has a field of this name
+    average = 0.0
+    for step in range(4):
+        opt.step(np.ones(1))
+        average += (1.0 - 0.5 / (1.0 + step)) * (p[0] - average)
+        assert opt.ema[0] == pytest.approx(average, rel=1e-14)
+    for schedule in (s.ReduceOnPlateau(0.9), s.LinearWarmup(5, s.ReduceOnPlateau(0.9))):
+        with pytest.raises(ValueError, match=r"^ema: expected a number or a schedule without a state, got"):
+            fastopt.SGD(p, ema=schedule)
+    fastopt.SGD(p, ema=s.LinearWarmup(5, 0.9))
+
+
 # --- relative thresholds ---------------------------------------------------------------------------
 
 

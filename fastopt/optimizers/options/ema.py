@@ -20,9 +20,11 @@ class EMA(Option):
     def __init__(self, decay: Any) -> None:
         self.is_scheduled = callable(decay)
         self._decay = decay if callable(decay) else check_number("ema", decay)
+        if callable(decay) and hasattr(decay, "state_dict") and decay.state_dict():
+            raise ValueError(f"ema: expected a number or a schedule without a state, got {decay!r}")
 
     def scalar(self, steps: int, count: int) -> float:
         decay = self._decay
-        if hasattr(decay, "decay"):
+        if callable(getattr(decay, "decay", None)):
             return float(check_number("ema", decay.decay(steps, steps - count), UP_TO_ONE))
         return float(evaluate("ema", decay, steps, UP_TO_ONE))
