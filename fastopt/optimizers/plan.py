@@ -167,8 +167,12 @@ class StepPlan:
         if partitioned:
             self._partition()
         updated = [group for group in self.groups if group.update_current(steps, everything=everything)]
+        if updated:
+            try:
+                rule.check_groups([group.current for group in self.groups])
+            except ValueError as error:
+                raise ValueError(f"{error} at step {steps}") from None
         if everything:
-            rule.check_groups([group.current for group in self.groups])
             self._scheduled = any(group.scheduled for group in self.groups)
             self._scheduled = self._scheduled or any(o.is_scheduled for o in self._options.values())
         counts = self._state.counts

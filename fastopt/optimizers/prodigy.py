@@ -33,7 +33,7 @@ class ProdigyRule(Rule):
     @staticmethod
     def check_groups(hps: Sequence[Hyperparameters]) -> None:
         # A group with a learning rate of 0 is frozen, as in the implementation of the authors.
-        lrs = {hp.lr for hp in hps if hp.lr}
+        lrs = {hp.lr for hp in hps if hp.lr and not callable(hp.lr)}  # schedules are compared at each step
         if len(lrs) > 1:
             raise ValueError(
                 "lr: expected the same value in all groups, or 0, as they share one estimate, got "

@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from rules import OPTIMIZERS
 
 import fastopt
 from fastopt import schedules as s
@@ -116,6 +117,42 @@ def test_a_wrapper_with_an_invalid_state_is_unchanged():
         with pytest.raises(ValueError, match="state: expected"):
             schedule.load_state_dict(keys)
         assert schedule == before
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.__name__)
+def test_every_optimizer_takes_a_schedule_with_a_state_in_several_groups(kind, wrap):
+    def make():
+        schedule = wrap(s.ReduceOnPlateau(1.0))
+        params = [np.ones((2, 2)), np.ones(3)]
+        return kind([{"params": params[0], "lr": schedule}, {"params": params[1], "lr": schedule}])
+
+    opt, fresh = make(), make()
+    opt.step([np.ones((2, 2)), np.ones(3)])
+    report_to([opt.groups[0]["lr"]], 1.0)
+    fresh.load_state_dict(opt.state_dict())
+    assert fresh.groups[1]["lr"] == opt.groups[0]["lr"]
+    assert "ReduceOnPlateau" in repr(opt)
+
+
+def test_scheduled_values_of_several_groups_are_compared():
+    def make(first, second):
+        groups = [{"params": np.ones(2), "lr": first}, {"params": np.ones(3), "lr": second}]
+        return fastopt.Prodigy(groups)
+
+    make(lambda step: 1.0, s.Constant(1.0)).step([np.ones(2), np.ones(3)])
+    opt = make(s.Exponential(1.0, 0.5), 1.0)
+    opt.step([np.ones(2), np.ones(3)])
+    with pytest.raises(ValueError, match=r"^lr: expected the same value in all groups, .* at step 1$"):
+        opt.step([np.ones(2), np.ones(3)])
+    assert opt.steps == 1
+    for group, fits in zip(opt.groups, (False, True), strict=True):
+        group["lr"] = 0.25
+        if not fits:
+            with pytest.raises(ValueError, match=r"^lr: expected the same value in all groups"):
+                opt.step([np.ones(2), np.ones(3)])
+    opt.step([np.ones(2), np.ones(3)])
+    assert opt.steps == 2
 
 
 # --- schedules of an average -------------------------------------------------------------------------
