@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # Type and description by name.
 OPTIMIZER = {
     "params": (
-        "ndarray, nesting of ndarrays, or list of dict", "float32 or float64 arrays, updated in place."
+        "ndarray, nesting of ndarrays, list of dict, or GroupedParams",
+        "float32 or float64 arrays, updated in place; groups of them, see `Optimizer`.",
     ),
     "lr": ("float or schedule", r"Learning rate :math:`\gamma \ge 0`."),
     "betas": (
