@@ -38,6 +38,11 @@ def right() -> None:
     opt.load_state_dict(opt.state_dict())
     opt.groups[0]["lr"] = schedules.Cosine(0.1, steps=100)
     opt.state[0]["exp_avg"] = np.zeros((3, 4))
+    patterns = {"*.bias": {"weight_decay": 0.0}}
+    by_name = fastopt.param_groups({"fc": {"weight": W.copy(), "bias": b.copy()}}, patterns)
+    fastopt.AdamW(by_name, lr=schedules.Join([schedules.WSD(0.1, 100, 20), 0.0], [100]))
+    fastopt.param_groups(params, {lambda name, array: array.ndim < 2: {"lr": 0.1}, ("0", "1"): {"eps": 0.1}})
+    fastopt.param_groups(params, [("*", {"lr": np.float32(0.1)}), ("1", {"lr": warm})])
 
     # any nesting of lists, tuples and dicts
     layers: list[list[FloatArray]] = [[W.copy(), b.copy()], []]

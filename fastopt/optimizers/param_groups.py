@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,8 +15,8 @@ from fastopt._core.pytree import flatten, read_iterators
 if TYPE_CHECKING:
     from fastopt._core.typing import Array, Params, TreeDef
 
-    Pattern: TypeAlias = str | Callable[[str, Array], bool] | tuple["Pattern", ...]
-    Rules: TypeAlias = Mapping[Pattern, Mapping[str, Any]] | Iterable[tuple[Pattern, Mapping[str, Any]]]
+    # A pattern is a str, a function of name and array, or a tuple of these; keys of a Mapping are invariant.
+    Rules: TypeAlias = Mapping[Any, Mapping[str, Any]] | Iterable[tuple[Any, Mapping[str, Any]]]
 
 
 class GroupedParams:
