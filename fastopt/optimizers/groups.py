@@ -69,13 +69,14 @@ class Group(UserDict[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         old = self.data.get(name)
-        if type(value) is float and type(old) is float and (value == 0.0) == (old == 0.0):
-            # Such a change cannot select another kernel.
-            if value != old:
-                self.data[name] = check_number(name, value, self.rule.RANGES[name])
-                self.changed.add(name)
-                self._counter.stale = True
-            return
+        if type(old) is float and value is not None and not callable(value):
+            value = check_number(name, value, self.rule.RANGES[name])
+            if (value == 0.0) == (old == 0.0):  # such a change cannot select another kernel
+                if value != old:
+                    self.data[name] = value
+                    self.changed.add(name)
+                    self._counter.stale = True
+                return
         if name == "params":
             raise ValueError("params: the parameters of a group are fixed; pass new arrays to rebind")
         if name not in self.data:
@@ -112,19 +113,22 @@ class Group(UserDict[str, Any]):
 
         Returns whether `current` may have changed.
         """
-        changes = {name: self.data[name] for name in self.changed}
         if everything:
-            scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
-            before = self.hyperparameters()
-        elif self.scheduled or changes:
-            scheduled, before = self.scheduled, vars(self.current)
+            current = Hyperparameters(self.hyperparameters())
+            scheduled = [name for name, value in self.data.items() if name != "params" and is_schedule(value)]
+        elif self.scheduled or self.changed:
+            current, scheduled = self.current, self.scheduled
         else:
             return False
-        values = {name: self.rule.evaluate(name, self.data[name], step) for name in scheduled}
-        current = Hyperparameters(before | changes | values)
+        values = {name: self.data[name] for name in self.changed}
+        for name in scheduled:
+            values[name] = self.rule.evaluate(name, self.data[name], step)
+        before = {name: getattr(current, name) for name in values}
+        vars(current).update(values)
         try:
             self.rule.check_group(current)
         except ValueError as error:
+            vars(current).update(before)
             if not scheduled:
                 raise
             schedules = ", ".join(f"{name}={self.data[name]!r}" for name in scheduled)

@@ -110,3 +110,18 @@ def test_numbers_that_are_not_finite_are_refused_by_name(value):
         opt.step(np.ones(1), grad_scale=value)
     with pytest.raises(ValueError, match=r"^lr: expected a finite number"):
         fastopt.schedules.Constant(value)
+
+
+@pytest.mark.parametrize("value", HALF, ids=kind)
+def test_a_number_that_is_set_is_a_float_whatever_its_type(value):
+    """It needs no new search for kernels, which only a change from or to 0 can require."""
+    opt = fastopt.SGD(np.zeros(1), lr=0.1, momentum=0.9)
+    opt.step(np.ones(1))
+    plan = opt._plan
+    opt.groups[0]["lr"] = opt.groups[0]["momentum"] = value
+    assert not opt._counter.stale_hyperparams and opt._counter.stale
+    opt.step(np.ones(1))
+    assert opt._plan is plan and opt.params[0] == -0.1 - 0.5 * (0.5 * 1.0 + 1.0)
+    opt.step(np.ones(1))
+    opt.groups[0]["lr"] = value  # an equal value
+    assert not opt._counter.stale
