@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from _typeshed import StrPath
 
     from fastopt._core.typing import AnyArray
 
 _TREE = "tree"  # the member of an archive that describes how its arrays are nested
+_CHECKSUMS = "crc32"  # the metadata of a safetensors file with a checksum for each array
 
 
 def read_arrays(path: StrPath) -> dict[str, AnyArray]:
@@ -87,21 +90,31 @@ def atomic_write(path: StrPath) -> Iterator[Path]:
 
 
 def save_tree(path: StrPath, tree: Any) -> None:
-    """Write nested dicts and lists of arrays, numbers and strings atomically to an ``.npz`` file.
+    """Write nested dicts and lists of arrays, numbers and strings atomically to a file.
 
-    The keys of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
+    If the path ends in ``.safetensors``, the file has that format, else it is an ``.npz`` archive. The keys
+    of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
     """
     arrays: dict[str, AnyArray] = {}
     text = json.dumps(_extract_arrays(tree, arrays))
     with atomic_write(path) as temporary:
-        write_arrays(temporary, arrays | {_TREE: np.array(text)})
+        if is_safetensors(path):
+            checksums = json.dumps({"": _checksum(text.encode()), **_checksums(arrays)})
+            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
+            import_safetensors().save_file(arrays, temporary, {_TREE: text, _CHECKSUMS: checksums})
+        else:
+            write_arrays(temporary, arrays | {_TREE: np.array(text)})
 
 
 def load_tree(path: StrPath) -> Any:
     """Return the nested dicts and lists that `save_tree` wrote, or raise a ValueError."""
-    arrays = read_arrays(path)
+    if is_safetensors(path):
+        text, arrays = _read_safetensors(path)
+    else:
+        arrays = read_arrays(path)
+        text = str(arrays.get(_TREE, ""))
     try:
-        return _insert_arrays(json.loads(str(arrays[_TREE])), arrays)
+        return _insert_arrays(json.loads(text), arrays)
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not a saved training state") from error
 
@@ -110,6 +123,60 @@ def write_arrays(path: StrPath, arrays: Mapping[str, AnyArray]) -> None:
     """Write an archive to this very path: given a name, NumPy would add a missing ``.npz``."""
     with open(path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # no name is allow_pickle
+
+
+def is_safetensors(path: StrPath) -> bool:
+    """Whether a path is that of a file in the format of safetensors."""
+    return os.fspath(path).endswith(".safetensors")
+
+
+def import_safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError("this format needs safetensors: pip install 'fastopt[safetensors]'") from None
+    return safetensors.numpy
+
+
+def _read_safetensors(path: StrPath) -> tuple[str, dict[str, AnyArray]]:
+    """Return the description of a tree and its arrays, whose checksums the format does not have itself."""
+    import_safetensors()
+    import safetensors
+
+    damage = ValueError(f"{path}: damaged, or not a saved training state")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except Exception as error:
+        if isinstance(error, OSError):
+            raise
+        raise damage from error
+    text = metadata.get(_TREE, "")
+    try:
+        expected = json.loads(metadata.get(_CHECKSUMS, ""))
+    except ValueError as error:
+        raise damage from error
+    if expected != {"": _checksum(text.encode()), **_checksums(arrays)}:
+        raise damage
+    return text, arrays
+
+
+def _checksums(arrays: Mapping[str, AnyArray]) -> dict[str, str]:
+    """Return a checksum of dtype, shape and content of each array."""
+    return {
+        name: _checksum(f"{array.dtype.str} {array.shape}".encode(), array.tobytes())
+        for name, array in arrays.items()
+    }
+
+
+def _checksum(*parts: bytes) -> str:
+    import zlib
+
+    value = 0
+    for part in parts:
+        value = zlib.crc32(part, value)
+    return f"{value:08x}"
 
 
 def _extract_arrays(tree: Any, arrays: dict[str, AnyArray]) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core.typing import AnyArray
+from fastopt.checkpoint import is_safetensors
 from fastopt.nn import MLP, data
-from fastopt.nn.files import is_safetensors
 
 if TYPE_CHECKING:
     from _typeshed import StrPath

@@ -82,8 +82,15 @@ def from_keras(optimizer: Any) -> dict[str, Any]:
         local: [array for path, array in variables if path.endswith("_" + foreign.lstrip("-"))]
         for local, foreign in table.items()
     }
-    n_params, steps = len(optimizer._trainable_variables), int(variables[0][1])
+    n_params, steps = len(optimizer._trainable_variables), sd.to_count("iterations", variables[0][1])
     mu_product = float(variables[-1][1]) if name == "NAdam" else 1.0
+    n_slots = sum(path not in ("iteration", "learning_rate") for path, _ in variables) - (name == "NAdam")
+    counts = [len(slots) for slots in arrays.values()]
+    if sum(counts) != n_slots or not {0, n_params}.issuperset(counts):
+        raise ValueError(
+            f"optimizer: expected the variables of keras.optimizers.{keras_name} and {n_params} parameters, "
+            f"got {', '.join(path for path, _ in variables)}"
+        )
     return sd.make_single_group(name, "keras", values, n_params, arrays, table, steps, mu_product)
 
 
@@ -107,16 +114,19 @@ def to_keras(optimizer: sd.OptimizerOrState, variables: Iterable[Any]) -> Any:
     name, variables = saved["optimizer"], list(variables)
     keras_name, names, table = _OPTIMIZERS[name]
     sd.refuse_unsupported(name, "keras", group, names, f"keras.optimizers.{keras_name}")
-    sd.check_shapes("variables", variables, saved["state"])
+    entries = sd.entries_of(saved, group)
+    sd.check_shapes("variables", variables, entries)
+    steps, scalars = sd.shared_scalars(entries, "keras")
     result = getattr(keras.optimizers, keras_name)(**sd.rename_to(group, names))
     result.build(variables)
-    result.iterations.assign(saved["steps"] - group["start"])
+    result.iterations.assign(steps)
     for local, foreign in table.items():
         slots = [v for v in result.variables if v.name.endswith("_" + foreign.lstrip("-"))]
-        for slot, state in zip(slots, saved["state"], strict=False):
-            slot.assign(sd.match_sign(foreign, state[local]))
-    if name == "NAdam":
-        result.variables[-1].assign(group["numbers"]["mu_product"])
+        for slot, entry in zip(slots, entries, strict=False):
+            if local in entry:
+                slot.assign(sd.match_sign(foreign, entry[local]))
+    if scalars:
+        result.variables[-1].assign(scalars["mu_product"])
     return result
 
 

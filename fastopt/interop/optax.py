@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ _FIELDS: dict[str, dict[str, str]] = {
     "AdEMAMix": {"exp_avg_fast": "m1", "exp_avg_slow": "m2", "exp_avg_sq": "nu"},
     "LARS": {"momentum_buffer": "-trace"},
 }
+_COUNTS = ("count", "count_m2", "gradient_step")
+_INNER_STATES = ("inner_state", "inner_opt_state")
 
 
 def from_optax(state: Any, optimizer: Optimizer) -> dict[str, Any]:
@@ -54,15 +57,14 @@ def from_optax(state: Any, optimizer: Optimizer) -> dict[str, Any]:
         State dict. ``steps`` is 0 if the optax state has no ``count``, as for SGD.
     """
     saved, group, fields, treedef = _read_both(optimizer, state)
-    count = next((int(np.asarray(value)) for n, value in fields.items() if n.startswith("count")), 0)
-    saved["state"] = [{} for _ in group["params"]]
-    for local, foreign, leaves in _match_arrays(saved["optimizer"], group, fields, treedef):
-        for state_arrays, leaf in zip(saved["state"], leaves, strict=True):
-            state_arrays[local] = sd.match_sign(foreign, leaf)
-    saved["steps"], group["start"] = count, 0
-    if saved["optimizer"] == "NAdam":
-        group["numbers"] = {"mu_product": group["betas"][0] ** count}
-    return saved
+    name, steps = saved["optimizer"], _read_count(fields)
+    arrays: list[sd.StateArrays] = [{} for _ in group["params"]]
+    for local, foreign, leaves in _match_arrays(fields, treedef, _names(name, group)):
+        for own, leaf in zip(arrays, leaves, strict=True):
+            own[local] = sd.match_sign(foreign, leaf)
+    mu_product = _mu_product(group, steps) if name == "NAdam" else 1.0
+    entries = [sd.make_entry(name, steps, own, mu_product) for own in arrays]
+    return saved | {"steps": steps, "state": dict(zip(group["params"], entries, strict=True))}
 
 
 def to_optax(optimizer: Optimizer, state: Any) -> Any:
@@ -83,13 +85,16 @@ def to_optax(optimizer: Optimizer, state: Any) -> Any:
     """
     jnp = sd.import_library("jax.numpy", "optax")
     saved, group, fields, treedef = _read_both(optimizer, state)
-    steps, new = saved["steps"] - group["start"], {}
-    for local, foreign, leaves in _match_arrays(saved["optimizer"], group, fields, treedef):
+    name, entries, new = saved["optimizer"], sd.entries_of(saved, group), {}
+    steps, scalars = sd.shared_scalars(entries, "optax")
+    if scalars and not math.isclose(scalars["mu_product"], _mu_product(group, steps), rel_tol=1e-6):
+        raise ValueError("betas: expected values that were constant from the first step on, as in optax")
+    for local, foreign, leaves in _match_arrays(fields, treedef, _names(name, group)):
         field = foreign.lstrip("-")
-        sd.check_shapes(field, leaves, [{local: arrays[local]} for arrays in saved["state"]])
-        arrays = [jnp.asarray(sd.match_sign(foreign, arrays[local])) for arrays in saved["state"]]
+        sd.check_shapes(field, leaves, [{local: entry[local]} for entry in entries])
+        arrays = [jnp.asarray(sd.match_sign(foreign, entry[local])) for entry in entries]
         new[field] = _unflatten_like(fields[field], treedef, arrays)
-    counts = {n: jnp.asarray(steps, value.dtype) for n, value in fields.items() if n.startswith("count")}
+    counts = {n: jnp.asarray(steps, value.dtype) for n, value in fields.items() if n in _COUNTS}
     return _replace_fields(state, new | counts)
 
 
@@ -103,26 +108,87 @@ def _read_both(optimizer: Any, state: Any) -> tuple[dict[str, Any], dict[str, An
         raise ValueError("optimizer: expected parameters without groups, got one group")
     if not isinstance(state, tuple):
         raise TypeError(f"state: expected an optax state, which is a tuple, got {type(state).__name__}")
-    return saved, group, dict(_fields(state)), flatten(optimizer.params)[0]
+    names = [foreign.lstrip("-") for foreign in _names(saved["optimizer"], group).values()]
+    fields = _read_fields(saved["optimizer"], state, names)
+    return saved, group, fields, flatten(optimizer.params)[0]
+
+
+def _names(name: str, group: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name in optax of each state array."""
+    return sd.array_names(name, group, _FIELDS[name])
+
+
+def _mu_product(group: Mapping[str, Any], steps: int) -> float:
+    product: float = group["betas"][0] ** steps
+    return product
+
+
+def _read_count(fields: Mapping[str, Any]) -> int:
+    """Return the number of steps that a state has counted; 0 if it counts none."""
+    return next((sd.to_count(f"state: {n}", np.asarray(fields[n])) for n in _COUNTS if n in fields), 0)
+
+
+def _read_fields(name: str, state: Any, arrays: list[str]) -> dict[str, Any]:
+    """Return the fields of the named tuples in an optax state: the `arrays` of the optimizer, and counts.
+
+    Raises ValueError if the state has anything else, or if its parts are in another order.
+    """
+    found: dict[str, Any] = {}
+    order: list[str] = []
+    unknown: list[str] = []
+    counts: set[int] = set()
+    for kind, field, value in _fields(state):
+        if field in arrays and field not in found:
+            order.append(field)
+            found[field] = value
+        elif field in _COUNTS:
+            counts.add(sd.to_count(f"state: {field}", np.asarray(value)))
+            found[field] = value
+        elif field == "mini_step":
+            if np.asarray(value) != 0:
+                raise ValueError(
+                    f"state: expected no accumulated gradients, got mini_step {value}; convert it after a "
+                    "step"
+                )
+        elif not (field == "acc_grads" or (field == "skip_state" and isinstance(value, tuple) and not value)):
+            unknown.append(f"{kind} with {field}")
+    missing = [field for field in arrays if field not in found]
+    if missing:
+        raise ValueError(f"state: expected a field {missing[0]}, got {', '.join(found) or 'none'}")
+    if unknown:
+        raise ValueError(
+            f"state: expected the state of {name} alone, got a {unknown[0]}; if nothing else is needed, "
+            f"convert the state of {name} that it contains"
+        )
+    if len(counts) > 1:
+        raise ValueError(f"state: expected one number of steps, got {sorted(counts)}")
+    # A trace before the scaling of RMSprop is another optimizer than one after it.
+    if "trace" in order and order[-1] != "trace":
+        raise ValueError(f"state: expected the trace after {order[-1]}, as {name} has it, got it before")
+    return found
+
+
+def _fields(state: Any) -> Iterator[tuple[str, str, Any]]:
+    """Yield the type, name and value of all fields of the named tuples in nested tuples.
+
+    Fields whose value is a state are not yielded, but their fields are.
+    """
+    if not isinstance(state, tuple):
+        raise ValueError(f"state: expected tuples of optax, got {type(state).__name__}")
+    for name, value in zip(getattr(state, "_fields", [None] * len(state)), state, strict=True):
+        if name is None or name in _INNER_STATES:
+            yield from _fields(value)
+        else:
+            yield type(state).__name__, name, value
 
 
 def _match_arrays(
-    name: str, group: Mapping[str, Any], fields: Mapping[str, Any], treedef: TreeDef
+    fields: Mapping[str, Any], treedef: TreeDef, names: Mapping[str, str]
 ) -> Iterator[tuple[str, str, list[np.ndarray]]]:
     """Yield the name of each state array in fastopt and in optax, and its values in optax."""
-    for local, foreign in sd.array_names(name, group, _FIELDS[name]).items():
+    for local, foreign in names.items():
         field = foreign.lstrip("-")
-        if field not in fields:
-            raise ValueError(f"state: expected a field {field}, got {', '.join(fields)}")
         yield local, foreign, _leaves(fields[field], treedef, field)
-
-
-def _fields(state: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and values of all fields of the named tuples in nested tuples."""
-    if isinstance(state, tuple):
-        yield from zip(getattr(state, "_fields", ()), state, strict=False)
-        for inner in state:
-            yield from _fields(inner)
 
 
 def _replace_fields(state: Any, new: Mapping[str, Any]) -> Any:

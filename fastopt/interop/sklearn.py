@@ -48,7 +48,7 @@ def from_sklearn(estimator: Any) -> dict[str, Any]:
         )
     arrays = {local: attributes[foreign.lstrip("-")] for local, foreign in table.items()}
     n_params = len(next(iter(arrays.values())))
-    values, steps = sd.rename_from(attributes, names), attributes.get("t", 0)
+    values, steps = sd.rename_from(attributes, names), sd.to_count("t", attributes.get("t", 0))
     return sd.make_single_group(name, "sklearn", values, n_params, arrays, table, steps)
 
 
@@ -76,13 +76,16 @@ def to_sklearn(optimizer: sd.OptimizerOrState, params: Iterable[np.ndarray]) -> 
     name, params = saved["optimizer"], list(params)
     foreign_name, names, table = _OPTIMIZERS[name]
     sd.refuse_unsupported(name, "sklearn", group, names, f"scikit-learn's {foreign_name}")
-    sd.check_shapes("params", params, saved["state"])
+    entries = sd.entries_of(saved, group)
+    sd.check_shapes("params", params, entries)
+    steps, _ = sd.shared_scalars(entries, "scikit-learn")
     result = getattr(module, foreign_name)(params, group["lr"])
     vars(result).update(sd.rename_to(group, names))
     if name == "Adam":
-        result.t = saved["steps"] - group["start"]
+        result.t = steps
     for local, foreign in table.items():
-        if all(local in state for state in saved["state"]):
-            arrays = [sd.match_sign(foreign, state[local]) for state in saved["state"]]
-            setattr(result, foreign.lstrip("-"), arrays)
+        arrays = getattr(result, foreign.lstrip("-"))       # zeros
+        for k, entry in enumerate(entries):
+            if local in entry:
+                arrays[k] = sd.match_sign(foreign, entry[local])
     return result

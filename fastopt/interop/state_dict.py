@@ -14,6 +14,7 @@ import numpy as np
 
 from fastopt._core.validation import DTYPES
 from fastopt.optimizers.api import BY_NAME, Optimizer
+from fastopt.optimizers.state_dict import VERSION, check_steps, upgrade
 
 OptimizerOrState: TypeAlias = Optimizer | Mapping[str, Any]     # an optimizer, or its state_dict
 StateArrays: TypeAlias = dict[str, np.ndarray]                  # of one parameter
@@ -34,12 +35,12 @@ def check_keys(path: str, value: Any, keys: Iterable[str]) -> None:
         raise TypeError(f"{path}: expected a dict with the keys {', '.join(keys)}, got {actual}")
 
 
-def check_shapes(path: str, arrays: Sequence[Any], states: Sequence[StateArrays]) -> None:
+def check_shapes(path: str, arrays: Sequence[Any], entries: Sequence[Mapping[str, Any]]) -> None:
     """Check that the arrays of another library have the shapes of the state arrays."""
-    if len(arrays) != len(states):
-        raise ValueError(f"{path}: expected {len(states)} as the optimizer has, got {len(arrays)}")
-    for k, (array, state) in enumerate(zip(arrays, states, strict=True)):
-        for value in state.values():
+    if len(arrays) != len(entries):
+        raise ValueError(f"{path}: expected {len(entries)} as the optimizer has, got {len(arrays)}")
+    for k, (array, entry) in enumerate(zip(arrays, entries, strict=True)):
+        for value in arrays_of(entry).values():
             if tuple(array.shape) != value.shape:
                 raise ValueError(f"{path}[{k}]: expected shape {value.shape}, got {tuple(array.shape)}")
 
@@ -111,21 +112,26 @@ def array_names(name: str, group: Mapping[str, Any], table: Mapping[str, str]) -
     return {local: table[local] for local in state}
 
 
-def make_group(
-    name: str, convention: str, values: Mapping[str, Any], index: list[int], steps: int,
-    mu_product: float = 1.0,
+def make_group(name: str, convention: str, values: Mapping[str, Any], index: list[int]) -> dict[str, Any]:
+    """Return a group of the parameters at the positions `index`."""
+    return {**with_defaults(name, convention, values), "params": index, "schedules": {}}
+
+
+def make_entry(
+    name: str, steps: int, arrays: Mapping[str, np.ndarray], mu_product: float = 1.0
 ) -> dict[str, Any]:
-    """Return a group of the parameters at `index`; `mu_product` is that of NAdam's momentum coefficients."""
-    group = {**with_defaults(name, convention, values), "params": index, "schedules": {}, "steps": steps}
-    return group | {"numbers": {"mu_product": mu_product}} if name == "NAdam" else group
+    """Return the state of a parameter; `mu_product` is that of NAdam's momentum coefficients."""
+    scalars = {"scalars": {"mu_product": mu_product}} if name == "NAdam" and (steps or arrays) else {}
+    return {"step": steps, **scalars, **arrays}
 
 
-def make_state_dict(name: str, groups: list[dict[str, Any]], states: list[StateArrays]) -> dict[str, Any]:
-    """Return a state dict. The step counts of the groups become offsets to the largest one."""
-    steps = max((group["steps"] for group in groups), default=0)
-    for group in groups:
-        group["start"] = steps - group.pop("steps")
-    return {"optimizer": name, "steps": steps, "skipped_steps": 0, "groups": groups, "state": states}
+def make_state_dict(name: str, groups: list[dict[str, Any]], entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a state dict of parameters that are given by their positions."""
+    steps = max((entry["step"] for entry in entries), default=0)
+    return {
+        "version": VERSION, "optimizer": name, "steps": steps, "skipped_steps": 0, "groups": groups,
+        "state": dict(enumerate(entries)),
+    }
 
 
 def make_single_group(
@@ -133,23 +139,35 @@ def make_single_group(
     table: Mapping[str, str], steps: int, mu_product: float = 1.0,
 ) -> dict[str, Any]:
     """Return a state dict with one group; `arrays` has the arrays of all parameters per name in fastopt."""
-    group = make_group(name, convention, values, list(range(n_params)), steps, mu_product)
+    group = make_group(name, convention, values, list(range(n_params)))
     states: list[StateArrays] = [{} for _ in range(n_params)]
     for local, foreign in array_names(name, group, table).items():
         for k, state in enumerate(states):
             state[local] = match_sign(foreign, to_array(arrays[local][k], f"{foreign}[{k}]"))
-    return make_state_dict(name, [group], states)
+    entries = [make_entry(name, steps, state, mu_product) for state in states]
+    return make_state_dict(name, [group], entries)
+
+
+def to_count(path: str, value: Any) -> int:
+    """Return the step count of another library, which may be a float, as an int."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    return check_steps(path, number)
 
 
 def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> dict[str, Any]:
     """Return the state dict of a supported optimizer, with schedules evaluated at the next step."""
     if not isinstance(optimizer, Optimizer):
         check_keys("optimizer", optimizer, ("optimizer", "steps", "groups", "state"))
-        saved = dict(optimizer)
+        saved = dict(optimizer) if "version" in optimizer else upgrade(optimizer)
     else:
         saved = optimizer.state_dict()
         for entry, group in zip(saved["groups"], optimizer.groups, strict=True):
             entry |= group.evaluate_schedules(optimizer.steps)
+        # A parameter without state is saved without its arrays, which have their initial values.
+        for entry, state in zip(saved["state"].values(), optimizer.state, strict=True):
+            entry |= {n: array.copy() for n, array in state.items()}
     name = saved["optimizer"]
     known = [cls.__name__ for cls in BY_NAME.values()]
     supported = [n for n in supported if n in known]
@@ -157,11 +175,13 @@ def read_state_dict(optimizer: OptimizerOrState, supported: Iterable[str]) -> di
         raise ValueError(f"optimizer: expected one of {', '.join(supported)}, got {name}")
     for i, group in enumerate(saved["groups"]):
         path = f"optimizer['groups'][{i}]"
-        check_keys(path, group, ("params", "start", *["numbers"] * (name == "NAdam")))
+        check_keys(path, group, ("params",))
         missing = sorted(with_defaults(name, "torch", {}).keys() - group.keys())
         if missing:
             remedy = "if it is scheduled, pass the optimizer itself"
             raise ValueError(f"{path}: expected {missing[0]}, got none; {remedy}")
+        for key in group["params"]:
+            check_keys(f"optimizer['state'][{key!r}]", saved["state"].get(key), ("step",))
     for option in ("ema", "lookahead", "accumulated"):
         if option in saved:
             raise ValueError(f"optimizer: expected no {option}, which other libraries do not support")
@@ -180,3 +200,25 @@ def read_single_group(
     if actual != convention:
         raise ValueError(f"convention: expected {convention!r}, got {actual!r}; set it in opt.groups[0]")
     return saved, group
+
+
+def entries_of(saved: Mapping[str, Any], group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of the parameters of a group, in their order."""
+    return [saved["state"][key] for key in group["params"]]
+
+
+def arrays_of(entry: Mapping[str, Any]) -> StateArrays:
+    """Return the arrays of the state of a parameter."""
+    return {name: value for name, value in entry.items() if name not in ("step", "scalars")}
+
+
+def shared_scalars(entries: Sequence[Mapping[str, Any]], target: str) -> tuple[int, dict[str, float]]:
+    """Return the step count and scalars of all parameters, which must be the same."""
+    for name in ("step", "scalars"):
+        values = [entry.get(name, {}) for entry in entries]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"optimizer: expected the same {name} for all parameters, as in {target}, got {values[0]} "
+                f"and {next(value for value in values if value != values[0])}"
+            )
+    return int(entries[0]["step"]), entries[0].get("scalars", {})

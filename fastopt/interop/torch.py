@@ -20,6 +20,11 @@ _DISTINCT_KEYS = {
 }
 _SCALARS = ("step", "mu_product", "eta", "mu")
 _WITHOUT_STEP_COUNT = ("SGD", "Muon")
+# Keys of groups that do not change a step; the last ones are those of torch's learning rate schedulers.
+_IGNORED_OPTIONS = {
+    "foreach", "fused", "capturable", "differentiable", "name", "param_names",
+    "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr",
+}
 
 
 def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> dict[str, Any]:
@@ -38,9 +43,9 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
     Returns
     -------
     dict
-        State dict with the same groups and order of parameters. ``steps`` is the largest step count of a
-        group; all parameters of a group must have the same one. SGD and Muon do not count steps in torch: the
-        count is 1 if there is state, so set `steps` of the optimizer if a schedule depends on it.
+        State dict with the same groups and order of parameters, which have the same step counts. ``steps``
+        is the largest one. SGD and Muon do not count steps in torch: the count is 1 if there is state, so set
+        `steps` of the optimizer if a schedule depends on it.
         ``SparseAdam`` becomes Adam with ``convention="keras"``.
 
     Notes
@@ -51,29 +56,36 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
     sd.check_keys("state_dict", state_dict, ("state", "param_groups"))
     torch_name = _infer_name(state_dict["param_groups"], optimizer)
     name, convention = _local_name(torch_name)
-    states: list[sd.StateArrays] = []
+    entries: list[dict[str, Any]] = []
     groups = []
-    for group in state_dict["param_groups"]:
-        first = len(states)
-        scalars: list[tuple[int, float]] = []
-        for k, key in enumerate(group["params"], first):
-            state = state_dict["state"].get(key, {})
-            states.append({
-                n: sd.to_array(value, f"state_dict['state'][{k}]['{n}']")
+    used = set()
+    for i, group in enumerate(state_dict["param_groups"]):
+        values = {n: _to_python(value) for n, value in group.items()}
+        index = list(range(len(entries), len(entries) + len(group["params"])))
+        groups.append(sd.make_group(name, convention, values, index))
+        unknown = group.keys() - groups[-1].keys() - _IGNORED_OPTIONS
+        if torch_name in ("Adam", "AdamW"):
+            unknown -= {"decoupled_weight_decay"}   # which `_infer_name` has read
+        if unknown:
+            raise ValueError(
+                f"state_dict['param_groups'][{i}]: expected options of torch.optim.{torch_name}, got "
+                f"{min(unknown, key=str)!r}; delete it if it does not change the steps"
+            )
+        for k, key in zip(index, group["params"], strict=True):
+            path, state = f"state_dict['state'][{k}]", state_dict["state"].get(key, {})
+            used.add(key)
+            arrays = {
+                n: sd.to_array(value, f"{path}['{n}']")
                 for n, value in state.items()
                 if n not in _SCALARS and value is not None
-            })
-            scalars.append(_scalars(torch_name, state, states[k]))
-            if scalars[-1] != scalars[0]:
-                raise ValueError(
-                    f"state_dict['state'][{k}]: expected {scalars[0][0]} steps like parameter {first} of the"
-                    f" same group, got {scalars[-1][0]}; put the two parameters into separate groups"
-                )
-        steps, mu_product = scalars[0] if scalars else (0, 1.0)
-        values = {n: _to_python(value) for n, value in group.items()}
-        index = list(range(first, len(states)))
-        groups.append(sd.make_group(name, convention, values, index, steps, mu_product))
-    return sd.make_state_dict(name, groups, states)
+            }
+            entries.append(sd.make_entry(name, *_scalars(path, torch_name, state, arrays)))
+    unused = state_dict["state"].keys() - used
+    if unused:
+        raise ValueError(
+            f"state_dict['state']: expected parameters of the groups, got {min(unused, key=str)!r}"
+        )
+    return sd.make_state_dict(name, groups, entries)
 
 
 def to_torch(optimizer: sd.OptimizerOrState, name: str | None = None) -> dict[str, Any]:
@@ -102,19 +114,27 @@ def to_torch(optimizer: sd.OptimizerOrState, name: str | None = None) -> dict[st
     cls = getattr(torch.optim, torch_name, None)
     if cls is None:
         raise ValueError(f"optimizer: torch {torch.__version__} has no {torch_name}")
-    state, groups = {}, []
+    state, groups, count = {}, [], 0
     for group in saved["groups"]:
         shared = inspect.signature(cls).parameters.keys() & group.keys() - {"params"}
         sd.refuse_unsupported(local, convention, group, shared, f"torch.optim.{torch_name}")
         values = {n: int(group[n]) if n == "ns_steps" else group[n] for n in shared}
         template = cls([torch.zeros(1, 1)], **values).state_dict()["param_groups"][0]
-        groups.append(template | {"params": list(group["params"])})
-        steps = saved["steps"] - group["start"]
-        if not steps and torch_name != "Adagrad":   # only Adagrad has state before the first step
-            continue
-        for k in group["params"]:
-            state[k] = {n: torch.from_numpy(np.array(a)) for n, a in saved["state"][k].items()}
-            state[k] |= _torch_scalars(torch, torch_name, group, steps)
+        index = list(range(count, count + len(group["params"])))
+        count += len(index)
+        groups.append(template | {"params": index})
+        for k, entry in zip(index, sd.entries_of(saved, group), strict=True):
+            arrays = sd.arrays_of(entry)
+            if torch_name == "Adagrad":     # has state before the first step
+                if not arrays:
+                    raise ValueError(
+                        f"state[{k}]: expected arrays, which Adagrad of torch has before the first step; "
+                        "pass the optimizer itself"
+                    )
+            elif not entry["step"]:
+                continue
+            state[k] = {n: torch.from_numpy(np.array(a)) for n, a in arrays.items()}
+            state[k] |= _torch_scalars(torch, torch_name, group, entry)
             if torch_name == "Muon" and "momentum_buffer" not in state[k]:
                 raise ValueError(f"state[{k}]: expected a matrix, as torch.optim.Muon requires")
     return {"state": state, "param_groups": groups}
@@ -133,12 +153,15 @@ def _infer_name(groups: Iterable[Mapping[str, Any]], optimizer: str | None) -> s
                 f"state_dict: expected one of {', '.join(_DISTINCT_KEYS)} of torch.optim, "
                 f"got groups with {', '.join(map(str, group))}"
             )
-        if name == "AdamW" and optimizer is None:
-            if "decoupled_weight_decay" not in group:
+        if name in ("Adam", "AdamW"):
+            if optimizer is None and "decoupled_weight_decay" not in group:
                 raise ValueError(
                     "optimizer: expected 'Adam' or 'AdamW', because this state_dict fits both, got None"
                 )
-            name = "AdamW" if group["decoupled_weight_decay"] else "Adam"
+            actual = "AdamW" if group.get("decoupled_weight_decay", name == "AdamW") else "Adam"
+            if optimizer is not None and actual != optimizer:
+                raise ValueError(f"optimizer: expected {actual!r} for this state_dict, got {optimizer!r}")
+            name = actual
         names.add(name)
     if len(names) != 1:
         raise ValueError(f"state_dict: expected groups of one optimizer, got {sorted(names)}")
@@ -157,21 +180,26 @@ def _to_python(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _scalars(torch_name: str, state: Mapping[str, Any], arrays: sd.StateArrays) -> tuple[int, float]:
-    """Return the step count of a parameter and NAdam's product of momentum coefficients."""
-    steps = bool(arrays) if torch_name in _WITHOUT_STEP_COUNT else _to_python(state.get("step", 0))
-    return int(steps), float(_to_python(state.get("mu_product", 1.0)))
+def _scalars(
+    path: str, torch_name: str, state: Mapping[str, Any], arrays: sd.StateArrays
+) -> tuple[int, sd.StateArrays, float]:
+    """Return the step count of a parameter, its arrays, and NAdam's product of momentum coefficients."""
+    steps = int(bool(arrays)) if torch_name in _WITHOUT_STEP_COUNT else state.get("step", 0)
+    return sd.to_count(f"{path}['step']", steps), arrays, float(_to_python(state.get("mu_product", 1.0)))
 
 
-def _torch_scalars(torch: Any, torch_name: str, group: Mapping[str, Any], steps: int) -> dict[str, Any]:
+def _torch_scalars(
+    torch: Any, torch_name: str, group: Mapping[str, Any], entry: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the scalar state of a parameter."""
+    steps = entry["step"]
     if torch_name in _WITHOUT_STEP_COUNT:
         return {}
     if torch_name == "SparseAdam":
         return {"step": steps}
     scalars = {}
     if torch_name == "NAdam":
-        scalars["mu_product"] = group["numbers"]["mu_product"]
+        scalars["mu_product"] = entry["scalars"]["mu_product"]
     if torch_name == "ASGD":
         scalars["eta"] = group["lr"] / (1.0 + group["lambd"] * group["lr"] * steps) ** group["alpha"]
         scalars["mu"] = 1.0 / max(1.0, steps - group["t0"])

@@ -11,11 +11,9 @@ import numpy as np
 
 from fastopt._core.arena import copy_all
 from fastopt._core.pytree import item
-from fastopt.checkpoint import read_arrays, write_arrays
+from fastopt.checkpoint import import_safetensors, is_safetensors, read_arrays, write_arrays
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from _typeshed import StrPath
 
     from fastopt._core.typing import AnyArray
@@ -58,17 +56,12 @@ def _named_arrays(net: Any) -> Iterator[tuple[str, AnyArray]]:
     return walk(net.params, "params")
 
 
-def is_safetensors(path: StrPath) -> bool:
-    """Whether a model is saved at `path` in the format of safetensors."""
-    return os.fspath(path).endswith(".safetensors")
-
-
 def write_model(path: StrPath, config: Mapping[str, Any], arrays: dict[str, AnyArray]) -> None:
     """Write a model, see `fastopt.MLP.save`: the constructor's arguments and ``"format"``, and arrays."""
     if is_safetensors(path):
         with open(_config_path(path), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=1)
-        _safetensors().save_file(arrays, path)
+        import_safetensors().save_file(arrays, path)
     else:
         write_arrays(path, {_CONFIG: np.array(json.dumps(config)), **arrays})
 
@@ -84,7 +77,7 @@ def read_model(
         with open(_config_path(path), encoding="utf-8") as file:
             text = file.read()
         try:
-            arrays = _safetensors().load_file(path)
+            arrays = import_safetensors().load_file(path)
         except Exception as error:
             if isinstance(error, OSError | ImportError):
                 raise
@@ -108,11 +101,3 @@ def read_model(
 
 def _config_path(path: StrPath) -> str:
     return os.fspath(path).removesuffix(".safetensors") + ".json"
-
-
-def _safetensors() -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError:
-        raise ImportError("this format needs safetensors: pip install 'fastopt[safetensors]'") from None
-    return safetensors.numpy

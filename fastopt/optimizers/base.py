@@ -10,16 +10,19 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, Unpack, cast
 
 import numpy as np
 
 from fastopt._core.pytree import assemble
 from fastopt._core.rows import Rows
-from fastopt._core.step_table import NEW_COPIES, NEW_STATE, Exchange, StepCounter
+from fastopt._core.step_table import NEW_COPIES, Exchange, StepCounter
 from fastopt._core.validation import check_bool, check_float, check_int
+from fastopt.checkpoint import load_tree, save_tree
 from fastopt.optimizers.groups import ParamGroups
 from fastopt.optimizers.hyperparameters import Hyperparameters, check_number
+from fastopt.optimizers.load_state import StateReader, load_all
 from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.base import Option, check_options
 from fastopt.optimizers.options.ema import EMA
@@ -30,12 +33,13 @@ from fastopt.optimizers.parameter_docs import document
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
 from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
-from fastopt.optimizers.state_dict import check_state_dict, check_steps, export_state
+from fastopt.optimizers.state_dict import call_all, check_steps, export_state
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
+    from _typeshed import StrPath
     from numpy.typing import ArrayLike
 
     from fastopt._core.typing import (
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
         StepOptions,
     )
     from fastopt.optimizers.groups import Group
+    from fastopt.optimizers.load_state import IncompatibleKeys
 
 T = TypeVar("T")
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -254,11 +259,25 @@ class Optimizer:
 
         If anything fails, nothing has changed.
         """
-        kernels = params.kernels()
+        new = self._arrangement(params, params.kernels(), params.hyperparameters(), old)
+        call_all(self._swapping(new))
+
+    def _swapping(self, new: dict[str, Any]) -> list[Callable[[], object]]:
+        """Return the calls for `call_all` that make a new arrangement, if any, that of the optimizer."""
+        calls: list[Callable[[], object]] = [self._counter.mark, partial(dict.update, self.__dict__, new)]
+        if new:
+            params: ParamGroups = new["_params"]
+            for group, indices in zip(params.groups, params.indices(), strict=True):
+                states = [new["_state"].states[k] for k in indices]
+                calls.append(partial(dict.update, vars(group), {"states": states}))
+        return calls
+
+    def _arrangement(
+        self, params: ParamGroups, kernels: list[str], hps: list[Hyperparameters], old: StateArrays | None
+    ) -> dict[str, Any]:
+        """Return the attributes that depend on the parameters and their kernels."""
         buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
-        state = allocate(
-            self.RULE, params.arrays, kernels, params.hyperparameters(), buffer_names, self._counter, old
-        )
+        state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter, old)
         paths = [f"grads{path}" for path in params.paths]
         accumulator = None
         if self._micro_batches > 1:
@@ -275,14 +294,11 @@ class Optimizer:
             unit_transform=unit_transform(*self._unit_options),
             pending=None if accumulator is None else accumulator.counter,
         )
-        for group, indices in zip(params.groups, params.indices(), strict=True):
-            group.states = [state.states[k] for k in indices]
-        self._counter.mark()
-        # One call, in which no signal is handled.
-        self.__dict__.update(
-            _params=params, _kernels=kernels, _state=state, _plan=plan, _accumulator=accumulator,
-            _needs_full_step=plan.needs_full_step or accumulator is not None,
-        )
+        return {
+            "_params": params, "_kernels": kernels, "_state": state, "_plan": plan,
+            "_accumulator": accumulator,
+            "_needs_full_step": plan.needs_full_step or accumulator is not None,
+        }
 
     @property
     def state(self) -> tuple[State, ...]:
@@ -546,7 +562,7 @@ class Optimizer:
     # --- Saving and loading ----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a later run needs to resume, as plain numbers and copies of arrays.
+        """Return what a later run needs to resume, as plain numbers, strings and copies of arrays.
 
         Schedules are not saved: the optimizer that loads keeps its own, and takes over the state
         of those that have one. Skipped steps of sparse rows are applied first.
@@ -554,66 +570,99 @@ class Optimizer:
         Returns
         -------
         dict
-            ``optimizer``, ``steps``, ``skipped_steps``, ``groups`` (hyperparameters, indices of their
-            parameters, the step at which they were added, states of schedules, and ``numbers``, the scalar
-            state of the update rule, if it has one), ``state`` (arrays by name, for each
-            parameter), and the buffers of options: ``ema``, ``lookahead``, ``accumulated`` with the
-            number of accumulated ``micro_batches``.
+            ``version`` of the format, ``optimizer``, ``steps``, ``skipped_steps``; ``groups``, for each the
+            hyperparameters, the keys of its parameters and the states of its schedules; ``state``, for each
+            key of a parameter its number of steps, its scalars and its arrays by name; and the buffers of
+            options: ``ema``, ``lookahead``, ``accumulated``. The key of a parameter is its path in the
+            nesting, such as ``"encoder.0.W"``.
         """
         self._refuse_swapped("state_dict")
         self.catch_up()
         self._sync_hyperparams()
         return export_state(
-            type(self).__name__, self.steps, self.skipped_steps, self.places(), self.state,
-            self._state.buffers, self._accumulator,
+            type(self).__name__, self._counter, self._params, self._state, self._accumulator
         )
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Resume from the state of another optimizer.
+
+        The states of parameters are found by their keys, in whatever order or group they are.
 
         Parameters
         ----------
         state_dict : dict
-            As returned by `state_dict`. Arrays of a group that has taken no step may be missing.
+            As returned by `state_dict`.
+        strict : bool, default True
+            Whether everything must fit. False loads what fits and leaves the rest unchanged, but moving
+            averages and slow parameters that are missing begin at the parameters.
+
+        Returns
+        -------
+        IncompatibleKeys
+            What did not fit: the lists ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, which
+            are empty with `strict`.
 
         Raises
         ------
         ValueError, TypeError
-            If it belongs to another optimizer or to parameters of other shapes or dtypes; nothing
-            has been changed then.
+            If it belongs to another optimizer, has an impossible value or, with `strict`, does not fit;
+            nothing has been changed then.
         """
         self._refuse_swapped("load_state_dict")
-        values, schedules = check_state_dict(
-            state_dict, type(self).__name__, self.RULE, self.places(), self._params.arrays,
-            self._state.buffers, self._micro_batches,
+        check_bool("strict", strict)
+        loaded = StateReader(type(self).__name__, self._params, self._state.buffers).read(state_dict)
+        if strict:
+            loaded.check_complete(type(self).__name__)
+        if None in loaded.states:
+            self.catch_up()     # else the skipped steps are those of a state that is replaced
+        new: dict[str, Any] = {}
+        if loaded.kernels != self._kernels:
+            new = self._arrangement(self._params, loaded.kernels, loaded.hyperparameters, self._state)
+        state, accumulator = new.get("_state", self._state), new.get("_accumulator", self._accumulator)
+        calls = loaded.calls(self._params, self._counter, state, accumulator)
+        load_all([self._plan.table.drop_deferred, *calls, *self._swapping(new)], loaded.schedules)
+        return loaded.incompatible
+
+    def save(self, path: StrPath) -> None:
+        """Write `state_dict` to a file.
+
+        The file has a checksum for each array. It replaces an existing file atomically: after a crash there
+        is either the old file or the complete new one. The parameters are not saved.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Path of the file, used as it is. If it ends in ``.safetensors``, the file has that format
+            (``pip install 'fastopt[safetensors]'``), else it is an archive of NumPy arrays (``.npz``).
+        """
+        save_tree(path, self.state_dict())
+
+    def load(self, path: StrPath, strict: bool = True) -> IncompatibleKeys:
+        """Resume from a file that `save` wrote.
+
+        Parameters
+        ----------
+        path : str or path-like
+        strict : bool, default True
+            As for `load_state_dict`.
+
+        Returns
+        -------
+        IncompatibleKeys
+            As for `load_state_dict`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If the file is damaged, or as for `load_state_dict`; nothing has been changed then.
+        """
+        return self.load_state_dict(load_tree(path), strict)
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            f"copy: expected copy.deepcopy, as a shallow copy of this {type(self).__name__} would share its "
+            "state"
         )
-        self._plan.table.drop_deferred()
-        steps = int(state_dict["steps"])
-        for group, own in zip(self.groups, values, strict=True):
-            group.data.update(own)
-        for schedule, state in schedules:
-            schedule.load_state_dict(state)
-        self._sync_hyperparams()
-        counts, flags = self._state.counts, self._state.flags
-        for k, (i, own_state, saved) in enumerate(
-            zip(self._params.group_of, self.state, state_dict["state"], strict=True)
-        ):
-            hp, group = self.groups[i].raw(), state_dict["groups"][i]
-            for name, array in own_state.items():
-                array[...] = saved[name] if saved else self.RULE.init_value(name, hp)
-            counts[k] = steps - group["start"]
-            flags[k] = 0 if counts[k] else NEW_STATE | NEW_COPIES
-            numbers = {name: float(group["numbers"][name]) for name in self.RULE.SCALAR_STATE}
-            own_state.scalars_cell = Scalars(numbers)
-        if self.RULE.SHARED_SCALARS:
-            self._share_scalars(self.state[0].scalars)
-        self._counter.mark()
-        self._counter.steps, self._counter.skipped_steps = steps, int(state_dict["skipped_steps"])
-        for name, buffers in self._state.buffers.items():
-            for buffer, value in zip(buffers, state_dict[name], strict=True):
-                buffer[...] = value
-        if self._accumulator is not None:
-            self._accumulator.load(state_dict["micro_batches"])
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and deepcopy: the parameters are included, addresses are not."""

@@ -85,9 +85,21 @@ class Group(UserDict[str, Any]):
         self.data[name] = self.rule.check_hyperparameter(name, value)
         self._counter.mark()
 
-    def __ior__(self, other: Any) -> Self:  # type: ignore[override, misc]
+    def __ior__(self, other: Any) -> Self:  # type: ignore[override]
         self.update(other)
         return self
+
+    def copy(self) -> dict[str, Any]:  # type: ignore[override]
+        """Return a dict with the same items."""
+        return dict(self.data)
+
+    __copy__ = copy  # type: ignore[assignment]
+
+    def __or__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        return self.data | dict(other)
+
+    def __ror__(self, other: Any) -> dict[str, Any]:  # type: ignore[override]
+        return dict(other) | self.data
 
     def __delitem__(self, name: str) -> NoReturn:
         raise TypeError(f"{name}: a hyperparameter can be set, not deleted")

@@ -14,6 +14,7 @@ from sklearn.utils import shuffle
 from fastopt.nn import Callback
 from fastopt.nn.typing import Layers, Logs
 from fastopt.optimizers import Optimizer
+from fastopt.optimizers.state_dict import with_groups
 from fastopt.sklearn.net import PenalizedMLP
 from fastopt.sklearn.params import MLPAttributes
 from fastopt.sklearn.solvers import make_optimizer
@@ -67,10 +68,7 @@ class TrainingState:
             if same_params:
                 opt.load_state_dict(saved)
             else:
-                opt.steps = saved["steps"]
-                for arrays, saved_arrays in zip(opt.state, saved["state"], strict=True):
-                    for name in arrays.keys() & saved_arrays.keys():
-                        arrays[name] = saved_arrays[name]
+                opt.load_state_dict(with_groups(saved, opt.state_dict()["groups"]), strict=False)
         self.optimizer, self.optimizer_params = opt, made_with
         return opt
 

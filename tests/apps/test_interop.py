@@ -171,14 +171,14 @@ def test_initial_accumulator_value_is_converted(torch):
     assert torch_opt.state[q]["sum"].tolist() == [1.5] * 3
 
 
-def test_arrays_may_be_missing_only_before_the_first_step():
+def test_arrays_that_torch_has_before_the_first_step(torch):
+    """A state dict does not have the arrays of a parameter without state, the optimizer has."""
     opt = fastopt.Adagrad(np.ones(3), initial_accumulator_value=0.5)
-    saved = opt.state_dict() | {"state": [{}]}
+    with pytest.raises(ValueError, match=r"state\[0\]: expected arrays, which Adagrad of torch has bef"):
+        interop.to_torch(opt.state_dict())
     opt.step(np.ones(3))
-    opt.load_state_dict(saved)
-    assert opt.steps == 0 and (opt.state[0]["sum"] == 0.5).all()
-    with pytest.raises(ValueError, match=r"\['state'\]\[0\]: expected the arrays \['sum'\]"):
-        opt.load_state_dict(saved | {"steps": 1})
+    opt.load_state_dict(interop.from_torch(torch.optim.Adagrad([torch.ones(3)]).state_dict()))
+    assert opt.steps == 0 and (opt.state[0]["sum"] == 0.0).all()
 
 
 def test_step_count_per_group(torch):
@@ -213,13 +213,50 @@ def test_step_count_per_group(torch):
     assert [back["state"][k]["step"].item() for k in (0, 1)] == [10.0, 5.0] and 2 not in back["state"]
 
 
-def test_different_step_counts_in_one_group_raise(torch):
-    opt, torch_opt, tensors = pair(torch)
-    step_torch(torch_opt, tensors[:1])
-    before = opt.state_dict()
-    with pytest.raises(ValueError, match=r"\['state'\]\[1\]: expected 1 steps like parameter 0 .* got 0"):
-        interop.from_torch(torch_opt.state_dict())
-    assert opt.state_dict()["groups"] == before["groups"]
+@pytest.mark.parametrize("rule", [rule for rule in Torch.rows if rule.torch != "SGD"], ids=str)
+def test_step_count_per_parameter(rule, torch):
+    """Parameters of one group that had no gradient in some steps, in both directions."""
+    params, noise = start(SHAPES, STEPS)
+    foreign, full_run = Torch(torch, rule, params), Torch(torch, rule, params)
+
+    def step_foreign(foreign, k):
+        for i, (q, n) in enumerate(zip(foreign.params, noise[k], strict=True)):
+            q.grad = None if k % 3 == i else q.detach() + torch.tensor(n)
+        foreign.optimizer.step()
+
+    for k in range(STEPS):
+        step_foreign(full_run, k)
+    for k in range(HALF):
+        step_foreign(foreign, k)
+    opt = optimizer_with_other_state(foreign, rule, params)
+    foreign.load_into(opt)
+    for p, value in zip(params, foreign.values(), strict=True):
+        p[...] = value
+    for k in range(HALF, HALF + 5):
+        opt.step([None if k % 3 == i else p + noise[k][i] for i, p in enumerate(params)])
+    resumed = Torch(torch, rule, params)
+    resumed.load_from(opt)
+    for k in range(HALF + 5, STEPS):
+        step_foreign(resumed, k)
+    assert_same(resumed.values(), full_run.values())
+    for each in (resumed, full_run):
+        states = each.optimizer.state_dict()["state"]
+        assert [states[k]["step"].item() for k in range(3)] == [13, 13, 14]
+
+
+@pytest.mark.parametrize("library", ["keras", "sklearn", "optax"])
+def test_libraries_with_one_step_count_take_no_other(library, request):
+    module = request.getfixturevalue(library)
+    params = [np.ones(3), np.ones(2)]
+    opt = fastopt.Adam(params, convention=library)
+    opt.step([np.ones(3), None])
+    with pytest.raises(ValueError, match=r"expected the same step for all parameters, .* got 1 and 0"):
+        if library == "keras":
+            interop.to_keras(opt, [module.Variable(p, dtype="float64") for p in params])
+        elif library == "sklearn":
+            interop.to_sklearn(opt, params)
+        else:
+            interop.to_optax(opt, module.adam(0.1).init(params))
 
 
 def test_schedules_are_not_converted(torch):
@@ -271,6 +308,35 @@ def test_adam_and_adamw_before_torch_2_7(torch):
         interop.from_torch(saved)
     opt.load_state_dict(interop.from_torch(saved, "AdamW"))
     assert opt.steps == 1
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"param_groups": {"grad_averaging": True}}, r"expected options of .*Adam, got 'grad_averaging'"),
+    ({"state": {7: {}}}, r"\['state'\]: expected parameters of the groups, got 7"),
+    ({"step": 1.5}, r"\['state'\]\[0\]\['step'\]: expected a non-negative integer, got 1.5"),
+    ({"step": float("nan")}, r"\['step'\]: expected a non-negative integer, got nan"),
+    ({"step": -1}, r"\['step'\]: expected a non-negative integer, got -1"),
+    ({"master_param": np.ones(3)}, r"unexpected: state\['0'\]\['master_param'\]"),
+])
+def test_what_torch_states_should_not_have(change, message, torch):
+    opt, torch_opt, tensors = pair(torch)
+    step_torch(torch_opt, tensors)
+    saved = torch_opt.state_dict()
+    if "param_groups" in change:
+        saved["param_groups"][0] |= change["param_groups"]
+    elif "state" in change:
+        saved["state"] |= change["state"]
+    else:
+        saved["state"][0] |= change
+    with pytest.raises(ValueError, match=message):
+        opt.load_state_dict(interop.from_torch(saved))
+    assert opt.steps == 0
+
+
+def test_the_name_of_the_optimizer_must_agree(torch):
+    _, torch_opt, _ = pair(torch, "AdamW")
+    with pytest.raises(ValueError, match="optimizer: expected 'AdamW' for this state_dict, got 'Adam'"):
+        interop.from_torch(torch_opt.state_dict(), "Adam")
 
 
 def test_sparse_adam_is_adam_with_keras_convention(torch):
@@ -473,6 +539,20 @@ def test_keras_variables_of_wrong_shape_raise(keras):
         interop.to_keras(opt, variables)
 
 
+def test_keras_variables_that_are_not_converted_raise(keras):
+    """Such as those of a subclass."""
+    class Wrapped(keras.optimizers.Adam):
+        def build(self, variables):
+            super().build(variables)
+            self.add_variable_from_reference(variables[0], name="extra")
+
+    Wrapped.__name__ = "Adam"
+    keras_opt = Wrapped()
+    keras_opt.build([keras.Variable(np.ones(3), dtype="float64")])
+    with pytest.raises(ValueError, match=r"expected the variables of keras.optimizers.Adam .*extra"):
+        interop.from_keras(keras_opt)
+
+
 # --- scikit-learn ------------------------------------------------------------------------------------
 
 
@@ -596,6 +676,85 @@ def test_optax_states_of_wrong_structure_raise(make, error, message, optax):
         opt.load_state_dict(interop.from_optax(state, opt))
     with pytest.raises(error, match=message):
         interop.to_optax(opt, state)
+
+
+# Transformations whose states are more than that of the optimizer, and the part that is not converted.
+LOSSY = {
+    "accumulated": (lambda o: o.MultiSteps(o.adam(0.1), 2), "expected no accumulated .* got mini_step 1"),
+    "trace": (lambda o: o.chain(o.trace(0.9), o.adam(0.1)), "Adam alone, got a TraceState with trace"),
+    "ema": (lambda o: o.chain(o.adam(0.1), o.ema(0.9)), "Adam alone, got a EmaState with ema"),
+    "two": (lambda o: o.chain(o.adam(0.1), o.adam(0.1)), "Adam alone, got a ScaleByAdamState with mu"),
+    "amsgrad": (lambda o: o.amsgrad(0.1), "Adam alone, got a ScaleByAmsgradState with nu_max"),
+    "noise": (lambda o: o.chain(o.add_noise(0.1, 0.5, 0), o.adam(0.1)), "got a AddNoiseState with rng_key"),
+    "zeroed": (lambda o: o.chain(o.zero_nans(), o.adam(0.1)), "got a ZeroNansState with found_nan"),
+    "hyperparameters": (lambda o: o.inject_hyperparams(o.adam)(0.1), "got a Inject.* with hyperparams"),
+    "skipped": (lambda o: o.apply_if_finite(o.adam(0.1), 5), "got a ApplyIfFiniteState with notfinite_count"),
+    "masked": (lambda o: o.masked(o.adam(0.1), {"w": True, "b": False}), r"expected .*shape \(3,\)"),
+    "per parameter": (
+        lambda o: o.multi_transform({"x": o.adam(0.1), "y": o.sgd(0.1)}, {"w": "x", "b": "y"}),
+        "expected a field mu, got none",
+    ),
+    "plateau": (
+        lambda o: o.chain(o.adam(0.1), o.contrib.reduce_on_plateau()),
+        "got a ReduceLROnPlateauState with scale",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_optax_states_with_other_parts_raise(name, optax):
+    import jax
+
+    make, message = LOSSY[name]
+    params = {"w": np.ones((2, 2)), "b": np.ones(3)}
+    tensors = jax.tree.map(jax.numpy.array, params)
+    transformation = make(optax)
+    state = transformation.init(tensors)
+    for _ in range(3):
+        grads = jax.tree.map(jax.numpy.ones_like, tensors)
+        _, state = transformation.update(grads, state, tensors, **{"value": 1.0} if name == "plateau" else {})
+    opt = fastopt.Adam(params, convention="optax")
+    with pytest.raises(ValueError, match=message):
+        opt.load_state_dict(interop.from_optax(state, opt))
+    with pytest.raises(ValueError, match="expected"):
+        interop.to_optax(opt, state)
+    assert opt.steps == 0
+
+
+@pytest.mark.parametrize("make", [
+    lambda o: o.chain(o.clip_by_global_norm(1.0), o.adam(0.1)),
+    lambda o: o.adam(o.cosine_decay_schedule(0.1, 100)),
+    lambda o: o.MultiSteps(o.adam(0.1), 1),
+    lambda o: o.masked(o.adam(0.1), True),
+])
+def test_optax_states_with_other_parts_that_have_no_state(make, optax):
+    params = np.ones(3)
+    transformation = make(optax)
+    state = transformation.init(params)
+    for _ in range(3):
+        _, state = transformation.update(np.ones(3), state, params)
+    opt = fastopt.Adam(params, convention="optax")
+    opt.load_state_dict(interop.from_optax(state, opt))
+    assert opt.steps == opt.state[0].steps == 3 and opt.state[0]["exp_avg"].any()
+    again = interop.from_optax(interop.to_optax(opt, state), opt)
+    assert again["steps"] == 3 and (again["state"][""]["exp_avg"] == opt.state[0]["exp_avg"]).all()
+
+
+def test_a_trace_before_rmsprop_is_another_optimizer(optax):
+    params = np.ones(3)
+    opt = fastopt.RMSprop(params, momentum=0.9, convention="optax")
+    interop.from_optax(optax.rmsprop(0.1, momentum=0.9).init(params), opt)
+    with pytest.raises(ValueError, match="state: expected the trace after nu"):
+        interop.from_optax(optax.chain(optax.trace(0.9), optax.rmsprop(0.1)).init(params), opt)
+
+
+def test_momenta_that_were_not_constant_do_not_fit_optax(optax):
+    opt = fastopt.NAdam(np.ones(3), convention="optax")
+    opt.step(np.ones(3))
+    opt.groups[0]["betas"] = (0.5, 0.999)
+    opt.step(np.ones(3))
+    with pytest.raises(ValueError, match="betas: expected values that were constant from the first step on"):
+        interop.to_optax(opt, optax.nadam(0.1).init(np.ones(3)))
 
 
 def test_wrong_types_for_optax_raise(optax):

@@ -175,10 +175,10 @@ def test_saved_state_has_the_shapes_of_the_rule():
     opt, other = fastopt.Adafactor(params), fastopt.Adafactor([p.copy() for p in params])
     opt.step([p.copy() for p in params])
     saved = opt.state_dict()
-    assert saved["state"][0]["row_var"].shape == (3, 1) and saved["state"][0]["col_var"].shape == (1, 4)
+    assert saved["state"]["0"]["row_var"].shape == (3, 1) and saved["state"]["0"]["col_var"].shape == (1, 4)
     other.load_state_dict(saved)
     assert same_bits(other.state[0]["col_var"], opt.state[0]["col_var"])
-    saved["state"][0]["row_var"] = np.ones((3, 4))
+    saved["state"]["0"]["row_var"] = np.ones((3, 4))
     with pytest.raises(ValueError, match=r"\['row_var'\]: expected float64 of shape \(3, 1\)"):
         other.load_state_dict(saved)
 

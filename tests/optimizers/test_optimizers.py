@@ -258,9 +258,9 @@ def test_a_state_dict_is_plain_and_a_copy():
     p, opt, _, _ = adam_pair()
     opt.step(np.ones(100))
     saved = opt.state_dict()
-    kept = saved["state"][0]["exp_avg"].copy()
+    kept = saved["state"][""]["exp_avg"].copy()
     opt.step(np.ones(100))
-    assert same_bits(saved["state"][0]["exp_avg"], kept)
+    assert same_bits(saved["state"][""]["exp_avg"], kept)
     plain = (int, float, bool, str, tuple, list)
     assert all(isinstance(v, plain) for group in saved["groups"] for v in group.values() if v != {})
 
@@ -281,7 +281,7 @@ def test_loading_is_all_or_nothing():
     p, opt, _, _ = adam_pair(lr=plateau, eps=1e-3)
     saved = opt.state_dict()
     saved["groups"][0]["eps"], saved["groups"][0]["schedules"]["lr"] = 0.5, {"bad": 1}
-    with pytest.raises(ValueError, match=r"\['schedules'\]: ReduceOnPlateau does not take it"):
+    with pytest.raises(ValueError, match=r"\['schedules'\]\['lr'\]: ReduceOnPlateau does not take it"):
         opt.load_state_dict(saved)
     assert opt.groups[0]["eps"] == 1e-3
 
@@ -290,9 +290,9 @@ def test_counts_and_averages_are_saved_as_they_were():
     p, opt, q, other = adam_pair(skip_nonfinite=True, ema=0.5)
     opt.step(np.full(100, np.nan)), opt.step(np.ones(100))
     saved = opt.state_dict()
-    kept = saved["ema"][0].copy()
+    kept = saved["ema"][""].copy()
     opt.step(np.ones(100))
-    assert same_bits(saved["ema"][0], kept)
+    assert same_bits(saved["ema"][""], kept)
     other.load_state_dict(saved)
     assert (other.skipped_steps, other.steps) == (1, 1) and same_bits(other.ema, kept)
 
@@ -467,7 +467,7 @@ def test_an_average_after_loading_is_that_of_the_steps_taken():
     with opt.averaged():
         average = p.copy()
     for other in (fastopt.SGDScheduleFree(p.copy(), **options), fastopt.SGDScheduleFree(p.copy(), 0.1, 0.3)):
-        other.load_state_dict(opt.state_dict())
+        other.load_state_dict(opt.state_dict(), strict=False)   # the second has no schedule
         for _ in range(2):
             with other.averaged():
                 assert same_bits(other.params, average)

@@ -70,7 +70,7 @@ def test_lookahead_is_saved(how):
         g = p.copy()
         opt.step(g), other.step(g)
     assert same_bits(p, q) and same_bits(opt.ema, other.ema)
-    with pytest.raises(ValueError, match=r"\['lookahead'\]: expected a list of 0, got 1"):
+    with pytest.raises(ValueError, match="unexpected: lookahead; strict=False"):
         fastopt.Adam(p, ema=0.9).load_state_dict(opt.state_dict())
 
 
@@ -301,14 +301,6 @@ def test_micro_batches_do_not_zero_what_is_trained():
             opt.step([np.ones(3), inside], zero_grad=True)
     opt.step([p, q]), opt.step([p, q])
     assert opt.steps == 1 and (p == 0).all() and (q == 0).all()
-
-
-def test_more_micro_batches_than_a_step_takes_are_refused():
-    opt, other = (fastopt.SGD(np.zeros(3), accumulate=k) for k in (5, 3))
-    for _ in range(3):
-        opt.step(np.ones(3))
-    with pytest.raises(ValueError, match=r"\['micro_batches'\]: expected less than accumulate=3, got 3"):
-        other.load_state_dict(opt.state_dict())
 
 
 def test_a_group_may_be_added_between_micro_batches():

@@ -40,14 +40,14 @@ class Accumulator:
         self.sums: list[Array] = sums
         self.weights = np.zeros(len(sums))
         self._treedef, self._micro_batches = treedef, micro_batches
-        self._counts = np.zeros(len(sums), np.int64)
+        self.counts = np.zeros(len(sums), np.int64)
         if before is not None:
             known = len(before.weights)
             self.counter.steps = before.counter.steps
-            self.weights[:known], self._counts[:known] = before.weights, before._counts
+            self.weights[:known], self.counts[:known] = before.weights, before.counts
         entries = [Entry(array, [], sparse=sparse) for array in sums]
         self._table = Table(
-            dispatch.kernels, treedef, paths, entries, self.counter, self._counts,
+            dispatch.kernels, treedef, paths, entries, self.counter, self.counts,
             np.zeros(len(sums), np.uint8), lambda hp, t: {}, written,
         )
         self._table.set_scalar_groups([0] * len(sums), ["sgd"], [Hyperparameters({})])
@@ -56,19 +56,14 @@ class Accumulator:
     def count(self) -> int:
         return self.counter.steps
 
-    def load(self, count: int) -> None:
-        """Take over the sums of `count` micro-batches of equal weight, which the buffers hold."""
-        self.counter.steps = count
-        self.weights[:], self._counts[:] = count, count
-
     def __getstate__(self) -> dict[str, Any]:
         # The optimizer makes a new accumulator from this when it is unpickled.
-        return {"counter": self.counter, "weights": self.weights, "_counts": self._counts}
+        return {"counter": self.counter, "weights": self.weights, "counts": self.counts}
 
     def add(self, grads: Gradients, weight: float, scale: float, zero_grad: bool) -> bool:
         """Add the gradients of a micro-batch; return True if a step is due."""
         if not self.count:
-            self.weights[:], self._counts[:] = 0.0, 0
+            self.weights[:], self.counts[:] = 0.0, 0
         self._table.set_group(0, False, 0.0, {"lr": -weight})
         self._table.stage_state(self.weights, self.weights + weight)
         self._table.full_step(grads, scale, math.inf, math.inf, zero_grad, False, False)
@@ -86,7 +81,7 @@ class Accumulator:
             [*(self.sums[k] for k in rescaled), self.weights],
             [*rescaled.values(), np.full_like(self.weights, total)],
         )
-        sums = [a if count else None for a, count in zip(self.sums, self._counts, strict=True)]
+        sums = [a if count else None for a, count in zip(self.sums, self.counts, strict=True)]
         return assemble(self._treedef, sums), 1.0 / total
 
     def watch(self, containers: ContainerWatch) -> None:
