@@ -24,6 +24,7 @@ class Subject:
         self.opt = kind(self.params, **{"lr": 0.1, **options})
         for _ in range(2):
             self.opt.step(self.grads)
+        self.saved = copy.deepcopy(self.opt.state_dict())
         self.result = None
 
     def snapshot(self):
@@ -50,6 +51,10 @@ def full_step(subject):
 
 def add_group(subject):
     subject.opt.add_param_group({"params": [np.ones(3)], "lr": 0.5})
+
+
+def load(subject):
+    subject.opt.load_state_dict(subject.saved)
 
 
 def set_lr(subject):
@@ -126,6 +131,7 @@ def test_step_with_options(name, faults):
 
 OPERATIONS = [
     operation("add_param_group", add_group, ema=0.9),
+    operation("load_state_dict", step, load, ema=0.9),
     operation("hyperparameter", set_lr, step),
     operation("another kernel", select_another_kernel, step),
     operation("rows", step_rows, sparse="exact"),
