@@ -15,11 +15,13 @@ CC=${CC:-gcc}
 python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
-tests="tests/core/test_engine.py tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
+tests="tests/apps/test_functional.py tests/core/test_changed_arrays.py tests/core/test_engine.py
+    tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
     tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py
     tests/nn/test_layers.py tests/nn/test_mlp.py tests/nn/test_mlp_errors.py tests/nn/test_mlp_files.py
-    tests/nn/test_mlp_training.py tests/optimizers/test_bad_input.py tests/optimizers/test_matrix.py
-    tests/optimizers/test_optimizers.py tests/optimizers/test_options.py"
+    tests/nn/test_mlp_training.py tests/optimizers/test_bad_input.py tests/optimizers/test_containers.py
+    tests/optimizers/test_grad_dtypes.py tests/optimizers/test_matrix.py tests/optimizers/test_optimizers.py
+    tests/optimizers/test_options.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"
@@ -68,10 +70,11 @@ check_modules() {
         $tests -k "not ($3)"
 }
 
-# Deselected: torch, which has thread pools of its own; and a test of memory usage, as sanitizers delay freeing.
+# Deselected: torch, which has thread pools of its own; a test of memory usage, as sanitizers delay freeing; and
+# tests of combinations of options that run the same compiled code many times.
 # For ThreadSanitizer also forks, after which it starts no threads; and float64, which shares its source code
 # with float32, to save time.
-deselected="with_torch or restarting_the_pool"
+deselected="with_torch or restarting_the_pool or resumed_run or group_added_late or without_a_gradient"
 
 run() {
     case $1 in
