@@ -15,7 +15,7 @@ CC=${CC:-gcc}
 python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
-tests="tests/apps/test_functional.py tests/core/test_changed_arrays.py tests/core/test_engine.py
+tests="tests/apps/test_functional.py tests/optimizers/test_changed_arrays.py tests/core/test_engine.py
     tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
     tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py
     tests/nn/test_layers.py tests/nn/test_mlp.py tests/nn/test_mlp_errors.py tests/nn/test_mlp_files.py
