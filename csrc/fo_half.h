@@ -1,8 +1,8 @@
 /*
  * fo_half.h: float16 to float32, in operations that compilers vectorize for every instruction set.
  *
- * The result is exact, also for subnormals: flush-to-zero has no effect on integers. F16C would need
- * intrinsics for each register width.
+ * The result is exact, also for subnormals: flush-to-zero has no effect on integers. F16C would
+ * need intrinsics for each register width.
  */
 #ifndef FO_HALF_H
 #define FO_HALF_H

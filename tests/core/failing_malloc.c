@@ -1,7 +1,8 @@
 /*
- * failing_malloc.c: replaces the allocation functions of glibc in a test process. After fault_arm(n),
- * the n-th call from an extension module of NumPy or fastopt returns NULL, once. Calls without the
- * interpreter lock do not count: NumPy's iterators raise a MemoryError there, which crashes.
+ * failing_malloc.c: replaces the allocation functions of glibc in a test process. After
+ * fault_arm(n), the n-th call from an extension module of NumPy or fastopt returns NULL, once.
+ * Calls without the interpreter lock do not count: NumPy's iterators raise a MemoryError there,
+ * which crashes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
