@@ -46,8 +46,9 @@ cdef int check_fields() except -1:
         PyObject_GetBuffer(tested, &view, PyBUF_STRIDES | PyBUF_WRITABLE)
         x = fields(tested)
         same = x.data == view.buf and x.ndim == view.ndim and x.dtype == <PyObject*> tested.dtype
-        same = same and memcmp(x.shape, view.shape, view.ndim * sizeof(Py_ssize_t)) == 0
-        same = same and memcmp(x.strides, view.strides, view.ndim * sizeof(Py_ssize_t)) == 0
+        if view.ndim:       # else the addresses may be NULL
+            same = same and memcmp(x.shape, view.shape, view.ndim * sizeof(Py_ssize_t)) == 0
+            same = same and memcmp(x.strides, view.strides, view.ndim * sizeof(Py_ssize_t)) == 0
         PyBuffer_Release(&view)
         same = same and (x.flags & FO_ARRAY_WRITEABLE) != 0 and (x.flags & FO_ARRAY_ALIGNED) != 0
         tested.flags.writeable = False
@@ -145,8 +146,9 @@ cdef class Gradients:
             x.array, x.data, x.dtype, x.ndim = a, a.data, a.dtype, a.ndim
             x.flags = FO_ARRAY_ALIGNED | FO_ARRAY_WRITEABLE if k < self.count else 0
             x.shape, x.strides = shape, shape + a.ndim
-            memcpy(x.shape, a.shape, a.ndim * sizeof(Py_ssize_t))
-            memcpy(x.strides, a.strides, a.ndim * sizeof(Py_ssize_t))
+            if a.ndim:      # else the addresses may be NULL
+                memcpy(x.shape, a.shape, a.ndim * sizeof(Py_ssize_t))
+                memcpy(x.strides, a.strides, a.ndim * sizeof(Py_ssize_t))
             shape += 2 * a.ndim
             if k < self.count:
                 x.itemsize, x.is_row_wise = self.params[k].itemsize, self.row_sums[k] is not None

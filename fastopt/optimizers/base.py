@@ -1,45 +1,30 @@
-"""The base class of all optimizers: the methods that users call.
-
-The class has more than 300 lines because half of them are the documentation of its public methods.
-"""
+"""The base class of all optimizers: construction, the step, and averages of the parameters."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import itertools
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, Unpack, cast
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
 from fastopt._core.pytree import assemble
 from fastopt._core.rows import Rows
 from fastopt._core.step_table import NEW_COPIES, Exchange, StepCounter
 from fastopt._core.validation import check_bool, check_float, check_int
-from fastopt.checkpoint import load_tree, save_tree
 from fastopt.optimizers.groups import ParamGroups
-from fastopt.optimizers.hyperparameters import Hyperparameters, check_number
-from fastopt.optimizers.load_state import StateReader, load_all
-from fastopt.optimizers.options.accumulation import Accumulator
+from fastopt.optimizers.hyperparameters import check_number
 from fastopt.optimizers.options.base import Option, check_options
 from fastopt.optimizers.options.ema import EMA
-from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.lookahead import Lookahead
 from fastopt.optimizers.options.sparse import check_mode, index_of
 from fastopt.optimizers.parameter_docs import document
-from fastopt.optimizers.plan import StepPlan
-from fastopt.optimizers.rule import Rule
-from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
-from fastopt.optimizers.state_dict import call_all, check_steps, export_state
+from fastopt.optimizers.saving import Saving
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-    from _typeshed import StrPath
     from numpy.typing import ArrayLike
 
     from fastopt._core.typing import (
@@ -49,12 +34,9 @@ if TYPE_CHECKING:
         Gradients,
         Number,
         Params,
-        ScalarState,
         Sparse,
         StepOptions,
     )
-    from fastopt.optimizers.groups import Group
-    from fastopt.optimizers.load_state import IncompatibleKeys
 
 T = TypeVar("T")
 Init = TypeVar("Init", bound=Callable[..., None])
@@ -87,7 +69,7 @@ def constructor(signature_of: Init) -> Init:
     return cast(Init, __init__)
 
 
-class Optimizer:
+class Optimizer(Saving):
     """Base class of the optimizers.
 
     A subclass declares its update rule in `RULE` and its hyperparameters in the signature of its
@@ -150,16 +132,6 @@ class Optimizer:
     An optimizer must be used by one thread at a time; different optimizers may step at once.
     """
 
-    RULE: ClassVar[type[Rule]] = Rule
-
-    # Replaced together, see `_arrange`.
-    _params: ParamGroups
-    _kernels: list[str]
-    _state: StateArrays
-    _plan: StepPlan
-    _accumulator: Accumulator | None
-    _needs_full_step: bool
-
     def __init_subclass__(cls) -> None:
         if cls.__doc__ and {"RULE", "__init__"} <= vars(cls).keys():
             cls.__doc__ = document(cls.__doc__, cls.__init__, cls.RULE)
@@ -188,127 +160,6 @@ class Optimizer:
         defaults = {**hyperparameters, "independent_weight_decay": independent_weight_decay}
         groups = ParamGroups(params, self.RULE, defaults, type(self).__name__, self._counter)
         self._arrange(groups, None)
-
-    # --- Groups and state ------------------------------------------------------------------------
-
-    @property
-    def params(self) -> Any:
-        return self._params.params
-
-    @property
-    def groups(self) -> tuple[Group, ...]:
-        return self._params.groups
-
-    @property
-    def lr(self) -> Any:
-        """Learning rate of all groups: a number or a schedule. Set it to change all of them."""
-        first, *others = (group["lr"] for group in self.groups)
-        if any(lr != first for lr in others):
-            raise ValueError("lr: the groups have different values; use groups[i]['lr']")
-        return first
-
-    @lr.setter
-    def lr(self, value: FloatOrSchedule) -> None:
-        for group in self.groups:
-            group["lr"] = value
-
-    def add_param_group(self, group: Mapping[str, Any]) -> None:
-        """Add a group of parameters; `step` then takes a list of gradients with one entry per group.
-
-        `group` is a dict ``{"params": ..., "lr": ...}``; hyperparameters that it does not contain have the
-        optimizer's defaults. Its step counts begin at 0; schedules follow the steps of the optimizer.
-        """
-        self._refuse_swapped("add_param_group")
-        if self._refreshing:
-            raise RuntimeError("add_param_group: not allowed inside a schedule")
-        self.catch_up()
-        self._arrange(self._params.added(group), self._state)
-
-    def rebind(self, params: Params) -> None:
-        """Update other arrays from now on, and keep state, step counts and hyperparameters.
-
-        Use it after arrays were replaced by others, for example by loaded ones. The state of each array goes
-        to the new array at the same place.
-
-        Parameters
-        ----------
-        params : ndarray, nesting of ndarrays, or list of dict
-            Arrays of the same nesting, shapes and dtypes as before. If the optimizer has groups, a list of
-            dicts ``{"params": ...}``, of which other items are ignored; the nesting if they come from
-            `fastopt.param_groups`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If they do not match; nothing has been changed then.
-        """
-        self._refuse_swapped("rebind")
-        if self._refreshing:
-            raise RuntimeError("rebind: not allowed inside a schedule")
-        groups = self._params.rebound(params)
-        self.catch_up()
-        self._arrange(groups, self._state)
-        groups.update_groups()
-
-    def places(self) -> list[tuple[Group, list[int]]]:
-        """Return pairs of a group and the indices of its parameters in `state`."""
-        return list(zip(self.groups, self._params.indices(), strict=True))
-
-    def _arrange(self, params: ParamGroups, old: StateArrays | None) -> None:
-        """Allocate state and option buffers, copy what fits of the old ones, and make the step plan.
-
-        If anything fails, nothing has changed.
-        """
-        new = self._arrangement(params, params.kernels(), params.hyperparameters(), old)
-        call_all(self._swapping(new))
-
-    def _swapping(self, new: dict[str, Any]) -> list[Callable[[], object]]:
-        """Return the calls for `call_all` that make a new arrangement, if any, that of the optimizer."""
-        calls: list[Callable[[], object]] = [self._counter.mark, partial(dict.update, self.__dict__, new)]
-        if new:
-            params: ParamGroups = new["_params"]
-            for group, indices in zip(params.groups, params.indices(), strict=True):
-                states = [new["_state"].states[k] for k in indices]
-                calls.append(partial(dict.update, vars(group), {"states": states}))
-        return calls
-
-    def _arrangement(
-        self, params: ParamGroups, kernels: list[str], hps: list[Hyperparameters], old: StateArrays | None
-    ) -> dict[str, Any]:
-        """Return the attributes that depend on the parameters and their kernels."""
-        buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
-        state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter, old)
-        paths = [f"grads{path}" for path in params.paths]
-        accumulator = None
-        if self._micro_batches > 1:
-            buffers = (a for name, a in state.buffers.items() if name != "accumulated")
-            written = itertools.chain(params.arrays, *(own.values() for own in state.states), *buffers)
-            accumulator = Accumulator(
-                params.treedef, paths, state.buffers["accumulated"], self._micro_batches,
-                "dense" if self.sparse == "dense" else "", list(written), self._accumulator,
-            )
-            accumulator.watch(params.watch)
-        plan = StepPlan(
-            self.RULE, params.groups, params.group_of, params.arrays, kernels, state, self._counter,
-            params.treedef, paths, sparse=self.sparse, options=self._options, watch=params.watch,
-            unit_transform=unit_transform(*self._unit_options),
-            pending=None if accumulator is None else accumulator.counter,
-        )
-        return {
-            "_params": params, "_kernels": kernels, "_state": state, "_plan": plan,
-            "_accumulator": accumulator,
-            "_needs_full_step": plan.needs_full_step or accumulator is not None,
-        }
-
-    @property
-    def state(self) -> tuple[State, ...]:
-        return self._state.states
-
-    def _sync_hyperparams(self) -> None:
-        """Validate changed hyperparameters; reallocate state if they select another kernel."""
-        if self._params.kernels() != self._kernels:
-            self.catch_up()
-            self._arrange(self._params, self._state)
 
     # --- The step ------------------------------------------------------------------------------
 
@@ -411,29 +262,6 @@ class Optimizer:
         gradients[index_of(param, self._params.arrays)] = Rows(rows, grads)
         return self.step(assemble(self._params.treedef, gradients), **options)
 
-    def catch_up(self, param: AnyArray | int | None = None, rows: ArrayLike | None = None) -> None:
-        """With ``sparse="exact"``, apply the steps that rows have skipped.
-
-        Call it for the rows of a minibatch before they are read, and for all rows before the parameters
-        are. `step` does it for the rows whose gradient it receives; `state_dict`, copying and pickling do it
-        for all. It does nothing if no row can have skipped a step.
-
-        Parameters
-        ----------
-        param : ndarray or int, optional
-            One of the parameters, or its index in `state`; all by default.
-        rows : sequence of int, optional
-            Rows of `param`, in any order, repeated or not; all by default.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If there is no such parameter or row.
-        """
-        if param is None and rows is not None:
-            raise ValueError("rows: expected a param that they belong to")
-        self._plan.table.catch_up(-1 if param is None else index_of(param, self._params.arrays), rows)
-
     def _refresh(self) -> None:
         """Update everything that does not change at each step."""
         if self._counter.exchanged:
@@ -478,54 +306,6 @@ class Optimizer:
             self._refresh()
         return cast(T, self._plan.table.leased_step(grads, call, args))
 
-    @property
-    def steps(self) -> int:
-        return self._counter.steps
-
-    @steps.setter
-    def steps(self, value: int) -> None:
-        value = check_steps("steps", value)
-        counts = self._state.counts
-        moved = np.maximum(counts + (value - self._counter.steps), 0)
-        scalars = [dict(state.scalars) for state in self.state]
-        for state, own in zip(self.state, scalars, strict=True):
-            state.scalars_cell = Scalars(own)
-        if self.RULE.SHARED_SCALARS:
-            self._share_scalars(scalars[0])
-        self._counter.mark()
-        counts[...], self._counter.steps = moved, value
-
-    def _share_scalars(self, values: ScalarState) -> None:
-        """Let all parameters have one scalar state."""
-        cell = Scalars(dict(values), self._counter)
-        for state in self.state:
-            state.scalars_cell = cell
-
-    @property
-    def grad_norm(self) -> float | None:
-        return self._counter.grad_norm
-
-    @property
-    def skipped_steps(self) -> int:
-        return self._counter.skipped_steps
-
-    def sync_params(self) -> None:
-        """Take the parameters as they are now, after they were replaced outside of the optimizer.
-
-        Copies that the optimizer keeps of the parameters, such as the slow parameters of Lookahead, the
-        moving average, or the iterates of the schedule-free optimizers, are set to the present values.
-        Gradient moments and step counts are left unchanged. Call it after loading other weights into the
-        parameters.
-        """
-        self._refuse_swapped("sync_params")
-        self.catch_up()
-        for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
-            if not state.is_new:
-                hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
-                self.RULE.reset_copies(hp, array, state)
-        self._state.flags[...] |= NEW_COPIES
-        self._counter.stale = self._counter.stale_counts = True
-
     # --- Moving average of the parameters --------------------------------------------------------
 
     @property
@@ -552,127 +332,6 @@ class Optimizer:
         self._refuse_swapped("swapped_ema")
         self._update_averages()
         return Exchange(self._counter, "swapped_ema", self._params.arrays, self._state.buffers["ema"])
-
-    def _refuse_swapped(self, name: str) -> None:
-        if self._counter.exchanged:
-            raise RuntimeError(
-                f"{name}: not allowed inside swapped_ema or averaged, where the parameters are averages"
-            )
-
-    # --- Saving and loading ----------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a later run needs to resume, as plain numbers, strings and copies of arrays.
-
-        Schedules are not saved: the optimizer that loads keeps its own, and takes over the state
-        of those that have one. Skipped steps of sparse rows are applied first.
-
-        Returns
-        -------
-        dict
-            ``version`` of the format, ``optimizer``, ``steps``, ``skipped_steps``; ``groups``, for each the
-            hyperparameters, the keys of its parameters and the states of its schedules; ``state``, for each
-            key of a parameter its number of steps, its scalars and its arrays by name; and the buffers of
-            options: ``ema``, ``lookahead``, ``accumulated``. The key of a parameter is its path in the
-            nesting, such as ``"encoder.0.W"``.
-        """
-        self._refuse_swapped("state_dict")
-        self.catch_up()
-        self._sync_hyperparams()
-        return export_state(
-            type(self).__name__, self._counter, self._params, self._state, self._accumulator
-        )
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """Resume from the state of another optimizer.
-
-        The states of parameters are found by their keys, in whatever order or group they are.
-
-        Parameters
-        ----------
-        state_dict : dict
-            As returned by `state_dict`.
-        strict : bool, default True
-            Whether everything must fit. False loads what fits and leaves the rest unchanged, but moving
-            averages and slow parameters that are missing begin at the parameters.
-
-        Returns
-        -------
-        IncompatibleKeys
-            What did not fit: the lists ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, which
-            are empty with `strict`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If it belongs to another optimizer, has an impossible value or, with `strict`, does not fit;
-            nothing has been changed then.
-        """
-        self._refuse_swapped("load_state_dict")
-        check_bool("strict", strict)
-        loaded = StateReader(type(self).__name__, self._params, self._state.buffers).read(state_dict)
-        if strict:
-            loaded.check_complete(type(self).__name__)
-        if None in loaded.states:
-            self.catch_up()     # else the skipped steps are those of a state that is replaced
-        new: dict[str, Any] = {}
-        if loaded.kernels != self._kernels:
-            new = self._arrangement(self._params, loaded.kernels, loaded.hyperparameters, self._state)
-        state, accumulator = new.get("_state", self._state), new.get("_accumulator", self._accumulator)
-        calls = loaded.calls(self._params, self._counter, state, accumulator)
-        load_all([self._plan.table.drop_deferred, *calls, *self._swapping(new)], loaded.schedules)
-        return loaded.incompatible
-
-    def save(self, path: StrPath) -> None:
-        """Write `state_dict` to a file.
-
-        The file has a checksum for each array. It replaces an existing file atomically: after a crash there
-        is either the old file or the complete new one. The parameters are not saved.
-
-        Parameters
-        ----------
-        path : str or path-like
-            Path of the file, used as it is. If it ends in ``.safetensors``, the file has that format
-            (``pip install 'fastopt[safetensors]'``), else it is an archive of NumPy arrays (``.npz``).
-        """
-        save_tree(path, self.state_dict())
-
-    def load(self, path: StrPath, strict: bool = True) -> IncompatibleKeys:
-        """Resume from a file that `save` wrote.
-
-        Parameters
-        ----------
-        path : str or path-like
-        strict : bool, default True
-            As for `load_state_dict`.
-
-        Returns
-        -------
-        IncompatibleKeys
-            As for `load_state_dict`.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the file is damaged, or as for `load_state_dict`; nothing has been changed then.
-        """
-        return self.load_state_dict(load_tree(path), strict)
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError(
-            f"copy: expected copy.deepcopy, as a shallow copy of this {type(self).__name__} would share its "
-            "state"
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For pickle and deepcopy: the parameters are included, addresses are not."""
-        self._refuse_swapped("copying")
-        self.catch_up()
-        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._arrange(self._params, self._state)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
