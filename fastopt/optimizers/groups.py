@@ -151,7 +151,7 @@ class Group(UserDict[str, Any]):
     def apply_changes(self) -> dict[str, Any]:
         """Copy the numbers that were set to `current`, and return them."""
         changes = {name: self.data[name] for name in self.changed}
-        vars(self.current).update(changes)
+        self.current.__dict__.update(changes)
         self.rule.check_group(self.current)
         return changes
 

@@ -131,6 +131,27 @@ class Hyperparameters:
 
         def __getattr__(self, name: str) -> float: ...
 
+    def recorded(self) -> RecordedHyperparameters:
+        """The same hyperparameters, as an object that records which of them are read."""
+        result = RecordedHyperparameters({})
+        result.__dict__ = self.__dict__
+        return result
+
     def cautious_scale(self) -> float:
         """Scale of a cautious update: size of the array over the number of elements that move."""
         return 1.0 if self.sums is None else 1.0 / max(self.sums[0] / max(self.size, 1), 1e-3)
+
+
+class RecordedHyperparameters(Hyperparameters):
+    """Hyperparameters that record their names in `names` when they are read."""
+
+    __slots__ = ("names",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.names: set[str] = set()
+        super().__init__(values)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in ("names", "__dict__"):
+            self.names.add(name)
+        return super().__getattribute__(name)

@@ -43,12 +43,15 @@ class ScalarGroup:
         Values of the coming step, with ``kernel``; ``is_new``, see `Rule.step_scalars`; ``scalar_state`` as
         `Rule.advance` returned it, and ``scalar_state_before``; ``sums`` over the array and ``totals`` over
         all arrays after a first pass, else None; ``size`` of the array.
+    constants_read : set of str or None
+        Hyperparameters from which the constants in the table were computed; None if any may have been.
     """
 
     def __init__(self, group: Group, kernel: str, first: int, is_single: bool) -> None:
         self.group, self.kernel, self.first = group, kernel, first
         self.array = first if is_single else None
         self.hp = Hyperparameters({})
+        self.constants_read: set[str] | None = None
 
 
 class StepPlan:
@@ -161,9 +164,6 @@ class StepPlan:
         rule, table, counter = self.rule, self.table, self._counter
         steps, everything = counter.steps, counter.stale_hyperparams
         partitioned = everything or counter.stale_counts
-        if not (partitioned or self._scheduled or rule.SCALAR_STATE):
-            self._apply_changes()
-            return
         if partitioned:
             self._partition()
         updated = [group for group in self.groups if group.update_current(steps, everything=everything)]
@@ -183,7 +183,12 @@ class StepPlan:
                 hp.size, hp.sums, hp.totals = self.arrays[first].size, None, None
             if partitioned or any(group is scalar_group.group for group in updated):
                 vars(scalar_group.hp).update(vars(scalar_group.group.current))
-                self._set_group(i, scalar_group.hp)
+                if partitioned:
+                    recorded = scalar_group.hp.recorded()
+                    self._set_group(i, recorded)
+                    scalar_group.constants_read = recorded.names
+                else:
+                    self._set_group(i, scalar_group.hp)
             if partitioned or self._scheduled:
                 for option in self._options.values():
                     table.set_option(i, option.name, option.scalar(steps, int(counts[scalar_group.first])))
@@ -194,18 +199,27 @@ class StepPlan:
         counter.stale_hyperparams = counter.stale_counts = False
         counter.stale = self._scheduled or bool(rule.SCALAR_STATE)
 
-    def _apply_changes(self) -> None:
-        """Do the work of `refresh` if nothing but numbers were set, which is the quick case."""
+    def apply_changes(self) -> bool:
+        """Do the work of `refresh` if nothing but numbers were set, which is the quick case.
+
+        Returns False if something else has changed.
+        """
+        counter = self._counter
+        if counter.stale_hyperparams or counter.stale_counts or self._scheduled or self.rule.SCALAR_STATE:
+            return False
         for group in self.groups:
-            if not group.changed:
-                continue
-            changes = group.apply_changes()
-            for i, scalar_group in enumerate(self.scalar_groups):
-                if scalar_group.group is group:
-                    vars(scalar_group.hp).update(changes)
-                    self._set_group(i, scalar_group.hp)
-            group.changed.clear()
-        self._counter.stale = False
+            if group.changed:
+                changes = group.apply_changes()
+                for i, scalar_group in enumerate(self.scalar_groups):
+                    if scalar_group.group is group:
+                        scalar_group.hp.__dict__.update(changes)
+                        read = scalar_group.constants_read
+                        if read is None or not read.isdisjoint(changes):
+                            self._set_group(i, scalar_group.hp)
+                            scalar_group.constants_read = None
+                group.changed.clear()
+        counter.stale = False
+        return True
 
     def _set_group(self, i: int, hp: Hyperparameters) -> None:
         """Give the table the constants of a scalar group."""

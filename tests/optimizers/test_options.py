@@ -740,3 +740,20 @@ def test_a_schedule_cannot_change_its_optimizer(call):
     opt.lr = 1.0
     opt.step(np.ones(1))
     assert p == -1.0 and opt.steps == 1 and len(opt.groups) == 1
+
+
+@EVERY_RULE
+def test_a_number_that_is_set_takes_effect_at_the_next_step(rule):
+    """Each hyperparameter, and then another one, as with an optimizer that computes everything again."""
+    values = rule.make(np.ones((2, 2))).groups[0].hyperparameters()
+    special = ("d", "growth_rate", "ns_steps")      # a smaller value would be refused
+    for name in [n for n, v in values.items() if type(v) is float and n not in special]:
+        opt, other = (rule.make(batches(1, seed=1)[0]) for _ in range(2))
+        for k, grads in enumerate(batches(8)):
+            for changed, step in ((name, 3), ("lr", 5), (name, 6)):
+                value = opt.groups[0][changed]
+                if k == step and value:
+                    opt.groups[0][changed] = other.groups[0][changed] = value * 0.75
+            other._counter.mark()
+            opt.step(grads), other.step(grads)
+        assert everything(opt) == everything(other), name
