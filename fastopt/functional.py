@@ -143,7 +143,7 @@ def kernel_call(
 
 
 def default_hyperparameters(optimizer: type[Optimizer], own: dict[str, Any]) -> dict[str, Any]:
-    """Return the hyperparameters of an optimizer with their defaults, of which `own` replaces some.
+    """Return the default hyperparameters of an optimizer, updated with `own`.
 
     A function may lack hyperparameters that its kernel does not use.
     """

@@ -200,17 +200,17 @@ class _FailingMalloc:
     """Fails one allocation of an extension module, by the library of failing_malloc.c, which is preloaded."""
 
     def __init__(self, n):
-        self.n, self.failed, self.library = n, False, ctypes.CDLL(None)
+        self.n, self.failed, self.shim = n, False, ctypes.CDLL(None)
 
     def __repr__(self):
         return f"the failure of malloc {self.n}"
 
     def __enter__(self):
-        self.library.fault_arm(ctypes.c_long(self.n))
+        self.shim.fault_arm(ctypes.c_long(self.n))
 
     def __exit__(self, *_):
-        self.failed = not self.library.fault_is_armed()
-        self.library.fault_arm(ctypes.c_long(-1))
+        self.failed = not self.shim.fault_is_armed()
+        self.shim.fault_arm(ctypes.c_long(-1))
 
 
 def failing_mallocs():

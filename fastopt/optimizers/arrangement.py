@@ -93,7 +93,7 @@ class Arrangement:
         ----------
         params : ndarray, nesting of ndarrays, or list of dict
             Arrays of the same nesting, shapes and dtypes as before. If the optimizer has groups, a list of
-            dicts ``{"params": ...}``, of which other items are ignored; the nesting if they come from
+            dicts ``{"params": ...}``, whose other items are ignored; the nesting if the groups come from
             `fastopt.param_groups`.
 
         Raises

@@ -82,7 +82,7 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
     rules : dict, or iterable of pairs
         Hyperparameters by pattern. A pattern is a name with the wildcards ``*``, ``?`` and ``[...]``, where
         ``*`` also matches dots; a function of the name and the array that returns a bool; or a tuple of
-        patterns, of which one has to match. All patterns that match a parameter apply to it; if several set
+        patterns, one of which has to match. All patterns that match a parameter apply to it; if several set
         the same hyperparameter, the last one does.
 
     Returns

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class _ScheduleFreeRule(Rule):
     """Common part of the schedule-free update rules."""
 
-    # `momentum` is that of the last step, of which the parameters are an interpolation; 1 before the first.
+    # `momentum` is that of the last step, with which the parameters were interpolated; 1 before the first.
     SCALAR_STATE = {"lr_max": 0.0, "weight_sum": 0.0, "momentum": 1.0}
     COPIES = ("z",)
     DECAYS_COPY = True

@@ -1,6 +1,6 @@
 """State dicts: what an optimizer saves, and the check of what it loads.
 
-Format 2, of which everything is a plain number, string or array::
+Format 2. Every value is a plain number, string or array::
 
     {"version": 2, "optimizer": "Adam", "steps": 10, "skipped_steps": 0,
      "groups": [{"lr": 0.1, ..., "params": ["W", "b"], "schedules": {}}],

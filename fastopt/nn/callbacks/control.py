@@ -86,8 +86,8 @@ class EarlyStopping(MonitorCallback):
     def on_train_begin(self, logs: Logs) -> None:
         """Reset the patience if the callback stopped the previous fit.
 
-        If the parameters of the model are others than in the previous fit, its best epoch cannot be restored,
-        and monitoring starts anew.
+        If the model has other parameters than in the previous fit, the best epoch of that fit cannot be
+        restored, and monitoring starts again.
         """
         if self.best_weights is not None:
             weights = get_weights(self.trainer.net)
