@@ -138,8 +138,7 @@ def kernel_call(
         kernel=kernel, is_new=step == 1, sums=None, totals=None, scalar_state_before=scalar_state
     )
     hp.scalar_state = rule.advance(hp, step, scalar_state)
-    decay = rule.l2_decay(hp), rule.decay_factor(hp), rule.DECAYS_COPY
-    return KernelCall(kernel, rule.constants(hp), hp.maximize, *decay)
+    return KernelCall(kernel, rule.constants(hp), hp.maximize, *rule.weight_decay(hp))
 
 
 def default_hyperparameters(optimizer: type[Optimizer], own: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from cpython.buffer cimport (
     Py_buffer, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_IsContiguous, PyBuffer_Release,
     PyObject_GetBuffer,
 )
-from cpython.dict cimport PyDict_GetItem, PyDict_Size
+from cpython.dict cimport PyDict_GetItem
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
@@ -17,6 +17,7 @@ from libc.math cimport INFINITY
 from libc.stdlib cimport qsort
 from libc.string cimport memset
 
+from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.span cimport MAX_SCALARS, Kernels, Span, UpdateArgs
 from fastopt._core.step_context cimport BYTES_PER_NS, SERIAL_BELOW, StepContext, parallel_for, update_part
 
@@ -232,24 +233,14 @@ cdef class KernelCall:
     """
     cdef UpdateArgs args
     cdef str kernel
-    cdef tuple step_fields              # names of the scalars of each step
-    cdef char index[MAX_SCALARS]        # their indices among all scalars
+    cdef list step_fields               # names of the scalars of each step
+    cdef char[MAX_SCALARS] step_index   # their indices among all scalars
 
     def __cinit__(self, str kernel not None, dict constants not None, bint maximize, double l2_decay,
                   double decay_factor, bint decays_copy):
-        cdef Py_ssize_t i
         cdef UpdateArgs* args = &self.args
-        cdef list step_fields = []
-        cdef tuple names = fields[kernel]
-        if not constants.keys() <= set(names):
-            raise TypeError(f"{kernel}: expected the scalars {', '.join(names)}, got {', '.join(constants)}")
-        for i, name in enumerate(names):
-            if name in constants:
-                args.scalars[i] = constants[name]
-            else:
-                self.index[len(step_fields)] = i
-                step_fields.append(name)
-        self.kernel, self.step_fields = kernel, tuple(step_fields)
+        self.kernel = kernel
+        self.step_fields = set_constants(args, kernel, fields[kernel], constants, self.step_index)
         args.kernel, args.maximize = kernel_index[kernel], maximize
         args.grad_scale, args.clip = -1.0 if maximize else 1.0, INFINITY
         args.l2_decay, args.decay_factor, args.decays_copy = l2_decay, decay_factor, decays_copy
@@ -257,18 +248,9 @@ cdef class KernelCall:
 
     cdef int begin(self, Call* call, dict scalars, Py_ssize_t count, Py_ssize_t per_param) except -1:
         """Make room for a number of parameters with `per_param` arrays each, and set the scalars of a step."""
-        cdef Py_ssize_t i, n = len(self.step_fields)
-        cdef PyObject* value = NULL
         memset(call, 0, sizeof(Call))
         call.args = self.args
-        for i in range(n):
-            value = PyDict_GetItem(scalars, self.step_fields[i])
-            if value == NULL:
-                break
-            call.args.scalars[<Py_ssize_t> self.index[i]] = <double> <object> value
-        if PyDict_Size(scalars) != n or (n > 0 and value == NULL):
-            raise TypeError(f"{self.kernel}: expected the scalars {', '.join(self.step_fields) or 'none'} for "
-                            f"each step, got {', '.join(scalars) or 'none'}")
+        set_step_scalars(&call.args, self.kernel, self.step_fields, self.step_index, scalars)
         call.context.kernels = (<Kernels*> PyCapsule_GetPointer(selected.kernels.KERNELS, "fastopt.kernels"))[0]
         return allocate(call, count, per_param)
 

@@ -9,9 +9,7 @@ The class has more than 300 lines because a step is one call: every stage is a m
 """
 from collections import namedtuple
 
-from cpython.dict cimport PyDict_GetItem, PyDict_Size
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
-from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 from libc.stdint cimport int64_t, uint16_t
@@ -20,6 +18,7 @@ from libc.string cimport memcpy
 from fastopt._core.containers cimport ContainerWatch
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
+from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, process_number
 from fastopt._core.span cimport AS_PARAM, MAX_SCALARS, FLOAT16, FLOAT32, Kernels, Span, StepLease, UpdateArgs
@@ -166,7 +165,7 @@ cdef class Table:
         Sum of `NEW_STATE` and `NEW_COPIES`, for each parameter.
     step_scalars : callable
         ``step_scalars(hp, t)`` returns the scalars of a scalar group at the step `t` of its parameters that
-        `set_group` did not set, by name.
+        `set_constants` did not set, by name.
     written : sequence of ndarray
         Further arrays that are written between steps: no gradient may overlap them.
 
@@ -302,35 +301,24 @@ cdef class Table:
         self.step_fields = [[] for _ in kernel_names]
         for k in range(n_groups):
             self.context.args[k].kernel = self.kernels.KERNEL_INDEX[kernel_names[k]]
+            self.context.args[k].decay_factor = 1.0
         for k in range(self.context.count - 1, -1, -1):
             self.context.spans[k].group = group_of[k]
             self.context.first_member[self.context.spans[k].group] = k
         self.context.n_groups = n_groups
         self.context.has_flags = True
 
-    def set_group(self, Py_ssize_t k, bint maximize, double l2_decay, dict constants, double decay_factor=1.0,
-                  bint decays_copy=False):
-        """Set everything of a scalar group that the hyperparameters alone determine.
+    def set_constants(self, Py_ssize_t k, dict constants not None):
+        """Set the scalars of a scalar group that the hyperparameters alone determine, by name.
 
-        `constants` are scalars of the kernel by name; the others come from `step_scalars` at each step.
+        The other scalars of the kernel come from `step_scalars` at each step.
         """
+        self.step_fields[k] = set_constants(&self.context.args[k], self.kernel_names[k], self.fields[k], constants,
+                                            self.step_field_index + k * MAX_SCALARS)
+
+    def set_decay(self, Py_ssize_t k, bint maximize, double l2_decay, double decay_factor, bint decays_copy):
+        """Set the sign of the gradient and the weight decay of a scalar group, see `UpdateArgs`."""
         cdef UpdateArgs* args = &self.context.args[k]
-        cdef tuple names = self.fields[k]
-        cdef list step_fields = []
-        cdef Py_ssize_t i, found = 0
-        cdef PyObject* value
-        for i in range(len(names)):
-            value = PyDict_GetItem(constants, names[i])
-            if value != NULL:
-                args.scalars[i] = <double> <object> value
-                found += 1
-            else:
-                self.step_field_index[k * MAX_SCALARS + len(step_fields)] = i
-                step_fields.append(names[i])
-        if found != PyDict_Size(constants):
-            raise TypeError(f"{self.kernel_names[k]}: unknown scalar {min(constants.keys() - set(names))!r}, "
-                            f"expected {', '.join(names)}")
-        self.step_fields[k] = step_fields
         args.maximize, args.l2_decay = maximize, l2_decay
         args.decay_factor, args.decays_copy = decay_factor, decays_copy
 
@@ -362,27 +350,10 @@ cdef class Table:
                 args.grad_scale, args.clip, args.zero_grad = 1.0, INFINITE, False
             args.transforms_grad = (
                 args.grad_scale != 1.0 or args.l2_decay != 0.0 or args.clip != INFINITE or has_units)
-            self.set_step_scalars(k, args)
+            set_step_scalars(
+                args, self.kernel_names[k], self.step_fields[k], self.step_field_index + k * MAX_SCALARS,
+                self.rule_scalars(self.hps[k], self.context.counts[self.context.first_member[k]] + 1))
         return 0
-
-    cdef int set_step_scalars(self, Py_ssize_t k, UpdateArgs* args) except -1:
-        cdef object scalars = self.rule_scalars(self.hps[k], self.context.counts[self.context.first_member[k]] + 1)
-        cdef list names = self.step_fields[k]
-        cdef const char* index = self.step_field_index + k * MAX_SCALARS
-        cdef PyObject* value
-        cdef Py_ssize_t i, n = len(names)
-        if PyDict_Size(scalars) != n:
-            return self.refuse_step_scalars(k, scalars)
-        for i in range(n):
-            value = PyDict_GetItem(scalars, names[i])
-            if value == NULL:
-                return self.refuse_step_scalars(k, scalars)
-            args.scalars[<Py_ssize_t> index[i]] = <double> <object> value
-        return 0
-
-    cdef int refuse_step_scalars(self, Py_ssize_t k, scalars) except -1:
-        raise TypeError(f"{self.kernel_names[k]}: expected the scalars {', '.join(self.step_fields[k]) or 'none'} "
-                        f"for each step, got {', '.join(scalars) or 'none'}")
 
     # --- Steps ---
 

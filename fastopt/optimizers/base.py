@@ -268,8 +268,6 @@ class Optimizer(Saving):
             self._refuse_swapped("step")
         if self._refreshing:
             raise RuntimeError("step: not allowed inside a schedule")
-        if self._plan.apply_changes():
-            return
         self._refreshing = True
         try:
             if self._counter.stale_hyperparams:

@@ -39,20 +39,23 @@ class Group(UserDict[str, Any]):
         Values for the coming step.
     scheduled : list of str
         Names of the hyperparameters that have a schedule.
-    changed : set of str
-        Names of numbers that were set and are not yet in `current`.
+    changed : dict of str to float
+        Numbers that were set and are not yet in `current`.
+    check_read : set of str or None
+        Hyperparameters that `Rule.check_group` read in `current`; None if it may have read any.
     """
 
     states: Sequence[State] = ()
     current: Hyperparameters
     scheduled: list[str]
+    check_read: set[str] | None = None
     data: dict[str, Any]
 
     def __init__(
         self, params: Params, hyperparameters: Mapping[str, Any], rule: type[Rule], counter: StepCounter,
     ) -> None:
         self.rule: type[Rule] = rule
-        self.changed: set[str] = set()
+        self.changed: dict[str, Any] = {}
         self._counter = counter
         self.data = {"params": params}
         for name, value in hyperparameters.items():
@@ -73,8 +76,7 @@ class Group(UserDict[str, Any]):
             value = check_number(name, value, self.rule.RANGES[name])
             if (value == 0.0) == (old == 0.0):  # such a change cannot select another kernel
                 if value != old:
-                    self.data[name] = value
-                    self.changed.add(name)
+                    self.data[name] = self.changed[name] = value
                     self._counter.stale = True
                 return
         if name == "params":
@@ -120,40 +122,31 @@ class Group(UserDict[str, Any]):
         items = self.hyperparameters().items()
         return {name: self.rule.evaluate(name, v, step) for name, v in items if is_schedule(v)}
 
-    def update_current(self, step: int, *, everything: bool) -> bool:
-        """Evaluate what has changed, or all hyperparameters, after `step` finished steps.
+    def update_current(self, step: int, everything: bool) -> None:
+        """Update `current` to the values after `step` finished steps, and check it.
 
-        Returns whether `current` may have changed.
+        Without `everything`, only what is scheduled and what is in `changed` is read. `changed` then contains
+        both, until the caller clears it.
         """
         if everything:
-            current = Hyperparameters(self.hyperparameters())
-            scheduled = [name for name, value in self.data.items() if name != "params" and is_schedule(value)]
-        elif self.scheduled or self.changed:
-            current, scheduled = self.current, self.scheduled
-        else:
-            return False
-        values = {name: self.data[name] for name in self.changed}
-        for name in scheduled:
-            values[name] = self.rule.evaluate(name, self.data[name], step)
-        before = {name: getattr(current, name) for name in values}
-        vars(current).update(values)
+            self.changed.clear()
+            self.current, self.check_read = Hyperparameters(self.hyperparameters()), None
+            self.scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
+        for name in self.scheduled:
+            self.changed[name] = self.rule.evaluate(name, self.data[name], step)
+        self.current.__dict__.update(self.changed)
+        if self.check_read is not None and self.check_read.isdisjoint(self.changed):
+            return
+        # What the check reads is recorded only if `everything` is new, because recording takes time.
+        checked = self.current.recorded() if everything else self.current
         try:
-            self.rule.check_group(current)
+            self.rule.check_group(checked)
         except ValueError as error:
-            vars(current).update(before)
-            if not scheduled:
+            if not self.scheduled:
                 raise
-            schedules = ", ".join(f"{name}={self.data[name]!r}" for name in scheduled)
+            schedules = ", ".join(f"{name}={self.data[name]!r}" for name in self.scheduled)
             raise ValueError(f"{error} at step {step} with the schedules {schedules}") from None
-        self.current, self.scheduled = current, scheduled
-        return True
-
-    def apply_changes(self) -> dict[str, Any]:
-        """Copy the numbers that were set to `current`, and return them."""
-        changes = {name: self.data[name] for name in self.changed}
-        self.current.__dict__.update(changes)
-        self.rule.check_group(self.current)
-        return changes
+        self.check_read = getattr(checked, "names", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"states": ()}  # which the optimizer saves

@@ -79,10 +79,10 @@ def evaluate(name: str, value: Any, step: int, bounds: Bounds | None = None) -> 
 
     An error names the hyperparameter and the step.
     """
-    if isinstance(value, tuple):
-        return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
     if not callable(value):
-        return value
+        if not isinstance(value, tuple):
+            return value
+        return tuple(evaluate(name, v, step, b) for v, b in zip(value, bounds or RANGES[name], strict=True))
     try:
         number = value(step)
     except Exception as error:

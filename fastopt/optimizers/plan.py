@@ -16,7 +16,7 @@ from fastopt.optimizers.options.sparse import idle_steps
 from fastopt.optimizers.state import Scalars
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from fastopt._core.containers import ContainerWatch
     from fastopt._core.step_table import StepCounter
@@ -43,8 +43,9 @@ class ScalarGroup:
         Values of the coming step, with ``kernel``; ``is_new``, see `Rule.step_scalars`; ``scalar_state`` as
         `Rule.advance` returned it, and ``scalar_state_before``; ``sums`` over the array and ``totals`` over
         all arrays after a first pass, else None; ``size`` of the array.
-    constants_read : set of str or None
-        Hyperparameters from which the constants in the table were computed; None if any may have been.
+    constants_read, decay_read : set of str or None
+        Hyperparameters from which the table's constants and weight decay were computed; None if any may
+        have been.
     """
 
     def __init__(self, group: Group, kernel: str, first: int, is_single: bool) -> None:
@@ -52,6 +53,7 @@ class ScalarGroup:
         self.array = first if is_single else None
         self.hp = Hyperparameters({})
         self.constants_read: set[str] | None = None
+        self.decay_read: set[str] | None = None
 
 
 class StepPlan:
@@ -93,7 +95,7 @@ class StepPlan:
         self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
         self._kernels, self._state, self._counter = kernels, state, counter
         self._sparse, self._options, self._unit_transform = sparse, options or {}, unit_transform
-        self._scheduled = False
+        self._scheduled_options: list[Option] = []
         self.scalar_groups: list[ScalarGroup] = []
         self.scalar_group_of: list[int] = []
         compiled = dispatch.kernels
@@ -161,73 +163,80 @@ class StepPlan:
 
     def refresh(self) -> None:
         """Compute everything that has changed since the last step, apart from `Rule.step_scalars`."""
-        rule, table, counter = self.rule, self.table, self._counter
+        rule, counter, groups = self.rule, self._counter, self.groups
         steps, everything = counter.steps, counter.stale_hyperparams
+        if everything:
+            options = self._options.values()
+            self._scheduled_options = [option for option in options if option.is_scheduled]
         partitioned = everything or counter.stale_counts
         if partitioned:
             self._partition()
-        updated = [group for group in self.groups if group.update_current(steps, everything=everything)]
-        if updated:
+        is_scheduled = bool(self._scheduled_options or rule.SCALAR_STATE)
+        for group in groups:
+            group.update_current(steps, everything)
+            if group.scheduled:
+                is_scheduled = True
+        if len(groups) > 1:
             try:
-                rule.check_groups([group.current for group in self.groups])
+                rule.check_groups([group.current for group in groups])
             except ValueError as error:
                 raise ValueError(f"{error} at step {steps}") from None
-        if everything:
-            self._scheduled = any(group.scheduled for group in self.groups)
-            self._scheduled = self._scheduled or any(o.is_scheduled for o in self._options.values())
-        counts = self._state.counts
         for i, scalar_group in enumerate(self.scalar_groups):
             if partitioned:
-                hp, first = scalar_group.hp, scalar_group.first
-                hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[first].is_new
-                hp.size, hp.sums, hp.totals = self.arrays[first].size, None, None
-            if partitioned or any(group is scalar_group.group for group in updated):
-                vars(scalar_group.hp).update(vars(scalar_group.group.current))
-                if partitioned:
-                    recorded = scalar_group.hp.recorded()
-                    self._set_group(i, recorded)
-                    scalar_group.constants_read = recorded.names
-                else:
-                    self._set_group(i, scalar_group.hp)
-            if partitioned or self._scheduled:
-                for option in self._options.values():
-                    table.set_option(i, option.name, option.scalar(steps, int(counts[scalar_group.first])))
+                self._set_scalar_group(i, scalar_group)
+            elif scalar_group.group.changed:
+                self._update_scalar_group(i, scalar_group)
+        if partitioned or self._scheduled_options:
+            self._set_options(self._options.values() if partitioned else self._scheduled_options)
         if rule.SCALAR_STATE:
             self._advance_scalars()
-        for group in updated:
+        for group in groups:
             group.changed.clear()
         counter.stale_hyperparams = counter.stale_counts = False
-        counter.stale = self._scheduled or bool(rule.SCALAR_STATE)
+        counter.stale = is_scheduled
 
-    def apply_changes(self) -> bool:
-        """Do the work of `refresh` if nothing but numbers were set, which is the quick case.
+    def _set_scalar_group(self, i: int, scalar_group: ScalarGroup) -> None:
+        """Compute everything of a new scalar group."""
+        hp, first = scalar_group.hp, scalar_group.first
+        hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[first].is_new
+        hp.size, hp.sums, hp.totals = self.arrays[first].size, None, None
+        vars(hp).update(vars(scalar_group.group.current))
+        recorded = hp.recorded()
+        self._set_constants(i, recorded)
+        scalar_group.constants_read = recorded.names
+        recorded = hp.recorded()
+        self._set_decay(i, recorded)
+        scalar_group.decay_read = recorded.names
 
-        Returns False if something else has changed.
-        """
-        counter = self._counter
-        if counter.stale_hyperparams or counter.stale_counts or self._scheduled or self.rule.SCALAR_STATE:
-            return False
-        for group in self.groups:
-            if group.changed:
-                changes = group.apply_changes()
-                for i, scalar_group in enumerate(self.scalar_groups):
-                    if scalar_group.group is group:
-                        scalar_group.hp.__dict__.update(changes)
-                        read = scalar_group.constants_read
-                        if read is None or not read.isdisjoint(changes):
-                            self._set_group(i, scalar_group.hp)
-                            scalar_group.constants_read = None
-                group.changed.clear()
-        counter.stale = False
-        return True
+    def _update_scalar_group(self, i: int, scalar_group: ScalarGroup) -> None:
+        """Compute what depends on hyperparameters that have changed."""
+        hp, changes = scalar_group.hp, scalar_group.group.changed
+        hp.__dict__.update(changes)
+        read = scalar_group.constants_read
+        if read is None or not read.isdisjoint(changes):
+            self._set_constants(i, hp)
+            scalar_group.constants_read = None
+        read = scalar_group.decay_read
+        if read is None or not read.isdisjoint(changes):
+            self._set_decay(i, hp)
+            scalar_group.decay_read = None
 
-    def _set_group(self, i: int, hp: Hyperparameters) -> None:
-        """Give the table the constants of a scalar group."""
-        rule = self.rule
-        factor = rule.decay_factor(hp) * (1.0 - hp.independent_weight_decay)
-        self.table.set_group(i, hp.maximize, rule.l2_decay(hp), rule.constants(hp), factor, rule.DECAYS_COPY)
+    def _set_options(self, options: Iterable[Option]) -> None:
+        """Set the scalars of options for the coming step."""
+        for option in options:
+            for i, scalar_group in enumerate(self.scalar_groups):
+                count = int(self._state.counts[scalar_group.first])
+                self.table.set_option(i, option.name, option.scalar(self._counter.steps, count))
+
+    def _set_constants(self, i: int, hp: Hyperparameters) -> None:
+        """Set the constants of a scalar group in the table."""
+        self.table.set_constants(i, self.rule.constants(hp))
+
+    def _set_decay(self, i: int, hp: Hyperparameters) -> None:
+        """Set the weight decay of a scalar group in the table."""
+        self.table.set_decay(i, hp.maximize, *self.rule.weight_decay(hp))
         if self._sparse == "exact":
-            self.table.set_idle_decay(i, *idle_steps(rule.idle_decay(hp)))
+            self.table.set_idle_decay(i, *idle_steps(self.rule.idle_decay(hp)))
 
     def _advance_scalars(self, totals: tuple[float, ...] | None = None) -> None:
         """Advance the scalar state of every scalar group, or that of all if they share it."""

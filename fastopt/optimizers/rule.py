@@ -185,6 +185,19 @@ class Rule:
         return 1.0 - hp.lr * hp.weight_decay if cls.DECAY == "l2" and hp.convention == "keras" else 1.0
 
     @classmethod
+    def weight_decay(cls, hp: Hyperparameters) -> tuple[float, float, bool]:
+        """Weight decay outside the kernel.
+
+        Returns
+        -------
+        l2_decay, decay_factor : float
+        decays_copy : bool
+            Whether the factor multiplies the first state array, too.
+        """
+        factor = cls.decay_factor(hp) * (1.0 - hp.independent_weight_decay)
+        return cls.l2_decay(hp), factor, cls.DECAYS_COPY
+
+    @classmethod
     def kernel_decay_factor(cls, hp: Hyperparameters) -> float:
         """Scalar ``decay_factor`` of a kernel: decoupled weight decay."""
         is_decoupled = cls.DECAY == "decoupled" or (cls.DECAY == "optional" and hp.decoupled_weight_decay)

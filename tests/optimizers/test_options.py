@@ -757,3 +757,22 @@ def test_a_number_that_is_set_takes_effect_at_the_next_step(rule):
             other._counter.mark()
             opt.step(grads), other.step(grads)
         assert everything(opt) == everything(other), name
+
+
+@EVERY_RULE
+def test_the_last_of_several_values_set_between_steps_counts(rule):
+    """Numbers, zeros and schedules, as with an optimizer that computes everything again."""
+    lr = rule.make(np.ones((2, 2))).groups[0]["lr"]
+    schedule = fastopt.schedules.Exponential(lr, 0.9)
+    sequences = (
+        [lr / 2], [lr / 2, 0.0, lr / 7], [lr / 3, schedule], [], [schedule, lr / 4], [0.0, lr / 2, lr / 5], []
+    )
+    opt, other = (rule.make(batches(1, seed=1)[0]) for _ in range(2))
+    for grads, sequence in zip(batches(7), sequences, strict=True):
+        for value in sequence:
+            opt.groups[0]["lr"] = value
+        if sequence:
+            other.groups[0]["lr"] = sequence[-1]
+        other._counter.mark()
+        opt.step(grads), other.step(grads)
+    assert everything(opt) == everything(other)

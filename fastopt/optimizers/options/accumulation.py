@@ -64,7 +64,7 @@ class Accumulator:
         """Add the gradients of a micro-batch; return True if a step is due."""
         if not self.count:
             self.weights[:], self.counts[:] = 0.0, 0
-        self._table.set_group(0, False, 0.0, {"lr": -weight})
+        self._table.set_constants(0, {"lr": -weight})
         self._table.stage_state(self.weights, self.weights + weight)
         self._table.full_step(grads, scale, math.inf, math.inf, zero_grad, False, False)
         return self.count >= self._micro_batches
