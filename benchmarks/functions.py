@@ -1,9 +1,10 @@
 """Time the functions without an optimizer object: the tables "Functions" of docs/performance.md.
 
-`fastopt.functional.adam_` on one array; the update functions of `fastopt.solver`, next to the article's lines
-in NumPy and a step of the optimizer object; the trainers of `fastopt.solver`, next to a loop by hand around
-``opt.step``. Contenders take turns in one process, and every call gets other gradient objects, as a backward
-pass makes them. Times are medians in microseconds, as tables in Markdown.
+`fastopt.functional.adam_` on one array; steps of optimizer objects whose learning rate changes; the update
+functions of `fastopt.solver`, next to the article's lines in NumPy and a step of the optimizer object; the
+trainers of `fastopt.solver`, next to a loop by hand around ``opt.step``. Contenders take turns in one
+process, and every call gets other gradient objects, as a backward pass makes them. Times are medians in
+microseconds, as tables in Markdown.
 """
 
 from itertools import cycle, pairwise
@@ -34,6 +35,12 @@ def run(options):
     for dtype in (np.float32, np.float64):
         times = measure({"adam_": functional_calls(dtype)}, options)
         print(f"| 1,000 elements, {np.dtype(dtype).name} | {times['adam_']:.1f} |", flush=True)
+    print("\n| 1,000 elements, float32 | " + " | ".join(LR_CHANGES) + " |\n|---|" + len(LR_CHANGES) * "---:|")
+    for optimizer in (fastopt.SGD, fastopt.RMSprop, fastopt.Adam, fastopt.AdamW):
+        times = measure(learning_rate_calls(optimizer), options)
+        plain, *others = (times[name] for name in LR_CHANGES)
+        cells = [f"{plain:.2f}", *(f"+{time - plain:.2f}" for time in others)]
+        print(f"| {optimizer.__name__} | {' | '.join(cells)} |", flush=True)
     for title, contender, timer in (
         ("update", "function", lambda *network: measure(update_calls(*network), options)),
         ("trainer, per minibatch", "trainer", lambda *network: measure_trainers(*network, options)),
@@ -159,6 +166,25 @@ def update_calls(name, sizes, dtype):
             calls[contender] = lambda i, opt=opt, forward=forward: opt.step(forward[i % 2])
         else:
             calls[contender] = lambda i, u=update, s=states, p=params, g=grads: u(s, p, g[i % 2], i + 2)
+    return calls
+
+
+# --- Learning rates that change ----------------------------------------------------------------------
+
+LR_CHANGES = "step", "`lr` set to the same value", "`lr` set to another value", "`lr` is a schedule"
+
+
+def learning_rate_calls(optimizer):
+    """Steps without and with a change of the learning rate."""
+    schedule = fastopt.schedules.Cosine(LR, 10**6)
+    calls = {}
+    for name, lr in zip(LR_CHANGES, (LR, LR, LR, schedule), strict=True):
+        p = np.ones(1000, np.float32)
+        opt, grads = optimizer(p, lr=lr), [np.full_like(p, value) for value in (0.1, -0.1)]
+        values = {"`lr` set to the same value": (LR, LR), "`lr` set to another value": (LR, LR / 2)}.get(name)
+        calls[name] = lambda i, opt=opt, grads=grads, values=values: (
+            values and opt.groups[0].__setitem__("lr", values[i % 2]), opt.step(grads[i % 2])
+        )
     return calls
 
 
