@@ -51,13 +51,14 @@ SIGNATURES = {
     "convert": (None, c_ssize_t, c_int, c_void_p, c_void_p),
     "expand_row": (None, c_ssize_t, c_void_p, c_void_p, c_ssize_t, c_ssize_t, c_void_p),
     "transpose": (None, c_void_p, c_void_p, *[c_ssize_t] * 4),
+    "mark_correct": (None, c_int, BLOCK, c_void_p, c_void_p, c_void_p),
 }
 
 
 class Layers:
     """A namespace of the exported kernels, which take C-contiguous arrays, None, numbers and structures.
 
-    The dtype of the last array selects the table.
+    The dtype of the last array of floats selects the table.
     """
 
     def __init__(self, module):
@@ -73,7 +74,8 @@ class Layers:
         def call(*arguments):
             arrays = [x for x in arguments if isinstance(x, np.ndarray)]
             assert all(x.flags.c_contiguous for x in arrays)
-            function = functions[arrays[-1].dtype == np.float64]
+            dtypes = [x.dtype for x in arrays if x.dtype.kind == "f"]
+            function = functions[dtypes[-1] == np.float64]
             return function(*(x.ctypes.data if isinstance(x, np.ndarray) else x for x in arguments))
 
         return call

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fastopt.nn.network import TrainingData
-    from fastopt.nn.typing import Net
+    from fastopt.nn.typing import Logs, Net
 
 # Models with at least this many parameters are updated array by array, each right after its gradient.
 _MIN_PARAMS_TO_LEASE = 1 << 13
@@ -62,6 +62,17 @@ class Batches:
         """Take a step on a batch and return its loss."""
         raise NotImplementedError
 
+    def count_correct(self, weight: NDArray[np.float64] | None) -> bool:
+        """Count the samples that the outputs of the steps predict correctly, if the steps provide outputs.
+
+        Return whether they do. `weight` has the weight of each sample in the accuracy.
+        """
+        return False
+
+    def metrics(self) -> Logs:
+        """Return the accuracy of the batches since the last call, if they are counted."""
+        return {}
+
     def weight(self, begin: int, end: int) -> float:
         """Return the weight of a batch in the mean loss: its size, or the sum of its sample weights."""
         if len(self._columns) < 3:
@@ -79,6 +90,7 @@ class CompiledBatches(Batches):
         n_params = sum(array.size for layer in net.params for array in layer)
         # Products through NumPy may fail for lack of memory when some parameters have been updated already.
         self._is_large = n_params >= _MIN_PARAMS_TO_LEASE and blas.direct
+        self._counts = False
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)
@@ -87,6 +99,14 @@ class CompiledBatches(Batches):
         loss = self._data.step(self._order, begin, end - begin)
         opt.step(self._data.grads, **options)
         return loss
+
+    def count_correct(self, weight: NDArray[np.float64] | None) -> bool:
+        # A subclass may define its own predictions.
+        self._counts = type(self._net).predict is MLP.predict and self._data.count_correct(weight)
+        return self._counts
+
+    def metrics(self) -> Logs:
+        return {"accuracy": self._data.accuracy()} if self._counts else {}
 
 
 class GatheredBatches(Batches):

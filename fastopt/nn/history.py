@@ -34,8 +34,14 @@ class History:
 
         ``"loss"``: mean training loss over the batches, each computed before its step;
         ``"val_loss"``: loss of the validation data, if the model has `evaluate`;
-        ``"accuracy"``, ``"val_accuracy"``: fraction of samples predicted correctly after the epoch, if
-        predictions are labels, weighted by sample weights but not by class weights;
+        ``"accuracy"``: fraction of the training samples predicted correctly, if predictions are labels. Of
+        `fastopt.MLP` it is a running mean over the batches, as in Keras: each batch is counted in the
+        training step, so before its update and with dropout. Of a custom model it is estimated after the
+        epoch: `predict` is called with every sample, or from 512 samples on with evenly spaced ones, at
+        least 256 of them and an eighth of all;
+        ``"val_accuracy"``: fraction of the validation samples predicted correctly after the epoch. Both
+        accuracies are weighted by sample weights but not by class weights. A sample with several labels is
+        correct if all of them are;
         ``"lr"``: learning rate of the last step of the epoch, of the first parameter group;
         ``"seconds"``: wall-clock time of the training steps of the epoch, without evaluation;
         and metrics added by callbacks, see `Callback.on_test_end`.

@@ -217,6 +217,29 @@ class TrainingData:
         self._loss_args = net._loss_args(loss)
         self.grads: Layers = net._grads
 
+    def count_correct(self, weight: NDArray[np.float64] | None = None) -> bool:
+        """Count correct predictions in the outputs of every further step.
+
+        Parameters
+        ----------
+        weight : ndarray of float64, shape (n,), optional
+            Weights of the samples in the count.
+
+        Returns
+        -------
+        bool
+            False for a regression, whose predictions are not counted.
+        """
+        is_classifier = LOSSES[self._loss].probabilities is not None
+        if is_classifier:
+            self._source.count_correct(weight)
+        return is_classifier
+
+    def accuracy(self) -> float:
+        """Return the fraction of samples predicted correctly and start a new count."""
+        correct, seen = self._source.pop_counts()
+        return correct / seen
+
     def step(
         self, order: NDArray[np.int64] | None, begin: int = 0, rows: int | None = None,
         opt: Optimizer | None = None,

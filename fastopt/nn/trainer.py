@@ -13,7 +13,13 @@ import numpy as np
 from fastopt._core.validation import check_float, check_int, check_X_y
 from fastopt.nn.batches import Batches, accumulates, make_batches
 from fastopt.nn.callbacks.base import Callback
-from fastopt.nn.evaluation import check_accepts_weights, check_validation_data, combined_weights, evaluate
+from fastopt.nn.evaluation import (
+    check_accepts_weights,
+    check_validation_data,
+    combined_weights,
+    evaluate,
+    subset,
+)
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.history import History, Progress, format_logs, format_stop
 from fastopt.optimizers.hyperparameters import check_number
@@ -135,7 +141,7 @@ class Trainer:
             Seconds after which no further batch is started. The epoch that is cut short is evaluated
             and recorded like any other.
         training_accuracy : bool, default True
-            Whether to predict the training data after each epoch. False saves the time this takes.
+            Whether to record the accuracy of the training data, see `History`.
 
         Returns
         -------
@@ -169,7 +175,9 @@ class Trainer:
         batches = make_batches(self.net, columns, batch_size, self._rng if shuffle else None)
         evaluated: dict[str, EvaluationData] = {}
         if training_accuracy:
-            evaluated[""] = (X, y, None if sample_weight is None else np.asarray(sample_weight))
+            counted = combined_weights(y, sample_weight)
+            if not batches.count_correct(counted):
+                evaluated[""] = subset(X, y, counted)
         if validation is not None:
             evaluated["val_"] = validation
 
@@ -291,7 +299,7 @@ class Trainer:
         self._call("on_epoch_end", epoch, logs)
 
     def _train_epoch(self, epoch: int, batches: Batches, deadline: float) -> Logs:
-        """Take a step on each batch; return the epoch's loss, learning rate and seconds."""
+        """Take a step on each batch; return the epoch's loss, learning rate, seconds and metrics."""
         opt, options = self.opt, self._step_options
         before = _overriding(self.callbacks, "on_train_batch_begin")
         after = _overriding(self.callbacks, "on_train_batch_end")
@@ -323,7 +331,8 @@ class Trainer:
         if is_accumulated:
             opt.flush(**options)
         seconds = time.perf_counter() - start
-        return {"loss": total_loss / total_weight, **_learning_rate(opt), "seconds": seconds}
+        logs = {"loss": total_loss / total_weight, **_learning_rate(opt), "seconds": seconds}
+        return logs | batches.metrics()
 
     def _stateful_callbacks(self) -> list[Callback]:
         return [callback for callback in self.callbacks if callback.state_dict()]

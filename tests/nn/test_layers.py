@@ -307,3 +307,44 @@ def test_loss_agrees_with_torch(layers, name):
     value, delta = loss(layers, name, z, y)
     assert value == pytest.approx(expected.item(), rel=1e-12)
     np.testing.assert_allclose(delta, leaf.grad.numpy(), rtol=1e-12, atol=1e-12)
+
+
+# --- Correct predictions ---------------------------------------------------------------------------
+
+
+def correct(layers, name, z, y):
+    marks = np.full(len(z), -1, np.int8)
+    layers.mark_correct(layers.losses[name], block(z), z, y, marks)
+    return marks
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_labels_are_correct_where_argmax_predicts_them(layers, shape, dtype):
+    z = np.round(random(*shape, dtype=dtype))  # many elements are equal
+    last = shape[1] - 1 - z[:, ::-1].argmax(axis=1)
+    for labels in (z.argmax(axis=1), last, np.arange(shape[0]) % shape[1]):
+        expected = z.argmax(axis=1) == labels
+        np.testing.assert_array_equal(correct(layers, "cross_entropy", z, labels.astype(np.int64)), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_several_labels_are_correct_where_all_of_them_are(layers, shape, dtype):
+    z = np.round(random(*shape, dtype=dtype))  # some elements are 0
+    y = (z > 0).astype(dtype)
+    y[::2, -1] = 1 - y[::2, -1]
+    expected = np.arange(shape[0]) % 2 == 1
+    np.testing.assert_array_equal(correct(layers, "binary_cross_entropy", z, y), expected)
+    smoothed = y * dtype(0.2) + dtype(0.4)
+    np.testing.assert_array_equal(correct(layers, "binary_cross_entropy", z, smoothed), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_is_never_correct(layers, dtype):
+    for row in ([np.nan, 0, 0, 0], [0, 1, np.nan, 0], [np.nan] * 4):
+        for label in range(4):
+            z, y = np.array([row], dtype), np.array([label])
+            assert correct(layers, "cross_entropy", z, y) == [0]
+    z = np.array([[np.inf, 1, -np.inf, 0]], dtype)
+    assert correct(layers, "cross_entropy", z, np.array([0])) == [1]

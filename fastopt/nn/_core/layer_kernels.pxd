@@ -72,3 +72,4 @@ cdef struct LayerKernels:
                        char* out) noexcept nogil
     void (*transpose)(const char* W, char* out, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t begin,
                       Py_ssize_t end) noexcept nogil
+    void (*mark_correct)(int loss, const Block* x, const char* z, const char* y, char* correct) noexcept nogil

@@ -332,6 +332,41 @@ cdef double compute_loss(const Criterion* hp, const Block* x, const real* z, con
     return sum_elementwise(hp, x, z, <const real*> y, weight, delta)
 
 
+# --- Correct predictions ----------------------------------------------------------------------------------
+
+cdef inline bint is_largest(const real* z, int64_t label, Py_ssize_t n) noexcept nogil:
+    """Whether z[label] is the largest element and the first one of that value; False if there is a NaN."""
+    cdef Py_ssize_t j
+    cdef int exceeded = 0, equal = 0
+    cdef real value = z[label]
+    for j in range(n):
+        exceeded |= not z[j] <= value
+        equal += z[j] == value
+    if exceeded == 0 and equal > 1:
+        for j in range(label):
+            exceeded |= z[j] == value
+    return exceeded == 0
+
+
+cdef inline bint are_positive(const real* z, const real* y, Py_ssize_t n) noexcept nogil:
+    """Whether z > 0 wherever y is the label 1, smoothed or not, and nowhere else."""
+    cdef Py_ssize_t j
+    cdef int differing = 0
+    for j in range(n):
+        differing |= (z[j] > <real> 0) != (y[j] > <real> 0.5)
+    return differing == 0
+
+
+cdef void mark_correct(int loss, const Block* x, const real* z, const char* y, char* correct) noexcept nogil:
+    """correct[i] = 1 if all labels of row i are predicted correctly, else 0; `y` as for `compute_loss`"""
+    cdef Py_ssize_t i
+    for i in range(x.rows):
+        if loss == <int> CROSS_ENTROPY:
+            correct[i] = is_largest(z + i * x.n, (<const int64_t*> y)[i], x.n)
+        else:
+            correct[i] = are_positive(z + i * x.n, <const real*> y + i * x.n, x.n)
+
+
 # --- Vectors and input data -------------------------------------------------------------------------------
 
 cdef void add_scaled(Py_ssize_t n, double factor, const real* restrict x, real* restrict y) noexcept nogil:
@@ -460,6 +495,7 @@ cdef void fill(LayerKernels* table, real* dtype) noexcept:
     enter(<void**> &table.convert, <void*> convert[real])
     enter(<void**> &table.expand_row, <void*> expand_row[real])
     enter(<void**> &table.transpose, <void*> transpose[real])
+    enter(<void**> &table.mark_correct, <void*> mark_correct[real])
 
 
 cdef LayerKernels[2] tables

@@ -64,6 +64,8 @@ cdef class Source:
     the network's dtype, `indices` their columns and `indptr` the index of the first element of each row, both
     int64. `y` is labels, int64 of shape (n,), or targets of shape (n, outputs), and `weight` the sample
     weights, both in the network's dtype.
+
+    After `count_correct`, passes with a loss count their samples and those that their outputs predict correctly.
     """
     cdef DataType dtype
     cdef const char* X
@@ -73,15 +75,44 @@ cdef class Source:
     cdef const char* weight
     cdef readonly Py_ssize_t rows
     cdef Py_ssize_t y_bytes     # per sample
-    cdef tuple arrays           # keeps the addresses valid
+    cdef bint counts            # whether correct predictions are counted
+    cdef const double* counted_weight
+    cdef double correct, seen   # number, or total weight, of the samples
+    cdef list arrays            # keep the addresses valid
 
     def __init__(self, X, indices=None, indptr=None, y=None, weight=None):
-        self.arrays = (X, indices, indptr, y, weight)
+        self.arrays = [X, indices, indptr, y, weight]
         self.dtype = SPARSE if indices is not None else DTYPES[X.dtype]
         self.rows = len(X) if indptr is None else len(indptr) - 1
         self.X, self.y, self.weight = ptr_or_null(X), ptr_or_null(y), ptr_or_null(weight)
         self.indices, self.indptr = <const int64_t*> ptr_or_null(indices), <const int64_t*> ptr_or_null(indptr)
         self.y_bytes = y.nbytes // len(y) if y is not None else 0
+
+    def count_correct(self, weight=None):
+        """Count correct predictions from now on; `weight` is float64 of shape (n,) or None."""
+        self.arrays.append(weight)
+        self.counts, self.counted_weight = True, <const double*> ptr_or_null(weight)
+
+    def pop_counts(self):
+        """Return number or weight of the samples predicted correctly and of all since the last call."""
+        counts = self.correct, self.seen
+        self.correct = self.seen = 0.0
+        return counts
+
+    cdef void count(self, const Batch* batch, Py_ssize_t begin) noexcept nogil:
+        """Add the samples of a batch, which begins with sample `begin` if it has no index."""
+        cdef Py_ssize_t i, n = 0
+        cdef double weight
+        if self.counted_weight == NULL:
+            for i in range(batch.rows):
+                n += batch.correct[i]
+            self.seen += batch.rows
+            self.correct += n
+            return
+        for i in range(batch.rows):
+            weight = self.counted_weight[begin + i if batch.index == NULL else batch.index[i]]
+            self.seen += weight
+            self.correct += batch.correct[i] * weight
 
 
 cdef inline Py_ssize_t align_up(Py_ssize_t n) noexcept nogil:
@@ -138,6 +169,7 @@ cdef class Pass:
     cdef char* x                        # memory for a gathered batch
     cdef char* y
     cdef char* weight
+    cdef char* correct
     cdef int busy                       # number of the process during a pass, else 0
     cdef public unsigned long long step     # training steps so far; every step draws new dropout masks
 
@@ -310,6 +342,7 @@ cdef class Pass:
         # A label is an int64: two elements of a float32 network.
         self.y = self.alloc(rows * max(2, ctx.layers[ctx.depth - 1].outputs))
         self.weight = self.alloc(rows)
+        self.correct = self.alloc(rows)
         ctx.losses = <double*> self.alloc(2 * n_blocks)
 
     # --- Running ---
@@ -367,6 +400,7 @@ cdef class Pass:
         batch.x = self.x if batch.copied else <char*> batch.source_X
         batch.y = <char*> batch.source_y if consecutive else self.y
         batch.weight = <char*> batch.source_weight if consecutive or source.weight == NULL else self.weight
+        batch.correct = self.correct if source.counts else NULL
 
     cdef int end_step(self) except -1:
         self.blas.restore_threads()
@@ -402,6 +436,8 @@ cdef class Pass:
                 self.run_training()
                 if not is_stopped(ctx):
                     self.step += 1
+                    if source.counts:
+                        source.count(&ctx.batch, begin)
             self.check_products()
             if ctx.not_finite:
                 return None
@@ -443,6 +479,8 @@ cdef class Pass:
                                last.out - data_ptr(self.arena, True))
             if criterion is None:
                 return array, 0.0, 0.0
+            if source.counts:
+                source.count(&ctx.batch, begin)
             return array, sum_of(ctx.losses, ctx.n_blocks) * <double> criterion[1], total_weight(ctx)
         finally:
             self.end_step()

@@ -72,6 +72,7 @@ cdef struct Batch:
     char* x                     # inputs, targets and weights in the order of the batch
     char* y
     char* weight
+    char* correct               # per sample whether it is predicted correctly; NULL: not recorded
 
 
 cdef struct NetContext:

@@ -154,6 +154,10 @@ cdef inline void compute_loss(NetContext* ctx, const Layer* layer, const Block* 
         ctx.batch.y + part * ctx.block_rows * ctx.batch.y_bytes,
         block_ptr(ctx, ctx.batch.weight, part, 1) if ctx.batch.weight != NULL else NULL,
         block_ptr(ctx, layer.delta, part, x.n))
+    if ctx.batch.correct != NULL:
+        ctx.kernels.mark_correct(ctx.criterion.loss, x, block_ptr(ctx, layer.out, part, x.n),
+                                 ctx.batch.y + part * ctx.block_rows * ctx.batch.y_bytes,
+                                 ctx.batch.correct + part * ctx.block_rows)
 
 
 # --- Backward -----------------------------------------------------------------------------------------------

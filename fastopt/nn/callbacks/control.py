@@ -311,7 +311,8 @@ class SwapEMAWeights(Callback):
     Notes
     -----
     Only the parameters that the optimizer updates are averaged. The running statistics of batch
-    normalization remain those of the weights.
+    normalization remain those of the weights. So does the training accuracy of an MLP, which is counted in
+    the training steps.
     """
 
     def __init__(self, swap_on_epoch: bool = False) -> None:
