@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt.nn._core.blas import blas
-from fastopt.nn.gradients import GradientOrder
+from fastopt.nn.gradients import GradientOrder, are_arrays_like
 from fastopt.nn.mlp import MLP
 from fastopt.optimizers.base import Optimizer
 
@@ -115,6 +115,7 @@ class GatheredBatches(Batches):
     def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         super().__init__(net, columns, batch_size, rng)
         self._arrange = GradientOrder(net)
+        self._converts = False      # whether gradients have to be converted before every step
         n = min(batch_size, self._n_samples)
         self._buffers = [
             None if hasattr(a, "tocsr") or rng is None else np.empty((n, *a.shape[1:]), a.dtype)
@@ -123,7 +124,16 @@ class GatheredBatches(Batches):
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         loss, grads = self._net.train_step(*self._gather(begin, end))
-        opt.step(self._arrange(grads), **options)
+        grads = self._arrange.order(grads)
+        if isinstance(opt, Optimizer) and not self._converts:
+            try:
+                opt.step(grads, **options)
+                return float(loss)
+            except (TypeError, ValueError):     # before it has changed anything
+                if are_arrays_like(self._net.params, grads):
+                    raise
+                self._converts = True
+        opt.step(self._arrange.convert(grads), **options)
         return float(loss)
 
     def _gather(self, begin: int, end: int) -> list[Any]:

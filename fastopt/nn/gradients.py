@@ -39,6 +39,10 @@ class GradientOrder:
 
     def __call__(self, grads: Any) -> Any:
         """Return the gradients nested and ordered like the parameters, as floats of their shapes."""
+        return self.convert(self.order(grads))
+
+    def order(self, grads: Any) -> Any:
+        """Return the gradients in the order of the parameters."""
         params = self._net.params
         if isinstance(params, (list, tuple)):
             if not isinstance(grads, (list, tuple)):
@@ -48,6 +52,11 @@ class GradientOrder:
                 self._is_reversed = is_reversed = _find_order(params, grads)
             if is_reversed is not False:
                 grads = grads[::-1]
+        return grads
+
+    def convert(self, grads: Any) -> Any:
+        """Return gradients in the order of the parameters as floats of their shapes."""
+        params = self._net.params
         if _fits(params, grads):
             return _like(params, grads)
         if self._strict:
@@ -126,6 +135,14 @@ def _like(params: Any, grads: Any) -> Any:
     except TypeError as error:
         raise TypeError(f"grads: expected numbers for {like.dtype}, got {np.asarray(grads).dtype}") from error
     return like
+
+
+def are_arrays_like(params: Any, grads: Any) -> bool:
+    """Whether all gradients are arrays that an optimizer takes without conversion, or None."""
+    return _fits(params, grads, True) and all(
+        g is None or isinstance(g, Rows) or (type(g) is np.ndarray and g.dtype in _DTYPES)
+        for g in leaves(grads)
+    )
 
 
 def _shapes(tree: Any) -> Any:

@@ -38,7 +38,7 @@ class History:
         `fastopt.MLP` it is a running mean over the batches, as in Keras: each batch is counted in the
         training step, so before its update and with dropout. Of a custom model it is estimated after the
         epoch: `predict` is called with every sample, or from 512 samples on with evenly spaced ones, at
-        least 256 of them and an eighth of all;
+        least 256 of them and a sixteenth of all;
         ``"val_accuracy"``: fraction of the validation samples predicted correctly after the epoch. Both
         accuracies are weighted by sample weights but not by class weights. A sample with several labels is
         correct if all of them are;

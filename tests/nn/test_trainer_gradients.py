@@ -146,3 +146,35 @@ def test_states_of_models_with_any_nesting(params):
     assert all((p == copy).all() for p, copy in zip(leaves(params), copies, strict=True))
     names = ["params[0]", "params[1]"] if isinstance(params, list) else ['params["W"]', 'params["b"][0]']
     assert list(state["net"]) == names
+
+
+@pytest.mark.parametrize("opt", [fastopt.Adam, lambda params: fastopt.Adam(params, accumulate=2)])
+def test_gradients_that_need_conversion_in_some_steps_only(opt):
+    """A step that refuses a gradient is repeated with the converted one and is counted once."""
+    forms = [np.ones(3, np.float32), np.ones((1, 3)), 1, np.ones((1, 3), np.float16), np.ones((1, 3), int)]
+    results = []
+    for given in (forms, [np.ones((1, 3))] * len(forms)):
+        grads = iter(given)
+        net = GivenGrads([np.zeros((1, 3)), np.zeros(B)], lambda g=grads: [next(g), np.full(B, 2.0)])
+        trainer = Trainer(net, opt(net.params))
+        trainer.fit(*rows(len(forms)), 1, verbose=0)
+        results.append((trainer.opt.steps, *net.params))
+    assert results[0][0] == results[1][0] > 0
+    for p, q in zip(results[0][1:], results[1][1:], strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_an_error_of_another_kind_is_not_a_reason_to_repeat_a_step():
+    calls = []
+
+    def schedule(step):
+        calls.append(step)
+        if step == 2:
+            raise ValueError("no rate for this step")
+        return 0.1
+
+    net = GivenGrads([np.zeros(A)], lambda: [np.ones(A)])
+    with pytest.raises(ValueError, match="no rate"):
+        Trainer(net, fastopt.SGD(net.params, lr=schedule)).fit(*rows(4), 1, verbose=0)
+    assert calls.count(2) == 1
+    np.testing.assert_allclose(net.params[0], -0.2)

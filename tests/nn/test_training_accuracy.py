@@ -206,7 +206,7 @@ class CountingNet(RecordingNet):
 @pytest.mark.parametrize(
     ("n", "predicted", "expected"),
     [(1, 1, 1), (511, 511, 64 / 511), (512, 256, 1 / 4), (2047, 293, 37 / 293), (2048, 256, 1),
-     (8000, 1000, 1)],
+     (8000, 500, 1)],
 )
 def test_a_custom_model_predicts_evenly_spaced_samples(n, predicted, expected):
     net = CountingNet()
