@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     # Values, or the values, column indices and row pointers of a CSR matrix.
     XArrays = tuple[AnyArray, AnyArray | None, AnyArray | None]
 
+_FEW = 16      # samples up to which the memory of a prediction is kept for the next one
 _CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
 
 
@@ -58,13 +60,17 @@ class Network:
             [np.zeros(n, self.dtype), np.ones(n, self.dtype)] if name == "batch" else []
             for n, name in zip(self.sizes[1:], [*self.norm, None], strict=True)
         ]
-        inits: list[Initializer] = [*(ACTIVATIONS[name] for name in self.activation), "glorot"]
-        for (W, _, *scale), init in zip(self.params, inits, strict=True):
-            W[...] = INITIALIZERS[init if self.init == "auto" else self.init](rng, *W.shape)
+        for _, _, *scale in self.params:
             for array in scale:
                 array[...] = 1.0
+        self._initialize_weights(rng)
         self._dropout_keys = rng.integers(2**63, size=len(self.params)).tolist()
         self._create_training_pass()
+
+    def _initialize_weights(self, rng: np.random.Generator) -> None:
+        inits: list[Initializer] = [*(ACTIVATIONS[name] for name in self.activation), "glorot"]
+        for (W, *_), init in zip(self.params, inits, strict=True):
+            W[...] = INITIALIZERS[init if self.init == "auto" else self.init](rng, *W.shape)
 
     def _shapes(self) -> Iterator[list[tuple[int, ...]]]:
         for n, m, norm in zip(self.sizes, self.sizes[1:], [*self.norm, None], strict=False):
@@ -80,7 +86,7 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         """Omit gradients and buffers; keep the parameter objects, which an optimizer holds as well."""
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_grads", "_pass")}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_grads", "_pass", "_idle")}
         return state | {"_step": self._pass.step}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -94,6 +100,7 @@ class Network:
     def _create_training_pass(self) -> None:
         self._grads: Layers = _alloc_layers(self._shapes(), self.dtype)
         self._pass = self._make_pass(training=True)
+        self._idle: list[Pass] = []
 
     def _rebind_params(self) -> None:
         """Make a new training pass if an array in `params` has been replaced or reallocated."""
@@ -150,13 +157,23 @@ class Network:
         self, source: Source, loss_args: LossArgs | None = None
     ) -> Iterator[tuple[Array, float, float]]:
         """Yield outputs, total loss and total weight of one chunk of samples after another."""
-        forward = self._make_pass(training=False)
+        forward = self._take_forward_pass()
         for start in range(0, source.rows, _CHUNK):
             n = min(_CHUNK, source.rows - start)
             outputs, loss, weight = forward.outputs(source, start, n, loss_args)
             if outputs is None:
                 raise _not_finite(self.dtype)
             yield outputs, loss, weight
+        if source.rows <= _FEW and not any(self.running):   # whose arrays `is_bound_to` does not compare
+            self._idle[:] = [forward]
+
+    def _take_forward_pass(self) -> Pass:
+        """Return the pass that is kept for predictions of few samples, or a new one if it is in use."""
+        with suppress(IndexError):
+            forward = self._idle.pop()
+            if forward.is_bound_to(self.params):
+                return forward
+        return self._make_pass(training=False)
 
     def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
         """Return `function` of the outputs of all samples."""

@@ -316,8 +316,21 @@ class BaseMLP(MLPAttributes):
         return (X, self._encode(y)) if weights is None else (X, self._encode(y), weights)
 
     def _validate_X(self, X: Samples) -> Any:
+        if self._is_plain(X):
+            return X
         check_is_fitted(self)
         return validate_data(self, X, accept_sparse="csr", reset=False)
+
+    def _is_plain(self, X: Any) -> bool:
+        """Return whether scikit-learn's validation, which takes longer than a prediction, can be omitted.
+
+        The net refuses NaN and Inf itself. Names of features are compared by scikit-learn.
+        """
+        return (
+            type(X) is np.ndarray and X.ndim == 2 and X.dtype in (np.float32, np.float64) and len(X) > 0
+            and hasattr(self, "coefs_") and not hasattr(self, "feature_names_in_")
+            and X.shape[1] == self.n_features_in_
+        )
 
     # --- scikit-learn's protocols ----------------------------------------------------------------
 

@@ -240,13 +240,14 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _encode(self, y: Any) -> AnyArray:
         """Return indices into `classes_`, or columns of 0 and 1."""
+        if y.ndim == 1:
+            indices: AnyArray = np.searchsorted(self.classes_, y)
+            if np.array_equal(self.classes_.take(indices, mode="clip"), y):
+                return indices
         unknown = np.setdiff1d(unique_labels(y), self.classes_)
         if len(unknown):
             raise ValueError(f"y: expected labels among {self.classes_}, got {unknown} too")
-        if y.ndim == 2:
-            return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
-        indices: AnyArray = np.searchsorted(self.classes_, y)
-        return indices
+        return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
 
     def _sample_weight(
         self, X: Any, y: AnyArray, sample_weight: ArrayLike | None, incremental: bool

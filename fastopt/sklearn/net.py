@@ -30,6 +30,9 @@ class PenalizedMLP(MLP):
         self._loss_sum = 0.0
         self._n_samples = 0
 
+    def _initialize_weights(self, rng: np.random.Generator) -> None:
+        """Leave them to `draw_weights`, or to those of another network."""
+
     def bind_data(self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None) -> PenalizedData:
         return PenalizedData(self, X, y, sample_weight)
 

@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import shuffle
 
 from fastopt.nn import Callback
 from fastopt.nn.typing import Layers, Logs
@@ -97,7 +96,9 @@ class EpochOrder(np.random.Generator):
 
     def permutation(self, n: int) -> NDArray[np.int64]:  # type: ignore[override]
         previous = np.arange(n) if self.order is None or len(self.order) != n else self.order
-        order: NDArray[np.int64] = shuffle(previous, random_state=self._random_state)
+        indices = np.arange(n)
+        self._random_state.shuffle(indices)     # as `sklearn.utils.shuffle`
+        order: NDArray[np.int64] = previous[indices]
         self.order = order
         return order
 

@@ -830,3 +830,39 @@ def test_untested_releases_are_refused(version, monkeypatch, patched):
         patched()
     model = SklearnRegressor(hidden_layer_sizes=(4,), max_iter=1).fit(DIABETES_X, DIABETES_Y)
     assert type(model._optimizer).__module__.startswith("sklearn")
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"dtype": "float32"}, {"dtype": "int64"}, {"order": "F"}, {"rows": 1}, {"rows": 0}, {"columns": 3},
+    {"value": np.nan}, {"value": np.inf},
+], ids=str)
+@pytest.mark.parametrize("names", [False, True])
+def test_data_of_predictions_are_checked_as_by_scikit_learn(change, names):
+    """Plain arrays are predicted without its validation."""
+    pd = pytest.importorskip("pandas")
+    X = IRIS_X.copy()
+    ours, theirs = (
+        cls(8, max_iter=3, random_state=0).fit(pd.DataFrame(X, columns=list("abcd")) if names else X, IRIS_Y)
+        for cls in (MLPClassifier, SklearnClassifier)
+    )
+    X[0, 0] = change.get("value", X[0, 0])
+    X = X.astype(change.get("dtype", "float64"), change.get("order", "C"))
+    X = X[: change.get("rows", 150), : change.get("columns", 4)]
+    outcomes = []
+    for model in (ours, theirs):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                outcome = model.predict_proba(X)
+            except ValueError as error:
+                outcome = type(error)
+        outcomes.append((outcome, [str(w.message) for w in caught if w.category is UserWarning]))
+    (actual, ours_warned), (expected, theirs_warned) = outcomes
+    assert [w.replace(SklearnClassifier.__name__, "") for w in ours_warned] == [
+        w.replace(SklearnClassifier.__name__, "") for w in theirs_warned
+    ]
+    assert names == bool(theirs_warned)
+    if isinstance(expected, type):
+        assert actual is expected
+    else:
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)

@@ -343,3 +343,27 @@ def test_seed_determines_the_weights_of_both_dtypes():
     for x, y, z in zip(flat(a.params), flat(b.params), flat(c.params), strict=True):
         np.testing.assert_array_equal(x, y.astype(np.float32))
         assert not x.any() or (x != z).any()
+
+
+@pytest.mark.parametrize("norm", [None, "layer", "batch"])
+def test_predictions_of_few_samples_use_the_current_weights(norm):
+    """The pass that is kept for them is not used with other arrays, nor by two threads at once."""
+    X, y = batch("cross_entropy")
+    net, few, other = make("cross_entropy", norm=norm), X[:2], make("cross_entropy", norm=norm, seed=5)
+    for _ in range(3):
+        net.train_step(X, y)
+        for layer, grads in zip(net.params, net._grads, strict=True):
+            for p, g in zip(layer, grads, strict=True):
+                p -= g
+        expected = net.predict_proba(X)[:2]
+        for _ in range(2):
+            np.testing.assert_allclose(net.predict_proba(few), expected, rtol=1e-6)
+    net.params[1][0] = other.params[1][0].copy()        # replaced arrays
+    for layer in net.running:
+        layer[:] = [array + 1 for array in layer]
+    np.testing.assert_allclose(net.predict_proba(few), net.predict_proba(X)[:2], rtol=1e-6)
+    samples = np.repeat(X, 20, axis=0)
+    expected = net.predict_proba(samples)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: net.predict_proba(samples[i : i + 1]), range(len(samples))))
+    np.testing.assert_allclose(np.concatenate(results), expected, rtol=1e-6)
