@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.measure import FORMAT, SUITES, measure
+from benchmarks.measure import FORMAT, SUITES, measure, merge
 from fastopt import get_num_threads
 from fastopt.cli.options import positive_float, positive_int
 
@@ -29,7 +29,7 @@ def main(argv=None):
         command = commands.add_parser(suite.name, help=suite.purpose, description=suite.purpose.capitalize())
         add_suite(command, suite)
     show = commands.add_parser("show", help="report a saved run again")
-    show.add_argument("saved", metavar="FILE", help="a run saved by --json")
+    show.add_argument("saved", metavar="FILE", nargs="+", help="a run saved by --json, or its parts")
     show.set_defaults(run=show_saved)
     add_outputs(show)
     for name, purpose in STUDIES.items():
@@ -57,6 +57,9 @@ def add_suite(command, suite):
     add("--threads", type=counts, metavar="NUMBERS",
         help=f"numbers of threads (default: all cores{', and one' * bool(suite.extra_threads)})")
     add("--quick", action="store_true", help="small workloads, few rounds")
+    if suite.whole:
+        add("--whole", action="store_true", help=f"all {len(suite.whole)} workloads")
+    add("--part", type=part, default=(1, 1), metavar="K/N", help="the K-th of N parts of the workloads")
     add("--rounds", type=positive_int, metavar="N",
         help=f"turns per contender (default: {full.rounds}, quick {quick.rounds})")
     add("--seconds", type=positive_float, metavar="S",
@@ -66,8 +69,8 @@ def add_suite(command, suite):
     if quick.size:
         add("--size", metavar="NUMBER", help=f"elements of the array (default: 4e6, quick {quick.size})")
     add("--json", metavar="FILE", help="save the run")
-    add_outputs(command, has_plot=bool(suite.sweep))
-    command.set_defaults(run=run_suite, suite=suite, size=None, plot=None)
+    add_outputs(command, has_plot=suite.plots)
+    command.set_defaults(run=run_suite, suite=suite, size=None, plot=None, whole=False)
 
 
 def add_outputs(command, has_plot=True):
@@ -76,7 +79,8 @@ def add_outputs(command, has_plot=True):
     add("--details", action="store_true", help="also print the shortest times and the spread")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     if has_plot:
-        add("--plot", metavar="FILE.png", help="draw the time per element against the size of the array")
+        add("--plot", metavar="FILE.png",
+            help="draw the time per element against the size of the array, or the grid as a heat map")
 
 
 def names(text):
@@ -94,6 +98,13 @@ def pair(text):
     return name, path
 
 
+def part(text):
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"expected K/N with 1 <= K <= N, got {text!r}")
+    return int(number), int(count)
+
+
 def run_suite(options):
     """Measure a suite and report; return 1 if fastopt could not be measured."""
     suite = options.suite
@@ -109,7 +120,8 @@ def run_suite(options):
         suite, choose_workloads(options, settings), choose_peers(options.peers, suite),
         options.threads or sorted({*suite.extra_threads, get_num_threads()}),
         rounds=options.rounds or settings.rounds, seconds=options.seconds or settings.seconds,
-        pythons=dict(options.python), command=without_paths(options.command, options.python),
+        limit=settings.limit, pythons=dict(options.python),
+        command=without_paths(options.command, options.python),
     )
     if options.json:    # first, so that nothing is lost if a report fails
         Path(options.json).write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
@@ -126,12 +138,14 @@ def without_paths(command, pythons):
 
 def choose_workloads(options, settings):
     suite = options.suite
-    chosen = options.workloads or [*settings.workloads, *(["sweep"] if options.plot else [])]
     sweep = suite.quick_sweep if options.quick else suite.sweep
+    default = [*(suite.whole if options.whole else settings.workloads)]
+    chosen = options.workloads or default + ["sweep"] * bool(options.plot and sweep)
     chosen = [name for given in chosen for name in (sweep if sweep and given == "sweep" else [given])]
     if size := options.size or settings.size:
         chosen = [f"{name}/{size}" for name in chosen]
-    return [suite.find(name) for name in dict.fromkeys(chosen)]
+    number, count = options.part
+    return [suite.find(name) for name in [*dict.fromkeys(chosen)][number - 1 :: count]]
 
 
 def choose_peers(chosen, suite):
@@ -142,9 +156,12 @@ def choose_peers(chosen, suite):
 
 
 def show_saved(options):
-    run = json.loads(Path(options.saved).read_text(encoding="utf-8"))
-    if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise ValueError(f"{options.saved}: expected a run saved by this version of the benchmarks")
+    runs = []
+    for saved in options.saved:
+        runs.append(json.loads(Path(saved).read_text(encoding="utf-8")))
+        if not isinstance(runs[-1], dict) or runs[-1].get("format") != FORMAT:
+            raise ValueError(f"{saved}: expected a run saved by this version of the benchmarks")
+    run = merge(runs)
     check_outputs(options, run["suite"])
     write(run, options)
 
@@ -152,8 +169,9 @@ def show_saved(options):
 def check_outputs(options, suite_name, *paths):
     """Raise before the measurement if a report cannot be written."""
     if options.plot:
-        if suite_name != "steps":
-            raise ValueError(f"--plot: expected a run of steps, got one of {suite_name}")
+        if suite_name not in report.PLOTS:
+            known = " or ".join(report.PLOTS)
+            raise ValueError(f"--plot: expected a run of {known}, got one of {suite_name}")
         import matplotlib.figure  # noqa: F401
     for path in (*paths, options.markdown, options.plot):
         if path and not Path(path).parent.is_dir():
@@ -165,7 +183,7 @@ def write(run, options):
     if options.markdown:
         Path(options.markdown).write_text(report.markdown(run), encoding="utf-8")
     if options.plot:
-        report.plot(run, options.plot)
+        report.PLOTS[run["suite"]](run, options.plot)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,26 @@ Tables also give the ratio to a yardstick: for steps the limit, the same memory 
 arithmetic; for training the floor, the matrix products alone.
 """
 
+import json
+import math
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 
-from benchmarks import machine, optimizers, steps, training
+from benchmarks import estimators, grid, machine, optimizers, steps, training
 from fastopt.cli import bench_worker
 from fastopt.cli.bench import Worker, WorkerError, show_progress, turn_order
 
 FORMAT = 3      # of a saved run
-SUITES = {suite.SUITE.name: suite.SUITE for suite in (steps, optimizers, training)}
+SUITES = {suite.SUITE.name: suite.SUITE for suite in (steps, optimizers, training, grid, estimators)}
 PROGRAM = Path(__file__).with_name("worker.py")
 
 
-def measure(suite, workloads, names, threads, *, rounds, seconds, pythons=None, command=""):
+def measure(
+    suite, workloads, names, threads, *, rounds, seconds, limit=math.inf, pythons=None, command=""
+):
     """Time contenders at workloads.
 
     Parameters
@@ -35,6 +40,8 @@ def measure(suite, workloads, names, threads, *, rounds, seconds, pythons=None, 
         Turns per contender and workload.
     seconds : float
         Approximate length of a turn.
+    limit : float
+        Seconds after which a workload gets no further turns, but at least two.
     pythons : dict of str to str, optional
         Interpreters by contender, or by the name of the library before a dash.
     command : str
@@ -60,12 +67,31 @@ def measure(suite, workloads, names, threads, *, rounds, seconds, pythons=None, 
             workers += start(run, suite, name, threads, pythons or {}, stack)
         for workload in workloads:
             show_progress(workload.title)
-            Measurement(run, suite, workload).measure(workers, rounds, seconds)
+            Measurement(run, suite, workload).measure(workers, rounds, seconds, limit)
     show_progress("")
     run["notes"] += disturbance.notes()
     if suite.yardstick not in run["versions"]:
         run["notes"].append(f"Without the {suite.yardstick} there are no ratios to it.")
     return run
+
+
+def merge(runs):
+    """Return one run with the results of several runs of a suite, which measured parts of its workloads."""
+    first, *others = runs
+    merged = json.loads(json.dumps(first))
+    for run in others:
+        for name in ("suite", "threads", "settings", "machine"):
+            if run[name] != first[name]:
+                raise ValueError(f"show: expected the same {name}, got {first[name]} and {run[name]}")
+        known = {workload["name"] for workload in merged["workloads"]}
+        if twice := known.intersection(workload["name"] for workload in run["workloads"]):
+            raise ValueError(f"show: expected runs of different workloads, got {sorted(twice)[0]!r} twice")
+        for name in ("workloads", "results"):
+            merged[name] += run[name]
+        merged["notes"] += [note for note in run["notes"] if note not in merged["notes"]]
+        for name in ("versions", "absent"):
+            merged[name] |= run[name]
+    return merged
 
 
 def start(run, suite, name, threads, pythons, stack):
@@ -90,8 +116,8 @@ class Measurement:
     def __init__(self, run, suite, workload):
         self.run, self.suite, self.workload = run, suite, workload
 
-    def measure(self, workers, rounds, seconds):
-        able = [worker for worker in workers if self.suite.contenders[worker.name].supports(self.workload)]
+    def measure(self, workers, rounds, seconds, limit=math.inf):
+        able = [worker for worker in workers if self.is_able(worker)]
         needed, available = self.workload.memory(len(able)), machine.memory_available()
         if available is not None and needed > available:
             self.note(
@@ -105,7 +131,10 @@ class Measurement:
         probes = {worker: worker.attempt("setup", workload=self.workload.name) for worker in able}
         self.compare({worker: probe for worker, probe in probes.items() if probe})
         turns = {worker: [] for worker in able}
-        for worker in turn_order(able, rounds):
+        start = perf_counter()
+        for i, worker in enumerate(turn_order(able, rounds)):
+            if i % len(able) == 0 and i >= 2 * len(able) and perf_counter() - start > limit:
+                break
             turns[worker].append(worker.attempt("round", seconds=seconds))
         for worker in able:
             if not worker.idle:
@@ -115,6 +144,12 @@ class Measurement:
             else:
                 self.append_results(worker, turns[worker])
             worker.attempt("drop")
+
+    def is_able(self, worker):
+        contender = self.suite.contenders[worker.name]
+        has_fewer_threads = contender.threaded and worker.threads < max(self.run["threads"])
+        is_left_out = has_fewer_threads and self.suite.is_large(self.workload)
+        return contender.supports(self.workload) and not is_left_out
 
     def note(self, text, worker=None):
         title = self.workload.title

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
 
+from benchmarks import heat_map
 from benchmarks.contenders.torch import MODES
 from benchmarks.measure import SUITES
 from fastopt.cli.bench import plot_sizes, short, text_table
@@ -49,8 +50,8 @@ def shown(run, workload, contender):
     For steps it is that with the most threads. Small networks are often trained faster with one thread, so
     in training the best number counts for all but fastopt, which has to choose by itself.
     """
-    chooses = run["suite"] != "training" or contender == "fastopt"
-    return best(run, workload, contender, max(run["threads"]) if chooses else None)
+    best_counts = SUITES[run["suite"]].best_threads and contender != "fastopt"
+    return best(run, workload, contender, None if best_counts else max(run["threads"]))
 
 
 def ratio(run, workload, contender):
@@ -123,7 +124,7 @@ def rate_of(run, workload):
 def cell(run, workload, name):
     result, times = shown(run, workload, name), ratio(run, workload, name)
     inside = [short(times)] if times else []
-    if result and run["suite"] == "training":
+    if result and result["threads"] and SUITES[run["suite"]].best_threads:
         inside.append(f"{result['threads']} t")
     return microseconds(result) + (f" ({', '.join(inside)})" if inside else "")
 
@@ -140,15 +141,16 @@ def speedup_cell(run, workload, name):
 
 def caption(run):
     suite, most = SUITES[run["suite"]], max(run["threads"])
+    yardstick = suite.yardstick if suite.yardstick == "sklearn" else f"the {suite.yardstick}"
     has_ratios = suite.yardstick in contenders(run)
-    ratios = f"; in parentheses the ratio to the {suite.yardstick}" if has_ratios else ""
-    rate = f" {suite.unit}: the rate of the {suite.yardstick}." if has_ratios else ""
+    ratios = f"; in parentheses the ratio to {yardstick}" if has_ratios else ""
+    rate = f" {suite.unit}: the rate of {yardstick}." if has_ratios else ""
     if run["suite"] == "steps":
         return f"Median time of a step in microseconds with {most} thread{'s' * (most > 1)}{ratios}.{rate}"
     counts = " or ".join(map(str, run["threads"]))
     return (
-        f"Median time of a training step in microseconds, averaged over whole epochs{ratios}, and the number "
-        f"of threads: {most} for fastopt, {counts} for the others, whichever is faster.{rate}"
+        f"Median time of {suite.timed}{ratios}, and the number of threads: {most} for fastopt, {counts} for "
+        f"the others, whichever is faster.{rate}"
     )
 
 
@@ -161,6 +163,35 @@ def denormal_note(run):
         if normal and denormal and name != "limit":
             parts.append(f"{name} {short(denormal['median'] / normal['median'])}")
     return [f"Time with denormal state relative to normal state: {', '.join(parts)}"] if parts else []
+
+
+def fastest_peer(run, workload):
+    """Return the result of the fastest contender that does the same work, other than fastopt, or None."""
+    names = [name for name in contenders(run) if name not in ("fastopt", "floor", "limit")]
+    results = [result for name in names if (result := shown(run, workload, name))]
+    return min(results, key=lambda result: result["median"], default=None)
+
+
+def peer_ratio(run, workload):
+    """Return fastopt's time over that of the fastest peer; None if one is missing."""
+    result, peer = shown(run, workload, "fastopt"), fastest_peer(run, workload)
+    return result["median"] / peer["median"] if result and peer else None
+
+
+def worst_notes(run):
+    """Return the workloads at which fastopt is slowest relative to the yardstick and to the fastest peer."""
+    yardstick, notes = SUITES[run["suite"]].yardstick, []
+    comparisons = {f"the {yardstick}": partial(ratio, contender="fastopt"), "the fastest peer": peer_ratio}
+    for title, compare in comparisons.items():
+        values = {w["title"]: value for w in run["workloads"] if (value := compare(run, w["name"]))}
+        if values:
+            worst = max(values, key=values.get)
+            above = sum(value > 1.05 for value in values.values())
+            notes.append(
+                f"Largest ratio of fastopt to {title}: {values[worst]:.2f} at {worst}; "
+                f"above 1.05 at {above} of {len(values)} workloads."
+            )
+    return notes
 
 
 # --- Tables of optimizers -------------------------------------------------------------------------
@@ -244,7 +275,10 @@ def optimizer_notes(run):
 
 
 def notes(run):
-    lines = optimizer_notes(run) if run["suite"] == "optimizers" else denormal_note(run)
+    if run["suite"] == "optimizers":
+        lines = optimizer_notes(run)
+    else:
+        lines = worst_notes(run) if SUITES[run["suite"]].best_threads else denormal_note(run)
     return lines + [f"{name}: {reason}" for name, reason in run["absent"].items()] + run["notes"]
 
 
@@ -290,7 +324,7 @@ def bullets(lines):
     return "\n".join(f"- {line}" for line in lines)
 
 
-def plot(run, path):
+def plot_steps(run, path):
     """Draw the time per element against the size of one array, with the sizes of the caches.
 
     Raises
@@ -320,3 +354,18 @@ def plot(run, path):
                 xytext=(-3, -12), textcoords="offset points", ha="right", color="0.5",
             )
     figure.savefig(path, dpi=150)
+
+
+def plot_grid(run, path):
+    """Draw fastopt's time over that of the floor, and over that of the fastest peer, as heat maps."""
+    cells = [w for w in run["workloads"] if not w["form"]]
+    rows = {
+        "matrix products": {w["name"]: ratio(run, w["name"], "fastopt") for w in cells},
+        "fastest peer": {w["name"]: peer_ratio(run, w["name"]) for w in cells},
+    }
+    if not any(value for ratios in rows.values() for value in ratios.values()):
+        raise ValueError("plot: expected a run of fastopt with the floor or a peer, and cells without a form")
+    heat_map.draw(run, cells, rows, path)
+
+
+PLOTS = {"steps": plot_steps, "grid": plot_grid}

@@ -219,5 +219,6 @@ SUITE = Suite(
     full=Settings(tuple(workload.name for workload in WORKLOADS), rounds=15, seconds=0.05),
     quick=Settings(("1e3", "1e5", "mlp", "100x1024", "clip-mlp"), rounds=3, seconds=0.01),
     sweep=SWEEP,
+    plots=True,
     quick_sweep=SWEEP[:9],
 )

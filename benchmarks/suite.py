@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Settings:
-    """Workloads, turns per contender, seconds per turn, and the size to append to the names of workloads."""
+    """Workloads, turns per contender, seconds per turn, and the size to append to the names of workloads.
+
+    `limit` is the number of seconds after which a workload gets no further turns, but at least two.
+    """
 
     workloads: tuple[str, ...]
     rounds: int
     seconds: float
     size: str = ""
+    limit: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,16 @@ class Suite:
         Numbers of threads in addition to the number of cores.
     sweep, quick_sweep : tuple of str
         Names of the workloads that are drawn.
+    whole : tuple of str
+        Names of the workloads that are measured with ``--whole``.
+    plots : bool
+        Whether a run can be drawn.
+    best_threads : bool
+        Whether the best number of threads counts for contenders other than fastopt, not the largest.
+    timed : str
+        What is timed, in which unit.
+    is_large : callable
+        Whether a workload is measured with the largest number of threads only.
     """
 
     name: str
@@ -55,3 +70,8 @@ class Suite:
     extra_threads: tuple[int, ...] = ()
     sweep: tuple[str, ...] = ()
     quick_sweep: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    plots: bool = False
+    best_threads: bool = False
+    timed: str = "a training step in microseconds, averaged over whole epochs"
+    is_large: Callable[[Any], bool] = lambda workload: False

@@ -52,6 +52,14 @@ class Workload:
     batch: int
     rows: int
 
+    form = ""                   # what differs from a dense float32 network without normalization and dropout
+    dtype = np.dtype(np.float32)
+    norm = None                 # of all hidden layers
+    dropout = 0.0
+    compared = True             # whether all contenders have the same loss
+    probe_steps = PROBE_STEPS
+    probe_rows = PROBE_ROWS
+
     @property
     def title(self):
         return f"{'-'.join(map(str, self.sizes))}, batch {self.batch}"
@@ -156,10 +164,10 @@ class TrainingBench:
     def __init__(self, contender, workload):
         self.contender, self.n_batches = contender, len(workload.batches)
         contender.setup(workload)
-        contender.train(-(-PROBE_STEPS // self.n_batches))
+        contender.train(-(-workload.probe_steps // self.n_batches))
         self.probe = None
-        if contender.compared:
-            X, y = (np.asarray(a[:PROBE_ROWS]) for a in (contender.X, contender.y))
+        if contender.compared and workload.compared:
+            X, y = (np.asarray(a[: workload.probe_rows]) for a in (contender.X, contender.y))
             self.probe = [mean_loss(list(contender.params()), X, y)]
         self.fastest = self.time(1)
 
@@ -197,4 +205,5 @@ SUITE = Suite(
     compared="loss",
     tolerance=0.2,          # each contender sees the samples in an order of its own
     extra_threads=(1,),
+    best_threads=True,
 )

@@ -52,10 +52,11 @@ class TrainingContender:
 
     threaded = True
     compared = True
+    forms = ("", "float64")     # of the workloads that the contender supports
 
     @classmethod
     def supports(cls, workload):
-        return True
+        return workload.form in cls.forms
 
     def setup(self, workload):
         """Create the network; `X` and `y` are the data."""

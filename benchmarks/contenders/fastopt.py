@@ -1,5 +1,6 @@
 """fastopt."""
 
+import warnings
 from functools import partial
 
 from benchmarks.contenders import AVERAGE, DECAY, MAX_NORM, StepContender, TrainingContender, bench_worker
@@ -31,11 +32,16 @@ class FastOpt(StepContender, bench_worker.FastOpt):
 class FastOptTraining(TrainingContender, bench_worker.FastOpt):
     """fastopt.Trainer with fastopt.MLP and fastopt.Adam."""
 
+    forms = ("", "float64", "uint8", "sparse", "batch-norm", "dropout")
+
     def setup(self, workload):
         super().setup(workload)
-        self.net = self.fastopt.MLP(workload.sizes, activation="relu", loss="cross_entropy")
+        self.net = self.fastopt.MLP(
+            workload.sizes, activation="relu", loss="cross_entropy", dtype=workload.dtype, norm=workload.norm,
+            dropout=workload.dropout, seed=0,
+        )
         for layer, initial in zip(self.net.params, workload.make_params(), strict=True):
-            for array, values in zip(layer, initial, strict=True):
+            for array, values in zip(layer, initial, strict=False):     # the scales of a norm are 1
                 array[...] = values
         opt = self.fastopt.Adam(self.net.params, lr=LR, betas=(BETA1, BETA2), eps=EPS)
         self.fit = partial(
@@ -48,3 +54,20 @@ class FastOptTraining(TrainingContender, bench_worker.FastOpt):
 
     def params(self):
         return self.net.params
+
+
+class FastOptEstimator(bench_worker.FastOpt):
+    """fastopt.sklearn.MLPClassifier."""
+
+    threaded = True
+
+    def __init__(self, threads):
+        super().__init__(threads)
+        from fastopt.sklearn import MLPClassifier
+
+        warnings.filterwarnings("ignore", "training has not converged")
+        self.make_estimator = MLPClassifier
+
+    @classmethod
+    def supports(cls, workload):
+        return True

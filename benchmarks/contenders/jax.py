@@ -52,6 +52,7 @@ class OptaxTraining(TrainingContender, bench_worker.Optax):
     def setup(self, workload):
         super().setup(workload)
         jax = self.jax
+        jax.config.update("jax_enable_x64", workload.dtype == np.float64)
         self.X, self.y = jax.numpy.asarray(self.X), jax.numpy.asarray(self.y.astype(np.int32))
         self.net = jax.tree.map(partial(jax.numpy.array, copy=True), workload.make_params())
         rule = self.optax.adam(LR, BETA1, BETA2, EPS)

@@ -75,6 +75,7 @@ class Floor(TrainingContender, bench_worker.NumPy):
     """The matrix products of the training steps alone, through NumPy's BLAS."""
 
     compared = False
+    forms = ("", "float64", "uint8", "sparse", "batch-norm", "dropout")
 
     def setup(self, workload):
         weights = [W for W, _ in workload.make_params()]
@@ -100,9 +101,10 @@ def products(weights, batch):
     rng = np.random.default_rng(0)
     weights = [aligned(W) for W in weights]
     widths = [len(weights[0]), *(W.shape[1] for W in weights)]
-    values, deltas = ([aligned(np.zeros((batch, n), np.float32)) for n in widths] for _ in range(2))
+    dtype = weights[0].dtype
+    values, deltas = ([aligned(np.zeros((batch, n), dtype)) for n in widths] for _ in range(2))
     for array in (values[0], deltas[-1]):
-        rng.random(array.shape, np.float32, out=array)
+        rng.random(array.shape, dtype, out=array)
     listed = [(values[i], W, values[i + 1]) for i, W in enumerate(weights)]
     for i, W in reversed(list(enumerate(weights))):
         listed.append((values[i].T, deltas[i + 1], aligned(np.zeros_like(W))))

@@ -29,6 +29,7 @@ class ScikitLearnTraining(TrainingContender, ScikitLearn):
     """MLPClassifier.fit."""
 
     threaded = True     # by the BLAS
+    forms = ("", "float64", "sparse")
 
     def train(self, epochs):
         from sklearn.exceptions import ConvergenceWarning
@@ -48,3 +49,21 @@ class ScikitLearnTraining(TrainingContender, ScikitLearn):
 
     def params(self):
         return zip(self.net.coefs_, self.net.intercepts_, strict=True)
+
+
+class ScikitLearnEstimator(Contender):
+    """scikit-learn's MLPClassifier."""
+
+    threaded = True     # by the BLAS
+
+    def __init__(self, threads):
+        import sklearn
+        from sklearn.neural_network import MLPClassifier
+
+        warnings.filterwarnings("ignore", "Stochastic Optimizer")
+        self.make_estimator = MLPClassifier
+        self.version = f"scikit-learn {sklearn.__version__}"
+
+    @classmethod
+    def supports(cls, workload):
+        return True

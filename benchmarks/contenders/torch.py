@@ -1,5 +1,7 @@
 """PyTorch on the CPU, in each mode of torch.optim."""
 
+import itertools
+
 from benchmarks.contenders import AVERAGE, DECAY, MAX_NORM, StepContender, TrainingContender, bench_worker
 from fastopt.cli.bench_worker import BETA1, BETA2, EPS, LR
 
@@ -57,17 +59,27 @@ class Torch(TorchFused):
 class TorchTraining(TrainingContender, bench_worker.TorchFused):
     """torch: nn.Sequential, CrossEntropyLoss and Adam(fused=True), samples by index_select."""
 
+    forms = ("", "float64", "uint8", "batch-norm", "dropout")
+
     def setup(self, workload):
         super().setup(workload)
         torch, params = self.torch, workload.make_params()
         self.X, self.y = torch.from_numpy(self.X), torch.from_numpy(self.y)
-        self.layers = [torch.nn.Linear(*W.shape) for W, _ in params]
+        self.dtype = getattr(torch, workload.dtype.name)
+        self.layers = [torch.nn.Linear(*W.shape, dtype=self.dtype) for W, _ in params]
         with torch.no_grad():
             for layer, (W, b) in zip(self.layers, params, strict=True):
                 layer.weight.copy_(torch.from_numpy(W.T))
                 layer.bias.copy_(torch.from_numpy(b))
-        modules = [module for layer in self.layers for module in (layer, torch.nn.ReLU())]
-        self.net = torch.nn.Sequential(*modules[:-1])
+        modules = [self.layers[0]]
+        for before, layer in itertools.pairwise(self.layers):
+            if workload.norm == "batch":
+                modules.append(torch.nn.BatchNorm1d(before.out_features))
+            modules.append(torch.nn.ReLU())
+            if workload.dropout:
+                modules.append(torch.nn.Dropout(workload.dropout))
+            modules.append(layer)
+        self.net = torch.nn.Sequential(*modules)
         self.loss = torch.nn.CrossEntropyLoss()
         self.opt = torch.optim.Adam(
             self.net.parameters(), lr=LR, betas=(BETA1, BETA2), eps=EPS, **self.mode
@@ -76,7 +88,7 @@ class TorchTraining(TrainingContender, bench_worker.TorchFused):
     def train(self, epochs):
         for _ in range(epochs):
             for rows in self.torch.randperm(self.workload.rows).split(self.workload.batch):
-                X, y = self.X.index_select(0, rows), self.y.index_select(0, rows)
+                X, y = self.X.index_select(0, rows).to(self.dtype), self.y.index_select(0, rows)
                 self.opt.zero_grad()
                 self.loss(self.net(X), y).backward()
                 self.opt.step()

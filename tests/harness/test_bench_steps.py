@@ -230,7 +230,7 @@ def test_markdown(invented, rows_of):
 @pytest.mark.skipif(not HAS_MATPLOTLIB, reason="plots need matplotlib")
 def test_plot(invented, tmp_path):
     path = tmp_path / "run.png"
-    report.plot(invented, path)
+    report.plot_steps(invented, path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -238,7 +238,7 @@ def test_plot(invented, tmp_path):
 def test_a_plot_needs_two_sizes(invented, tmp_path):
     invented["workloads"] = invented["workloads"][:1]
     with pytest.raises(ValueError, match="plot: expected a run with"):
-        report.plot(invented, tmp_path / "run.png")
+        report.plot_steps(invented, tmp_path / "run.png")
 
 
 # --- The command line ----------------------------------------------------------------------------
