@@ -2,25 +2,78 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import io
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import struct
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from fastopt.atomic_write import atomic_write
+
 if TYPE_CHECKING:
+    import zipfile
+    from pathlib import Path
     from types import ModuleType
 
     from _typeshed import StrPath
 
     from fastopt._core.typing import AnyArray
 
-_TREE = "tree"  # the member of an archive that describes how its arrays are nested
+# Largest ratio of the sizes of a member before and after compression, by method: stored, deflated. Others may
+# use as much memory as a damaged file asks for.
+_MAX_RATIOS = {0: 1, 8: 1032}
+_TREE = "tree"  # the description of a file of `save_tree`
 _CHECKSUMS = "crc32"  # the metadata of a safetensors file with a checksum for each array
+
+
+def save_tree(path: StrPath, tree: Any) -> None:
+    """Write nested dicts and lists of arrays, numbers and strings atomically to a file.
+
+    If the path ends in ``.safetensors``, the file has that format, else it is an ``.npz`` archive. The keys
+    of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
+    """
+    arrays: dict[str, AnyArray] = {}
+    text = json.dumps(_extract_arrays(tree, arrays))
+    write_file(path, _TREE, text, arrays)
+
+
+def load_tree(path: StrPath) -> Any:
+    """Return the nested dicts and lists that `save_tree` wrote, or raise a ValueError."""
+    text, arrays = read_file(path, _TREE)
+    try:
+        return _insert_arrays(json.loads(text), arrays)
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a saved training state") from error
+
+
+def write_file(path: StrPath, name: str, text: str, arrays: Mapping[str, AnyArray]) -> None:
+    """Write arrays and a text that describes them atomically to a file.
+
+    The text is an array of an ``.npz`` archive, or metadata of a safetensors file, called `name`. The file
+    replaces an existing one after it has been read back and has the right checksums.
+    """
+    if not is_safetensors(path):
+        write_arrays(path, {**arrays, name: np.array(text)})
+        return
+    with atomic_write(path) as temporary:
+        _write_safetensors(temporary, name, text, arrays)
+        _verify(temporary)
+
+
+def read_file(path: StrPath, name: str) -> tuple[str, dict[str, AnyArray]]:
+    """Return the text and the arrays that `write_file` wrote, or raise a ValueError.
+
+    The text is empty if there is none of this name.
+    """
+    if is_safetensors(path):
+        return _read_safetensors(path, name)
+    arrays = read_arrays(path)
+    return str(arrays.pop(name, "")), arrays
 
 
 def read_arrays(path: StrPath) -> dict[str, AnyArray]:
@@ -32,102 +85,93 @@ def read_arrays(path: StrPath) -> dict[str, AnyArray]:
         The file. A ValueError is raised if it is damaged or holds anything but plain arrays.
     """
     import zipfile
-    import zlib
 
-    damage = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-            if not all(name.endswith(".npy") for name in names) or not _has_members(file, len(names)):
-                raise ValueError("not an archive of arrays")
-            # `read` compares the checksum before anything in the data is used.
-            return {name.removesuffix(".npy"): _parse(archive.read(name)) for name in names}
-    except damage as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        raise ValueError(f"{path}: damaged, or not an .npz file of plain arrays") from error
-
-
-def _parse(data: bytes) -> AnyArray:
-    array: AnyArray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    return array
-
-
-def _has_members(file: BinaryIO, n_members: int) -> bool:
-    """Whether the end record of a zip archive counts `n_members`, which `zipfile` does not check.
-
-    A damaged length in the central directory can hide the next entry inside the previous one. An
-    archive with a comment, which NumPy never writes, ends differently and is accepted.
-    """
-    file.seek(-22, os.SEEK_END)
-    end = file.read()
-    return end[:4] != b"PK\5\6" or int.from_bytes(end[10:12], "little") in (n_members, 0xFFFF)
-
-
-@contextlib.contextmanager
-def atomic_write(path: StrPath) -> Iterator[Path]:
-    """Yield a temporary path; the file written there replaces `path` when the block ends.
-
-    The replacement is atomic: a reader, or a crash, sees either the old file or the complete new one.
-    Files written next to the temporary path with another suffix are moved as well, before it. Missing
-    folders are created.
-    """
-    import shutil
-    import tempfile
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a file can be renamed only within one file system.
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        yield folder / path.name
-        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
-            with open(file, "rb+") as written:
-                os.fsync(written.fileno())
-            os.replace(file, path.parent / file.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def save_tree(path: StrPath, tree: Any) -> None:
-    """Write nested dicts and lists of arrays, numbers and strings atomically to a file.
-
-    If the path ends in ``.safetensors``, the file has that format, else it is an ``.npz`` archive. The keys
-    of dicts must be strings. Tuples are read back as lists, NumPy scalars as Python numbers.
-    """
-    arrays: dict[str, AnyArray] = {}
-    text = json.dumps(_extract_arrays(tree, arrays))
-    with atomic_write(path) as temporary:
-        if is_safetensors(path):
-            checksums = json.dumps({"": _checksum(text.encode()), **_checksums(arrays)})
-            arrays = {name: np.array(array, order="C") for name, array in arrays.items()}
-            import_safetensors().save_file(arrays, temporary, {_TREE: text, _CHECKSUMS: checksums})
-        else:
-            write_arrays(temporary, arrays | {_TREE: np.array(text)})
-
-
-def load_tree(path: StrPath) -> Any:
-    """Return the nested dicts and lists that `save_tree` wrote, or raise a ValueError."""
-    if is_safetensors(path):
-        text, arrays = _read_safetensors(path)
-    else:
-        arrays = read_arrays(path)
-        text = str(arrays.get(_TREE, ""))
-    try:
-        return _insert_arrays(json.loads(text), arrays)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a saved training state") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                if not (_is_complete(file, members) and _are_plain(members, file.tell())):
+                    raise ValueError("not an archive of arrays")
+                # `read` compares the checksum before anything in the data is used.
+                return {m.filename.removesuffix(".npy"): _parse(archive.read(m)) for m in members}
+        except Exception as error:
+            # The readers of zip archives and of NumPy raise errors of many classes for damaged files, among
+            # them an OSError for an invalid position.
+            is_environment = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+            if is_environment or isinstance(error, MemoryError):
+                raise
+            raise ValueError(f"{path}: damaged, or not an .npz file of plain arrays") from error
 
 
 def write_arrays(path: StrPath, arrays: Mapping[str, AnyArray]) -> None:
-    """Write an archive to this very path: given a name, NumPy would add a missing ``.npz``."""
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # no name is allow_pickle
+    """Write an ``.npz`` archive atomically; it replaces a file after its checksums have been compared."""
+    with atomic_write(path) as temporary:
+        with open(temporary, "wb") as file:  # given a name, NumPy would add a missing ``.npz``
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # no name is allow_pickle
+        _verify(temporary)
 
 
 def is_safetensors(path: StrPath) -> bool:
     """Whether a path is that of a file in the format of safetensors."""
     return os.fspath(path).endswith(".safetensors")
+
+
+def _is_complete(file: BinaryIO, members: Sequence[zipfile.ZipInfo]) -> bool:
+    """Whether the end record of a zip archive agrees with its members and its size, and nothing follows it.
+
+    `zipfile` does not compare these. A damaged length in the directory can hide the next entry inside the
+    previous one. (Fields that are too small for a large archive have their largest value.)
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(-22, os.SEEK_END)
+    signature, _, _, _, count, length, start, comment = struct.unpack("<4s4H2LH", file.read())
+    return (
+        (signature, comment) == (b"PK\5\6", 0)
+        and min(len(members), 0xFFFF) == count > 0
+        and (start + length + 22 == size or size > 0xFFFFFFFF)
+    )
+
+
+def _are_plain(members: Sequence[zipfile.ZipInfo], size: int) -> bool:
+    """Whether the members of an archive are those that NumPy writes, and fit into a file of this size.
+
+    The sizes are compared before memory is allocated for them.
+    """
+    return sum(member.compress_size for member in members) <= size and all(
+        member.filename.endswith(".npy")
+        and member.file_size <= _MAX_RATIOS.get(member.compress_type, 0) * member.compress_size
+        for member in members
+    )
+
+
+def _parse(data: bytes) -> AnyArray:
+    """Return the array of an ``.npy`` file; its size is compared before memory is allocated."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    else:  # version 3 is for names of fields only
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    start = file.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - start:
+        raise ValueError("not a plain array")
+    return np.ndarray(shape, dtype, data, start, order="F" if fortran else "C").copy(order="K")
+
+
+def _verify(path: Path) -> None:
+    """Raise an OSError if a new file does not have the checksums of what was written."""
+    import zipfile
+
+    try:
+        if is_safetensors(path):
+            _read_safetensors(path, "")
+            return
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                return
+    except (ValueError, zipfile.BadZipFile):
+        pass
+    raise OSError(f"{path.name}: the file that was written differs from its checksums when it is read back")
 
 
 def import_safetensors() -> ModuleType:
@@ -138,28 +182,44 @@ def import_safetensors() -> ModuleType:
     return safetensors.numpy
 
 
-def _read_safetensors(path: StrPath) -> tuple[str, dict[str, AnyArray]]:
-    """Return the description of a tree and its arrays, whose checksums the format does not have itself."""
+def _write_safetensors(path: Path, name: str, text: str, arrays: Mapping[str, AnyArray]) -> None:
+    checksums = {"": _checksum(name.encode(), text.encode()), **_checksums(arrays)}
+    contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
+    metadata = {name: text, _CHECKSUMS: json.dumps(checksums)}
+    save_file = import_safetensors().save_file
+    import safetensors
+
+    try:
+        save_file(contiguous, path, metadata)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
+
+
+def _read_safetensors(path: StrPath, name: str) -> tuple[str, dict[str, AnyArray]]:
+    """Return the text of this name, or of any if `name` is empty, and the arrays.
+
+    The format has no checksums itself.
+    """
     import_safetensors()
     import safetensors
 
-    damage = ValueError(f"{path}: damaged, or not a saved training state")
+    damage = ValueError(f"{path}: damaged, or not a file of fastopt")
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = dict(file.metadata() or {})
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        expected = json.loads(metadata.pop(_CHECKSUMS, ""))
     except Exception as error:
         if isinstance(error, OSError):
             raise
         raise damage from error
-    text = metadata.get(_TREE, "")
-    try:
-        expected = json.loads(metadata.get(_CHECKSUMS, ""))
-    except ValueError as error:
-        raise damage from error
-    if expected != {"": _checksum(text.encode()), **_checksums(arrays)}:
+    texts = {_checksum(key.encode(), text.encode()): (key, text) for key, text in metadata.items()}
+    if not isinstance(expected, dict) or len(texts) != 1 or expected.pop("", None) not in texts:
         raise damage
-    return text, arrays
+    if expected != _checksums(arrays):
+        raise damage
+    key, text = next(iter(texts.values()))
+    return (text if key == name else ""), arrays
 
 
 def _checksums(arrays: Mapping[str, AnyArray]) -> dict[str, str]:

@@ -5,6 +5,8 @@ import importlib
 import importlib.util
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +50,17 @@ def ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def memory_path(tmp_path):
+    """An empty folder in memory, if there is such a file system, where waiting for the disk takes no time."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
 
 
 # Libraries in double precision, for tests of parity: skipped where they are not installed.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 from fastopt import plots
 from fastopt._core.typing import AnyArray
+from fastopt.atomic_write import atomic_write
 from fastopt.nn import History
 
 CONFIG = "config.toml"
@@ -20,9 +22,7 @@ CURVES = "curves.png"
 CONFUSION_TABLE = "confusion_matrix.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 MODELS = {"npz": "model.npz", "safetensors": "model.safetensors"}
-RUN_FILES = {
-    CONFIG, HISTORY, SUMMARY, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values(), "model.json",
-}
+RUN_FILES = {CONFIG, HISTORY, SUMMARY, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values()}
 _DEFAULT_FOLDER = "fastopt-run"
 
 
@@ -96,9 +96,15 @@ def _remove_run(path: str, overwrite: bool, data: str) -> None:
         os.remove(file)
 
 
+def write_config(folder: str, text: str) -> None:
+    """Write the options of a run in TOML."""
+    with _replacing(folder, CONFIG) as file:
+        file.write(text)
+
+
 def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
     """Write a nested dict as JSON; NaN and infinity become null."""
-    with open(os.path.join(folder, SUMMARY), "w", encoding="utf-8") as file:
+    with _replacing(folder, SUMMARY) as file:
         json.dump(_replace_nonfinite(summary), file, indent=2)
         file.write("\n")
 
@@ -106,7 +112,7 @@ def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
 def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> None:
     """Write the counts as CSV, with one row per true class and one column per predicted class."""
     labels = classes.tolist()
-    with open(os.path.join(folder, CONFUSION_TABLE), "w", newline="", encoding="utf-8") as file:
+    with _replacing(folder, CONFUSION_TABLE) as file:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *labels])
         writer.writerows([label, *row] for label, row in zip(labels, matrix.tolist(), strict=True))
@@ -115,9 +121,21 @@ def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> 
 def write_plots(folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None) -> None:
     """Draw the training curves and, for a classification, the confusion matrix."""
     if history.epoch:
-        plots.plot_history(history, os.path.join(folder, CURVES))
+        with atomic_write(os.path.join(folder, CURVES)) as path:
+            plots.plot_history(history, path)
     if matrix is not None:
-        plots.plot_confusion_matrix(matrix, classes, os.path.join(folder, CONFUSION_PLOT))
+        with atomic_write(os.path.join(folder, CONFUSION_PLOT)) as path:
+            plots.plot_confusion_matrix(matrix, classes, path)
+
+
+@contextlib.contextmanager
+def _replacing(folder: str, name: str) -> Iterator[TextIO]:
+    """Yield a text file that replaces the file of this name in a folder when it is complete."""
+    with (
+        atomic_write(os.path.join(folder, name)) as path,
+        open(path, "w", newline="", encoding="utf-8") as file,
+    ):
+        yield file
 
 
 def find_model(path: str) -> str:

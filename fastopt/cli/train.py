@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
         args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
     )
     registry.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
-    config = format_config(args, args.command).encode()
+    config = format_config(args, args.command)
+    config.encode()     # raises if a name is not text
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
         net.save(os.path.join(temporary, outputs.MODELS[args.model_format]))
     folder = outputs.create_folder(args.out, args.overwrite, args.data)
-    with open(os.path.join(folder, outputs.CONFIG), "wb") as file:
-        file.write(config)
+    outputs.write_config(folder, config)
     print(training.describe(args, dataset, net))
     schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
     print(f"Optimizer: {args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,14 @@ import numpy as np
 
 from fastopt._core.arena import copy_all
 from fastopt._core.pytree import item
-from fastopt.checkpoint import import_safetensors, is_safetensors, read_arrays, write_arrays
+from fastopt.checkpoint import read_file, write_file
 
 if TYPE_CHECKING:
     from _typeshed import StrPath
 
     from fastopt._core.typing import AnyArray
 
-_CONFIG = "fastopt_mlp"  # the member of an .npz file that holds the arguments as JSON
+_CONFIG = "fastopt_mlp"  # the name of the text that holds the arguments as JSON
 
 
 def get_weights(net: Any) -> dict[str, AnyArray]:
@@ -56,48 +55,31 @@ def _named_arrays(net: Any) -> Iterator[tuple[str, AnyArray]]:
     return walk(net.params, "params")
 
 
-def write_model(path: StrPath, config: Mapping[str, Any], arrays: dict[str, AnyArray]) -> None:
-    """Write a model, see `fastopt.MLP.save`: the constructor's arguments and ``"format"``, and arrays."""
-    if is_safetensors(path):
-        with open(_config_path(path), "w", encoding="utf-8") as file:
-            json.dump(config, file, indent=1)
-        import_safetensors().save_file(arrays, path)
-    else:
-        write_arrays(path, {_CONFIG: np.array(json.dumps(config)), **arrays})
+def write_model(path: StrPath, config: Mapping[str, Any], arrays: Mapping[str, AnyArray]) -> None:
+    """Write a model, see `fastopt.MLP.save`: the constructor's arguments, ``"format"`` and arrays.
+
+    ``config["extra"]``, if it is there, is not an argument; `read_model` returns it separately.
+    """
+    write_file(path, _CONFIG, json.dumps(config), arrays)
 
 
 def read_model(
     path: StrPath, version: int, required: Collection[str]
-) -> tuple[dict[str, Any], dict[str, AnyArray]]:
-    """Return the arguments, those `required` among them, and the arrays that `write_model` wrote.
+) -> tuple[dict[str, Any], dict[str, AnyArray], Any]:
+    """Return the arguments, those `required` among them, arrays and the extra that `write_model` wrote.
 
     Raises a ValueError if the file is damaged or not a model of this format version.
     """
-    if is_safetensors(path):
-        with open(_config_path(path), encoding="utf-8") as file:
-            text = file.read()
-        try:
-            arrays = import_safetensors().load_file(path)
-        except Exception as error:
-            if isinstance(error, OSError | ImportError):
-                raise
-            raise ValueError(f"{path}: {error}") from None
-    else:
-        arrays = read_arrays(path)
-        if _CONFIG not in arrays:
-            raise ValueError(f"{path}: not a saved fastopt.MLP")
-        text = str(arrays[_CONFIG])
+    text, arrays = read_file(path, _CONFIG)
+    if not text:
+        raise ValueError(f"{path}: not a saved fastopt.MLP")
     try:
         config: dict[str, Any] = json.loads(text)
-        actual = config.pop("format")
-    except (ValueError, KeyError, TypeError, AttributeError):
+        actual, extra = config.pop("format"), config.pop("extra", None)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: the file does not describe a fastopt.MLP") from None
     if actual != version:
         raise ValueError(f"{path}: expected format {version}, got {actual}")
     if missing := set(required) - config.keys():
         raise ValueError(f"{path}: {min(missing)!r} is missing")
-    return config, arrays
-
-
-def _config_path(path: StrPath) -> str:
-    return os.fspath(path).removesuffix(".safetensors") + ".json"
+    return config, arrays, extra

@@ -315,8 +315,8 @@ class MLP(Network):
         ----------
         path : str or path-like
             Path of the file, used as it is. If it ends in ``.safetensors``, the file has that format
-            (``pip install 'fastopt[safetensors]'``), and a second file whose name ends in ``.json``
-            describes the model. Otherwise it is an ``.npz`` file that includes the description.
+            (``pip install 'fastopt[safetensors]'``), else it is an ``.npz`` archive. Both include a
+            description of the model in JSON, and checksums. An existing file is replaced atomically.
         """
         write_model(path, self._config(), dict(self._named_arrays()))
 
@@ -332,13 +332,18 @@ class MLP(Network):
         ----------
         path : str or path-like
         """
-        config, arrays = read_model(path, _FORMAT_VERSION, ("sizes", "dtype", *_CONFIG))
+        return cls._load(path)[0]
+
+    @classmethod
+    def _load(cls, path: StrPath) -> tuple[Self, Any]:
+        """Return a saved model and ``_config()["extra"]`` of the class that saved it, or None."""
+        config, arrays, extra = read_model(path, _FORMAT_VERSION, ("sizes", "dtype", *_CONFIG))
         try:
             net = cls(**config)
             net.load_state_dict(arrays)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
-        return net
+        return net, extra
 
 
 def _check_sizes(sizes: Iterable[SupportsIndex]) -> tuple[int, ...]:

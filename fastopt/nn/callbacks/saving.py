@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import numpy as np
-
 from fastopt._core.validation import check_float, check_int
-from fastopt.checkpoint import atomic_write, load_tree, save_tree
+from fastopt.atomic_write import atomic_write
+from fastopt.checkpoint import load_tree, save_tree, write_arrays
 from fastopt.nn.callbacks.base import Callback, MonitorCallback, StatefulCallback
 from fastopt.nn.callbacks.control import SwapEMAWeights
 from fastopt.nn.files import get_weights
@@ -127,11 +126,10 @@ class ModelCheckpoint(MonitorCallback):
             raise ValueError(
                 f"filepath: {self.filepath!r} has the field {error}, expected one of {', '.join(fields)}"
             ) from None
-        with atomic_write(path) as temporary:
-            if self.save_weights_only:
-                weights = get_weights(self.trainer.net)
-                np.savez(temporary, **weights)  # type: ignore[arg-type]  # no name is allow_pickle
-            else:
+        if self.save_weights_only:
+            write_arrays(path, get_weights(self.trainer.net))
+        else:
+            with atomic_write(path) as temporary:
                 self.trainer.net.save(temporary)
         if self.save_best_only:
             self.best = value
