@@ -127,7 +127,7 @@ def _is_complete(file: BinaryIO, members: Sequence[zipfile.ZipInfo]) -> bool:
     signature, _, _, _, count, length, start, comment = struct.unpack("<4s4H2LH", file.read())
     return (
         (signature, comment) == (b"PK\5\6", 0)
-        and min(len(members), 0xFFFF) == count > 0
+        and min(len(members), 0xFFFF) == count
         and (start + length + 22 == size or size > 0xFFFFFFFF)
     )
 
