@@ -7,6 +7,11 @@ gradient clipping.
 
 The arrays of a call are float32 or float64, contiguous, writeable and of one dtype; they must not share
 memory. A gradient in another layout is copied. The arrays are checked in every call and none of them is kept.
+
+`p` and `g` may also be bfloat16 (``ml_dtypes.bfloat16``) or float16, and of different dtypes; the state
+arrays are then float32. All functions take ``rounding="stochastic"`` or ``"nearest"`` and ``seed=0`` for such
+a `p`. The noise of stochastic rounding depends on `seed`, `step` and the element; pass another `seed` at each
+step to a function without `step`.
 """
 
 from __future__ import annotations
@@ -21,14 +26,17 @@ import numpy as np
 from fastopt import optimizers, reference
 from fastopt._core import dispatch
 from fastopt._core.direct import KernelCall, contains_objects
+from fastopt._core.formats import computing_dtype
 from fastopt._core.pytree import flatten
 from fastopt._core.step_table import NEW_STATE, StepCounter
 from fastopt.optimizers.groups import Group
 from fastopt.optimizers.hyperparameters import Hyperparameters
+from fastopt.optimizers.options.storage import Storage, check_storage
 from fastopt.optimizers.parameter_docs import FUNCTION, complete
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.state import Scalars, State, StateArrays
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
+from fastopt.reference_formats import Formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -76,7 +84,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
         For each hyperparameter that selects a kernel, the state array whose presence turns it on.
     """
     rule, signature = optimizer.RULE, inspect.signature(function)
-    parameters = signature.parameters.values()
+    parameters = [x for x in signature.parameters.values() if x.kind is not x.VAR_KEYWORD]
     positional = [x.name for x in parameters if x.kind is not x.KEYWORD_ONLY]
     has_numbers = positional[-1] == "numbers"
     first, end, most = 2, len(positional) - has_numbers, len(positional)
@@ -84,6 +92,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
     keywords = frozenset(x.name for x in parameters if x.kind is x.KEYWORD_ONLY)
     required = frozenset(x.name for x in parameters if x.name in keywords and x.default is x.empty)
     own = {x.name: x.default for x in parameters if x.name in keywords - required - {"step"}}
+    known = keywords | Formats.__optional_keys__
     defaults = default_hyperparameters(optimizer, own)
     arrays = _Arrays(rule, positional[first:end], enabled_by, keywords)
     latest: _Latest | None = None
@@ -100,13 +109,18 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
                 and same.call.update_array(rule.step_scalars(same.hp, step), args[0], args[1], args[first:])
             ):
                 return
-        if not (least <= len(args) <= most and required.issubset(kwargs) and keywords.issuperset(kwargs)):
+        if not (least <= len(args) <= most and required.issubset(kwargs) and known.issuperset(kwargs)):
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}(): {error}") from None
             args = tuple([bound.arguments.get(name) for name in positional])
+            unknown = bound.arguments.get("formats", {}).keys() - known
+            if unknown:
+                raise TypeError(f"{function.__name__}(): got an unexpected keyword argument {min(unknown)!r}")
             kwargs = {name: value for name, value in bound.arguments.items() if name in keywords}
+            kwargs |= bound.arguments.get("formats", {})
+        storage = check_storage(kwargs.pop("rounding", "stochastic"), kwargs.pop("seed", 0))
         has_step, step = "step" in kwargs, kwargs.pop("step", 1)
         if type(step) is not int or step < 1:
             step = check_steps("step", step)
@@ -117,7 +131,7 @@ def compiled(function: Callable[P, None], optimizer: type[Optimizer], **enabled_
             values[name] = rule.evaluate(name, rule.check_hyperparameter(name, value), step - 1)
         states = args[first:end] + (None,) * (end - len(args))
         numbers = args[end] if has_numbers else None
-        call = arrays.step(values, args[0], args[1], states, numbers, step)
+        call = arrays.step(values, args[0], args[1], states, numbers, step, storage)
         if call is not None and all(map(_is_immutable, kwargs.values())):
             latest = _Latest(*call, kwargs, len(args), len(kwargs) + has_step, has_step, step == 1)
 
@@ -201,7 +215,7 @@ class _Arrays:
 
     def step(
         self, values: dict[str, Any], p: Array, g: Array, states: tuple[Array | None, ...],
-        numbers: dict[str, float] | None, step: int,
+        numbers: dict[str, float] | None, step: int, storage: Storage,
     ) -> tuple[KernelCall, Hyperparameters] | None:
         """Take the step; return what a call with the same hyperparameters can use again, or None."""
         rule, selected = self._rule, values
@@ -231,7 +245,7 @@ class _Arrays:
         if call is not None:
             scalar_state = hp.scalar_state
         else:
-            scalar_state = _step(rule, values, selected, kernel, p, g, given, numbers or {}, step)
+            scalar_state = _step(rule, values, selected, kernel, p, g, given, numbers or {}, step, storage)
         if numbers is not None:
             numbers.update(scalar_state)
             return None
@@ -240,7 +254,7 @@ class _Arrays:
 
 def _step(
     rule: type[Rule], hyperparameters: dict[str, Any], selected: dict[str, Any], kernel: str, p: Array,
-    g: Array, given: dict[str, Array], numbers: dict[str, float], step: int,
+    g: Array, given: dict[str, Array], numbers: dict[str, float], step: int, storage: Storage,
 ) -> ScalarState:
     """Take one step on one array with a step plan that is used once; return the scalar state after it.
 
@@ -248,7 +262,7 @@ def _step(
     """
     if g is None:
         raise TypeError("g: expected a NumPy array, got NoneType")
-    flatten({"p": p, **given}, "arrays")
+    _, (p, *_), _ = flatten({"p": p, **given}, "arrays")
     if rule.kernel_for(Hyperparameters(selected), p) != kernel:
         raise ValueError(f"p: expected a matrix, got {p.ndim} axes")
     shapes = {
@@ -260,7 +274,7 @@ def _step(
         raise ValueError(f"p: expected the state arrays {expected} for shape {p.shape}, got {got}")
     state = {name: given[name] for name in shapes}
     for name, shape in shapes.items():
-        check_like(name, state[name], p.dtype, shape)
+        check_like(name, state[name], computing_dtype(p.dtype), shape)
     counter = StepCounter(step - 1)
     group = Group(p, {}, rule, counter)
     group.data |= hyperparameters   # which are checked
@@ -268,7 +282,7 @@ def _step(
     own_state = State(state, counts, flags, 0)
     own_state.scalars_cell = Scalars(rule.SCALAR_STATE | numbers)
     arrays = StateArrays((own_state,), {}, counts, flags)
-    plan = StepPlan(rule, [group], [0], [p], [kernel], arrays, counter, 0, ["g"])
+    plan = StepPlan(rule, [group], [0], [p], [kernel], arrays, counter, 0, ["g"], storage=storage)
     plan.refresh()
     plan.table.full_step(g, 1.0, inf, inf, False, False, False, plan.prepass, plan.second_scalars)
     return dict(own_state.scalars)

@@ -12,11 +12,12 @@ bits on every platform.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from fastopt._core.scalar_math import log, power
+from fastopt.reference_formats import Formats, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +36,10 @@ __all__ = [
 ]
 
 
+@stored
 def sgd_(
     p: Array, g: Array, *, lr: float, weight_decay: float = 0.0, maximize: bool = False,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of gradient descent.
 
@@ -52,10 +54,11 @@ def sgd_(
     p -= cast(lr) * g
 
 
+@stored
 def momentum_(
     p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, dampening: float = 0.0,
     nesterov: bool = False, step: int = 1, weight_decay: float = 0.0, maximize: bool = False,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of gradient descent with momentum.
 
@@ -84,9 +87,10 @@ def momentum_(
     p -= cast(lr) * (d + cast(momentum) * buf if nesterov else buf)
 
 
+@stored
 def asgd_(
     p: Array, g: Array, ax: Array, *, lr: float, lambd: float = 1e-4, alpha: float = 0.75, t0: float = 1e6,
-    step: int, weight_decay: float = 0.0, maximize: bool = False,
+    step: int, weight_decay: float = 0.0, maximize: bool = False, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of averaged gradient descent.
 
@@ -111,9 +115,11 @@ def asgd_(
     ax[...] = cast(1.0 - weight) * ax + cast(weight) * p
 
 
+@stored
 def rprop_(
     p: Array, g: Array, prev: Array, step_size: Array, *, lr: float, etas: tuple[float, float] = (0.5, 1.2),
     step_sizes: tuple[float, float] = (1e-6, 50.0), step: int, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of resilient backpropagation (Rprop).
 
@@ -142,9 +148,10 @@ def rprop_(
     p -= step_size * _sign(prev)
 
 
+@stored
 def sign_sgd_(
     p: Array, g: Array, buf: Array | None = None, *, lr: float, momentum: float = 0.0,
-    weight_decay: float = 0.0, maximize: bool = False,
+    weight_decay: float = 0.0, maximize: bool = False, **formats: Unpack[Formats],
 ) -> None:
     """Take one step along the sign of the gradient, or of its average (Signum).
 
@@ -166,9 +173,10 @@ def sign_sgd_(
     p[...] = cast(1.0 - lr * weight_decay) * p - cast(lr) * _sign(g)
 
 
+@stored
 def lion_(
     p: Array, g: Array, exp_avg: Array, *, lr: float, betas: tuple[float, float] = (0.9, 0.99),
-    weight_decay: float = 0.0, cautious: bool = False, maximize: bool = False,
+    weight_decay: float = 0.0, cautious: bool = False, maximize: bool = False, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Lion.
 
@@ -196,10 +204,11 @@ def lion_(
     p[...] = decay_factor * p - cast(lr) * _sign(d) * mask
 
 
+@stored
 def adagrad_(
     p: Array, g: Array, acc: Array, *, lr: float, eps: float = 1e-10, lr_decay: float = 0.0, step: int = 1,
     weight_decay: float = 0.0, rowwise: bool = False, maximize: bool = False,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of AdaGrad.
 
@@ -226,9 +235,11 @@ def adagrad_(
     p -= cast(lr) * g / _root(cast, acc, eps, convention)
 
 
+@stored
 def adadelta_(
     p: Array, g: Array, square_avg: Array, acc_delta: Array, *, lr: float = 1.0, rho: float = 0.9,
     eps: float = 1e-6, weight_decay: float = 0.0, maximize: bool = False, convention: Convention = "torch",
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Adadelta.
 
@@ -254,9 +265,11 @@ def adadelta_(
     p -= cast(lr) * d
 
 
+@stored
 def ftrl_(
     p: Array, g: Array, accumulator: Array, linear: Array, *, lr: float, l1: float = 0.0, l2: float = 0.0,
     beta: float = 1.0, weight_decay: float = 0.0, maximize: bool = False, convention: Convention = "torch",
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of FTRL-Proximal (follow the regularized leader).
 
@@ -288,10 +301,11 @@ def ftrl_(
     p[...] = (np.clip(linear, cast(-l1), cast(l1)) - linear) / ((cast(beta) + new) * inverse + cast(l2))
 
 
+@stored
 def rmsprop_(
     p: Array, g: Array, square_avg: Array, buf: Array | None = None, grad_avg: Array | None = None,
     *, lr: float, alpha: float = 0.99, eps: float = 1e-8, momentum: float = 0.0, weight_decay: float = 0.0,
-    maximize: bool = False, convention: Convention = "torch",
+    maximize: bool = False, convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of RMSprop.
 
@@ -333,11 +347,12 @@ def rmsprop_(
         p -= cast(lr) * buf
 
 
+@stored
 def adam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Adam.
 
@@ -360,11 +375,12 @@ def adam_(
     )
 
 
+@stored
 def adamw_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, max_exp_avg_sq: Array | None = None, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 1e-2,
     maximize: bool = False, cautious: bool = False, bias_correction: bool = True,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of AdamW: Adam with decoupled weight decay.
 
@@ -388,10 +404,12 @@ def adamw_(
     )
 
 
+@stored
 def adamax_(
     p: Array, g: Array, exp_avg: Array, exp_inf: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     maximize: bool = False, bias_correction: bool = True, convention: Convention = "torch",
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Adamax: Adam with the infinity norm.
 
@@ -418,11 +436,12 @@ def adamax_(
     p -= cast(lr / _correction(bias_correction, beta1, step)) * exp_avg / (exp_inf + cast(denominator_eps))
 
 
+@stored
 def nadam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, momentum_decay: float = 4e-3, step: int,
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
-    bias_correction: bool = True, convention: Convention = "torch",
+    bias_correction: bool = True, convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of NAdam: Adam with Nesterov momentum.
 
@@ -449,10 +468,12 @@ def nadam_(
     p[...] = decay_factor * p - (cast(grad_lr) * g + cast(avg_lr) * exp_avg) / root
 
 
+@stored
 def radam_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int, weight_decay: float = 0.0,
     decoupled_weight_decay: bool = False, maximize: bool = False, convention: Convention = "torch",
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of RAdam: Adam with a rectified learning rate.
 
@@ -482,10 +503,11 @@ def radam_(
     p[...] = decay_factor * p - cast(lr) * exp_avg / (root + cast(eps))
 
 
+@stored
 def adabelief_(
     p: Array, g: Array, exp_avg: Array, exp_avg_var: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-16, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, bias_correction: bool = True,
+    maximize: bool = False, bias_correction: bool = True, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of AdaBelief.
 
@@ -510,10 +532,11 @@ def adabelief_(
     p[...] = decay_factor * p - direction
 
 
+@stored
 def yogi_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-3, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, bias_correction: bool = True,
+    maximize: bool = False, bias_correction: bool = True, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Yogi.
 
@@ -535,10 +558,12 @@ def yogi_(
     p -= _adam_direction(cast, exp_avg, exp_avg_sq, lr, betas, eps, step, bias_correction)
 
 
+@stored
 def adopt_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.9999), eps: float = 1e-6, clip_exp: float | None = 0.25, step: int,
     weight_decay: float = 0.0, decoupled_weight_decay: bool = False, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of ADOPT.
 
@@ -568,11 +593,12 @@ def adopt_(
     p[...] = decay_factor * p - cast(lr) * exp_avg
 
 
+@stored
 def ademamix_(
     p: Array, g: Array, exp_avg_fast: Array, exp_avg_slow: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float, float] = (0.9, 0.999, 0.9999), alpha: float = 5.0, alpha_warmup: float = 0.0,
     beta3_warmup: float = 0.0, eps: float = 1e-8, step: int, weight_decay: float = 0.0,
-    maximize: bool = False, bias_correction: bool = True,
+    maximize: bool = False, bias_correction: bool = True, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of AdEMAMix: AdamW with a second, slower average of the gradient.
 
@@ -606,11 +632,12 @@ def ademamix_(
     p[...] = decay_factor * p - d / root
 
 
+@stored
 def adan_(
     p: Array, g: Array, exp_avg: Array, exp_avg_diff: Array, exp_avg_sq: Array, pre_grad: Array, *, lr: float,
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99), eps: float = 1e-8, step: int,
     weight_decay: float = 0.0, no_prox: bool = False, maximize: bool = False,
-    bias_correction: bool = True,
+    bias_correction: bool = True, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Adan: adaptive Nesterov momentum.
 
@@ -645,9 +672,11 @@ def adan_(
     p[...] = cast(decay_factor) * p - d / root
 
 
+@stored
 def lars_(
     p: Array, g: Array, buf: Array, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0,
     trust_coefficient: float = 1e-3, eps: float = 1e-8, adapt: bool = True, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of LARS: momentum with a layer-wise learning rate.
 
@@ -675,11 +704,12 @@ def lars_(
     p -= buf
 
 
+@stored
 def lamb_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6, step: int, weight_decay: float = 0.0,
     adapt: bool = True, maximize: bool = False, bias_correction: bool = True,
-    convention: Convention = "torch",
+    convention: Convention = "torch", **formats: Unpack[Formats],
 ) -> None:
     """Take one step of LAMB: Adam with a layer-wise learning rate.
 
@@ -707,11 +737,13 @@ def lamb_(
     p -= cast(lr) * d
 
 
+@stored
 def prodigy_(
     p: Array, g: Array, exp_avg: Array, exp_avg_sq: Array, s: Array, p0: Array, numbers: dict[str, float],
     *, lr: float = 1.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, step: int,
     weight_decay: float = 0.0, use_bias_correction: bool = False, safeguard_warmup: bool = False,
     d0: float = 1e-6, d_coef: float = 1.0, growth_rate: float | None = None, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Prodigy: Adam with an estimated learning rate.
 
@@ -765,10 +797,11 @@ def prodigy_(
     p[...] = cast(1.0 - weight_decay * (d * lr)) * p - cast(d * lr) * exp_avg / root
 
 
+@stored
 def sgd_schedule_free_(
     p: Array, g: Array, z: Array, numbers: dict[str, float], *, lr: float, momentum: float = 0.9,
     warmup_steps: float = 0.0, r: float = 0.0, weight_lr_power: float = 2.0, step: int,
-    weight_decay: float = 0.0, maximize: bool = False,
+    weight_decay: float = 0.0, maximize: bool = False, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of schedule-free SGD.
 
@@ -784,10 +817,12 @@ def sgd_schedule_free_(
     _schedule_free(cast, p, g, z, numbers, lr, momentum, warmup_steps, r, weight_lr_power, step)
 
 
+@stored
 def adamw_schedule_free_(
     p: Array, g: Array, z: Array, exp_avg_sq: Array, numbers: dict[str, float], *, lr: float,
     betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, warmup_steps: float = 0.0, r: float = 0.0,
     weight_lr_power: float = 2.0, step: int, weight_decay: float = 0.0, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of schedule-free AdamW.
 
@@ -832,11 +867,12 @@ def _schedule_free(
     z -= cast(lr) * d
 
 
+@stored
 def adafactor_(
     p: Array, g: Array, row_var: Array | None = None, col_var: Array | None = None,
     variance: Array | None = None, *, lr: float = 1e-2, beta2_decay: float = -0.8,
     eps: tuple[float | None, float] = (None, 1e-3), d: float = 1.0, step: int, weight_decay: float = 0.0,
-    maximize: bool = False,
+    maximize: bool = False, **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Adafactor: a factored second moment.
 
@@ -892,11 +928,13 @@ def _rms(x: Array) -> float:
     return float(np.sqrt((x * x).sum() / max(x.size, 1)))
 
 
+@stored
 def muon_(
     p: Array, g: Array, momentum_buffer: Array, *, lr: float, weight_decay: float = 0.1,
     momentum: float = 0.95, nesterov: bool = True,
     ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315), eps: float = 1e-7,
     ns_steps: int = 5, adjust_lr_fn: Adjustment | None = None, maximize: bool = False,
+    **formats: Unpack[Formats],
 ) -> None:
     """Take one step of Muon: momentum orthogonalized by Newton-Schulz iterations.
 

@@ -32,7 +32,8 @@ BITS = {"float": 32, "double": 64, "uint32_t": 32}
 LOOPS = {
     "kernels": (
         "sweep", "measure", "transform_grad", "scale_shift", "scale_params", "update_average",
-        "add_unit_sums_row", "convert_half", "narrow", "widen",
+        "add_unit_sums_row", "convert_half", "convert_bfloat16", "narrow", "widen", "round_bfloat16",
+        "round_bfloat16_nearest", "round_half", "round_half_nearest",
     ),
     "layers": (
         "activate", "multiply_derivative", "loss_elements", "exponentials", "logarithms", "multiply_add",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.formats import computing_dtype, encode
 from fastopt._core.layout import with_layout
 from fastopt._core.runtime import address
 
@@ -33,29 +34,30 @@ def aligned_zeros(n: int, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
 
 
 def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...] | None]]) -> list[list[Array]]:
-    """Allocate zeros of the given shapes for each array, of its dtype, in one block.
+    """Allocate zeros of the given shapes for each array, of its computing dtype, in one block.
 
     A view with the shape None has the shape and the memory layout of the array, the others are C-contiguous.
     Every view begins on a cache line. NumPy requests huge pages for large blocks, so one block also
     provides these. Streams at the same offset within their pages evict each other from the cache:
     each large view begins a quarter of a page further on than the one before.
     """
+    dtypes = [computing_dtype(a.dtype) for a in arrays]
     sizes = [
-        [(a.size if shape is None else math.prod(shape)) * a.itemsize for shape in own_shapes]
-        for a, own_shapes in zip(arrays, shapes, strict=True)
+        [(a.size if shape is None else math.prod(shape)) * dtype.itemsize for shape in own_shapes]
+        for a, dtype, own_shapes in zip(arrays, dtypes, shapes, strict=True)
     ]
     arena = np.zeros(sum(map(_reserved, itertools.chain(*sizes))) + _ALIGN, np.uint8)
     base = address(arena)
     start = -base % _ALIGN
     views = []
-    for array, own_shapes, own_sizes in zip(arrays, shapes, sizes, strict=True):
+    for array, dtype, own_shapes, own_sizes in zip(arrays, dtypes, shapes, sizes, strict=True):
         own_views = []
         for k, (shape, size) in enumerate(zip(own_shapes, own_sizes, strict=True)):
             first = start
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
                 first += (wanted - base - start) % _PAGE
-            vector = arena[first : first + size].view(array.dtype)
+            vector = arena[first : first + size].view(dtype)
             own_views.append(with_layout(vector, array) if shape is None else vector.reshape(shape))
             start += _reserved(size)
         views.append(own_views)
@@ -74,7 +76,7 @@ def copy_all(arrays: Sequence[AnyArray], values: Sequence[ArrayLike]) -> None:
     handler runs between them.
     """
     converted = [
-        np.broadcast_to(np.asarray(value, array.dtype), array.shape)
+        np.broadcast_to(encode(value, array.dtype), array.shape)
         for array, value in zip(arrays, values, strict=True)
     ]
     deque(map(np.ndarray.__setitem__, arrays, itertools.repeat(...), converted), maxlen=0)

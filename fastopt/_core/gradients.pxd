@@ -2,7 +2,7 @@
 from cpython.object cimport PyObject
 
 from fastopt._core.rows cimport Rows, RowUpdater
-from fastopt._core.span cimport GradFormat, Kernels, Span
+from fastopt._core.span cimport FLOAT32, FLOAT64, NATIVE, Format, Kernels, Span
 
 cdef extern from "fo_array.h":
     ctypedef struct fo_array:
@@ -48,7 +48,14 @@ cdef struct SavedArray:
     bint is_c                   # C-contiguous
     bint is_row_wise            # its gradient is bound by row
     Py_ssize_t itemsize
+    Format format
+    bint is_f64                 # whether the kernels compute in float64
     Py_ssize_t first            # index of its first element in the order of memory
+
+
+cdef inline Format native_or(Format format, const SavedArray* param) noexcept:
+    """NATIVE for the dtype in which the kernels compute, else the format itself."""
+    return NATIVE if format == (FLOAT64 if param.is_f64 else FLOAT32) else format
 
 
 cdef class Gradients:
@@ -96,12 +103,12 @@ cdef class Gradients:
     cdef int bind_rows(self, Py_ssize_t k, Rows grad) except -1
     cdef object as_array(self, Py_ssize_t k, object grad)
     cdef int check(self, Py_ssize_t k, const fo_array* x, object grad) except -1
-    cdef int grad_format(self, Py_ssize_t k, object grad) except -1
+    cdef Format format_of(self, Py_ssize_t k, object given) except *
     cdef int copy(self, Py_ssize_t k, object grad) except -1
-    cdef void set_grad(self, Py_ssize_t k, char* g, GradFormat format) noexcept
+    cdef void set_grad(self, Py_ssize_t k, char* g, Format format) noexcept
     cdef void set_layout(self, Py_ssize_t k, char layout) noexcept
     cdef int sort_written(self, list arrays) except -1
-    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) except -1
+    cdef bint is_written(self, Py_ssize_t k, char* g, Format format) except -1
     cdef bint overlaps_written(self, Py_ssize_t start, Py_ssize_t size) noexcept
     cdef int save_params(self) except -1
     cdef int check_params(self) except -1

@@ -13,10 +13,14 @@ from cpython.object cimport PyObject
 from libc.string cimport memcmp, memcpy, memset
 
 from fastopt._core.runtime cimport data_ptr
-from fastopt._core.span cimport AS_PARAM, FLOAT16, FLOAT32, FLOAT64, grad_itemsize
+from fastopt._core.span cimport BFLOAT16, FLOAT16, FLOAT32, FLOAT64, NATIVE, itemsize
 
-from numpy import array, asarray, dtype, generic, ndarray, zeros
+from numpy import array, asarray, generic, ndarray, uint16, zeros
 
+from fastopt._core.formats import (
+    BFLOAT16 as BF16, EXPECTED, FLOAT16 as F16, FLOAT32 as F32, FLOAT64 as F64, decode, dtype_name,
+    is_bfloat16, normalize,
+)
 from fastopt._core.layout import byte_bounds, copy_with_layout, first_index, is_dense
 from fastopt._core.pytree import explain_mismatch
 from fastopt._core.rows import NO_ROWS
@@ -27,11 +31,18 @@ cdef enum:
     MAX_KEPT_GRAD_BYTES = 1 << 18   # a larger array is released at the end of the step
 
 cdef type ARRAY = ndarray       # a lookup of the global name would take longer than the comparison
-cdef object F16 = dtype("float16"), F32 = dtype("float32"), F64 = dtype("float64")
 
 
 cdef inline const fo_array* fields(object a) noexcept:
     return <const fo_array*> <PyObject*> a
+
+
+cdef int set_zero(object grad) except -1:
+    """Set a gradient to zero. It has no Python code in which a signal handler could run."""
+    if grad.dtype.kind == "V":
+        grad = grad.view(uint16)
+    grad[...] = 0
+    return 0
 
 
 cdef inline bint is_large(const Span* x) noexcept:
@@ -71,14 +82,14 @@ cdef inline bint is_like(const fo_array* a, const SavedArray* x, int flags) noex
     return True
 
 
-cdef inline bint has_layout(const fo_array* x, Py_ssize_t itemsize, const SavedArray* param) noexcept:
+cdef inline bint has_layout(const fo_array* x, Py_ssize_t size, const SavedArray* param) noexcept:
     """Whether the elements of a gradient have the order in memory that those of its parameter have."""
     cdef int i
     cdef bint same = True
     for i in range(x.ndim):
         if x.shape[i] == 0:
             return True
-        if x.shape[i] != 1 and x.strides[i] * param.itemsize != param.strides[i] * itemsize:
+        if x.shape[i] != 1 and x.strides[i] * param.itemsize != param.strides[i] * size:
             same = False
     return same
 
@@ -152,6 +163,8 @@ cdef class Gradients:
             shape += 2 * a.ndim
             if k < self.count:
                 x.itemsize, x.is_row_wise = self.params[k].itemsize, self.row_sums[k] is not None
+                x.is_f64 = self.params[k].dtype == F64
+                x.format = native_or(self.format_of(k, self.params[k].dtype), x)
                 x.first, x.is_c = first_index(self.params[k]), self.params[k].flags.c_contiguous
         return 0
 
@@ -193,13 +206,12 @@ cdef class Gradients:
             self.written[2 * i], self.written[2 * i + 1] = first, first + size
         return 0
 
-    cdef bint is_written(self, Py_ssize_t k, char* g, GradFormat format) except -1:
+    cdef bint is_written(self, Py_ssize_t k, char* g, Format format) except -1:
         """Whether a step writes anything where a gradient is. Not if the last one was bound there."""
         cdef const Span* x = &self.spans[k]
-        cdef Py_ssize_t itemsize = self.saved[k].itemsize if format == AS_PARAM else <Py_ssize_t> 1 << format
         if x.g == g and x.grad_format == format:
             return False
-        return self.overlaps_written(<Py_ssize_t> g, self.params[k].size * itemsize)
+        return self.overlaps_written(<Py_ssize_t> g, self.params[k].size * itemsize(format, x.is_f64))
 
     cdef bint overlaps_written(self, Py_ssize_t start, Py_ssize_t size) noexcept:
         """Whether a step writes anything in [start, start + size)."""
@@ -307,12 +319,12 @@ cdef class Gradients:
         cdef const fo_array* x
         cdef const SavedArray* param = &self.saved[k]
         cdef const Span* span = &self.spans[k]
-        cdef GradFormat format
-        cdef Py_ssize_t itemsize
+        cdef Format format
+        cdef Py_ssize_t size
         cdef char* g
         if type(grad) is ARRAY:
             x = fields(grad)
-            if (x.data == span.g and span.grad_format == AS_PARAM and self.layouts[k] == DENSE
+            if (x.data == span.g and span.grad_format == param.format and self.layouts[k] == DENSE
                     and param.first == 0 and is_like(x, param, FO_ARRAY_ALIGNED)):
                 # Where the last gradient was: it overlaps nothing that a step writes.
                 self.writeable[k] = (x.flags & FO_ARRAY_WRITEABLE) != 0
@@ -328,11 +340,11 @@ cdef class Gradients:
             grad = self.as_array(k, grad)
         self.set_layout(k, ALL_ROWS if param.is_row_wise else DENSE)
         x = fields(grad)
-        format = <GradFormat> self.check(k, x, grad)
-        itemsize = param.itemsize if format == AS_PARAM else <Py_ssize_t> 1 << format
-        g = x.data - param.first * itemsize
-        if (not has_layout(x, itemsize, param) or x.flags & FO_ARRAY_ALIGNED == 0
-                or (self.layouts[k] == ALL_ROWS and not (param.is_c and format == AS_PARAM))
+        format = <Format> self.check(k, x, grad)
+        size = itemsize(format, param.is_f64)
+        g = x.data - param.first * size
+        if (not has_layout(x, size, param) or x.flags & FO_ARRAY_ALIGNED == 0
+                or (self.layouts[k] == ALL_ROWS and not (param.is_c and format == NATIVE))
                 or self.is_written(k, g, format)):
             return self.copy(k, grad)
         self.set_grad(k, g, format)
@@ -353,10 +365,10 @@ cdef class Gradients:
     cdef int check(self, Py_ssize_t k, const fo_array* x, object grad) except -1:
         """Raise unless a gradient has a floating dtype and the shape of the parameter. Return its format."""
         cdef const SavedArray* param = &self.saved[k]
-        cdef int format = AS_PARAM, i
+        cdef int format = param.format, i
         cdef bint same = x.ndim == param.ndim
         if x.dtype != param.dtype:
-            format = self.grad_format(k, grad)
+            format = native_or(self.format_of(k, grad.dtype), param)
         for i in range(param.ndim if same else 0):
             same = same and x.shape[i] == param.shape[i]
         if not same:
@@ -364,26 +376,27 @@ cdef class Gradients:
                              f"got {grad.shape}")
         return format
 
-    cdef int grad_format(self, Py_ssize_t k, object grad) except -1:
-        cdef bint is_f64 = self.spans[k].is_f64
-        given = grad.dtype
+    cdef Format format_of(self, Py_ssize_t k, object given) except *:
+        """Format of the dtype of a gradient."""
         if given == F32:
-            return FLOAT32 if is_f64 else AS_PARAM
+            return FLOAT32
         if given == F64:
-            return AS_PARAM if is_f64 else FLOAT64
+            return FLOAT64
         if given == F16:
             return FLOAT16
-        raise TypeError(f"{self.paths[k]}: expected dtype float32, float64 or float16, "
-                        f"got {given if given.isnative else given.str}")
+        if given == BF16 or is_bfloat16(given):
+            return BFLOAT16
+        raise TypeError(f"{self.paths[k]}: expected dtype {EXPECTED}, got {dtype_name(given)}")
 
     cdef int copy(self, Py_ssize_t k, object grad) except -1:
         """Bind a copy of a gradient in the memory layout of the parameter; row-wise rules get rows."""
-        cdef GradFormat format
-        param = self.params[k]
+        cdef Format format = native_or(self.format_of(k, grad.dtype), &self.saved[k])
+        param, normalized = self.params[k], normalize(grad)
         if self.layouts[k] == ALL_ROWS:
-            copied, format = array(grad, param.dtype, order="C", copy=True), AS_PARAM
+            dtype, format = F64 if self.saved[k].is_f64 else F32, NATIVE
+            copied = array(decode(normalized, dtype), order="C", copy=True)
         else:
-            copied, format = copy_with_layout(grad, param, grad.dtype), <GradFormat> self.grad_format(k, grad)
+            copied = copy_with_layout(normalized, param, normalized.dtype)
         self.set_grad(k, data_ptr(copied, False), format)
         self.writeable[k] = grad.flags.writeable
         self.bound[k] = None
@@ -430,7 +443,7 @@ cdef class Gradients:
         self.layout_changed = self.layout_changed or self.layouts[k] != layout
         self.layouts[k] = layout
 
-    cdef void set_grad(self, Py_ssize_t k, char* g, GradFormat format) noexcept:
+    cdef void set_grad(self, Py_ssize_t k, char* g, Format format) noexcept:
         cdef Span* x = &self.spans[k]
         if x.g != g or x.grad_format != format:
             self.address_changed = True
@@ -456,11 +469,10 @@ cdef class Gradients:
 
     cdef int replace(self, Py_ssize_t k, object grad) except -1:
         """Bind another array in place of a gradient for the rest of the step."""
-        param = self.params[k]
-        grad = (asarray(grad, param.dtype, order="C") if self.saved[k].is_c
-                else copy_with_layout(grad, param, param.dtype))
+        param, dtype = self.params[k], F64 if self.saved[k].is_f64 else F32
+        grad = asarray(grad, dtype, order="C") if self.saved[k].is_c else copy_with_layout(grad, param, dtype)
         self.replaced.append((self.original(k), grad))
-        self.set_grad(k, data_ptr(grad, False), AS_PARAM)
+        self.set_grad(k, data_ptr(grad, False), NATIVE)
         self.bound[k] = None
         self.spans[k].unit_scale = NULL
         return 0
@@ -484,7 +496,7 @@ cdef class Gradients:
         for k in range(self.count):
             if self.params[k].size and self.layouts[k] != ABSENT:
                 first = <Py_ssize_t> self.spans[k].g
-                size = self.params[k].size * grad_itemsize(&self.spans[k])
+                size = self.params[k].size * itemsize(self.spans[k].grad_format, self.spans[k].is_f64)
                 ranges.append((first, first + size, k))
         ranges.sort()
         for k in range(1, len(ranges)):
@@ -497,16 +509,17 @@ cdef class Gradients:
     cdef void zero_originals(self):
         """Set those gradients to zero that the kernels have not seen themselves."""
         for _, grad, _ in self.copies:
-            grad[...] = 0
+            set_zero(grad)
         for grad, _ in self.replaced:
-            grad[...] = 0
+            set_zero(grad)
 
     cdef void zero_all(self):
         """Set all gradients to zero."""
         cdef Py_ssize_t k
         for k in range(self.count):
             if self.layouts[k] != ABSENT:
-                memset(self.spans[k].g, 0, self.params[k].size * grad_itemsize(&self.spans[k]))
+                memset(self.spans[k].g, 0,
+                       self.params[k].size * itemsize(self.spans[k].grad_format, self.spans[k].is_f64))
         self.zero_originals()
 
     cdef void release(self) noexcept:

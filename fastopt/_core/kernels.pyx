@@ -13,14 +13,11 @@ name: the fields of the struct are the keys of `Rule.constants` and `Rule.step_s
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
-from libc.stdint cimport uint16_t
 from libc.string cimport memcpy, memset
 
+from fastopt._core.codecs cimport MAX_TILE, SEGMENT, fill_noise_table, load, load_grad, store_params
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport AS_PARAM, FLOAT16, Kernels, Span, UpdateArgs, grad_itemsize
-
-cdef extern from "fo_half.h" nogil:
-    float fo_half_to_float(uint16_t half)
+from fastopt._core.span cimport NATIVE, Kernels, Span, UpdateArgs, itemsize
 
 cdef enum:
     LINE = 64       # bytes of a cache line
@@ -739,7 +736,7 @@ register_reduction("cautious_lion", <CautiousLion*> NULL, TWO_PASS)
 # --- A pass over one tile: transform the gradient, apply the rule, average, zero ------------------------
 
 cdef inline bint is_two_pass(const UpdateArgs* args) noexcept nogil:
-    """Whether the kernel has two passes; the first one then applies `decay_factor`."""
+    """Whether the kernel has two passes; the first one then applies `decay_factor` to NATIVE parameters."""
     return loops[args.kernel].measure_f64 != NULL
 
 
@@ -748,48 +745,51 @@ cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
     return <real*> base + i if base != NULL else NULL
 
 
-cdef inline void apply(const UpdateArgs* args, const Span* x, Py_ssize_t lo, const real* g, Py_ssize_t n,
-                       real* kind) noexcept nogil:
-    """Apply the rule to elements [lo, lo + n) of a span whose gradient is g."""
+cdef struct Tile:
+    # Addresses of the elements of a tile as the kernels compute with them: in the arrays, or in buffers.
+    char* p
+    char* s
+    char* t
+    char* u
+    char* v
+    char* w
+    char* e
+
+
+cdef inline void locate(const Span* x, Py_ssize_t lo, Tile* tile, real* kind) noexcept nogil:
+    """Set the addresses of a tile that begins at element lo of arrays that are all NATIVE."""
+    tile.p = <char*> at(x.p, lo, kind)
+    tile.s = <char*> at(x.s, lo, kind)
+    tile.t = <char*> at(x.t, lo, kind)
+    tile.u = <char*> at(x.u, lo, kind)
+    tile.v = <char*> at(x.v, lo, kind)
+    tile.w = <char*> at(x.w, lo, kind)
+    tile.e = <char*> at(x.e, lo, kind)
+
+
+cdef inline void apply(const UpdateArgs* args, const Tile* tile, const real* g, Py_ssize_t n) noexcept nogil:
+    """Apply the rule to the n elements of a tile whose gradient is g."""
     if real is float:
         loops[args.kernel].sweep_f32(
-            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
-            at(x.v, lo, kind), n)
+            &args.scalars[0], <float*> tile.p, g, <float*> tile.s, <float*> tile.t, <float*> tile.u,
+            <float*> tile.v, n)
     else:
         loops[args.kernel].sweep_f64(
-            &args.scalars[0], at(x.p, lo, kind), g, at(x.s, lo, kind), at(x.t, lo, kind), at(x.u, lo, kind),
-            at(x.v, lo, kind), n)
+            &args.scalars[0], <double*> tile.p, g, <double*> tile.s, <double*> tile.t, <double*> tile.u,
+            <double*> tile.v, n)
 
 
-cdef void convert_half(real* restrict out, const uint16_t* restrict g, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <real> fo_half_to_float(g[i])
-
-
-cdef void narrow(float* restrict out, const double* restrict g, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <float> g[i]
-
-
-cdef void widen(double* restrict out, const float* restrict g, Py_ssize_t n) noexcept nogil:
-    cdef Py_ssize_t i
-    for i in range(n):
-        out[i] = <double> g[i]
-
-
-cdef inline const real* load_grad(const Span* x, Py_ssize_t lo, Py_ssize_t n, real* buffer) noexcept nogil:
-    """Gradient of elements [lo, lo + n) in the dtype of the parameter; `buffer` is used if it has another one."""
-    if x.grad_format == AS_PARAM:
-        return at(x.g, lo, buffer)
-    if x.grad_format == FLOAT16:
-        convert_half(buffer, <const uint16_t*> x.g + lo, n)
-    elif real is float:
-        narrow(buffer, <const double*> x.g + lo, n)
+cdef inline void measure_elements(const UpdateArgs* args, const Tile* tile, const real* g, double* x, double* y,
+                                  Py_ssize_t n) noexcept nogil:
+    """First pass of a two-pass rule over the n elements of a tile."""
+    if real is float:
+        loops[args.kernel].measure_f32(
+            &args.scalars[0], <float*> tile.p, g, <float*> tile.s, <float*> tile.t, <float*> tile.u,
+            <float*> tile.v, x, y, n)
     else:
-        widen(buffer, <const float*> x.g + lo, n)
-    return buffer
+        loops[args.kernel].measure_f64(
+            &args.scalars[0], <double*> tile.p, g, <double*> tile.s, <double*> tile.t, <double*> tile.u,
+            <double*> tile.v, x, y, n)
 
 
 cdef void scale_shift(const real* restrict scale, const real* restrict shift, real* restrict x,
@@ -848,73 +848,104 @@ cdef void scale_params(double weight, real* restrict p, Py_ssize_t n) noexcept n
         p[i] *= factor
 
 
-cdef void update_tile(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t n,
+cdef void update_tile(const UpdateArgs* args, const Span* x, const Tile* tile, Py_ssize_t lo, Py_ssize_t n,
                       real* kind) noexcept nogil:
-    """Update elements [lo, lo + n) of a span with all options."""
-    cdef real converted[TILE]
-    cdef real transformed[TILE]
-    cdef real* p = at(x.p, lo, kind)
+    """Update elements [lo, lo + n) of a span, those of the tile, with all options."""
+    cdef real converted[MAX_TILE]
+    cdef real transformed[MAX_TILE]
+    cdef real* p = <real*> tile.p
     cdef const real* g = load_grad(x, lo, n, &converted[0])
-    if args.decay_factor != 1.0 and not is_two_pass(args):
+    if args.decay_factor != 1.0 and (not is_two_pass(args) or x.param_format != NATIVE):
         scale_params(args.decay_factor, p, n)
         if args.decays_copy:
-            scale_params(args.decay_factor, at(x.s, lo, kind), n)
+            scale_params(args.decay_factor, <real*> tile.s, n)
     if args.transforms_grad:
         transform_grad(args, x, lo, transformed, g, p, n)
-        apply(args, x, lo, transformed, n, kind)
-    else:
-        apply(args, x, lo, g, n, kind)
+        g = &transformed[0]
+    apply(args, tile, g, n)
     if args.lookahead_alpha != 0.0:
-        update_average(1.0 - args.lookahead_alpha, at(x.w, lo, kind), p, n)
-        memcpy(p, at(x.w, lo, kind), n * sizeof(real))
+        update_average(1.0 - args.lookahead_alpha, <real*> tile.w, p, n)
+        memcpy(p, tile.w, n * sizeof(real))
     if x.e != NULL:
-        update_average(args.ema_decay, at(x.e, lo, kind), p, n)
+        update_average(args.ema_decay, <real*> tile.e, p, n)
     if args.zero_grad:
-        memset(x.g + lo * grad_itemsize(x), 0, n * grad_itemsize(x))
+        memset(x.g + lo * itemsize(x.grad_format, x.is_f64), 0, n * itemsize(x.grad_format, x.is_f64))
 
 
-cdef inline void prefetch(const real* start) noexcept nogil:
-    """Prefetch a tile: the hardware prefetcher cannot follow this many streams (17 % slower from DRAM)."""
-    cdef Py_ssize_t i
-    if start != NULL:
-        for i in range(TILE * <Py_ssize_t> sizeof(real) // LINE):
-            fo_prefetch(<const char*> start + i * LINE)
+cdef inline void prefetch(const char* base, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
+    """Prefetch a tile of items of this size, from item i on.
+
+    The hardware prefetcher cannot follow this many streams (17 % slower from DRAM).
+    """
+    cdef Py_ssize_t line
+    if base != NULL:
+        for line in range(TILE * size // LINE):
+            fo_prefetch(base + i * size + line * LINE)
 
 
-cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
-    prefetch(at(x.p, i, kind))
-    if x.grad_format == AS_PARAM:
-        prefetch(at(x.g, i, kind))
-    prefetch(at(x.s, i, kind))
-    prefetch(at(x.t, i, kind))
-    prefetch(at(x.u, i, kind))
-    prefetch(at(x.v, i, kind))
-    prefetch(at(x.e, i, kind))
+cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i,
+                              Py_ssize_t native) noexcept nogil:
+    """Prefetch a tile of all arrays; `native` is the item size of those that are NATIVE."""
+    prefetch(x.p, i, native if x.param_format == NATIVE else itemsize(x.param_format, x.is_f64))
+    prefetch(x.g, i, native if x.grad_format == NATIVE else itemsize(x.grad_format, x.is_f64))
+    prefetch(x.s, i, native)
+    prefetch(x.t, i, native)
+    prefetch(x.u, i, native)
+    prefetch(x.v, i, native)
+    prefetch(x.e, i, native)
     if args.lookahead_alpha != 0.0:
-        prefetch(at(x.w, i, kind))
+        prefetch(x.w, i, native)
 
 
 cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
                        real* kind) noexcept nogil:
-    """Update elements [lo, hi) of a span, tile by tile."""
+    """Update elements [lo, hi) of a span whose arrays are all NATIVE but for the gradient, tile by tile."""
+    cdef Tile tile
     cdef Py_ssize_t n, ahead
     cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
-                              or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != AS_PARAM)
+                              or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != NATIVE)
     while lo < hi:
         ahead = lo + PREFETCH_DISTANCE
         if ahead < hi:
-            prefetch_all(args, x, ahead, kind)
+            prefetch_all(args, x, ahead, sizeof(real))
         n = min(TILE, hi - lo)
+        locate(x, lo, &tile, kind)
         if is_plain:
-            apply(args, x, lo, at(x.g, lo, kind), n, kind)
+            apply(args, &tile, at(x.g, lo, kind), n)
         else:
-            update_tile(args, x, lo, n, kind)
+            update_tile(args, x, &tile, lo, n, kind)
         lo += n
+
+
+cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    """Update elements [lo, hi) of a span with an array that is not NATIVE: decode, update and encode each tile."""
+    cdef Tile tile
+    cdef float p[MAX_TILE]
+    cdef Py_ssize_t n, ahead
+    while lo < hi:
+        ahead = lo + PREFETCH_DISTANCE
+        if ahead < hi:
+            prefetch_all(args, x, ahead, sizeof(float))
+        n = min(SEGMENT - (x.origin + lo) % SEGMENT, hi - lo)
+        load_tile(x, lo, n, &tile, p)
+        update_tile(args, x, &tile, lo, n, <float*> NULL)
+        store_params(x, args.step, lo, n, <const float*> tile.p)
+        lo += n
+
+
+cdef inline void load_tile(const Span* x, Py_ssize_t lo, Py_ssize_t n, Tile* tile, float* p) noexcept nogil:
+    """Decode the arrays of a tile that are not NATIVE into buffers."""
+    locate(x, lo, tile, <float*> NULL)
+    if x.param_format != NATIVE:
+        load(x.param_format, x.p, lo, n, p)
+        tile.p = <char*> p
 
 
 cdef void update(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     if x.is_f64:
         update_range(args, x, lo, hi, <double*> NULL)
+    elif x.is_encoded:
+        update_encoded(args, x, lo, hi)
     else:
         update_range(args, x, lo, hi, <float*> NULL)
 
@@ -941,7 +972,7 @@ cdef double sum_squares(const Span* x, Py_ssize_t lo, Py_ssize_t hi, real* kind)
     for j in range(LANES):
         lane[j] = 0.0
     while lo < hi:
-        n = hi - lo if x.grad_format == AS_PARAM else min(TILE, hi - lo)
+        n = hi - lo if x.grad_format == NATIVE else min(TILE, hi - lo)
         g = load_grad(x, lo, n, &converted[0])
         rows = n // LANES
         for i in range(rows):
@@ -973,24 +1004,21 @@ cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_s
 
 cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
                        real* kind) noexcept nogil:
-    """First pass over elements [lo, lo + n) of a span."""
-    cdef real converted[TILE]
-    cdef real transformed[TILE]
-    cdef real* p = at(span.p, lo, kind)
+    """First pass over elements [lo, lo + n) of a span. Parameters that are not NATIVE are left unchanged."""
+    cdef Tile tile
+    cdef real decoded[MAX_TILE]
+    cdef real converted[MAX_TILE]
+    cdef real transformed[MAX_TILE]
     cdef const real* g = load_grad(span, lo, n, &converted[0])
-    if args.decay_factor != 1.0:
-        scale_params(args.decay_factor, p, n)
-    if args.transforms_grad:
-        transform_grad(args, span, lo, transformed, g, p, n)
-        g = &transformed[0]
+    locate(span, lo, &tile, kind)
     if real is float:
-        loops[args.kernel].measure_f32(
-            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
-            at(span.v, lo, kind), x, y, n)
-    else:
-        loops[args.kernel].measure_f64(
-            &args.scalars[0], p, g, at(span.s, lo, kind), at(span.t, lo, kind), at(span.u, lo, kind),
-            at(span.v, lo, kind), x, y, n)
+        load_tile(span, lo, n, &tile, decoded)
+    if args.decay_factor != 1.0:
+        scale_params(args.decay_factor, <real*> tile.p, n)
+    if args.transforms_grad:
+        transform_grad(args, span, lo, transformed, g, <real*> tile.p, n)
+        g = &transformed[0]
+    measure_elements(args, &tile, g, x, y, n)
 
 
 cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
@@ -1006,7 +1034,7 @@ cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo,
     while lo < hi:
         ahead = lo + PREFETCH_DISTANCE
         if ahead < hi:
-            prefetch_all(args, span, ahead, kind)
+            prefetch_all(args, span, ahead, sizeof(real))
         n = min(TILE, hi - lo)
         measure_tile(args, span, lo, x, y, n, kind)
         add_lanes(x_lane, x, n)
@@ -1042,18 +1070,25 @@ cdef void add_unit_sums_row(const UpdateArgs* args, const real* restrict p, cons
 
 cdef void add_unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums,
                         real* kind) noexcept nogil:
-    """Add up rows of one element per unit; a gradient of another dtype is converted tile by tile."""
+    """Add up rows of one element per unit; an array that is not NATIVE is converted tile by tile."""
     cdef real converted[TILE]
+    cdef real decoded[TILE]
+    cdef const real* p
     cdef double* unit_sum
     cdef Py_ssize_t i = 0, first, n
     while i < x.n:
         first = i % units
         n = units - first
-        if x.grad_format != AS_PARAM:
+        if x.grad_format != NATIVE or x.param_format != NATIVE:
             n = min(TILE, n)
+        p = at(x.p, i, kind)
+        if real is float:
+            if x.param_format != NATIVE:
+                load(x.param_format, x.p, i, n, decoded)
+                p = &decoded[0]
         unit_sum = sums + first
-        add_unit_sums_row(args, at(x.p, i, kind), load_grad(x, i, n, &converted[0]), unit_sum,
-                          unit_sum + units, unit_sum + 2 * units, n)
+        add_unit_sums_row(args, p, load_grad(x, i, n, &converted[0]), unit_sum, unit_sum + units,
+                          unit_sum + 2 * units, n)
         i += n
 
 
@@ -1064,6 +1099,15 @@ cdef void unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units, dou
         add_unit_sums(args, x, units, sums, <float*> NULL)
 
 
-cdef Kernels exported = [update, sum_squares_span, reduce_pass, unit_sums]
+cdef void copy_params(const Span* x, Py_ssize_t n, char* out) noexcept nogil:
+    if x.param_format == NATIVE:
+        memcpy(out, x.p, n * itemsize(NATIVE, x.is_f64))
+    else:
+        load(x.param_format, x.p, 0, n, <float*> out)
+
+
+fill_noise_table()
+
+cdef Kernels exported = [update, sum_squares_span, reduce_pass, unit_sums, copy_params]
 
 KERNELS = PyCapsule_New(&exported, "fastopt.kernels", NULL)

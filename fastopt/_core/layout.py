@@ -47,9 +47,10 @@ def byte_bounds(array: AnyArray) -> tuple[int, int]:
 
 
 def same_layout(a: AnyArray, b: AnyArray) -> bool:
-    """Whether two arrays have the same shape, item size and order in memory."""
+    """Whether two arrays have the same shape and order in memory."""
     pairs = zip(a.strides, b.strides, a.shape, strict=True) if a.shape == b.shape else ()
-    return a.shape == b.shape and (a.size == 0 or all(s == t for s, t, n in pairs if n > 1))
+    same = all(s * b.itemsize == t * a.itemsize for s, t, n in pairs if n > 1)
+    return a.shape == b.shape and (a.size == 0 or same)
 
 
 def same_memory(a: AnyArray, b: AnyArray) -> bool:

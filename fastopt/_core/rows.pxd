@@ -11,8 +11,8 @@ cdef struct RowContext:
     char* row_sums              # row-wise optimizers: the accumulated value of each row, else NULL
     Py_ssize_t n_rows           # of the parameter
     Py_ssize_t width            # elements per row
-    Py_ssize_t row_bytes
-    Py_ssize_t row_stride       # bytes from the beginning of a row to the next in the arrays of the span
+    Py_ssize_t row_bytes        # of its gradient
+    Py_ssize_t row_stride       # elements from the beginning of a row to the next in the arrays of the span
     Py_ssize_t* offsets         # of the elements of a row, in items, if it is not contiguous; else NULL
     char* row_copy              # room for one row of each array of the span; used if `offsets` is not NULL
     bint all_rows               # every row is active, and `values` has the gradient of each
@@ -38,7 +38,7 @@ cdef class Rows:
 
 cdef class RowUpdater:
     cdef RowContext context
-    cdef object param, values
+    cdef object param, values, dtype
     cdef str path
     cdef Py_ssize_t capacity    # active rows for which there is memory
     cdef Py_ssize_t sums_bytes

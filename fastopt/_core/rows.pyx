@@ -7,7 +7,7 @@ kernels as a dense parameter. `deferred_rows.pxd` has the log of the steps that 
 from cpython.buffer cimport Py_buffer, PyBUF_ND, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.math cimport isfinite
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch, part_begin, real
@@ -16,10 +16,11 @@ from fastopt._core.deferred_rows cimport (
     min_replay, reserve_step, resize,
 )
 from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
-from fastopt._core.span cimport UpdateArgs, Span
+from fastopt._core.span cimport NATIVE, Span, UpdateArgs, itemsize
 
-from numpy import arange, asarray, dtype, errstate, int64, ndarray, require, zeros
+from numpy import arange, asarray, int64, ndarray, require, zeros
 
+from fastopt._core.formats import EXPECTED, PARAM_DTYPES, computing_dtype, decode, dtype_name, normalize
 from fastopt._core.layout import first_index
 
 from fastopt._core.validation import is_masked
@@ -38,9 +39,6 @@ cdef enum:
     N_ARRAYS = 7            # of a span, the gradient apart
 
 MAX_DEFERRED_STEPS = MAX_LOGGED
-
-cdef tuple FLOATS = (dtype("float16"), dtype("float32"), dtype("float64"))
-
 
 cdef object check_row_indices(object rows):
     """Return row indices as a contiguous int64 array."""
@@ -101,6 +99,11 @@ cdef inline char* grad_ptr(const RowContext* x, Py_ssize_t i) noexcept nogil:
     return x.values + i * x.row_bytes if x.all_rows else x.grads[i]
 
 
+cdef inline Py_ssize_t param_size(const RowContext* x) noexcept nogil:
+    """Item size of the parameter."""
+    return itemsize(x.span.param_format, x.span.is_f64)
+
+
 cdef inline char* offset_ptr(char* base, Py_ssize_t offset) noexcept nogil:
     return base + offset if base != NULL else NULL
 
@@ -115,9 +118,10 @@ cdef inline void prefetch(const char* base, Py_ssize_t offset, Py_ssize_t size) 
 
 cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
     """Prefetch the arrays of active row i: hardware prefetchers do not predict the jump to it."""
-    cdef Py_ssize_t offset = row_index(x, i) * x.row_stride, size = min(x.row_bytes, PREFETCH_BYTES)
+    cdef Py_ssize_t first = row_index(x, i) * x.row_stride, size = min(x.row_bytes, PREFETCH_BYTES)
+    cdef Py_ssize_t offset = first * itemsize(NATIVE, x.span.is_f64)
     prefetch(grad_ptr(x, i), 0, size)
-    prefetch(x.span.p, offset, size)
+    prefetch(x.span.p, first * param_size(x), min(x.width * param_size(x), PREFETCH_BYTES))
     prefetch(x.span.s, offset, size)
     prefetch(x.span.t, offset, size)
     prefetch(x.span.u, offset, size)
@@ -141,54 +145,60 @@ cdef inline char** array_of(Span* x, int i) noexcept nogil:
     return &x.w if i == 5 else &x.e
 
 
-cdef void gather(const RowContext* x, char* row, const char* array) noexcept nogil:
+cdef void gather(const RowContext* x, char* row, const char* array, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(x.width):
-        if x.span.is_f64:
-            (<double*> row)[i] = (<const double*> array)[x.offsets[i]]
+        if size == 8:
+            (<uint64_t*> row)[i] = (<const uint64_t*> array)[x.offsets[i]]
+        elif size == 4:
+            (<uint32_t*> row)[i] = (<const uint32_t*> array)[x.offsets[i]]
         else:
-            (<float*> row)[i] = (<const float*> array)[x.offsets[i]]
+            (<uint16_t*> row)[i] = (<const uint16_t*> array)[x.offsets[i]]
 
 
-cdef void scatter(const RowContext* x, char* array, const char* row) noexcept nogil:
+cdef void scatter(const RowContext* x, char* array, const char* row, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(x.width):
-        if x.span.is_f64:
-            (<double*> array)[x.offsets[i]] = (<const double*> row)[i]
+        if size == 8:
+            (<uint64_t*> array)[x.offsets[i]] = (<const uint64_t*> row)[i]
+        elif size == 4:
+            (<uint32_t*> array)[x.offsets[i]] = (<const uint32_t*> row)[i]
         else:
-            (<float*> array)[x.offsets[i]] = (<const float*> row)[i]
+            (<uint16_t*> array)[x.offsets[i]] = (<const uint16_t*> row)[i]
 
 
 cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     """Point `row`, a copy of the parameter's span, to row r, or to a copy of it if it is not contiguous."""
-    cdef Py_ssize_t offset = r * x.row_stride
+    cdef Py_ssize_t native = itemsize(NATIVE, x.span.is_f64), offset = r * x.row_stride * native
     cdef char** array
     cdef char* copy
     cdef int i
-    row.p = x.span.p + offset
+    row.p = x.span.p + r * x.row_stride * param_size(x)
     row.s = offset_ptr(x.span.s, offset)
     row.t = offset_ptr(x.span.t, offset)
     row.u = offset_ptr(x.span.u, offset)
     row.v = offset_ptr(x.span.v, offset)
     row.w = offset_ptr(x.span.w, offset)
     row.e = offset_ptr(x.span.e, offset)
-    row.n = x.width
+    row.n, row.origin = x.width, r * x.width
     if x.offsets != NULL:
         for i in range(N_ARRAYS):
             copy, array = x.row_copy + i * x.row_bytes, array_of(row, i)
             if array[0] != NULL:
-                gather(x, copy, array[0])
+                gather(x, copy, array[0], native if i else param_size(x))
                 array[0] = copy
 
 
 cdef inline void store_row(const RowContext* x, Py_ssize_t r) noexcept nogil:
     """Write row r back if `set_row` has made a copy of it."""
     cdef Span span = x.span
+    cdef Py_ssize_t size
     cdef int i
     if x.offsets != NULL:
         for i in range(N_ARRAYS):
+            size = itemsize(NATIVE, x.span.is_f64) if i else param_size(x)
             if array_of(&span, i)[0] != NULL:
-                scatter(x, array_of(&span, i)[0] + r * x.row_stride, x.row_copy + i * x.row_bytes)
+                scatter(x, array_of(&span, i)[0] + r * x.row_stride * size, x.row_copy + i * x.row_bytes, size)
 
 
 cdef double add_to_row_sum(const RowContext* x, Py_ssize_t r, double value) noexcept nogil:
@@ -351,19 +361,20 @@ cdef class RowUpdater:
     path : str
         Name of its gradient in errors.
     row_sums : ndarray or None
-        Row-wise optimizers: one accumulated value per row, in the dtype of the parameter.
+        Row-wise optimizers: one accumulated value per row, in the computing dtype of the parameter.
     """
 
     def __cinit__(self, param, str path, row_sums):
         self.param, self.path, self.capacity = param, path, -1
         self.context.n_rows = param.shape[0] if param.ndim else 1
         self.context.width = param.size // self.context.n_rows if self.context.n_rows else 0
-        self.context.row_bytes = self.context.width * param.itemsize
+        self.dtype = computing_dtype(param.dtype)
+        self.context.row_bytes = self.context.width * self.dtype.itemsize
         self.context.row_sums = NULL if row_sums is None else data_ptr(row_sums, True)
         self.context.zeros = <char*> PyMem_Calloc(self.context.row_bytes + 1, 1)
         if self.context.zeros == NULL:
             raise MemoryError()
-        self.context.row_stride = self.context.row_bytes
+        self.context.row_stride = self.context.width
         if not param.flags.c_contiguous:
             self.set_offsets(param)
 
@@ -378,7 +389,7 @@ cdef class RowUpdater:
         flat = places.reshape(-1)
         # The address of a span is the lowest of its array; a reversed axis begins at the highest.
         shift = first_index(param)
-        x.row_stride = param.strides[0]
+        x.row_stride = param.strides[0] // param.itemsize
         x.offsets = <Py_ssize_t*> PyMem_Calloc(x.width + 1, sizeof(Py_ssize_t))
         x.row_copy = <char*> PyMem_Calloc(N_ARRAYS * x.row_bytes + 1, 1)
         if x.offsets == NULL or x.row_copy == NULL:
@@ -407,15 +418,14 @@ cdef class RowUpdater:
         values, shape = grad.grads, self.param.shape
         if not shape:
             raise ValueError(f"{self.path}: expected an array because the parameter has no rows, got Rows")
-        if values.dtype not in FLOATS:
-            raise TypeError(f"{self.path}.grads: expected dtype float32, float64 or float16, "
-                            f"got {values.dtype if values.dtype.isnative else values.dtype.str}")
+        values = normalize(values)
+        if values.dtype not in PARAM_DTYPES:
+            raise TypeError(f"{self.path}.grads: expected dtype {EXPECTED}, got {dtype_name(values.dtype)}")
         expected = grad.rows.shape + shape[1:]
         if values.shape != expected:
             raise ValueError(f"{self.path}.grads: expected shape {expected} for a parameter of shape "
                              f"{shape}, got {values.shape}")
-        with errstate(over="ignore"):       # as in the kernels, an overflow is an infinity
-            return require(values, self.param.dtype, ("C", "A"))
+        return require(decode(values, self.dtype), self.dtype, ("C", "A"))
 
     cdef int bind_rows(self, Rows grad, object values) except -1:
         """Bind a gradient. `values` come from `check_values`."""
@@ -504,7 +514,7 @@ cdef class RowUpdater:
         """Return the gradient as an array with the shape of the parameter."""
         cdef const RowContext* x = &self.context
         cdef Py_ssize_t i
-        dense = zeros(self.param.shape, self.param.dtype)
+        dense = zeros(self.param.shape, self.dtype)
         cdef char* base = data_ptr(dense, True)
         for i in range(x.n_active if x.width else 0):
             memcpy(base + x.rows[i] * x.row_bytes, x.grads[i], x.row_bytes)

@@ -1,15 +1,17 @@
 """Plain C structures that the step table passes to a kernel module."""
+from libc.stdint cimport uint64_t
 
 cdef enum:
     MAX_SCALARS = 12    # fields of the largest rule struct
 
 
-cdef enum GradFormat:
-    # Dtype of a gradient; that of the others is also the logarithm of the item size.
-    AS_PARAM = 0
+cdef enum Format:
+    # How the elements of an array are stored; `formats.py` has the same numbers.
+    NATIVE = 0          # as the kernels compute: float64 if `is_f64`, else float32
     FLOAT16 = 1
-    FLOAT32 = 2
-    FLOAT64 = 3
+    FLOAT32 = 2         # of a gradient, if the kernels compute in float64
+    FLOAT64 = 3         # of a gradient, if they compute in float32
+    BFLOAT16 = 4
 
 
 cdef struct UpdateArgs:
@@ -25,6 +27,7 @@ cdef struct UpdateArgs:
     bint decays_copy            # the first state array is a copy of p, and is multiplied, too
     double lookahead_alpha      # w = w + lookahead_alpha (p - w), then p = w, unless it is 0
     double ema_decay            # e = ema_decay e + (1 - ema_decay) p
+    uint64_t step               # of the parameters, for the noise of stochastic rounding
     double scalars[MAX_SCALARS]     # the rule struct
 
 
@@ -43,15 +46,22 @@ cdef struct Span:
     Py_ssize_t n_units          # element i belongs to unit i // unit_stride % n_units
     Py_ssize_t unit_stride
     Py_ssize_t n                # elements
-    bint is_f64                 # float64, else float32
-    GradFormat grad_format      # dtype of g if it is not that of the parameter
+    bint is_f64                 # whether the kernels compute in float64, else in float32
+    Format param_format, grad_format    # the other arrays are NATIVE
+    bint is_encoded             # an array that a step writes is not NATIVE
+    bint to_nearest             # the parameter is rounded to nearest, else stochastically
+    uint64_t noise              # `fo_noise_of_param`
+    Py_ssize_t origin           # index in the parameter of the first element, for the noise
     int group                   # index of its UpdateArgs
 
 
-cdef inline Py_ssize_t grad_itemsize(const Span* x) noexcept nogil:
-    if x.grad_format == AS_PARAM:
-        return 8 if x.is_f64 else 4
-    return <Py_ssize_t> 1 << x.grad_format
+cdef inline Py_ssize_t itemsize(Format format, bint is_f64) noexcept nogil:
+    """Bytes of an element."""
+    if format == FLOAT16 or format == BFLOAT16:
+        return 2
+    if format == NATIVE:
+        return 8 if is_f64 else 4
+    return 8 if format == FLOAT64 else 4
 
 
 # Update elements [lo, hi) of a span.
@@ -64,6 +74,8 @@ ctypedef void (*ReducePass)(const UpdateArgs* args, const Span* x, Py_ssize_t lo
 # Per unit, the sums of the gradient, of its squares and of the squares of the parameters, in double and in a fixed
 # order, into sums[0:units], sums[units:2 units] and sums[2 units:3 units], which must be zero before.
 ctypedef void (*UnitSums)(const UpdateArgs* args, const Span* x, Py_ssize_t units, double* sums) noexcept nogil
+# Elements [0, n) of the parameter as the kernels compute with them.
+ctypedef void (*CopyParams)(const Span* x, Py_ssize_t n, char* out) noexcept nogil
 
 
 cdef struct Kernels:
@@ -72,6 +84,7 @@ cdef struct Kernels:
     SumSquares sum_squares
     ReducePass reduce_pass
     UnitSums unit_sums
+    CopyParams copy_params
 
 
 # Count a step.

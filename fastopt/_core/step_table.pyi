@@ -19,6 +19,8 @@ class Entry(NamedTuple):
     average: Array | None = None
     sparse: str = ""
     row_sums: Array | None = None
+    to_nearest: bool = False
+    seed: int = 0
 
 @disjoint_base
 class StepCounter:

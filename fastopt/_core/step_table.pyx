@@ -12,8 +12,7 @@ from collections import namedtuple
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
-from libc.stdint cimport int64_t, uint16_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t, uint16_t, uint64_t
 
 from fastopt._core.containers cimport ContainerWatch
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
@@ -21,18 +20,27 @@ from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, process_number
-from fastopt._core.span cimport AS_PARAM, MAX_SCALARS, FLOAT16, FLOAT32, Kernels, Span, StepLease, UpdateArgs
+from fastopt._core.span cimport (
+    BFLOAT16, FLOAT16, FLOAT32, MAX_SCALARS, NATIVE, Format, Kernels, Span, StepLease, UpdateArgs,
+)
 from fastopt._core.step_context cimport (
     BYTES_PER_NS, NEW_COPIES_FLAG, NEW_STATE_FLAG, NORM_BLOCK, SERIAL_BELOW, StepContext, bytes_of, commit,
     parallel_for, reduce_part, sum_squares, update_part,
 )
 
-from numpy import array, asarray, empty_like, maximum, minimum, multiply, zeros
+from numpy import array, asarray, empty, empty_like, maximum, minimum, multiply, zeros
 
-from fastopt._core.layout import same_layout
+from fastopt._core.formats import FLOAT32 as F32, FLOAT64 as F64, code, computing_dtype, decode, normalize
+from fastopt._core.layout import copy_with_layout, same_layout, with_layout
 
 cdef extern from "fo_half.h" nogil:
     float fo_half_to_float(uint16_t half)
+
+cdef extern from "fo_codec.h" nogil:
+    float fo_from_bfloat16(uint16_t x)
+    uint16_t fo_to_bfloat16_nearest(float x)
+    uint16_t fo_to_half_nearest(float x)
+    uint64_t fo_noise_of_param(uint64_t seed, uint64_t param)
 
 cdef double INFINITE = float("inf")
 cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of squares has overflowed
@@ -40,7 +48,8 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums", defaults=(None, None, "", None))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed",
+                   defaults=(None, None, "", None, False, 0))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
@@ -86,15 +95,26 @@ cdef class StepCounter:
 cdef class Exchange:
     """Context manager that exchanges the parameters and other arrays of the same shapes, and exchanges them back.
 
+    Those of parameters of 16 bits are float32: elements whose parameter was not changed meanwhile then have their
+    bits again.
+
     It has no Python code in which a signal handler could run, so an interrupt leaves nothing half exchanged.
     """
     cdef StepCounter counter
     cdef list arrays, others, scratch
+    cdef list encoded               # (parameter, other array, its copy) of parameters of 16 bits
     cdef str name
 
     def __init__(self, StepCounter counter not None, str name, list arrays, list others):
-        self.counter, self.name, self.arrays, self.others = counter, name, arrays, others
-        self.scratch = [empty_like(array) for array in arrays]
+        self.counter, self.name = counter, name
+        native = [k for k, array in enumerate(arrays) if array.dtype == others[k].dtype]
+        self.arrays, self.others = [arrays[k] for k in native], [others[k] for k in native]
+        self.scratch = [empty_like(array) for array in self.arrays]
+        self.encoded = [
+            (arrays[k], copy_with_layout(others[k], arrays[k], F32) if not same_layout(others[k], arrays[k])
+             else others[k], with_layout(empty(arrays[k].size, F32), arrays[k]))
+            for k in range(len(arrays)) if arrays[k].dtype != others[k].dtype
+        ]
 
     def __enter__(self):
         if self.counter.exchanged:
@@ -109,9 +129,31 @@ cdef class Exchange:
         assign_all(self.scratch, self.arrays)
         assign_all(self.arrays, self.others)
         assign_all(self.others, self.scratch)
+        for array, other, copied in self.encoded:
+            exchange_encoded(array, other, copied, exchanged)
         self.counter.exchanged = exchanged
         self.counter.mark()
         return 0
+
+
+cdef int exchange_encoded(array, other, copied, bint exchanged) except -1:
+    """Exchange a parameter of 16 bits and an array of float32, whose copy has the bits that it gets back."""
+    cdef uint16_t* p = <uint16_t*> data_ptr(array, True)
+    cdef float* x = <float*> data_ptr(other, True)
+    cdef float* saved = <float*> data_ptr(copied, True)
+    cdef bint is_half = array.dtype.kind == "f"
+    cdef uint16_t old
+    cdef Py_ssize_t i
+    for i in range(array.size):
+        old = p[i]
+        p[i] = fo_to_half_nearest(x[i]) if is_half else fo_to_bfloat16_nearest(x[i])
+        if exchanged:
+            saved[i] = x[i]
+        elif old == (fo_to_half_nearest(saved[i]) if is_half else fo_to_bfloat16_nearest(saved[i])):
+            x[i] = saved[i]
+            continue
+        x[i] = fo_half_to_float(old) if is_half else fo_from_bfloat16(old)
+    return 0
 
 
 cdef int assign_all(list arrays, list values) except -1:
@@ -133,7 +175,9 @@ cdef inline double grad_value(const Span* x, Py_ssize_t i) noexcept:
     """Element i of a gradient."""
     if x.grad_format == FLOAT16:
         return <double> fo_half_to_float((<uint16_t*> x.g)[i])
-    if x.grad_format == FLOAT32 or (x.grad_format == AS_PARAM and not x.is_f64):
+    if x.grad_format == BFLOAT16:
+        return <double> fo_from_bfloat16((<uint16_t*> x.g)[i])
+    if x.grad_format == FLOAT32 or (x.grad_format == NATIVE and not x.is_f64):
         return <double> (<float*> x.g)[i]
     return (<double*> x.g)[i]
 
@@ -158,6 +202,8 @@ cdef class Table:
         - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
         - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
         - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
+        - ``to_nearest``: whether a parameter of 16 bits is rounded to nearest, else stochastically.
+        - ``seed``: of the noise of stochastic rounding.
     counter : StepCounter
     counts : ndarray of int64
         Number of steps that each parameter has taken.
@@ -255,8 +301,8 @@ cdef class Table:
         cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
         for a in [*state, *[b for b in (entry.slow, entry.average) if b is not None]]:
             if not same_layout(a, entry.param):
-                raise ValueError(f"state: expected strides {entry.param.strides} as the parameter has, "
-                                 f"got {a.strides}; make both C-contiguous")
+                raise ValueError(f"state: expected the memory layout of the parameter with strides "
+                                 f"{entry.param.strides}, got strides {a.strides}; make both C-contiguous")
         x.p = data_ptr(entry.param, True)
         x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
         x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
@@ -265,7 +311,11 @@ cdef class Table:
         x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
         x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
         x.n = self.sizes[k] = entry.param.size
-        x.is_f64 = entry.param.itemsize == 8
+        computing = computing_dtype(entry.param.dtype)
+        x.is_f64 = computing == F64
+        x.param_format = <Format> <int> code(entry.param.dtype, computing)
+        x.is_encoded = x.param_format != NATIVE
+        x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, k)
         return 0
 
     cdef void assign_offsets(self) noexcept:
@@ -339,6 +389,7 @@ cdef class Table:
     cdef int set_args(self, double scale, double clip, bint zero_grad) except -1:
         """Set everything that changes from step to step."""
         cdef Py_ssize_t k
+        cdef int64_t step
         cdef UpdateArgs* args
         cdef bint is_replaced = len(self.gradients.replaced) > 0, has_units = len(self.unit_arrays) > 0
         for k in range(self.context.n_groups):
@@ -350,9 +401,11 @@ cdef class Table:
                 args.grad_scale, args.clip, args.zero_grad = 1.0, INFINITE, False
             args.transforms_grad = (
                 args.grad_scale != 1.0 or args.l2_decay != 0.0 or args.clip != INFINITE or has_units)
+            step = self.context.counts[self.context.first_member[k]] + 1
+            args.step = <uint64_t> step
             set_step_scalars(
                 args, self.kernel_names[k], self.step_fields[k], self.step_field_index + k * MAX_SCALARS,
-                self.rule_scalars(self.hps[k], self.context.counts[self.context.first_member[k]] + 1))
+                self.rule_scalars(self.hps[k], step))
         return 0
 
     # --- Steps ---
@@ -512,7 +565,7 @@ cdef class Table:
 
     cdef void before_update(self) noexcept:
         """Prepare the arrays that the kernels are going to read and write."""
-        cdef Py_ssize_t k, nbytes
+        cdef Py_ssize_t k
         cdef const Span* x
         if self.gradients.has_deferred:
             self.catch_up_dense()
@@ -520,11 +573,10 @@ cdef class Table:
             for k in range(self.context.count):
                 x = &self.context.spans[k]
                 if self.context.flags[k] & NEW_COPIES_FLAG and self.context.layouts[k] != ABSENT:
-                    nbytes = self.sizes[k] * (8 if x.is_f64 else 4)
                     if x.w != NULL:
-                        memcpy(x.w, x.p, nbytes)
+                        self.context.kernels.copy_params(x, self.sizes[k], x.w)
                     if x.e != NULL:
-                        memcpy(x.e, x.p, nbytes)
+                        self.context.kernels.copy_params(x, self.sizes[k], x.e)
         if self.staged:
             assign_all(self.staged, self.staged_values)
 
@@ -621,7 +673,8 @@ cdef class Table:
         param = self.entries[k].param
         x.n = self.sizes[k]             # also if it is bound by row
         if not param.flags.c_contiguous:    # the order of the sums does not depend on the layout
-            param, grad = asarray(param, order="C"), asarray(self.gradients.original(k), order="C")
+            grad = normalize(self.gradients.original(k))
+            param, grad = asarray(param, order="C"), asarray(grad, order="C")
             x.p, x.g = data_ptr(param, False), data_ptr(grad, False)
         result = zeros((3, units))
         sums = <double*> data_ptr(result, True)
@@ -637,7 +690,7 @@ cdef class Table:
         if not param.flags.c_contiguous and param.ndim > 1 and self.gradients.layouts[k] == DENSE:
             step = -1 if param.strides[param.ndim - 1] < 0 else 1
             x.unit_stride = max(1, abs(param.strides[param.ndim - 1]) // param.itemsize)
-        dtype = param.dtype
+        dtype = computing_dtype(param.dtype)
         scale, shift = (array(a, dtype=dtype, order="C", ndmin=1)[::step].copy() for a in (scale, shift))
         self.unit_arrays.append((k, scale, shift, step))
         x.unit_scale, x.unit_shift, x.n_units = data_ptr(scale, True), data_ptr(shift, True), len(scale)
@@ -646,7 +699,8 @@ cdef class Table:
     def transformed_grad(self, Py_ssize_t k):
         """Gradient of a parameter as its rule sees it, except for L2 weight decay, in C order."""
         cdef const UpdateArgs* args = &self.context.args[self.context.spans[k].group]
-        grad = asarray(self.gradients.original(k), self.entries[k].param.dtype, order="C")
+        grad = decode(self.gradients.original(k), computing_dtype(self.entries[k].param.dtype))
+        grad = asarray(grad, order="C")
         if args.grad_scale != 1.0:
             grad = multiply(grad, grad.dtype.type(args.grad_scale), out=empty_like(grad))
         if args.clip != INFINITE:

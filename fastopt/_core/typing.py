@@ -60,6 +60,7 @@ Triple: TypeAlias = tuple[FloatOrSchedule, FloatOrSchedule, FloatOrSchedule]
 Convention: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
+Rounding: TypeAlias = Literal["stochastic", "nearest"]
 
 # Class attributes of a rule, see `Rule`.
 States: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -82,6 +83,8 @@ class Options(TypedDict, total=False):
     independent_weight_decay: FloatOrSchedule
     skip_nonfinite: bool
     sparse: Sparse | None
+    rounding: Rounding
+    seed: int
 
 
 class StepOptions(TypedDict, total=False):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from fastopt._core.formats import EXPECTED, PARAM_DTYPES, normalize
 from fastopt._core.layout import byte_bounds, is_dense
 from fastopt._core.runtime import address
 
@@ -112,13 +113,17 @@ def is_masked(array: Any) -> bool:
 
 
 def check_updatable(array: Any, name: str) -> NDArray[Any]:
-    """Return `array` without its subclass, or raise unless its dtype is one that kernels update."""
+    """Return `array` without its subclass, or raise unless its dtype is one that kernels update.
+
+    An array of bfloat16 is returned as a view, see `formats`.
+    """
     if not isinstance(array, np.ndarray) or is_masked(array):
-        raise TypeError(f"{name}: expected a NumPy array of float32 or float64, got {type(array).__name__}")
-    if array.dtype not in DTYPES or not array.dtype.isnative:
+        raise TypeError(f"{name}: expected a NumPy array of {EXPECTED}, got {type(array).__name__}")
+    viewed = normalize(array)
+    if viewed.dtype not in PARAM_DTYPES or not viewed.dtype.isnative:
         found = array.dtype if array.dtype.isnative else f"{array.dtype.str} (another byte order)"
-        raise TypeError(f"{name}: expected dtype float32 or float64, got {found}; {_remedy(array.dtype)}")
-    return array if type(array) is np.ndarray else array.view(np.ndarray)
+        raise TypeError(f"{name}: expected dtype {EXPECTED}, got {found}; {_remedy(array.dtype)}")
+    return viewed if type(viewed) is np.ndarray else viewed.view(np.ndarray)
 
 
 def _remedy(dtype: np.dtype[Any]) -> str:

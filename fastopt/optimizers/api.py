@@ -55,7 +55,7 @@ __all__ = [
 BY_NAME = {name.lower(): globals()[name] for name in __all__ if name != "Optimizer"}
 
 # Options for training, which do not apply to the minimization of a function of one array.
-TRAINING_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse")
+TRAINING_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse", "rounding", "seed")
 
 
 def arguments_of(rule: type[Optimizer]) -> dict[str, Parameter]:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from fastopt._core.formats import decode
 from fastopt._core.step_table import NEW_COPIES, StepCounter
 from fastopt.optimizers.groups import ParamGroups
 from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.base import Option
 from fastopt.optimizers.options.gradients import unit_transform
-from fastopt.optimizers.options.sparse import index_of
+from fastopt.optimizers.options.sparse import check_dtypes, index_of
+from fastopt.optimizers.options.storage import Storage
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
 from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
@@ -39,6 +41,7 @@ class Arrangement:
     _counter: StepCounter
     _options: dict[str, Option]
     _unit_options: tuple[bool, float | None]
+    _storage: Storage
     _micro_batches: int
     _refreshing: bool
 
@@ -135,6 +138,7 @@ class Arrangement:
         self, params: ParamGroups, kernels: list[str], hps: list[Hyperparameters], old: StateArrays | None
     ) -> dict[str, Any]:
         """Return the attributes that depend on the parameters and their kernels."""
+        check_dtypes(self.sparse, params.arrays, params.paths)
         buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
         state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter, old)
         paths = [f"grads{path}" for path in params.paths]
@@ -150,6 +154,7 @@ class Arrangement:
         plan = StepPlan(
             self.RULE, params.groups, params.group_of, params.arrays, kernels, state, self._counter,
             params.treedef, paths, sparse=self.sparse, options=self._options, watch=params.watch,
+            storage=self._storage,
             unit_transform=unit_transform(*self._unit_options),
             pending=None if accumulator is None else accumulator.counter,
         )
@@ -213,7 +218,7 @@ class Arrangement:
         for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
             if not state.is_new:
                 hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
-                self.RULE.reset_copies(hp, array, state)
+                self.RULE.reset_copies(hp, decode(array), state)
         self._state.flags[...] |= NEW_COPIES
         self._counter.stale = self._counter.stale_counts = True
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, cast
 
+from fastopt._core.formats import decode
 from fastopt._core.pytree import assemble
 from fastopt._core.rows import Rows
 from fastopt._core.step_table import NEW_COPIES, Exchange, StepCounter
@@ -18,6 +19,7 @@ from fastopt.optimizers.options.base import Option, check_options
 from fastopt.optimizers.options.ema import EMA
 from fastopt.optimizers.options.lookahead import Lookahead
 from fastopt.optimizers.options.sparse import check_mode, index_of
+from fastopt.optimizers.options.storage import check_storage
 from fastopt.optimizers.parameter_docs import document
 from fastopt.optimizers.saving import Saving
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
         Gradients,
         Number,
         Params,
+        Rounding,
         Sparse,
         StepOptions,
     )
@@ -78,9 +81,9 @@ class Optimizer(Saving):
     Parameters
     ----------
     params : ndarray, nesting of ndarrays, or list of dict
-        float32 or float64 arrays in any memory layout without gaps, updated in place: an array, or lists,
-        tuples and dicts of arrays in any nesting; an iterator over arrays, such as ``net.values()``; or a
-        list of group dicts ``{"params": ..., "lr": ...}``.
+        float32, float64, bfloat16 (``ml_dtypes.bfloat16``) or float16 arrays in any memory layout without
+        gaps, updated in place: an array, or lists, tuples and dicts of arrays in any nesting; an iterator
+        over arrays, such as ``net.values()``; or a list of group dicts ``{"params": ..., "lr": ...}``.
     hyperparameters : dict
         Defaults of every group. A number may be a schedule, a callable of the number of finished steps.
     ema : float or schedule, optional
@@ -109,8 +112,14 @@ class Optimizer(Saving):
     sparse : {"lazy", "exact", "dense"}, optional
         Treatment of the rows that a gradient of type `fastopt.Rows` does not contain. "lazy": they are left
         unchanged. "exact": they take a step with a zero gradient, but only when they are needed, see
-        `catch_up`. "dense": they take it at once. The default is "lazy" where the optimizer
-        supports it, else "dense".
+        `catch_up`; not for parameters of 16 bits. "dense": they take it at once. The default is "lazy"
+        where the optimizer supports it, else "dense".
+    rounding : {"stochastic", "nearest"}
+        Rounding of bfloat16 and float16 parameters, whose updates are computed in float32. "stochastic": to
+        one of the two neighbors, with probabilities that make the result right on average. "nearest": an
+        update that is smaller than half the distance to the neighbor is lost.
+    seed : int
+        Seed of stochastic rounding, in [0, 2**64).
 
     Attributes
     ----------
@@ -140,7 +149,8 @@ class Optimizer(Saving):
         self, params: Params, hyperparameters: Mapping[str, Any], *, ema: FloatOrSchedule | None = None,
         lookahead: tuple[int, Number] | None = None, accumulate: int = 1, centralize: bool = False,
         unit_clip: Number | None = None, independent_weight_decay: FloatOrSchedule = 0.0,
-        skip_nonfinite: bool = False, sparse: Sparse | None = None,
+        skip_nonfinite: bool = False, sparse: Sparse | None = None, rounding: Rounding = "stochastic",
+        seed: int = 0,
     ) -> None:
         self.skip_nonfinite: bool = check_bool("skip_nonfinite", skip_nonfinite)
         self._unit_options = (
@@ -154,6 +164,7 @@ class Optimizer(Saving):
         check_options(self.RULE, self._options)
         self._micro_batches = check_int("accumulate", accumulate, 1)
         self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
+        self._storage = check_storage(rounding, seed)
         self._counter = StepCounter()
         self._refreshing = False
         self._accumulator = None
@@ -173,7 +184,7 @@ class Optimizer(Saving):
         ----------
         grads : nesting of ndarrays
             Gradients, of the shapes of the parameters, in the same nesting; a list with one entry per
-            group if groups were passed. They are float16, float32 or float64, and only read, unless
+            group if groups were passed. They are float32, float64, bfloat16 or float16, and only read, unless
             `zero_grad`. An array in another memory layout than its parameter is copied. For a gradient
             of some rows, pass `fastopt.Rows`. None, or a missing key of a dict, leaves a parameter, its
             state and its step count unchanged.
@@ -323,7 +334,7 @@ class Optimizer(Saving):
         buffers, flags = self._state.buffers["ema"], self._state.flags
         for array, average, flag in zip(self._params.arrays, buffers, flags, strict=True):
             if flag & NEW_COPIES and not self._counter.exchanged:
-                average[...] = array
+                average[...] = decode(array)
 
     def swapped_ema(self) -> AbstractContextManager[None]:
         """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""

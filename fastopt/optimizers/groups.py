@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from fastopt._core.containers import ContainerWatch
+from fastopt._core.formats import dtype_name
 from fastopt._core.pytree import check_paths, check_same_arrays, count_leaves, flatten, read_iterators
 from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, is_schedule
 from fastopt.optimizers.param_groups import GroupedParams
@@ -235,8 +236,8 @@ class ParamGroups:
         for path, (dtype, shape), array in zip(self.paths, self.types, result.arrays, strict=True):
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(
-                    f"params{path}: expected {dtype} of shape {shape}, as before, "
-                    f"got {array.dtype} of shape {array.shape}"
+                    f"params{path}: expected {dtype_name(dtype)} of shape {shape}, as before, "
+                    f"got {dtype_name(array.dtype)} of shape {array.shape}"
                 )
         result.group_of = self.group_of
         if selected is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastopt._core.formats import computing_dtype, decode
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 from fastopt._core.validation import check_float
 from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
@@ -158,7 +159,7 @@ class Loaded:
             copies = {name: values[k] for name, values in self.copies.items() if values[k] is not None}
             if copies:      # one that is missing begins at the parameter
                 for name in arrays.buffers.keys() & set(COPIES):
-                    assign(arrays.buffers[name][k], copies.get(name, params.arrays[k]))
+                    assign(arrays.buffers[name][k], copies.get(name, decode(params.arrays[k])))
             counts[k] = loaded.step
             flags[k] = (NEW_STATE if loaded.is_new else 0) | (0 if copies else NEW_COPIES)
         if accumulator is not None and (sums := self.accumulated) is not None:
@@ -402,7 +403,7 @@ class StateReader:
         for n, shape in shapes.items():
             if n not in arrays:
                 self.missing.append(f"{path}['{n}']")
-            elif problem := mismatch(arrays[n], array.dtype, shape):
+            elif problem := mismatch(arrays[n], computing_dtype(array.dtype), shape):
                 self.mismatched.append(f"{path}['{n}']: {problem}")
         self.unexpected += [f"{path}[{n!r}]" for n in arrays if n not in shapes]
         if len(self.mismatched) > before:
@@ -429,7 +430,9 @@ class StateReader:
             value = None if saved_key is None else saved.get(saved_key)
             if saved_key not in saved:
                 self.missing.append(f"{path}[{key!r}]")
-            elif value is not None and (problem := mismatch(value, array.dtype, array.shape)):
+            elif value is not None and (
+                problem := mismatch(value, computing_dtype(array.dtype), array.shape)
+            ):
                 self.mismatched.append(f"{path}[{key!r}]: {problem}")
                 value = None
             values.append(value)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core import dispatch
+from fastopt._core.formats import decode
 from fastopt._core.step_table import Entry, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.options.sparse import idle_steps
+from fastopt.optimizers.options.storage import Storage
 from fastopt.optimizers.state import Scalars
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class StepPlan:
         Mode of sparse rows.
     options : dict of str to Option
         Options that act on the parameters after each update, by name.
+    storage : Storage
+        How the arrays are stored.
     unit_transform : callable, optional
     written : sequence of ndarray
         Further arrays that an optimizer step writes: no gradient may overlap them.
@@ -89,12 +93,14 @@ class StepPlan:
         self, rule: type[Rule], groups: Sequence[Group], group_of: Sequence[int], arrays: Sequence[Array],
         kernels: Sequence[str], state: StateArrays, counter: StepCounter, treedef: TreeDef, paths: list[str],
         *, sparse: str = "dense", options: dict[str, Option] | None = None,
-        unit_transform: UnitTransform | None = None, written: Sequence[Array] = (),
+        storage: Storage | None = None, unit_transform: UnitTransform | None = None,
+        written: Sequence[Array] = (),
         pending: StepCounter | None = None, watch: ContainerWatch | None = None,
     ) -> None:
         self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
         self._kernels, self._state, self._counter = kernels, state, counter
         self._sparse, self._options, self._unit_transform = sparse, options or {}, unit_transform
+        storage = storage or Storage()
         self._scheduled_options: list[Option] = []
         self.scalar_groups: list[ScalarGroup] = []
         self.scalar_group_of: list[int] = []
@@ -122,6 +128,7 @@ class StepPlan:
                     average=buffers["ema"][k] if "ema" in buffers else None,
                     sparse=self._sparse_mode(k),
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
+                    to_nearest=storage.to_nearest, seed=storage.seed,
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
@@ -275,7 +282,7 @@ class StepPlan:
         for k in present:
             scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
             if scalar_group.kernel in rule.PRECOMPUTED:
-                state, p = self._state.states[k], np.asarray(self.arrays[k], order="C")
+                state, p = self._state.states[k], np.asarray(decode(self.arrays[k]), order="C")
                 g, after = rule.compute_update(scalar_group.hp, state.steps + 1, p, g, state)
                 for name, value in after.items():
                     table.stage_state(state[name], value)

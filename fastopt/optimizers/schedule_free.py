@@ -6,6 +6,7 @@ from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
 from fastopt._core.arena import copy_all
+from fastopt._core.formats import decode
 from fastopt._core.scalar_math import power
 from fastopt._core.step_table import Exchange
 from fastopt.optimizers.base import Optimizer, constructor
@@ -61,7 +62,7 @@ class _ScheduleFree(Optimizer):
 
     def _averages(self) -> list[Array]:
         averages = []
-        for array, state in zip(self._params.arrays, self.state, strict=True):
+        for array, state in zip(map(decode, self._params.arrays), self.state, strict=True):
             momentum = state.scalars["momentum"]
             # With a momentum of 1 there has been no step, and so no average.
             factor = array.dtype.type(1.0 - 1.0 / momentum)

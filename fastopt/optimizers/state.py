@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastopt._core.arena import alloc_views
+from fastopt._core.formats import decode
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def allocate(
         buffers[name] = [own_views[i - len(buffer_names)] for own_views in views]
         start = [*old_buffers.get(name, [])]
         if name != "accumulated":  # the others are copies of the parameters
-            start += arrays[len(start) :]
+            start += map(decode, arrays[len(start) :])
         for buffer, value in zip(buffers[name], start, strict=False):
             buffer[...] = value
     return StateArrays(states, buffers, counts, flags)

@@ -157,7 +157,7 @@ G = np.ones((2, 3))
         ),
         (
             lambda o, p: o.step_rows(p, [0, 1], G.astype("i4")), TypeError,
-            "grads.grads: expected dtype float32, float64 or float16, got int32",
+            "grads.grads: expected dtype float32, float64, bfloat16 or float16, got int32",
         ),
         (lambda o, p: o.step_rows(p, [0, 1], G.astype(">f8")), TypeError, "dtype float32, .* got >f8"),
         (lambda o, p: o.step_rows(p, [0, 1], G, zero_grad=True), ValueError, "grads: zero_grad=True .*Rows"),

@@ -23,10 +23,9 @@ def twice():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ([np.zeros(3, int)], TypeError, r"params\[0\]: expected dtype float32 or float64, got int64; leave"),
+        ([np.zeros(3, int)], TypeError, r"params\[0\]: expected dtype float32, .* got int64; leave"),
         ([np.zeros(3, complex)], TypeError, r"params\[0\]: .*complex128"),
         ([np.zeros(3, object)], TypeError, r"params\[0\]: .*object; .* pass list\(params\)"),
-        ([np.zeros(3, np.float16)], TypeError, r"params\[0\]: .*float16"),
         ({"W": np.zeros(3, ">f4")}, TypeError, r'params\["W"\]: .*>f4 \(another byte order\)'),
         ([[], [np.zeros((4, 4))[:, :2]]], ValueError, r"params\[1\]\[0\]: expected an array without gaps"),
         (np.zeros((4, 4, 4))[:, ::-2].T, ValueError, "params: expected an array without gaps"),
@@ -72,7 +71,7 @@ W, B = np.zeros((3, 4), np.float32), np.zeros(4, np.float32)
         ([[W, B[None]], {"b": B}], ValueError, r"grads\[0\]\[1\]: expected shape \(4,\).*\(1, 4\)"),
         (
             [[W, B], {"b": B.astype(np.longdouble)}], TypeError,
-            r'grads\[1\]\["b"\]: expected dtype float32, float64 or float16, got (long|float)',
+            r'grads\[1\]\["b"\]: expected dtype float32, float64, bfloat16 or float16, got (long|float)',
         ),
         ([[W, B], {"b": B.astype(">f4")}], TypeError, r"expected dtype float32, .* got >f4"),
         ([[W, B], {"b": B.astype(np.int32)}], TypeError, r"expected dtype float32, .* got int32"),

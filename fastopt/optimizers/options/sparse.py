@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastopt._core.formats import dtype_name, normalize
 from fastopt._core.layout import same_memory
 from fastopt._core.rows import MAX_DEFERRED_STEPS
 from fastopt._core.scalar_math import power
@@ -32,12 +33,23 @@ def check_mode(value: str | None, supported: tuple[str, ...]) -> str:
     return value
 
 
+def check_dtypes(mode: str, arrays: Sequence[Array], paths: Sequence[str]) -> None:
+    """Raise ValueError if rows that catch up later have 16 bits: each skipped step would round them."""
+    for array, path in zip(arrays, paths, strict=True):
+        if mode == "exact" and array.itemsize == 2:
+            raise ValueError(
+                f"sparse: 'exact' needs parameters of float32 or float64, got {dtype_name(array.dtype)} "
+                f"for params{path}; use 'lazy' or 'dense'"
+            )
+
+
 def index_of(param: AnyArray | int, arrays: Sequence[Array]) -> int:
     """Index of a parameter that is given by its array or by that index."""
     for k, array in enumerate(arrays):
         if array is param:
             return k
     if isinstance(param, np.ndarray):
+        param = normalize(param)
         for k, array in enumerate(arrays):
             if same_memory(array, param):   # a subclass, or another view
                 return k

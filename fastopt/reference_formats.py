@@ -1,0 +1,157 @@
+"""The number formats of `fastopt.reference` in a few lines of NumPy each, which the compiled ones must equal.
+
+An update rule computes in float32. `stored` lets it take arrays of 16 bits: they are decoded before the
+update, and the parameters are rounded after it. Stochastic rounding adds noise below the last bit that is
+kept, and truncates. The noise is a function of seed, step, parameter, array and element, and of nothing else.
+
+The results have the bits of the compiled kernels, except that these read and write subnormal float32 numbers
+as zero.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict
+
+import numpy as np
+
+from fastopt._core.formats import FLOAT16, computing_dtype, decode, normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from fastopt._core.typing import AnyArray, Array
+
+P = ParamSpec("P")
+
+__all__ = ["Formats", "mix", "noise", "round_bfloat16", "round_float16", "step_stored", "stored"]
+
+SEGMENT = 128       # elements whose noise follows one another in the table
+
+
+class Formats(TypedDict, total=False):
+    """Keyword arguments of all update rules for arrays of 16 bits.
+
+    Attributes
+    ----------
+    rounding : {"stochastic", "nearest"}, default "stochastic"
+    seed : int, default 0
+    """
+
+    rounding: Literal["stochastic", "nearest"]
+    seed: int
+
+
+def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash of 64-bit words: the next word of SplitMix64 (Steele, Lea, Flood 2014)."""
+    x = x * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+TABLE = (mix(np.arange(1, 1024 + SEGMENT + 1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
+
+
+def noise(seed: int, step: int, parameter: int, array: int, size: int) -> NDArray[np.uint32]:
+    """Noise of the elements of an array, 32 random bits each.
+
+    Parameters
+    ----------
+    seed, step : int
+        `step` counts the updates of the parameter; the first one is 1.
+    parameter : int
+        Index of the parameter in the optimizer.
+    array : int
+        0 for the parameter itself, 1 for the first array of its state, and so on.
+    size : int
+        Number of elements.
+    """
+    key = mix(np.array([seed], np.uint64) + np.uint64(1))
+    key = mix(key + np.uint64(parameter))
+    key = mix(key + np.uint64(step))
+    segments = np.arange(-(-size // SEGMENT), dtype=np.uint64)
+    words = mix(key + segments * np.uint64(8) + np.uint64(array))
+    start = (words & np.uint64(1008)).astype(np.intp)   # one of 64 places in the table
+    table = TABLE[start[:, None] + np.arange(SEGMENT)]
+    keys = (words >> np.uint64(32)).astype(np.uint32)
+    result: NDArray[np.uint32] = (table ^ keys[:, None]).ravel()[:size]
+    return result
+
+
+def round_bfloat16(x: Array, noise: NDArray[np.uint32] | None = None) -> NDArray[np.uint16]:
+    """Round float32 to the bits of bfloat16: stochastically with noise, else to nearest, ties to even."""
+    bits = x.view(np.uint32)
+    added = 0x7FFF + (bits >> 16 & 1) if noise is None else noise >> 16
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(is_nan, bits >> 16 | 0x40, (bits + added) >> 16).astype(np.uint16)
+
+
+def round_float16(x: Array, noise: NDArray[np.uint32] | None = None) -> NDArray[np.uint16]:
+    """Round float32 to the bits of float16, as `round_bfloat16`. What is too large becomes infinite."""
+    if noise is None:
+        with np.errstate(over="ignore", under="ignore"):
+            nearest: NDArray[np.uint16] = x.astype(FLOAT16).view(np.uint16)
+            nan = (x.view(np.uint32) >> 16 & 0x8000 | 0x7E00).astype(np.uint16)
+            result: NDArray[np.uint16] = np.where(np.isnan(x), nan, nearest)
+        return result
+    bits, r = x.view(np.uint32), noise >> 19
+    magnitude = bits & 0x7FFFFFFF
+    is_subnormal = magnitude < 0x38800000       # below 2**-14; then in units of 2**-24
+    units = np.where(is_subnormal, magnitude, 0).astype(np.uint32).view(np.float32) * np.float32(2.0**24)
+    subnormal = (units + r.astype(np.float32) * np.float32(2.0**-13)).astype(np.uint32)
+    normal = np.minimum(((magnitude + r) >> 13) - (112 << 10), 0x7C00)
+    half = np.where(is_subnormal, subnormal, normal)
+    half = np.where(magnitude > 0x7F800000, 0x7E00, half)
+    result = (half | bits >> 16 & 0x8000).astype(np.uint16)
+    return result
+
+
+def step_stored(
+    function: Callable[..., None], p: AnyArray, g: AnyArray, *states: Any, step: int = 1, parameter: int = 0,
+    rounding: Literal["stochastic", "nearest"] = "stochastic", seed: int = 0, **arguments: Any,
+) -> None:
+    """Call an update rule with arrays of 16 bits.
+
+    Parameters
+    ----------
+    function : callable
+        Update rule for arrays of the computing dtype of `p`.
+    p, g : ndarray
+        Parameters, updated in place, and gradient.
+    *states
+        Further arguments of `function`.
+    step, parameter, seed : int
+        Those of `noise`; `step` is not passed on.
+    rounding : {"stochastic", "nearest"}
+    **arguments
+        Further keyword arguments of `function`.
+    """
+    p = normalize(p)
+    computed = np.array(decode(p), order="C")
+    function(computed, decode(normalize(g), computed.dtype), *states, **arguments)
+    if p.dtype == computed.dtype:
+        p[...] = computed
+        return
+    x = computed.reshape(-1)
+    words = noise(seed, step, parameter, 0, x.size) if rounding == "stochastic" else None
+    rounded = (round_float16 if p.dtype == FLOAT16 else round_bfloat16)(x, words)
+    p[...] = rounded.view(p.dtype).reshape(p.shape)
+
+
+def stored(function: Callable[P, None]) -> Callable[P, None]:
+    """Let an update rule take arrays of 16 bits, and the keyword arguments `Formats`."""
+
+    @functools.wraps(function)
+    def update(
+        p: Any, g: Any, *states: Any, rounding: Any = "stochastic", seed: int = 0, **arguments: Any
+    ) -> None:
+        if p.dtype == g.dtype and p.dtype == computing_dtype(p.dtype):
+            function(p, g, *states, **arguments)
+            return
+        call = functools.partial(function, step=arguments["step"]) if "step" in arguments else function
+        step_stored(call, p, g, *states, rounding=rounding, seed=seed, **arguments)
+
+    return update  # type: ignore[return-value]
