@@ -10,6 +10,7 @@ import numpy as np
 
 from fastopt._core.validation import check_X_y
 from fastopt.nn.metrics import accuracy
+from fastopt.nn.mlp import MLP
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -32,6 +33,11 @@ def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
     """
     logs: Logs = {}
     for prefix, (X, y, weights) in data_sets.items():
+        if prefix and _evaluates_as_mlp(net):
+            loss, share = net.evaluate_with_accuracy(X, y, weights)
+            logs |= {} if share is None else {f"{prefix}accuracy": share}
+            logs[f"{prefix}loss"] = loss
+            continue
         if y.dtype.kind not in "fc":
             predicted = np.asarray(net.predict(X))
             if predicted.dtype.kind not in "fc" and predicted.size == y.size:
@@ -40,6 +46,11 @@ def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
             args = (X, y) if weights is None else (X, y, weights)
             logs[f"{prefix}loss"] = float(net.evaluate(*args))
     return logs
+
+
+def _evaluates_as_mlp(net: Any) -> bool:
+    """Whether a model predicts and evaluates as MLP, so that one forward pass is enough for both."""
+    return isinstance(net, MLP) and type(net).predict is MLP.predict and type(net).evaluate is MLP.evaluate
 
 
 def subset(X: AnyArray, y: AnyArray, weights: AnyArray | None) -> EvaluationData:

@@ -228,13 +228,7 @@ class MLP(Network):
         X, y, sample_weight
             As for `train_step`.
         """
-        source, name = self._source(X, y, sample_weight)
-        total_loss = total_weight = 0.0
-        for _, loss, weight in self._chunks(source, self._loss_args(name)):
-            total_loss += loss
-            total_weight += weight
-        penalty = 0.5 * self.l2 * sum(float(np.vdot(layer[0], layer[0])) for layer in self.params)
-        return (total_loss / total_weight if total_weight else 0.0) + penalty
+        return self._evaluate(*self._source(X, y, sample_weight))
 
     def predict(self, X: Samples) -> AnyArray:
         """Return labels (classification) or values (regression).

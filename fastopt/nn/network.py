@@ -175,6 +175,27 @@ class Network:
                 return forward
         return self._make_pass(training=False)
 
+    def _evaluate(self, source: Source, name: LossName) -> float:
+        """Return the loss of samples, including the penalty."""
+        total_loss = total_weight = 0.0
+        for _, loss, weight in self._chunks(source, self._loss_args(name)):
+            total_loss += loss
+            total_weight += weight
+        penalty = 0.5 * self.l2 * sum(float(np.vdot(layer[0], layer[0])) for layer in self.params)
+        return (total_loss / total_weight if total_weight else 0.0) + penalty
+
+    def evaluate_with_accuracy(
+        self, X: Samples, y: ArrayLike, sample_weight: NDArray[np.float64] | None = None
+    ) -> tuple[float, float | None]:
+        """Return loss and accuracy from one forward pass; the accuracy of a regression is None."""
+        source, name = self._source(X, y, sample_weight)
+        is_classifier = LOSSES[name].probabilities is not None
+        if is_classifier:
+            source.count_correct(sample_weight)
+        loss = self._evaluate(source, name)
+        correct, seen = source.pop_counts()
+        return loss, correct / seen if is_classifier else None
+
     def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
         """Return `function` of the outputs of all samples."""
         source = Source(*self._check_X(X)[0], None, None)

@@ -236,3 +236,22 @@ def test_a_subclass_with_its_own_predictions_is_evaluated_by_them():
     net = Cautious([64, 10], seed=0)
     history = Trainer(net, fastopt.Adam(net.params)).fit(X, y, verbose=0, seed=0).history
     assert history["accuracy"] == [(net.predict(X) == y).mean()]
+
+
+# --- Validation data -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["classes", "binary", "column", "multi-label"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_validation_takes_one_forward_pass(kind, weighted, monkeypatch):
+    X, y, _ = split_digits()
+    X, y = X[:300], labels_of(kind, y[:300])
+    weight = np.arange(300.0) if weighted else None
+    net = network(kind, SMALL, norm="batch", dropout=0.3, l2=0.01)
+    passes, chunks = [], MLP._chunks
+    monkeypatch.setattr(MLP, "_chunks", lambda self, *args: passes.append(self) or chunks(self, *args))
+    history = Trainer(net, fastopt.Adam(net.params)).fit(X, y, 50, 2, (X, y, weight), verbose=0).history
+    assert passes == [net] * 2
+    predicted = net.predict(X).reshape(y.shape)
+    assert history["val_accuracy"][-1] == pytest.approx(fastopt.nn.metrics.accuracy(y, predicted, weight))
+    assert history["val_loss"][-1] == net.evaluate(X, y, weight)
