@@ -17,13 +17,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from fastopt._core.typing import AnyArray
-from fastopt._core.validation import check_int
 from fastopt.nn import History, Trainer
 from fastopt.nn.typing import Samples, Validation
 from fastopt.sklearn.net import PenalizedMLP, draw_weights
 from fastopt.sklearn.params import MLPAttributes, check_params
 from fastopt.sklearn.solvers import minimize_lbfgs
-from fastopt.sklearn.training import Data, EpochOrder, NoImprovement, TrainingState
+from fastopt.sklearn.training import Data, EpochOrder, NoImprovement, OptimizerView, TrainingState
+from fastopt.sklearn.validation import combine_validation, warn_if_not_transformed
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -31,7 +31,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def _is_stochastic(estimator: MLPAttributes) -> bool:
     """Return True, or raise the error that `available_if` turns into a missing `partial_fit`."""
     if estimator.solver == "lbfgs":
-        raise AttributeError("partial_fit: expected a stochastic solver, got 'lbfgs'")
+        raise AttributeError(
+            "partial_fit is only available for stochastic optimizers. lbfgs is not stochastic."
+        )
     return True
 
 
@@ -64,7 +66,8 @@ class BaseMLP(MLPAttributes):
 
     def fit(
         self, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None = None,
-        validation_data: Validation | None = None,
+        validation_data: Validation | None = None, *, X_val: Samples | None = None,
+        y_val: ArrayLike | None = None, sample_weight_val: ArrayLike | None = None,
     ) -> Self:
         """Train on `X` and `y`.
 
@@ -81,7 +84,11 @@ class BaseMLP(MLPAttributes):
             Weight of each sample.
         validation_data : (X, y) or (X, y, sample_weight), optional
             Samples to score after each epoch. With `early_stopping`, their score decides when to stop, and no
-            training samples are set aside. Not supported by solver "lbfgs".
+            training samples are set aside. Not supported by solver "lbfgs". A pipeline does not transform
+            them: a UserWarning is raised if their scale differs from that of the training samples.
+        X_val, y_val, sample_weight_val : array_like, optional
+            The same as separate arguments, with the names of scikit-learn's gradient boosting. A pipeline
+            with ``transform_input=["X_val"]`` transforms them.
 
         Returns
         -------
@@ -92,7 +99,8 @@ class BaseMLP(MLPAttributes):
         ValueError, TypeError
             If a hyperparameter or the data is invalid, or if training diverged.
         """
-        return self._fit(X, y, sample_weight, validation_data, incremental=False)
+        validation = combine_validation(validation_data, X_val, y_val, sample_weight_val)
+        return self._fit(X, y, sample_weight, validation, incremental=False)
 
     def _fit(
         self, X: Any, y: Any, sample_weight: ArrayLike | None, validation_data: Validation | None, *,
@@ -100,17 +108,17 @@ class BaseMLP(MLPAttributes):
     ) -> Self:
         check_params(self)
         if incremental and self.early_stopping:
-            raise ValueError("early_stopping: expected False with partial_fit, got True")
+            raise ValueError("partial_fit does not support early_stopping=True")
         if validation_data is not None and self.solver == "lbfgs":
             raise ValueError("validation_data: expected a stochastic solver with it, got 'lbfgs'")
         starts = not hasattr(self, "coefs_") or not (self.warm_start or incremental)
         X, y = self._validate(X, y, reset=starts)
         self._set_target_attributes(y, incremental)
         weights = self._sample_weight(X, y, sample_weight, incremental)
+        validation = self._validate_validation(validation_data, X, y)
         y = self._encode(y)
         hidden: Any = self.hidden_layer_sizes
-        hidden = [hidden] if isinstance(hidden, Integral) else list(hidden)
-        hidden = [check_int("hidden_layer_sizes", size, 1) for size in hidden]
+        hidden = [int(hidden)] if isinstance(hidden, Integral) else [int(size) for size in hidden]
         sizes = [X.shape[1], *hidden, self.n_outputs_]
         if starts:
             self._start(sizes, X.dtype)
@@ -120,11 +128,11 @@ class BaseMLP(MLPAttributes):
             self._fit_lbfgs(X, y, weights)
         else:
             data = (X, y) if weights is None else (X, y, weights)
-            self._fit_stochastic(data, self._validate_validation(validation_data), incremental)
+            self._fit_stochastic(data, validation, incremental)
         if not all(np.isfinite(array).all() for layer in self._net.params for array in layer):
             raise ValueError(
-                "weights: expected finite values after training, got NaN or Inf; scale the features "
-                "or lower learning_rate_init"
+                "Solver produced non-finite parameter weights. The input data may contain large values and "
+                "need to be preprocessed. Scale the features or lower learning_rate_init."
             )
         return self
 
@@ -215,8 +223,8 @@ class BaseMLP(MLPAttributes):
             self._net.load_state_dict({k: v.astype(self._net.dtype) for k, v in net.state_dict().items()})
         if result.status not in (0, 99):    # converged, or stopped by max_time
             warnings.warn(
-                f"L-BFGS has not converged after {result.nit} iterations and {result.nfev} "
-                f"evaluations; raise max_iter or max_fun, or scale the features: {result.message}",
+                f"lbfgs failed to converge after {result.nit} iteration(s) (status={result.status}):\n"
+                f"{result.message} Increase max_iter or max_fun, or scale the features.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -229,7 +237,8 @@ class BaseMLP(MLPAttributes):
         batch_size = min(200, n_samples) if self.batch_size == "auto" else self.batch_size
         if batch_size > n_samples:
             warnings.warn(
-                f"batch_size: expected at most {n_samples}, the number of samples, got {batch_size}",
+                "Got `batch_size` less than 1 or larger than sample size. It is going to be clipped: "
+                f"{batch_size} samples in a batch, {n_samples} in the data.",
                 stacklevel=4,
             )
         if validation is not None and self.validation_scores_ is None:
@@ -259,10 +268,11 @@ class BaseMLP(MLPAttributes):
         if stopping.best is not None:
             self._net.load_state_dict(stopping.best)
         if self.history_.interrupted:
-            warnings.warn("training was interrupted", stacklevel=4)
+            warnings.warn("Training interrupted by user.", stacklevel=4)
         elif not incremental and not self.history_.stopped_by:
             warnings.warn(
-                f"training has not converged after max_iter={self.max_iter} epochs",
+                f"Stochastic Optimizer: Maximum iterations ({self.max_iter}) reached and the optimization "
+                "hasn't converged yet.",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -282,8 +292,8 @@ class BaseMLP(MLPAttributes):
         n_validation = validation[0].shape[0]
         if n_validation < 2:
             raise ValueError(
-                "validation_fraction: expected at least 2 samples for validation, got "
-                f"{n_validation} of {data[0].shape[0]}"
+                "The validation set is too small. Increase 'validation_fraction' or the size of your "
+                f"dataset: {n_validation} of {data[0].shape[0]} samples are set aside, expected at least 2."
             )
         return train, validation
 
@@ -304,7 +314,7 @@ class BaseMLP(MLPAttributes):
     ) -> AnyArray | None:
         return None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=X.dtype)
 
-    def _validate_validation(self, data: Validation | None) -> Data | None:
+    def _validate_validation(self, data: Validation | None, trained_X: Any, trained_y: Any) -> Data | None:
         if data is None:
             return None
         if not isinstance(data, tuple | list) or len(data) not in (2, 3):
@@ -312,6 +322,9 @@ class BaseMLP(MLPAttributes):
                 f"validation_data: expected (X, y) or (X, y, sample_weight), got {type(data).__name__}"
             )
         X, y = self._validate(data[0], data[1], reset=False)
+        warn_if_not_transformed("X", trained_X, X)
+        if is_regressor(self):
+            warn_if_not_transformed("y", trained_y, y)
         weights = self._sample_weight(X, y, data[2] if len(data) == 3 else None, True)
         return (X, self._encode(y)) if weights is None else (X, self._encode(y), weights)
 
@@ -333,6 +346,14 @@ class BaseMLP(MLPAttributes):
         )
 
     # --- scikit-learn's protocols ----------------------------------------------------------------
+
+    @property
+    def _optimizer(self) -> OptimizerView:
+        """The learning rate under the private name that code for scikit-learn reads."""
+        training = self.__dict__.get("_training")
+        if training is None or training.optimizer is None:
+            raise AttributeError(f"{type(self).__name__}: there is no optimizer before a stochastic fit")
+        return OptimizerView(training.resume_optimizer(self, self._current_net().params))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

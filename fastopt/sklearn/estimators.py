@@ -11,7 +11,12 @@ from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.metrics import r2_score
 from sklearn.utils.class_weight import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
+from sklearn.utils.multiclass import (
+    _check_partial_fit_first_call,
+    check_classification_targets,
+    type_of_target,
+    unique_labels,
+)
 
 from fastopt._core.typing import AnyArray, Array
 from fastopt.nn.typing import ClassWeight, Samples
@@ -162,14 +167,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         -------
         self
         """
-        if classes is not None:
-            labels = unique_labels(classes)
-            if not hasattr(self, "classes_"):
-                self.classes_ = labels
-            elif not np.array_equal(self.classes_, labels):
-                raise ValueError(f"classes: expected those of the first call, {self.classes_}, got {labels}")
-        elif not hasattr(self, "classes_"):
-            raise ValueError("classes: expected all labels in the first call of partial_fit, got None")
+        _check_partial_fit_first_call(self, classes)
         return self._fit(X, y, sample_weight, None, incremental=True)
 
     def predict(self, X: Samples) -> AnyArray:
@@ -222,14 +220,15 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         target_type = type_of_target(y)
         if target_type == "multiclass-multioutput":
             raise ValueError(
-                "y: expected one label per sample, or columns of 0 and 1, got multioutput classes"
+                "Multioutput target data is not supported with label binarization: expected one label per "
+                "sample, or columns of 0 and 1"
             )
         if not hasattr(self, "classes_") or not (self.warm_start or incremental):
             self.classes_ = unique_labels(y)
         elif not incremental and not np.array_equal(unique_labels(y), self.classes_):
             raise ValueError(
-                "y: expected the same classes as in the fit that warm_start resumes from, "
-                f"{self.classes_}, got {unique_labels(y)}"
+                "warm_start can only be used where `y` has the same classes as in the previous call to fit. "
+                f"Previously got {self.classes_}, `y` has {unique_labels(y)}"
             )
         if target_type == "multilabel-indicator":
             self.n_outputs_, self.out_activation_ = y.shape[1], "logistic"
@@ -244,9 +243,12 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             indices: AnyArray = np.searchsorted(self.classes_, y)
             if np.array_equal(self.classes_.take(indices, mode="clip"), y):
                 return indices
-        unknown = np.setdiff1d(unique_labels(y), self.classes_)
-        if len(unknown):
-            raise ValueError(f"y: expected labels among {self.classes_}, got {unknown} too")
+        labels = unique_labels(y)
+        if len(np.setdiff1d(labels, self.classes_)):
+            raise ValueError(
+                "`y` has classes not in `self.classes_`. "
+                f"`self.classes_` has {self.classes_}. 'y' has {labels}."
+            )
         return np.asarray(y.toarray() if issparse(y) else y).astype(np.int8)
 
     def _sample_weight(

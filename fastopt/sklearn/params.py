@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from sklearn.utils._param_validation import Interval, Options, StrOptions
 
 from fastopt._core.typing import AnyArray, Array, FloatOrSchedule
-from fastopt._core.validation import check_choice, check_float, check_int
 from fastopt.callbacks import BackupAndRestore, Callback
 from fastopt.nn import History
+from fastopt.nn.layers import ACTIVATIONS
 from fastopt.nn.typing import Activation, Layers, Norm
 from fastopt.optimizers import Optimizer
 from fastopt.sklearn.solvers import SOLVERS
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # scikit-learn's classes have no types, and a base class with
         def __getstate__(self) -> dict[str, Any]: ...
         def __setstate__(self, state: dict[str, Any]) -> None: ...
         def __sklearn_tags__(self) -> Any: ...
+        def _validate_params(self) -> None: ...
 
     class ClassifierMixin:
         def __sklearn_tags__(self) -> Any: ...
@@ -89,36 +92,46 @@ class MLPAttributes(FittedAttributes):
     callbacks: Sequence[Callback] = ()
     max_time: float | None = None
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": ["array-like", Interval(Integral, 1, None, closed="left")],
+        "activation": [StrOptions({"logistic", *ACTIVATIONS}), "array-like"],
+        "solver": [StrOptions(set(SOLVERS)), callable],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [StrOptions({"auto"}), Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [StrOptions({"constant", "invscaling", "adaptive"})],
+        "learning_rate_init": [Interval(Real, 0, None, closed="neither"), callable],
+        "power_t": [Interval(Real, 0, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "shuffle": ["boolean"],
+        "random_state": ["random_state"],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "verbose": ["verbose"],
+        "warm_start": ["boolean"],
+        "momentum": [Interval(Real, 0, 1, closed="both")],
+        "nesterovs_momentum": ["boolean"],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="left")],
+        "beta_1": [Interval(Real, 0, 1, closed="left")],
+        "beta_2": [Interval(Real, 0, 1, closed="left")],
+        "epsilon": [Interval(Real, 0, None, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), Options(Real, {math.inf})],
+        "max_fun": [Interval(Integral, 1, None, closed="left")],
+        "max_time": [Interval(Real, 0, None, closed="neither"), None],
+    }
+
 
 def check_params(estimator: MLPAttributes) -> None:
-    """Check types and values of the hyperparameters, except for those that `fastopt.MLP` checks.
+    """Check the hyperparameters, except for those that `fastopt.MLP` checks.
 
-    scikit-learn requires estimators to do so in `fit`, not in the constructor.
+    scikit-learn requires estimators to do so in `fit`, not in the constructor. Its own check raises its own
+    messages for the types and ranges in `_parameter_constraints`.
     """
+    estimator._validate_params()
     params = estimator.get_params(deep=False)
-    for name in ("max_iter", "max_fun"):
-        check_int(name, params[name], 1)
-    if params["batch_size"] != "auto":
-        check_int("batch_size", params["batch_size"], 1)
-    if params["n_iter_no_change"] != math.inf:
-        check_int("n_iter_no_change", params["n_iter_no_change"], 1)
-    for name in ("shuffle", "warm_start", "nesterovs_momentum", "early_stopping"):
-        if not isinstance(params[name], bool | np.bool_):
-            raise TypeError(f"{name}: expected True or False, got {params[name]!r}")
-    for name in ("alpha", "power_t", "tol", "momentum"):
-        check_float(name, params[name], 0.0)
-    if params["momentum"] > 1.0:
-        raise ValueError(f"momentum: expected a number in [0, 1], got {params['momentum']!r}")
-    for name in ("validation_fraction", "beta_1", "beta_2"):
-        check_float(name, params[name], 0.0, 1.0)
-    check_float("epsilon", params["epsilon"], 0.0, open_low=True)
-    if not callable(params["learning_rate_init"]):
-        check_float("learning_rate_init", params["learning_rate_init"], 0.0, open_low=True)
-    if params["max_time"] is not None:
-        check_float("max_time", params["max_time"], 0.0, open_low=True)
-    check_choice("learning_rate", params["learning_rate"], ("constant", "invscaling", "adaptive"))
-    if not callable(params["solver"]):
-        check_choice("solver", params["solver"], SOLVERS)
+    sizes = params["hidden_layer_sizes"]
+    sizes = [sizes] if isinstance(sizes, Integral) else list(sizes)
+    if not all(isinstance(size, Integral) and int(size) > 0 for size in sizes):
+        raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}; expected positive integers.")
     callbacks = params["callbacks"]
     if not isinstance(callbacks, list | tuple) or not all(isinstance(c, Callback) for c in callbacks):
         raise TypeError(f"callbacks: expected a list of fastopt.Callback objects, got {callbacks!r}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastopt.nn import Callback
 from fastopt.nn.typing import Layers, Logs
-from fastopt.optimizers import Optimizer
+from fastopt.optimizers import Adam, Optimizer
 from fastopt.optimizers.state_dict import with_groups
 from fastopt.sklearn.net import PenalizedMLP
 from fastopt.sklearn.params import MLPAttributes
@@ -79,6 +79,35 @@ class TrainingState:
                 divisor = (estimator.t_ + 1) ** estimator.power_t if estimator.t_ else 1.0
             for group, lr in zip(self.optimizer.groups, self.base_lrs, strict=True):
                 group["lr"] = lr / divisor
+
+
+class OptimizerView:
+    """The learning rate of an optimizer, as an attribute with scikit-learn's name.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Learning rate of the first parameter group. As in scikit-learn, that of Adam includes the bias
+        corrections of the last step. Setting it sets the learning rate of all groups.
+    """
+
+    def __init__(self, opt: Optimizer) -> None:
+        self._opt = opt
+
+    @property
+    def learning_rate(self) -> float:
+        group, steps = self._opt.groups[0], self._opt.steps
+        given: Any = group["lr"]
+        lr = float(given(max(steps - 1, 0)) if callable(given) else given)
+        if type(self._opt) is not Adam or not steps:
+            return lr
+        beta_1, beta_2 = group["betas"]
+        return float(lr * math.sqrt(1.0 - beta_2**steps) / (1.0 - beta_1**steps))
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self._opt.groups:
+            group["lr"] = value
 
 
 def lr_varies(estimator: MLPAttributes) -> bool:

@@ -18,6 +18,7 @@ import joblib
 import sklearn
 from scipy.sparse import csc_array, csr_array, csr_matrix
 from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_diabetes, load_iris, make_circles, make_multilabel_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import log_loss
@@ -381,7 +382,7 @@ def test_validation_split_is_kept_between_fits():
 
 def test_warm_start_requires_same_layer_sizes_and_classes():
     model = MLPClassifier(hidden_layer_sizes=3, max_iter=2, warm_start=True).fit(IRIS_X, IRIS_Y)
-    with pytest.raises(ValueError, match="same classes"):
+    with pytest.raises(ValueError, match="warm_start can only be used where `y` has the same classes"):
         model.fit(IRIS_X[:100], IRIS_Y[:100])
     with pytest.raises(ValueError, match=r"layer sizes \[4, 3, 3\] to resume from, got \[4, 5, 3\]"):
         model.set_params(hidden_layer_sizes=5).fit(IRIS_X, IRIS_Y)
@@ -389,14 +390,14 @@ def test_warm_start_requires_same_layer_sizes_and_classes():
 
 def test_first_partial_fit_requires_all_classes():
     model = MLPClassifier(hidden_layer_sizes=3)
-    with pytest.raises(ValueError, match="classes: expected all labels"):
+    with pytest.raises(ValueError, match="classes must be passed on the first call to partial_fit"):
         model.partial_fit(IRIS_X, NAMES)
     model.partial_fit(IRIS_X[:50], NAMES[:50], classes=np.unique(NAMES))
     model.partial_fit(IRIS_X[50:], NAMES[50:])
     assert model.t_ == 150
-    with pytest.raises(ValueError, match="first call"):
+    with pytest.raises(ValueError, match="is not the same as on last call to partial_fit"):
         model.partial_fit(IRIS_X, NAMES, classes=["setosa", "other"])
-    with pytest.raises(ValueError, match=r"got .'other'. too"):
+    with pytest.raises(ValueError, match=r"`y` has classes not in `self.classes_`.*'y' has .'other'."):
         model.partial_fit(IRIS_X[:1], ["other"])
 
 
@@ -649,12 +650,113 @@ def test_usage_from_scikit_learn_examples(capsys):
     assert [w.reshape(28, 28).shape for w in pictures.coefs_[0].T] == [(28, 28)] * 40
 
 
+# --- Validation data -----------------------------------------------------------------------------
+
+
+def test_separate_validation_arguments_equal_validation_data():
+    weights = WEIGHTS[:60]
+    models = [MLPClassifier(hidden_layer_sizes=4, max_iter=4, random_state=0) for _ in range(2)]
+    models[0].fit(IRIS_X, NAMES, validation_data=(IRIS_X[:60], NAMES[:60], weights))
+    models[1].fit(IRIS_X, NAMES, X_val=IRIS_X[:60], y_val=NAMES[:60], sample_weight_val=weights)
+    assert models[0].history_.history["val_loss"] == models[1].history_.history["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"X_val": IRIS_X}, "X_val: expected y_val with it"),
+        ({"y_val": IRIS_Y}, "y_val: expected X_val with it"),
+        ({"sample_weight_val": WEIGHTS}, "sample_weight_val: expected X_val and y_val with it"),
+        (
+            {"X_val": IRIS_X, "y_val": IRIS_Y, "validation_data": (IRIS_X, IRIS_Y)},
+            "expected either validation_data or X_val and y_val, got both",
+        ),
+    ],
+)
+def test_invalid_validation_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MLPClassifier().fit(IRIS_X, IRIS_Y, **arguments)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, csr_array], ids=["dense", "sparse"])
+def test_pipeline_does_not_transform_validation_data_and_says_so(kind):
+    model = MLPClassifier(hidden_layer_sizes=16, early_stopping=True, random_state=0)
+    pipeline = make_pipeline(StandardScaler(with_mean=False), model)
+    with pytest.warns(UserWarning, match=r"columns of X differs .* transform_input=\['X_val'\]"):
+        pipeline.fit(kind(IRIS_X * 20), IRIS_Y, mlpclassifier__validation_data=(kind(IRIS_X * 20), IRIS_Y))
+
+
+def test_transform_input_transforms_the_validation_samples():
+    scaled = StandardScaler().fit_transform(IRIS_X)
+    params = {"early_stopping": True, "learning_rate_init": 0.01, "random_state": 0}
+    expected = MLPClassifier(**params).fit(scaled, IRIS_Y, X_val=scaled, y_val=IRIS_Y)
+    with sklearn.config_context(enable_metadata_routing=True), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = MLPClassifier(**params).set_fit_request(X_val=True, y_val=True)
+        pipeline = make_pipeline(StandardScaler(), model, transform_input=["X_val"])
+        pipeline.fit(IRIS_X, IRIS_Y, X_val=IRIS_X, y_val=IRIS_Y)
+    assert pipeline[-1].validation_scores_ == expected.validation_scores_
+    assert pipeline[-1].best_validation_score_ > 0.9
+
+
+def test_transformed_target_regressor_does_not_transform_validation_targets_and_says_so():
+    X, y = DIABETES_X, 50.0 * DIABETES_Y + 200.0
+    model = TransformedTargetRegressor(MLPRegressor(max_iter=5), transformer=StandardScaler())
+    with pytest.warns(UserWarning, match="of y differs .* TransformedTargetRegressor transforms y only"):
+        model.fit(X, y, validation_data=(X, y))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y, validation_data=(X, DIABETES_Y))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_validation_parts_do_not_warn(seed):
+    order = np.random.default_rng(seed).permutation(150)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        MLPClassifier(hidden_layer_sizes=2, max_iter=1).fit(
+            IRIS_X[order[12:]], IRIS_Y[order[12:]], validation_data=(IRIS_X[order[:12]], IRIS_Y[order[:12]])
+        )
+
+
+# --- Private names that code for scikit-learn reads ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"solver": "adam"}, {"solver": "sgd"}, {"solver": "sgd", "learning_rate": "invscaling"}],
+    ids=["adam", "sgd", "invscaling"],
+)
+def test_learning_rate_of_the_optimizer_is_that_of_scikit_learn(params):
+    options = {"hidden_layer_sizes": 4, "max_iter": 3, "random_state": 0, **params}
+    models = [cls(**options).fit(IRIS_X, IRIS_Y) for cls in (MLPClassifier, SklearnClassifier)]
+    rates = [model._optimizer.learning_rate for model in models]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
+    assert pickle.loads(pickle.dumps(models[0]))._optimizer.learning_rate == rates[0]
+    models[0]._optimizer.learning_rate = 0.5
+    assert models[0]._training.optimizer.lr == 0.5
+
+
+def test_there_is_no_optimizer_before_fit_and_with_lbfgs():
+    assert not hasattr(MLPClassifier(), "_optimizer")
+    assert not hasattr(MLPClassifier(solver="lbfgs", max_iter=500).fit(IRIS_X, IRIS_Y), "_optimizer")
+
+
 # --- Warnings and errors -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["adam", "lbfgs"])
-def test_convergence_warning(solver):
-    with pytest.warns(ConvergenceWarning, match="not converged after"):
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        ("adam", r"Stochastic Optimizer: Maximum iterations \(1\) reached"),
+        ("lbfgs", "lbfgs failed to converge"),
+    ],
+)
+def test_convergence_warning(solver, message):
+    with pytest.warns(ConvergenceWarning, match=message):
         MLPClassifier(hidden_layer_sizes=4, max_iter=1, solver=solver).fit(IRIS_X, IRIS_Y)
 
 
@@ -665,7 +767,7 @@ def test_keyboard_interrupt_keeps_trained_weights():
                 raise KeyboardInterrupt
 
     model = MLPClassifier(hidden_layer_sizes=4, callbacks=[Interrupt()])
-    with pytest.warns(UserWarning, match="interrupted"):
+    with pytest.warns(UserWarning, match="Training interrupted by user"):
         model.fit(IRIS_X, IRIS_Y)
     assert model.n_iter_ == 2 and model.predict(IRIS_X).shape == (150,)
 
@@ -673,22 +775,23 @@ def test_keyboard_interrupt_keeps_trained_weights():
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ({"alpha": -1.0}, ValueError, r"alpha: expected a finite number in \[0, inf\), got -1.0"),
-        ({"alpha": "x"}, TypeError, "alpha: expected a number, got 'x'"),
-        ({"momentum": 1.5}, ValueError, r"momentum: expected a number in \[0, 1\], got 1.5"),
-        ({"epsilon": 0.0}, ValueError, r"epsilon: expected a finite number in \(0, inf\), got 0.0"),
-        ({"learning_rate_init": 0.0}, ValueError, "learning_rate_init: expected"),
-        ({"max_time": 0}, ValueError, "max_time: expected"),
-        ({"max_iter": 0}, ValueError, "max_iter: expected at least 1, got 0"),
-        ({"batch_size": 1.5}, TypeError, "batch_size: expected a whole number, got 1.5"),
-        ({"n_iter_no_change": 0}, ValueError, "n_iter_no_change: expected at least 1, got 0"),
-        ({"shuffle": "yes"}, TypeError, "shuffle: expected True or False, got 'yes'"),
-        ({"solver": "newton"}, ValueError, "solver: expected one of .*adam.*lbfgs.*, got 'newton'"),
+        ({"alpha": -1.0}, ValueError, "The 'alpha' parameter of MLPClassifier must be a float in the range"),
+        ({"alpha": "x"}, ValueError, "The 'alpha' parameter of .* Got 'x' instead"),
+        ({"momentum": 1.5}, ValueError, "The 'momentum' parameter of .* Got 1.5 instead"),
+        ({"epsilon": 0.0}, ValueError, "The 'epsilon' parameter of .* Got 0.0 instead"),
+        ({"learning_rate_init": 0.0}, ValueError, "The 'learning_rate_init' parameter of "),
+        ({"max_time": 0}, ValueError, "The 'max_time' parameter of "),
+        ({"max_iter": 0}, ValueError, "The 'max_iter' parameter of .* Got 0 instead"),
+        ({"batch_size": 1.5}, TypeError, "The 'batch_size' parameter of .* Got 1.5 instead"),
+        ({"n_iter_no_change": 0}, ValueError, "The 'n_iter_no_change' parameter of .* Got 0 instead"),
+        ({"shuffle": "yes"}, TypeError, "The 'shuffle' parameter of .* Got 'yes' instead"),
+        ({"random_state": "x"}, TypeError, "The 'random_state' parameter of .* Got 'x' instead"),
+        ({"solver": "newton"}, ValueError, "The 'solver' parameter of .*'adam'.* Got 'newton' instead"),
         ({"solver": lambda params: 3}, TypeError, "solver: expected a callable that returns"),
-        ({"learning_rate": "slow"}, ValueError, "learning_rate: expected one of constant"),
-        ({"activation": "swoosh"}, ValueError, "activation: expected one of"),
-        ({"hidden_layer_sizes": (3, 0)}, ValueError, "hidden_layer_sizes: expected at least 1, got 0"),
-        ({"hidden_layer_sizes": (3, 2.5)}, TypeError, "hidden_layer_sizes: expected a whole number"),
+        ({"learning_rate": "slow"}, ValueError, "The 'learning_rate' parameter of .*'constant'"),
+        ({"activation": "swoosh"}, ValueError, "The 'activation' parameter of .*'relu'.* Got 'swoosh' inst"),
+        ({"hidden_layer_sizes": (3, 0)}, ValueError, r"hidden_layer_sizes must be > 0, got \[3, 0\]"),
+        ({"hidden_layer_sizes": (3, 2.5)}, ValueError, r"hidden_layer_sizes must be > 0, got \[3, 2.5\]"),
         ({"callbacks": [print]}, TypeError, "callbacks: expected a list of fastopt.Callback objects"),
         ({"callbacks": None}, TypeError, "callbacks: expected a list of fastopt.Callback objects, got None"),
         (
@@ -715,23 +818,23 @@ def test_invalid_data_raises():
         MLPClassifier(solver="lbfgs").fit(IRIS_X, IRIS_Y, validation_data=(IRIS_X, IRIS_Y))
     with pytest.raises(ValueError, match=r"validation_data: expected .X, y. or"):
         MLPClassifier().fit(IRIS_X, IRIS_Y, validation_data=IRIS_X)
-    with pytest.raises(ValueError, match=r"got .'unknown'. too"):
+    with pytest.raises(ValueError, match=r"`y` has classes not in `self.classes_`.*'y' has .'unknown'."):
         MLPClassifier().fit(IRIS_X, NAMES, validation_data=(IRIS_X[:1], ["unknown"]))
-    with pytest.raises(ValueError, match="validation_fraction: expected at least 2 samples"):
+    with pytest.raises(ValueError, match=r"The validation set is too small\. Increase 'validation_fraction'"):
         MLPRegressor(early_stopping=True).fit(DIABETES_X[:2], DIABETES_Y[:2])
-    with pytest.raises(ValueError, match="early_stopping: expected False with partial_fit"):
+    with pytest.raises(ValueError, match="partial_fit does not support early_stopping=True"):
         MLPRegressor(early_stopping=True).partial_fit(DIABETES_X, DIABETES_Y)
     with pytest.raises(ValueError, match="y: expected no negative value"):
         MLPRegressor("poisson").fit(DIABETES_X, DIABETES_Y)
-    with pytest.raises(ValueError, match="multioutput"):
+    with pytest.raises(ValueError, match="Multioutput target data is not supported with label binarization"):
         MLPClassifier().fit(IRIS_X, np.column_stack([IRIS_Y, IRIS_Y]))
-    with pytest.warns(UserWarning, match="batch_size: expected at most 150, the number of samples, got 151"):
+    with pytest.warns(UserWarning, match="Got `batch_size` less than 1 or larger than sample size. It is"):
         MLPClassifier(batch_size=151, max_iter=1).fit(IRIS_X, IRIS_Y)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_divergence_raises():
-    with pytest.raises(ValueError, match="weights: expected finite values"):
+    with pytest.raises(ValueError, match=r"Solver produced non-finite parameter weights\. The input data"):
         MLPRegressor(
             hidden_layer_sizes=5, activation="identity", solver="sgd", learning_rate_init=1e6, max_iter=60
         ).fit(DIABETES_X, DIABETES_Y)
