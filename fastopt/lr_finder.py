@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LRFind", "lr_find"]
 
+_MIN_LOSSES = 6     # from which a fall is fitted
+_MIN_RATIO = 7.0    # F statistic of the fit
+
 
 @dataclass(frozen=True, repr=False)
 class LRFind:
@@ -36,7 +39,8 @@ class LRFind:
     smoothed : ndarray of float64, shape (steps,)
         Moving average of the losses, see `lr_find`.
     suggestion : float or None
-        Learning rate at which the loss decreases fastest; None if it never decreases.
+        Learning rate two thirds of the way down the fall of the loss; None if it does not fall by more
+        than its noise.
     """
 
     lr: NDArray[np.float64]
@@ -67,7 +71,7 @@ def lr_find(
     seed: int | None = None, sample_weight: ArrayLike | None = None, class_weight: ClassWeight | None = None,
     max_norm: float | None = None, clip_value: float | None = None,
 ) -> LRFind:
-    """Train for a few steps with increasing learning rates and find where the loss decreases fastest.
+    """Train for a few steps with increasing learning rates and find where the loss decreases.
 
     Copies of the model and the optimizer are trained; the originals are unchanged.
 
@@ -100,15 +104,16 @@ def lr_find(
 
         m[i] = b * m[i-1] + (1 - b) * loss[i];    smoothed[i] = m[i] / (1 - b ** (i + 1))
 
-    The suggestion is the ``lr[k]`` with the most negative slope ``d smoothed / d log(lr)`` (central
-    differences), from ``k = steps / 10``, where the average contains enough losses, up to the minimum of
-    the average.
+    The suggestion comes from the losses themselves, up to the minimum of their mean over ``steps / 8``
+    steps. A curve that is constant, falls linearly in ``log(lr)`` and is constant again is fitted to them by
+    least squares. The suggestion is the learning rate two thirds of the way down that fall. There is none
+    unless the fit explains the losses much better than a constant: the F statistic must exceed 7, which
+    losses that are only noise reach in fewer than one of a thousand tests.
 
     References
     ----------
     L. N. Smith, "Cyclical Learning Rates for Training Neural Networks", WACV 2017, section 3.3. The
-    exponential range, the smoothing and the point of steepest descent follow fastai (J. Howard and
-    S. Gugger).
+    exponential range and the smoothing follow fastai (J. Howard and S. Gugger).
 
     Examples
     --------
@@ -167,15 +172,32 @@ class _Sweep(Callback):
 
     def result(self) -> LRFind:
         lr, smoothed = self._rates[: len(self._loss)], np.array(self._smoothed)
-        suggestion = _steepest(lr, smoothed, len(self._rates) // 10)
-        return LRFind(lr, np.array(self._loss), smoothed, suggestion)
+        loss = np.array(self._loss)
+        return LRFind(lr, loss, smoothed, _suggest(lr, loss, len(self._rates)))
 
 
-def _steepest(lr: NDArray[np.float64], smoothed: NDArray[np.float64], first: int) -> float | None:
-    """Return the learning rate, from index `first`, at which the average decreases fastest, or None."""
-    last = int(np.argmin(smoothed))
-    if last < max(first, 1):
+def _suggest(lr: NDArray[np.float64], loss: NDArray[np.float64], steps: int) -> float | None:
+    """Return the learning rate two thirds of the way down the fall of the loss, or None; see `lr_find`."""
+    window = max(steps // 8, 3)
+    if len(loss) < window:
         return None
-    slope = np.gradient(smoothed, np.log(lr))[first : last + 1]
-    steepest = int(np.argmin(slope))
-    return float(lr[first + steepest]) if slope[steepest] < 0.0 else None
+    means = np.convolve(loss, np.full(window, 1.0 / window), "valid")
+    n = int(np.argmin(means)) + window // 2 + 1     # the losses after it rise
+    y = loss[:n] - loss[:n].mean()
+    if n < _MIN_LOSSES:
+        return None
+    # Of the curve r[x] = clip((x - i) / (j - i), 0, 1): the sum, the sum of squares and the product with y.
+    i, j = np.triu_indices(n, max(steps // 40, 2))
+    length = (j - i).astype(np.float64)
+    total = (length - 1.0) / 2.0 + (n - j)
+    squares = (length - 1.0) * (2.0 * length - 1.0) / (6.0 * length) + (n - j)
+    sums = np.concatenate([[0.0], np.cumsum(y)])
+    moments = np.concatenate([[0.0], np.cumsum(np.arange(n) * y)])
+    product = ((moments[j] - moments[i + 1]) - i * (sums[j] - sums[i + 1])) / length + (sums[n] - sums[j])
+    gain = np.where(product < 0.0, product**2 / (squares - total**2 / n), 0.0)
+    best = int(np.argmax(gain))
+    residual = max(float(y @ y - gain[best]), 0.0)
+    # A ratio of variances: three parameters describe the fall.
+    if gain[best] / 3.0 <= _MIN_RATIO * residual / (n - 4):
+        return None
+    return float(lr[round(i[best] + 2.0 / 3.0 * length[best])])

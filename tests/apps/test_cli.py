@@ -1014,7 +1014,7 @@ def test_lr_find_prints_a_table_and_a_suggestion(run, folder, plots):
     assert rows == [
         [f"{lr:.2g}", f"{loss:.4f}"] for lr, loss in zip(found.lr[::3], found.smoothed[::3], strict=True)
     ]
-    assert f"\nSuggestion: --lr {found.suggestion:.2g}, where the loss decreases fastest\n" in out
+    assert f"\nSuggestion: --lr {found.suggestion:.2g}, two thirds of the way down the fall of the loss\n" in out
     assert (folder / "lr.png").read_bytes().startswith(b"\x89PNG") and names_in(".") == ["lr.png"]
 
 
@@ -1046,7 +1046,9 @@ def test_lr_find_with_a_config(run):
 
 def test_lr_find_without_a_suggestion(run):
     status, out, err = run("lr-find", *LR_FIND, "--start-lr", 1e3, "--end-lr", 1e4)
-    assert status == 1 and err == "fastopt: no suggestion, as the loss never decreases\n"
+    assert status == 1 and err == (
+        "fastopt: no suggestion, as the loss does not decrease by more than its noise\n"
+    )
 
 
 # --- info ------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 import fastopt
 from fastopt import lr_find, schedules
-from fastopt.lr_finder import LRFind, _steepest
+from fastopt.lr_finder import LRFind, _suggest
 from fastopt.nn import MLP, Trainer
 from fastopt.nn.data import load_digits
 
@@ -139,24 +139,69 @@ def test_the_first_loss_must_be_finite():
 # --- The suggestion ----------------------------------------------------------------------------
 
 
+STEPS = 200
+RATES = np.logspace(-7, 1, STEPS)
+
+
+def falling(begin, end, rise=STEPS):
+    """Losses that fall from 2 to 1 between two steps, and rise again from step `rise`."""
+    steps = np.arange(STEPS)
+    return 2.0 - np.clip((steps - begin) / (end - begin), 0, 1) + np.clip((steps - rise) / 10.0, 0, None)
+
+
 @pytest.mark.parametrize(
-    ("smoothed", "first", "suggestion"),
+    ("losses", "expected"),
     [
-        ([5, 4, 1, 1, 2], 0, 10.0),  # slopes -1, -2, -1.5, 0.5, 1
-        ([9, 5, 4.9, 4.5, 1], 0, 1.0),  # the steepest descent is the first
-        ([9, 5, 4.9, 4.5, 1], 1, 1e4),  # which is before `first`
-        ([5, 4, 3, 9, 0.5], 2, 1e4),
-        ([5, 4, 3.5, 3.5, 9, 8, 4], 0, 1.0),  # losses after the minimum are ignored
-        ([1, 2, 3, 4], 0, None),
-        ([1, 2, 1.5, 4], 2, None),
-        ([1, 1, 1], 0, None),
-        ([1], 0, None),
+        (falling(60, 120), 100),
+        (falling(60, 120, rise=130), 100),
+        (falling(0, 30), 20),
+        (falling(100, 199), 160),
+        (falling(60, 120)[::-1], None),     # they only rise
+        (np.ones(STEPS), None),
+        (np.ones(5), None),
     ],
 )
-def test_the_steepest_descent(smoothed, first, suggestion):
-    lr = 10.0 ** np.arange(len(smoothed))
-    result = _steepest(lr, np.array(smoothed, float), first)
-    assert result is None if suggestion is None else result == suggestion
+def test_the_suggestion_is_two_thirds_down_the_fall(losses, expected):
+    result = _suggest(RATES[: len(losses)], losses, STEPS)
+    assert result is None if expected is None else result == pytest.approx(RATES[expected], rel=0.2)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.3])
+def test_the_suggestion_of_noisy_losses(noise):
+    found = [
+        _suggest(RATES, falling(60, 120) + np.random.default_rng(seed).normal(0, noise, STEPS), STEPS)
+        for seed in range(20)
+    ]
+    assert RATES[80] < min(found) <= max(found) < RATES[120]
+
+
+def test_noise_alone_gives_no_suggestion():
+    losses = np.random.default_rng(0).normal(1.0, 0.1, (200, STEPS))
+    assert [_suggest(RATES, loss, STEPS) for loss in losses] == [None] * 200
+
+
+def make_noisy_classes(rng):
+    X = rng.normal(size=(600, 8)).astype(np.float32)
+    score = X @ rng.normal(size=8)
+    return X, (score / score.std() + rng.normal(size=600) > 0).astype(int), 2
+
+
+def make_housing(rng):
+    """Features on different scales, and prices in the hundreds of thousands."""
+    X = np.column_stack([rng.uniform(500, 5000, 500), rng.integers(1, 6, 500), rng.uniform(0, 100, 500)])
+    return X.astype(np.float32), (50.0 * X[:, 0] + 1e4 * X[:, 1] + rng.normal(0, 2e4, 500)), 1
+
+
+@pytest.mark.parametrize(
+    ("make", "low", "high"), [(make_noisy_classes, 1e-3, 1e-2), (make_housing, 1e-3, 0.1)]
+)
+def test_the_suggestion_hardly_depends_on_the_seed(make, low, high):
+    X, y, n_outputs = make(np.random.default_rng(0))
+    found = []
+    for seed in range(6):
+        net = MLP([X.shape[1], 128, n_outputs], seed=seed)
+        found.append(lr_find(net, fastopt.Adam(net.params), X, y, seed=seed).suggestion)
+    assert low < min(found) <= max(found) < high and max(found) < 4.0 * min(found)
 
 
 @pytest.mark.parametrize(
