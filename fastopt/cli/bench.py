@@ -27,6 +27,7 @@ from fastopt.cli import bench_worker, outputs
 from fastopt.cli.bench_worker import CONTENDERS
 from fastopt.cli.options import positive_float, positive_int
 from fastopt.cli.training import plural
+from fastopt.nn.history import is_terminal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,7 +147,7 @@ def measure(sizes: Mapping[str, int], names: Iterable[str], threads: int, rounds
 
 def show_progress(text: str) -> None:
     """Show what is measured, on a terminal only; an empty text removes the line."""
-    if sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 

@@ -12,6 +12,7 @@ from fastopt.cli.calls import Call
 from fastopt.cli.parser import INTERRUPTED, Parser
 from fastopt.nn import Callback, History, Trainer
 from fastopt.nn.data import Dataset
+from fastopt.nn.history import is_terminal
 from fastopt.nn.typing import Logs
 
 COMPARED = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
@@ -69,7 +70,7 @@ def _train(name: str, args: argparse.Namespace, dataset: Dataset) -> History:
     net = training.make_model(args, dataset)
     opt = registry.make_optimizer(Call(name, {}, name), net.params, registry.OPTIMIZERS[name][1])
     hooks: list[Callback] = [callbacks.TerminateOnNaN()]
-    if sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         hooks.append(_Status(name, args.epochs))
     trainer = Trainer(net, opt, hooks, max_norm=training.none_if_off(args.max_norm))
     return training.fit(trainer, args, dataset, verbose=0, training_accuracy=False)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         result.plot(args.plot)
         print(f"Saved the plot in {args.plot}")
     if result.suggestion is None:
-        return print_error("fastopt: no suggestion, as the loss does not decrease by more than its noise", FAILED)
+        reason = "the loss does not decrease by more than its noise"
+        return print_error(f"fastopt: no suggestion, as {reason}", FAILED)
     print(f"Suggestion: --lr {result.suggestion:.2g}, two thirds of the way down the fall of the loss")
     return 0

@@ -149,8 +149,21 @@ class Progress:
             self._bar = None
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; one that is None, closed or without `isatty` is not."""
+    if stream is None or getattr(stream, "closed", False):
+        return False
+    return hasattr(stream, "isatty") and bool(stream.isatty())
+
+
+def print_line(text: str) -> None:
+    """Print a line to standard output, and nothing if that is None or closed."""
+    if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+        print(text, flush=hasattr(sys.stdout, "flush"))
+
+
 def _make_bar(n_batches: int) -> tqdm[Any] | None:
-    if not (sys.stdout.isatty() and sys.stderr.isatty()):
+    if not (is_terminal(sys.stdout) and is_terminal(sys.stderr)):
         return None
     try:
         from tqdm import tqdm

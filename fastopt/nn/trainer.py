@@ -21,7 +21,9 @@ from fastopt.nn.evaluation import (
     subset,
 )
 from fastopt.nn.files import get_weights, set_weights
-from fastopt.nn.history import History, Progress, format_logs, format_stop
+from fastopt.nn.gradients import leaves
+from fastopt.nn.history import History, Progress, format_logs, format_stop, print_line
+from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.hyperparameters import check_number
 from fastopt.schedules.base import report_to_optimizer
 
@@ -81,6 +83,7 @@ class Trainer:
                 raise TypeError(f"net: expected an object with {name!r}, got {type(net).__name__}")
         if not hasattr(opt, "step"):
             raise TypeError(f"opt: expected an object with 'step', got {type(opt).__name__}")
+        _check_same_arrays(net, opt)
         # Callbacks may use attributes beyond the protocols.
         self.net: Any = net
         self.opt: Any = opt
@@ -202,7 +205,7 @@ class Trainer:
             self._progress.close()
             self._call("on_train_end", history.last())
             if verbose and history.stopped_by:
-                print(format_stop(history), flush=True)
+                print_line(format_stop(history))
         return history
 
     def _adopt(self, callback: Callback) -> None:
@@ -219,7 +222,7 @@ class Trainer:
     def write(self, text: str) -> None:
         """Print a line of text, above the progress bar if there is one."""
         with self._progress.paused():
-            print(text, flush=True)
+            print_line(text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the complete state between two epochs, from which an equal trainer resumes exactly.
@@ -347,6 +350,22 @@ class Trainer:
         """Record why training stops, unless another reason came first."""
         if self.history.stopped_by is None:
             self.history.stopped_by = reason
+
+
+def _check_same_arrays(net: Net, opt: Any) -> None:
+    """Raise if a fastopt optimizer updates an array that is not one of the model's."""
+    if not isinstance(opt, Optimizer):
+        return
+    own = [array for array in leaves(net.params) if isinstance(array, np.ndarray)]
+    known = {*map(id, own)}
+    for group in opt.groups:
+        for array in leaves(group["params"]):
+            if id(array) not in known and not any(np.may_share_memory(array, other) for other in own):
+                raise ValueError(
+                    "opt: expected an optimizer of net.params, got one that updates an array of shape "
+                    f"{array.shape} of another model; create it from the parameters of this one, for example "
+                    "fastopt.Adam(net.params)"
+                )
 
 
 def _overriding(callbacks: list[Callback], hook: str) -> list[Callback]:

@@ -25,7 +25,7 @@ class ScriptedNet:
         self.seen = []
 
     def __deepcopy__(self, memo):
-        twin = ScriptedNet(self.losses)
+        twin = type(self)(self.losses)
         twin.seen = self.seen
         memo[id(self.params)] = twin.params
         memo[id(self.params[0][0])] = twin.params[0][0]
@@ -260,9 +260,6 @@ def test_model_and_optimizer_are_unchanged(digits, net_options):
 
 def test_interruption_is_raised():
     class Net(ScriptedNet):
-        def __deepcopy__(self, memo):
-            return self
-
         def train_step(self, X, y):
             raise KeyboardInterrupt
 
@@ -318,6 +315,12 @@ def test_the_optimizer_must_have_groups():
 
     with pytest.raises(TypeError, match="opt: expected an object with 'groups', got Descent"):
         lr_find(ScriptedNet([]), Descent(), X4, Y4)
+
+
+def test_the_optimizer_must_be_of_the_model():
+    other = ScriptedNet([])
+    with pytest.raises(ValueError, match=r"opt: expected an optimizer of net\.params"):
+        lr_find(ScriptedNet([]), fastopt.SGD(other.params), X4, Y4)
 
 
 def test_copies_are_trained():

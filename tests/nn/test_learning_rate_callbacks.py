@@ -1,5 +1,6 @@
 """ReduceLROnPlateau and LearningRateScheduler: sequences from Keras's documentation."""
 
+import functools
 import math
 
 import numpy as np
@@ -77,7 +78,8 @@ def test_reduce_on_plateau_matches_keras(values, patience, cooldown, min_delta, 
 
 def test_reduce_on_plateau_reduces_every_group_from_its_current_rate(capsys):
     net = CountingNet([1.0] * 4)
-    groups = [{"params": [net.params[0]], "lr": 0.5}, {"params": [np.zeros(1)], "lr": 4.0}]
+    net.params[1].append(np.zeros(1))
+    groups = [{"params": [net.params[0]], "lr": 0.5}, {"params": [net.params[1]], "lr": 4.0}]
     opt = fastopt.SGD(groups)
     opt.step = lambda grads: None
 
@@ -180,7 +182,8 @@ def test_learning_rate_scheduler(capsys):
 
 def test_learning_rate_scheduler_sets_every_group():
     net = CountingNet([1.0])
-    opt = fastopt.SGD([{"params": net.params, "lr": 1.0}, {"params": [np.zeros(1)], "lr": 3.0}])
+    net.params[1].append(np.zeros(1))
+    opt = fastopt.SGD([{"params": net.params[0], "lr": 1.0}, {"params": net.params[1], "lr": 3.0}])
     opt.step = lambda grads: None
     Trainer(net, opt, [LearningRateScheduler(lambda epoch, lr: 2 * lr)]).fit(X, Y, verbose=0)
     assert [group["lr"] for group in opt.groups] == [2.0, 6.0]
@@ -194,9 +197,34 @@ def test_learning_rate_scheduler_refuses_invalid_rates(value):
     assert trainer.net.weight == 0.0
 
 
-def test_learning_rate_scheduler_refuses_a_number():
-    with pytest.raises(TypeError, match="schedule: expected a function"):
-        LearningRateScheduler(0.1)
+class OfEpoch:
+    def __call__(self, epoch):
+        return 0.5**epoch
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda epoch: 0.5**epoch,
+        lambda epoch, lr: 0.5**epoch,
+        lambda epoch, lr=9.0: lr / 2 if epoch else 1.0,     # gets the learning rate, as in Keras
+        lambda *arguments: 0.5 ** arguments[0],
+        OfEpoch(),
+        OfEpoch().__call__,
+        functools.partial(lambda base, epoch: base**epoch, 0.5),
+        schedules.Exponential(1.0, 0.5),
+    ],
+    ids=["one", "two", "default", "any", "object", "method", "partial", "schedule"],
+)
+def test_learning_rate_scheduler_takes_functions_of_one_or_two_arguments(schedule):
+    trainer = make_trainer([1.0] * 3, LearningRateScheduler(schedule))
+    assert run(trainer, 3).history["lr"] == [1.0, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("schedule", [0.1, lambda: 0.1, lambda a, b, c: 0.1], ids=["number", "none", "three"])
+def test_learning_rate_scheduler_refuses_what_it_cannot_call(schedule):
+    with pytest.raises(TypeError, match="schedule: expected a function of the epoch, or of the epoch and"):
+        LearningRateScheduler(schedule)
 
 
 @pytest.mark.parametrize(

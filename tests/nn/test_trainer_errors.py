@@ -1,13 +1,15 @@
 """fastopt.Trainer: invalid arguments."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
 from trainer_helpers import Recorder, RecordingNet, rows
 
 import fastopt
-from fastopt.nn import Trainer
+from fastopt.nn import MLP, Trainer
 
 X3, Y3 = rows(3)
 
@@ -85,6 +87,48 @@ def test_constructor_refuses_values_out_of_range(change):
     net = RecordingNet()
     with pytest.raises(ValueError, match=f"{next(iter(change))}: expected a finite number in"):
         Trainer(net, fastopt.SGD(net.params), **change)
+
+
+def other_net():
+    return MLP([3, 4, 2], seed=0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: fastopt.Adam(other_net().params),
+        lambda net: fastopt.Adam(copy.deepcopy(net).params),
+        lambda net: copy.deepcopy(fastopt.Adam(net.params)),
+        lambda net: pickle.loads(pickle.dumps(fastopt.Adam(net.params))),
+        lambda net: fastopt.Adam([net.params[0], other_net().params[1]]),
+        lambda net: fastopt.Adam([{"params": net.params[0]}, {"params": other_net().params[1]}]),
+        lambda net: fastopt.Adam(fastopt.param_groups(other_net().params, {"*": {}})),
+    ],
+    ids=["other", "copy of net", "copy of opt", "pickle", "one layer", "one group", "selected groups"],
+)
+def test_optimizer_of_another_model_is_refused(make):
+    net = other_net()
+    with pytest.raises(ValueError, match=r"opt: expected an optimizer of net\.params, got one that updates"):
+        Trainer(net, make(net))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda net: (net, fastopt.Adam(net.params)),
+        lambda net: (net, fastopt.Adam([{"params": layer} for layer in net.params])),
+        lambda net: (net, fastopt.Adam(fastopt.param_groups(net.params, {"*1": {"lr": 1.0}}))),
+        lambda net: (net, fastopt.Adam([[array[...] for array in layer] for layer in net.params])),
+        lambda net: copy.deepcopy((net, fastopt.Adam(net.params))),
+        lambda net: pickle.loads(pickle.dumps((net, fastopt.Adam(net.params)))),
+    ],
+    ids=["params", "groups", "selected groups", "views", "copy", "pickle"],
+)
+def test_optimizer_of_the_model_is_accepted(make):
+    net, opt = make(other_net())
+    before = net.state_dict()
+    Trainer(net, opt).fit(np.ones((4, 3)), np.array([0, 1, 0, 0]), verbose=0)
+    assert all((array != before[name]).any() for name, array in net.state_dict().items() if array.ndim == 2)
 
 
 def test_validation_weights_need_a_model_that_accepts_them():

@@ -65,6 +65,34 @@ def fit_on_a_terminal(monkeypatch, *callbacks, **options):
     return sys.stdout.getvalue(), sys.stderr.getvalue()
 
 
+class OnlyWrites:
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("verbose", [1, 2])
+@pytest.mark.parametrize("make", [lambda: None, closed, OnlyWrites, io.StringIO])
+def test_fit_on_any_standard_output(monkeypatch, make, verbose):
+    """A process without console has none; a program may close it, or replace it by an object that writes."""
+    stream = make()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    net = RecordingNet()
+    history = Trainer(net, fastopt.SGD(net.params)).fit(*rows(8), 1, epochs=2, verbose=verbose)
+    assert history.epoch == [0, 1]
+    if isinstance(stream, OnlyWrites):
+        assert stream.text == LINES
+
+
 LINES = (
     "Epoch 1\nLoss = 4.5000 | Training Accuracy = 1.0000\n"
     "Epoch 2\nLoss = 12.5000 | Training Accuracy = 1.0000\n"

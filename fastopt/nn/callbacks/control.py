@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import math
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import AbstractContextManager
@@ -231,7 +233,8 @@ class LearningRateScheduler(Callback):
     Parameters
     ----------
     schedule : callable
-        ``schedule(epoch, lr) -> lr``, with epochs numbered from 0. Called once per parameter group.
+        ``schedule(epoch) -> lr`` or ``schedule(epoch, lr) -> lr``, with epochs numbered from 0 and the
+        current learning rate. Called once per parameter group.
     verbose : int, default 0
         1 prints the learning rate.
 
@@ -246,10 +249,11 @@ class LearningRateScheduler(Callback):
     >>> halve = fastopt.callbacks.LearningRateScheduler(lambda epoch, lr: lr / 2 if epoch else lr)
     """
 
-    def __init__(self, schedule: Callable[[int, float], float], verbose: int = 0) -> None:
-        if not callable(schedule):
-            raise TypeError(f"schedule: expected a function of the epoch and the rate, got {schedule!r}")
-        self.schedule = schedule
+    def __init__(
+        self, schedule: Callable[[int], float] | Callable[[int, float], float], verbose: int = 0
+    ) -> None:
+        self._n_arguments = _count_arguments(schedule)
+        self.schedule: Callable[..., float] = schedule
         self.verbose = verbose
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -257,11 +261,29 @@ class LearningRateScheduler(Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         groups = _groups_with_settable_lr(self)
-        rates = [check_number("lr", self.schedule(epoch, group["lr"])) for group in groups]
+        rates = [
+            check_number("lr", self.schedule(*(epoch, group["lr"])[: self._n_arguments])) for group in groups
+        ]
         for group, lr in zip(groups, rates, strict=True):
             group["lr"] = lr
             if self.verbose:
                 self.trainer.write(f"Epoch {epoch + 1}: set the learning rate to {group['lr']:.4g}")
+
+
+def _count_arguments(schedule: Callable[..., float]) -> int:
+    """Return 2 if `schedule` takes the epoch and the learning rate, 1 if it takes the epoch only."""
+    if callable(schedule):
+        try:
+            signature = inspect.signature(schedule)
+        except ValueError:  # compiled functions may have no signature
+            return 2
+        for n in (2, 1):
+            with contextlib.suppress(TypeError):
+                signature.bind(*range(n))
+                return n
+    raise TypeError(
+        f"schedule: expected a function of the epoch, or of the epoch and the learning rate, got {schedule!r}"
+    )
 
 
 def _shapes(weights: dict[str, AnyArray]) -> dict[str, tuple[int, ...]]:
