@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import sys
 from numbers import Integral
@@ -104,6 +105,15 @@ def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[NDArray[Any], N
     if n == 0:
         raise ValueError(f"{X_name}: expected at least one sample, got none")
     return X, y
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: the closest known one, else all of them."""
+    known = list(known)
+    starting = [other for other in known if len(name) > 2 and other.startswith(name)]
+    if closest := starting[:1] or difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {closest[0]!r}?"
+    return f"expected one of {', '.join(known)}"
 
 
 def is_masked(array: Any) -> bool:

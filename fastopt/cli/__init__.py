@@ -1,12 +1,14 @@
 """The command line: ``fastopt train``, ``predict``, ``compare``, ``lr-find``, ``bench`` and ``info``.
 
-Each command is a module with ``add_options(parser)``, and ``run(args)``, which returns an exit status. It
-is imported only if the command is on the command line. Errors are exceptions; only `main` prints them.
+Each command is a module with ``add_options(parser)``, ``EXAMPLES`` for its ``--help``, and ``run(args)``,
+which returns an exit status. It is imported only if the command is on the command line. Errors are
+exceptions; only `main` prints them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +29,13 @@ COMMANDS = {
     "info": ("fastopt.cli.info", "print versions, instruction set, threads and BLAS"),
 }
 
+_EXAMPLES = """
+fastopt train                                      train on the packaged digits
+fastopt train --data table.csv --label price       train on a table
+fastopt predict fastopt-run new.csv                predict with the trained network
+fastopt COMMAND --help                             list the options of a command
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command with the arguments in `argv`, by default those of the process.
@@ -34,10 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Return the exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with
     a one-line message on standard error; 130 after Ctrl-C.
     """
+    with contextlib.ExitStack() as stack:
+        _replace_closed_streams(stack)
+        return _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run a command and print its error, if there is one; return the exit status."""
     try:
-        args = parse_args(sys.argv[1:] if argv is None else argv)
+        args = parse_args(argv)
         status: int = args.run(args)
-        sys.stdout.flush()
+        if hasattr(sys.stdout, "flush"):
+            sys.stdout.flush()
         return status
     except KeyboardInterrupt:
         return print_error("fastopt: interrupted", INTERRUPTED)
@@ -55,11 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return print_error(f"fastopt: {error}", USAGE_ERROR)
 
 
+def _replace_closed_streams(stack: contextlib.ExitStack) -> None:
+    """Discard output if standard output or standard error is closed, or missing as in a windowed process."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            discard = open(os.devnull, "w")     # noqa: SIM115 (closed by the stack)
+            stack.callback(discard.close)
+            stack.callback(setattr, sys, name, stream)
+            setattr(sys, name, discard)
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; options of a ``--config`` file are inserted before those of `argv`."""
-    parser = Parser(prog="fastopt", description="Train neural networks with compiled optimizers.")
+    parser = Parser(
+        prog="fastopt", description="Train neural networks with compiled optimizers.", examples=_EXAMPLES
+    )
     parser.add_argument("--version", action="version", version=f"fastopt {__version__}")
-    parser.set_defaults(run=lambda args: parser.error(f"expected a command: {', '.join(COMMANDS)}"))
+    parser.set_defaults(run=lambda args: _print_help(parser))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (module, description) in COMMANDS.items():
         command = subparsers.add_parser(name, help=description, description=description.capitalize() + ".")
@@ -83,8 +113,14 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args([name, *from_file, *options], argparse.Namespace(argv=argv))
 
 
+def _print_help(parser: Parser) -> int:
+    parser.print_help()
+    return 0
+
+
 def _load(parser: Parser, module: str) -> None:
     """Import the module of a command and add its options to the parser."""
     command = import_module(module)
     command.add_options(parser)
+    parser.set_examples(command.EXAMPLES)
     parser.set_defaults(run=command.run, command=parser)

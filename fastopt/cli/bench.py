@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
     Run = dict[str, Any]
 
+EXAMPLES = """
+fastopt bench
+fastopt bench --sizes 1e4,1e6 --peers limit,torch --json times.json
+"""
+
 
 class WorkerError(Exception):
     """A contender failed."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from fastopt._core.validation import suggest
 
 Table = Mapping[str, Collection[str]]   # arguments by name
 
@@ -51,12 +52,6 @@ def parse_call(text: str, table: Table, nested: Collection[str] = ()) -> Call:
     if len(calls) != 1:
         raise argparse.ArgumentTypeError(f"expected one of {', '.join(table)}; got {text!r}")
     return calls[0]
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """Return the end of an error about an unknown name: the closest known one, else all of them."""
-    closest = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {closest[0]!r}?" if closest else f"expected one of {', '.join(known)}"
 
 
 def _parse_node(node: ast.expr, table: Table, nested: Collection[str]) -> Call:

@@ -12,13 +12,19 @@ from fastopt.cli.calls import Call
 from fastopt.cli.parser import INTERRUPTED, Parser
 from fastopt.nn import Callback, History, Trainer
 from fastopt.nn.data import Dataset
-from fastopt.nn.history import is_terminal
+from fastopt.nn.history import is_terminal, print_line
 from fastopt.nn.typing import Logs
 
 COMPARED = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
 
 _COLUMNS = ("Optimizer", "Learning rate", "Loss", "Test loss", "Test accuracy", "Time (s)")
-_ROW = "{:<11}{:>14}{:>11}{:>12}{:>16}{:>11}"
+_ROW = "{:>14}{:>11}{:>12}{:>16}{:>11}"
+
+EXAMPLES = """
+fastopt compare --data iris.csv --plot losses.png
+fastopt compare --optimizers "adam, lion, sgd(lr=0.05, momentum=0.9)"
+fastopt compare --surface rosenbrock --plot paths.gif
+"""
 
 
 def add_options(command: Parser) -> None:
@@ -26,7 +32,12 @@ def add_options(command: Parser) -> None:
     options.add_data_options(command)
     options.add_model_options(command)
     options.add_epochs_option(options.add_training_options(command))
-    surface.add_options(command, COMPARED)
+    surface.add_options(command)
+    command.add_argument(
+        "--optimizers", type=registry.parse_optimizers, default=", ".join(COMPARED), metavar="LIST",
+        help="comma-separated list, for example 'adam, sgd(lr=0.001, momentum=0.9)'; without lr, the default "
+             "of 'fastopt train', or with --surface the best of several (default: %(default)s)",
+    )
     command.add_argument(
         "--plot", metavar="FILE.png",
         help="draw the losses against epochs and time or, with --surface, the paths (animated if .gif)",
@@ -34,25 +45,30 @@ def add_options(command: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train once per optimizer and print a row of results each; return the exit status."""
+    """Train once per optimizer and print a row of results for each; return the exit status."""
     surface.check_options(args)
     if args.surface is not None:
         return surface.run(args)
     outputs.check_plot(args.plot, args.data)
     dataset = training.load(args)
-    print(training.describe(args, dataset, training.make_model(args, dataset)))
+    net = training.make_model(args, dataset)
+    calls = registry.label_calls(args.optimizers)
+    for call in calls.values():     # raises before anything is printed
+        registry.make_optimizer(call, net.params, registry.OPTIMIZERS[call.name][1])
+    print(training.describe(args, dataset, net))
     print(f"Training: {training.plural(args.epochs, 'epoch')}, batch size {args.batch_size}\n")
     columns = [c for c in _COLUMNS if dataset.classes is not None or c != "Test accuracy"]
-    print(_format_row(dict(zip(columns, columns, strict=True))), flush=True)
+    width = max(len(label) for label in ("Optimizer", *calls)) + 2
+    print_line(_format_row(dict(zip(columns, columns, strict=True)), width))
 
     histories: dict[str, History] = {}
     interrupted = False
-    for name in COMPARED:
-        history = _train(name, args, dataset)
+    for label, call in calls.items():
+        history = _train(label, call, args, dataset)
         interrupted = history.interrupted
         if history.epoch:
-            histories[name] = history
-            print(_format_row(_results(name, history)), flush=True)
+            histories[label] = history
+            print_line(_format_row(_results(label, history), width))
         if interrupted:
             print("Interrupted: the last row may have fewer epochs than the others.")
             break
@@ -65,13 +81,13 @@ def run(args: argparse.Namespace) -> int:
     return INTERRUPTED if interrupted else 0
 
 
-def _train(name: str, args: argparse.Namespace, dataset: Dataset) -> History:
+def _train(label: str, call: Call, args: argparse.Namespace, dataset: Dataset) -> History:
     """Train with one optimizer. The initial weights depend on the seed only."""
     net = training.make_model(args, dataset)
-    opt = registry.make_optimizer(Call(name, {}, name), net.params, registry.OPTIMIZERS[name][1])
+    opt = registry.make_optimizer(call, net.params, registry.OPTIMIZERS[call.name][1])
     hooks: list[Callback] = [callbacks.TerminateOnNaN()]
     if is_terminal(sys.stdout):
-        hooks.append(_Status(name, args.epochs))
+        hooks.append(_Status(label, args.epochs))
     trainer = Trainer(net, opt, hooks, max_norm=training.none_if_off(args.max_norm))
     return training.fit(trainer, args, dataset, verbose=0, training_accuracy=False)
 
@@ -88,8 +104,9 @@ def _results(name: str, history: History) -> dict[str, str]:
     }
 
 
-def _format_row(cells: Mapping[str, str]) -> str:
-    return _ROW.format(*(cells.get(column, "") for column in _COLUMNS))
+def _format_row(cells: Mapping[str, str], width: int) -> str:
+    first, *others = (cells.get(column, "") for column in _COLUMNS)
+    return f"{first:<{width}}" + _ROW.format(*others)
 
 
 class _Status(Callback):

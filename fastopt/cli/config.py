@@ -8,7 +8,7 @@ import tomllib
 from typing import Any
 
 from fastopt._config import config as versions
-from fastopt.cli.calls import suggest
+from fastopt._core.validation import suggest
 from fastopt.cli.parser import Parser
 
 _NOT_SAVED = ("config", "out", "overwrite")  # input and output of the run, not its settings

@@ -2,6 +2,8 @@
 
 from fastopt._config import show_config
 
+EXAMPLES = "fastopt info"
+
 
 def add_options(command: object) -> None:
     """Add no options."""

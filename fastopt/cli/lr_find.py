@@ -10,6 +10,11 @@ from fastopt.lr_finder import lr_find
 
 _MAX_ROWS = 20  # of the printed table
 
+EXAMPLES = """
+fastopt lr-find --data iris.csv
+fastopt lr-find --optimizer momentum --plot lr.png
+"""
+
 
 def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt lr-find``."""

@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Collection
 from typing import TypeAlias, TypeVar
 
+from fastopt._core.validation import suggest
 from fastopt.cli import registry
-from fastopt.cli.calls import suggest
 from fastopt.cli.parser import Parser
 from fastopt.nn.layers import ACTIVATIONS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 
 import numpy as np
@@ -13,6 +14,10 @@ from fastopt.cli import options, outputs, registry, training
 from fastopt.cli.model import load_model
 from fastopt.cli.parser import Parser
 from fastopt.nn import MLP, data
+
+EXAMPLES = """
+fastopt predict fastopt-run new.csv > predictions.csv
+"""
 
 
 def add_options(command: Parser) -> None:
@@ -27,6 +32,8 @@ def add_options(command: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict; return the exit status."""
     path = outputs.find_model(args.model)
+    if args.output is None and getattr(sys.stdout, "name", None) == os.devnull:
+        raise ValueError("standard output is closed; write the predictions to a file with --output")
     if args.output is not None:
         outputs.check_writable("--output", args.output, args.data, path)
     net, classes = load_model(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,10 +10,19 @@ from typing import Any, Literal, TypeVar
 
 from fastopt import callbacks, schedules
 from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
+from fastopt._core.validation import suggest
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.outputs import RUN_FILES
 from fastopt.nn import Callback
-from fastopt.optimizers.api import BY_NAME, SGD, Adam, Optimizer, SignSGD, arguments_of
+from fastopt.optimizers.api import (
+    BY_NAME,
+    SGD,
+    TRAINING_OPTIONS,
+    Adam,
+    Optimizer,
+    SignSGD,
+    arguments_of,
+)
 
 _T = TypeVar("_T")
 
@@ -100,13 +110,30 @@ def optimizer_arguments(without: Collection[str]) -> dict[str, list[str]]:
     }
 
 
+def parse_optimizers(text: str) -> tuple[Call, ...]:
+    """Parse ``--optimizers``, whose hyperparameters include the learning rate."""
+    calls = parse_calls(text, optimizer_arguments(without=TRAINING_OPTIONS))
+    if not calls:
+        raise argparse.ArgumentTypeError("expected at least one optimizer")
+    return calls
+
+
+def label_calls(calls: Sequence[Call]) -> dict[str, Call]:
+    """Return the calls by name, or by their text if several have the same name."""
+    names = [call.name for call in calls]
+    return {call.name if names.count(call.name) == 1 else call.text: call for call in calls}
+
+
 def make_optimizer(call: Call, params: Params, lr: FloatOrSchedule, **options: Any) -> Optimizer:
-    """Return the optimizer of ``--optimizer``; `options` that are None keep their defaults."""
+    """Return the optimizer of a call, whose arguments take precedence over `lr`.
+
+    `options` that are None keep their defaults.
+    """
     cls, _, preset = OPTIMIZERS[call.name]
     given = {name: value for name, value in options.items() if value is not None}
     if "weight_decay" not in arguments_of(cls) and given.pop("weight_decay", 0.0):
         raise ValueError(f"--weight-decay: {call.name} does not support weight decay")
-    return make("--optimizer", call, cls, params=params, lr=lr, **preset | call.arguments | given)
+    return make("--optimizer", call, cls, params=params, **{"lr": lr, **preset, **call.arguments, **given})
 
 
 def make_schedule(call: Call, lr: float, steps: int) -> FloatOrSchedule:
@@ -171,7 +198,7 @@ def check_callbacks(calls: Sequence[Call], schedule: Call, classes: AnyArray | N
 def _check_monitor(callback: Callback, metrics: Collection[str]) -> None:
     monitor = getattr(callback, "monitor", "loss")
     if monitor not in metrics and getattr(callback, "save_best_only", True):
-        raise ValueError(f"monitor: expected one of {', '.join(metrics)}, got {monitor!r}")
+        raise ValueError(f"monitor: unknown metric {monitor!r}; {suggest(str(monitor), metrics)}")
 
 
 def _check_path(call: Call, fields: Mapping[str, float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,26 +12,26 @@ import numpy as np
 from fastopt import plots, surfaces
 from fastopt._core.typing import Array
 from fastopt.cli import options, outputs, registry, training
-from fastopt.cli.calls import Call, parse_calls
+from fastopt.cli.calls import Call
 from fastopt.cli.parser import Parser
-from fastopt.optimizers.api import TRAINING_OPTIONS, Optimizer
+from fastopt.nn.history import print_line
+from fastopt.optimizers.api import Optimizer
 
-_OPTIONS = ("surface", "optimizers", "steps", "start")  # --plot is valid with and without --surface
+_OPTIONS = ("surface", "steps", "start")
+_COMMON_OPTIONS = ("optimizers", "plot")    # with and without --surface
 _ARRIVED = 0.1  # distance from a minimum
 _ROW = "{:>13}{:>7}{:>10}{:>10}{:>10}{:>10}{:>9}"
 _COLUMNS = ("Learning rate", "Steps", "x", "y", "Value", "Distance", "Arrived")
 
 
-def add_options(command: Parser, compared: Iterable[str]) -> None:
-    """Declare the options; `compared` names the default optimizers."""
+def add_options(command: Parser) -> None:
+    """Declare the options."""
     add = command.add_argument_group(
-        "paths", "minimize a function of two variables instead of training; allows only --plot in addition"
+        "paths",
+        "minimize a function of two variables instead of training; allows --optimizers and --plot as well",
     ).add_argument
     add("--surface", choices=tuple(surfaces.SURFACES), metavar="NAME",
         help=f"one of {', '.join(surfaces.SURFACES)}")
-    add("--optimizers", type=_parse_optimizers, default=", ".join(compared), metavar="LIST",
-        help="comma-separated list, for example 'adam, sgd(lr=0.001, momentum=0.9)'; without lr, the best of "
-             "several learning rates is used (default: %(default)s)")
     add("--steps", type=options.positive_int, metavar="N",
         help="steps per optimizer (default: depends on the surface)")
     add("--start", type=_parse_point, metavar="X,Y",
@@ -42,7 +42,7 @@ def check_options(args: argparse.Namespace) -> None:
     """Raise if options for training and for surfaces are combined."""
     defaults = args.command.parse_args([])
     for name, action in args.command.options().items():
-        if name == "plot" or getattr(args, action.dest) == getattr(defaults, action.dest):
+        if name in _COMMON_OPTIONS or getattr(args, action.dest) == getattr(defaults, action.dest):
             continue
         if name in _OPTIONS and args.surface is None:
             raise ValueError(f"--{name}: requires --surface")
@@ -66,13 +66,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"Surface: {surface.name}\nMinima of {surface.least:g}: {minima}")
     print(f"Paths: {steps} steps from {_format_point(start)}\n")
     width = max(map(len, ("Optimizer", *factories)))
-    print(f"{'Optimizer':<{width}}  " + _ROW.format(*_COLUMNS), flush=True)
+    print_line(f"{'Optimizer':<{width}}  " + _ROW.format(*_COLUMNS))
     paths = {}
     for label, (make, lr) in factories.items():
         if lr is None:
             lr = surfaces.find_rate(surface, make, steps, start)
         paths[label] = surfaces.descend(surface, partial(make, lr=lr), steps, start)
-        print(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])), flush=True)
+        print_line(f"{label:<{width}}  " + _ROW.format(f"{lr:g}", *_results(surface, paths[label])))
     print(f"\nDistance: to the nearest minimum. Arrived: steps after which it stays below {_ARRIVED}.")
     if args.plot is not None:
         plots.plot_paths(surface, paths, args.plot)
@@ -80,19 +80,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _parse_optimizers(text: str) -> tuple[Call, ...]:
-    calls = parse_calls(text, registry.optimizer_arguments(without=TRAINING_OPTIONS))
-    if not calls:
-        raise argparse.ArgumentTypeError("expected at least one optimizer")
-    return calls
-
-
 def _make_factories(calls: Sequence[Call]) -> dict[str, tuple[partial[Optimizer], float | None]]:
     """Return ``make(point, lr)`` and the learning rate, or None if it is not given, for each label."""
-    names = [call.name for call in calls]
     factories: dict[str, tuple[partial[Optimizer], float | None]] = {}
-    for call in calls:
-        label = call.name if names.count(call.name) == 1 else call.text
+    for label, call in registry.label_calls(calls).items():
         cls, _, preset = registry.OPTIMIZERS[call.name]
         arguments = preset | call.arguments
         lr = arguments.pop("lr", None)

@@ -18,6 +18,14 @@ from fastopt.nn import Callback, History, Trainer, metrics
 from fastopt.nn.data import Dataset
 from fastopt.optimizers.api import arguments_of
 
+EXAMPLES = """
+fastopt train
+fastopt train --data iris.csv --label species --epochs 50
+fastopt train --data images/ --hidden 256,128 --batch-size 128 --dropout 0.2
+fastopt train --lr-schedule cosine --callbacks "early_stopping(patience=5)"
+fastopt train --config fastopt-run/config.toml --seed 1
+"""
+
 
 def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt train``."""

@@ -53,9 +53,12 @@ class LossSpec(NamedTuple):
 
 
 def _class_targets(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArray:
-    _check_labels(y)
     if y.ndim != 1:
-        raise ValueError(f"y: expected one label per sample, shape ({shape[0]},), got {y.shape}")
+        remedy = "; convert one-hot targets with y.argmax(axis=1)" if y.shape == shape else ""
+        raise ValueError(
+            f"y: expected one label per sample, shape ({shape[0]},), got {y.dtype} of shape {y.shape}{remedy}"
+        )
+    _check_labels(y)
     if y.min() < 0 or y.max() >= shape[1]:
         raise ValueError(
             f"y: expected labels from 0 to {shape[1] - 1}, as the model has {shape[1]} outputs, "
@@ -90,7 +93,8 @@ def _counts(y: AnyArray, shape: tuple[int, int], dtype: np.dtype[Any]) -> AnyArr
 
 def _check_labels(y: AnyArray) -> None:
     if y.dtype.kind not in "iub":
-        raise ValueError(f"y: expected integer or boolean labels for this loss, got {y.dtype}")
+        remedy = "; convert class labels with y.astype(int)" if y.dtype.kind == "f" else ""
+        raise ValueError(f"y: expected integer or boolean labels for this loss, got {y.dtype}{remedy}")
 
 
 def _check_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
@@ -98,7 +102,10 @@ def _check_shape(y: AnyArray, shape: tuple[int, int]) -> AnyArray:
     if y.shape == shape or (shape[1] == 1 and y.shape == shape[:1]):
         return y.reshape(shape)
     single = f" or {shape[:1]}" if shape[1] == 1 else ""
-    raise ValueError(f"y: expected the shape {shape}{single}, got {y.shape}")
+    remedy = ""
+    if y.dtype.kind == "f" and y.shape == shape[:1]:
+        remedy = "; floating-point targets are values: convert class labels with y.astype(int)"
+    raise ValueError(f"y: expected the shape {shape}{single}, got {y.dtype} of shape {y.shape}{remedy}")
 
 
 def _softmax(z: Array) -> Array:

@@ -3,9 +3,11 @@
 import contextlib
 import csv
 import gzip
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -891,6 +893,19 @@ def test_options_of_compare(run, argv):
     assert all(loss != changed for loss, changed in zip(*losses, strict=True))
 
 
+def test_compare_the_given_optimizers(run):
+    text = "adam, lion, sgd(lr=0.05, momentum=0.9), sgd(lr=0.1)"
+    status, out, err = run("compare", *QUICK, "--optimizers", text)
+    assert (status, err) == (0, "")
+    table = [re.split(r"  +", line) for line in out.splitlines()[5:10]]
+    assert [row[:2] for row in table[1:]] == [
+        ["adam", "0.001"], ["lion", "0.0005"], ["sgd(lr=0.05, momentum=0.9)", "0.05"], ["sgd(lr=0.1)", "0.1"],
+    ]
+    for row, options in ((table[2], ["lion"]), (table[3], ["sgd(momentum=0.9)", "--lr", 0.05])):
+        _, out, _ = run("train", *QUICK, "--optimizer", *options)
+        assert re.findall(r"^Loss = (\S+)", out, re.M)[-1] == row[2]
+
+
 def test_interrupted_compare_prints_finished_rows(run, monkeypatch):
     interrupt_in(monkeypatch, 1)
     status, out, err = run("compare", "--epochs", 3)
@@ -968,12 +983,15 @@ def test_every_optimizer_on_a_surface(run):
     ("args", "message"),
     [
         ("--surface hill", "argument --surface: invalid choice: 'hill'"),
+        ("--surface him", "argument --surface: invalid choice: 'him'; did you mean 'himmelblau'?"),
         ("--surface beale --epochs 3", "--epochs: cannot be combined with --surface"),
         ("--surface beale --data none.npz", "--data: cannot be combined with --surface"),
         ("--surface beale --config run.toml", "--config: cannot be combined with --surface"),
         ("--steps 9", "--steps: requires --surface"),
         ("--start=0,1", "--start: requires --surface"),
-        ("--optimizers adam", "--optimizers: requires --surface"),
+        ("--optimizers adam(eps=-1)", "--optimizer: adam: eps: expected a finite number in [0"),
+        ("--optimizers lars,sdg", "argument --optimizers: unknown name 'sdg'; did you mean 'sgd'?"),
+        ("--optimizers=", "argument --optimizers: expected at least one optimizer"),
         ("--surface beale --steps 0", "argument --steps: expected a positive integer, got '0'"),
         ("--surface beale --start=1", "argument --start: expected two numbers, for example 1.5,-2; got '1'"),
         (
@@ -1063,6 +1081,24 @@ def test_info(run, capsys):
         assert word in shown
 
 
+def test_no_argument_prints_the_help(run):
+    status, out, err = run()
+    assert (status, err) == (0, "") and out.startswith("usage: fastopt")
+    assert "\nexamples:\n  fastopt train" in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_has_examples_that_parse(capsys, command):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    out = capsys.readouterr().out
+    for example in out.partition("\nexamples:\n")[2].splitlines():
+        words = shlex.split(example.partition("|")[2] or example.partition(" >")[0])
+        assert words[:2] == ["fastopt", command] and max(map(len, out.splitlines())) <= 100
+        if "--config" not in words:
+            assert cli.parse_args(words[1:]).run
+
+
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_help_and_version(capsys, option):
     with pytest.raises(SystemExit) as exit:
@@ -1088,8 +1124,12 @@ def test_help_imports_no_command():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("", "expected a command: train, predict, compare, lr-find, bench, info"),
         ("fit", "argument COMMAND: invalid choice: 'fit'"),
+        ("trian", "argument COMMAND: invalid choice: 'trian'; did you mean 'train'?"),
+        ("train --optimiser adam", "unrecognized arguments: --optimiser adam; did you mean '--optimizer'?"),
+        ("train --lr_schedule=cosine", "arguments: --lr_schedule=cosine; did you mean '--lr-schedule'?"),
+        ("lr-find --end-rate 1", "unrecognized arguments: --end-rate 1; did you mean '--end-lr'?"),
+        ("train --task regresion", "--task: invalid choice: 'regresion'; did you mean 'regression'?"),
         ("train more", "unrecognized arguments: more"),
         ("train --opt sgd", "unrecognized arguments: --opt sgd"),
         ("train --save m.npz", "unrecognized arguments: --save m.npz"),
@@ -1210,7 +1250,12 @@ def test_wrong_arguments(check_error, plots, args, message):
         ("--callbacks", "early_stopping(patience='a')", "--callbacks: early_stopping: patience: expected"),
         (
             "--callbacks", "early_stopping(monitor='f1',mode='max')",
-            "early_stopping: monitor: expected one of loss, val_loss,",
+            "early_stopping: monitor: unknown metric 'f1'; expected one of loss, val_loss,",
+        ),
+        ("--callbacks", "early_stopping(monitor='val_acc')", "mode='max', or did you mean 'val_accuracy'?"),
+        (
+            "--callbacks", "early_stopping(monitor='val_acc',mode='max')",
+            "early_stopping: monitor: unknown metric 'val_acc'; did you mean 'val_accuracy'?",
         ),
         ("--callbacks", "early_stopping(", "argument --callbacks: expected name(argument=value, ...), got"),
         ("--callbacks", "terminate_on_nan]+[csv_logger", "expected name(argument=value, ...), got"),
@@ -1228,7 +1273,7 @@ def test_wrong_arguments(check_error, plots, args, message):
         ("--callbacks", "csv_logger(filename='a/b')", "filename: expected a name without folders, or an abs"),
         (
             "--callbacks", "model_checkpoint(filepath='a', save_freq=2, save_best_only=True)",
-            "model_checkpoint: monitor: expected one of loss, got 'val_loss'",
+            "model_checkpoint: monitor: unknown metric 'val_loss'; did you mean 'loss'?",
         ),
         (
             "--callbacks", "csv_logger(filename='history.csv')",
@@ -1309,6 +1354,58 @@ def test_plot_without_matplotlib(check_error):
 def test_model_format_without_its_package(check_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     assert "pip install 'fastopt[safetensors]'" in check_error("train", "--model-format", "safetensors")
+
+
+# --- Standard output -------------------------------------------------------------------------
+
+
+class OnlyWrites:
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+
+def closed_stream():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed_stream, OnlyWrites], ids=["none", "closed", "writes"])
+@pytest.mark.parametrize(
+    "args",
+    [["train", *QUICK], ["compare", *QUICK], ["lr-find"], ["info"], ["compare", "--surface", "beale"], []],
+    ids=["train", "compare", "lr-find", "info", "surface", "help"],
+)
+def test_commands_on_any_standard_output(monkeypatch, make, args):
+    streams = make(), make()
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    assert cli.main(args) == 0
+    assert (sys.stdout, sys.stderr) == streams
+    if isinstance(streams[0], OnlyWrites):
+        assert streams[0].text and not streams[1].text
+
+
+def test_predictions_need_a_standard_output(run, monkeypatch):
+    run("train", *QUICK)
+    errors = OnlyWrites()
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", errors)
+    assert cli.main(["predict", "fastopt-run", "digits"]) == 2
+    assert errors.text.startswith("fastopt: standard output is closed; write the predictions to a file")
+    assert cli.main(["predict", "fastopt-run", "digits", "--output", "labels.txt"]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_of_a_process(folder, streams):
+    command = f"{shlex.quote(sys.executable)} -m fastopt train --hidden 8 --epochs 1 {streams}"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert names_in("fastopt-run")[-2:] == ["model.npz", "summary.json"]
 
 
 # --- As a process ----------------------------------------------------------------------------

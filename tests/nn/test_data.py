@@ -171,6 +171,85 @@ def test_mnist_folder(tmp_path, suffix, dot):
     assert d.y_train.dtype == np.int64 and d.classes.tolist() == [0, 1, 2]
 
 
+def move_into_folders(folder):
+    """Each file in a folder of its own name, without the suffix of an archive."""
+    for file in [path for path in folder.iterdir() if path.is_file()]:
+        content, target = file.read_bytes(), folder / file.name.replace(".idx", "-idx")
+        file.unlink()
+        target.mkdir()
+        (target / target.name).write_bytes(content)
+
+
+def folders(folder):
+    write_mnist(folder, "")
+    move_into_folders(folder)
+
+
+def folders_next_to_files_with_dots(folder):
+    folders(folder)
+    write_mnist(folder, "", ".")
+
+
+def files_next_to_archives(folder):
+    write_mnist(folder, ".gz")
+    write_mnist(folder, "")
+
+
+def raw(folder):
+    (folder / "raw").mkdir()
+    files_next_to_archives(folder / "raw")
+
+
+def root_of_torchvision(folder):
+    (folder / "MNIST").mkdir()
+    raw(folder / "MNIST")
+
+
+def plain_next_to_emnist(folder):
+    write_mnist(folder, "")
+    write_emnist(folder, "letters")
+
+
+LAYOUTS = [folders, folders_next_to_files_with_dots, files_next_to_archives, raw, root_of_torchvision,
+           plain_next_to_emnist]
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda make: make.__name__)
+def test_layouts_of_idx_folders(tmp_path, make):
+    make(tmp_path)
+    arrays = data.read_idx_folder(tmp_path)
+    for part, (X, y) in (("train", images_and_labels(30)), ("test", images_and_labels(12, seed=1))):
+        np.testing.assert_array_equal(arrays[f"X_{part}"], X)
+        np.testing.assert_array_equal(arrays[f"y_{part}"], y)
+    assert data.load(tmp_path).X_test.shape == (12, 6)
+
+
+def write_emnist(folder, *names):
+    for seed, name in enumerate(names):
+        parts = {"train": images_and_labels(30, 2 * seed), "test": images_and_labels(12, 2 * seed + 1)}
+        write_idx_folder(folder, {f"emnist-{name}-{part}": pair for part, pair in parts.items()})
+
+
+def test_emnist_has_several_data_sets_in_one_folder(tmp_path):
+    write_emnist(tmp_path, "letters")
+    np.testing.assert_array_equal(data.read_idx_folder(tmp_path)["X_train"], images_and_labels(30)[0])
+    write_emnist(tmp_path, "letters", "digits")
+    with pytest.raises(ValueError, match=r"found several; choose one of .*emnist-digits, .*emnist-letters$"):
+        data.load(tmp_path)
+    arrays = data.read_idx_folder(tmp_path / "emnist-digits")
+    np.testing.assert_array_equal(arrays["X_test"], images_and_labels(12, 3)[0])
+    assert data.load(tmp_path / "emnist-digits").X_train.shape == (30, 6)
+
+
+def test_several_folders_of_torchvision(tmp_path):
+    for name in ("FashionMNIST", "MNIST"):
+        (tmp_path / name).mkdir()
+        raw(tmp_path / name)
+    with pytest.raises(ValueError, match=r"found several; choose one of .*FashionMNIST.raw, .*MNIST.raw$"):
+        data.load(tmp_path)
+    assert data.load(tmp_path / "MNIST").X_train.shape == (30, 6)
+
+
 def test_mnist_folder_with_a_missing_file(tmp_path):
     write_mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
@@ -292,7 +371,11 @@ GOOD_NPZ = npz_bytes(X=np.ones((4, 3)), y=np.arange(4))
         (npz_bytes(X=np.ones((4, 3)), y=np.ones(())), "X has 4 rows, y has 0"),
         (npz_bytes(X=np.ones((4, 3)), y=np.array([{}, 1, 2, 3])), NOT_NPZ),
         (zip_of_text(), NOT_NPZ),
-        (npz_bytes(X=np.full((4, 3), np.nan), y=np.arange(4)), "features hold NaN"),
+        (npz_bytes(X=np.full((4, 3), np.nan), y=np.arange(4)), "features hold NaN or Inf: sample 0, feature"),
+        (
+            npz_bytes(X=np.diag([1.0, 2.0, -1e40, 1.0]), y=np.arange(4)),
+            r"features hold -1e\+40, which is too large for float32: sample 2, feature 2",
+        ),
         (npz_bytes(X=np.ones((4, 3)), y=np.full(4, np.inf)), "labels hold NaN"),
         (npz_bytes(X=np.full((4, 3), "a"), y=np.arange(4)), "features that are real numbers"),
         (npz_bytes(X=np.ones((4, 3)), y=np.eye(4, dtype=int)), "one label per sample"),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from fastopt._core.validation import check_choice, check_float
+from fastopt._core.validation import check_choice, check_float, suggest
 
 if TYPE_CHECKING:
     from fastopt.nn.history import History
@@ -115,9 +115,10 @@ class MonitorCallback(StatefulCallback):
         if mode == "auto":
             metric = monitor.removeprefix("val_") if isinstance(monitor, str) else ""
             if metric not in _MODES:
+                closest = suggest(str(monitor), [f"{part}{name}" for part in ("", "val_") for name in _MODES])
                 raise ValueError(
-                    f"mode: cannot infer whether to minimize or maximize {monitor!r}; "
-                    "pass mode='min' or mode='max'"
+                    f"mode: cannot infer whether to minimize or maximize {monitor!r}; pass mode='min' or "
+                    f"mode='max'{f', or {closest}' if closest.startswith('did') else ''}"
                 )
             mode = _MODES[metric]
         self.monitor = monitor
@@ -140,7 +141,7 @@ class MonitorCallback(StatefulCallback):
         if self.monitor in logs:
             return logs[self.monitor]
         is_missing = self.monitor.startswith("val_") and not any(name.startswith("val_") for name in logs)
-        raise ValueError(
-            f"monitor: {type(self).__name__} finds no {self.monitor!r}, expected one of "
-            f"{', '.join(sorted(logs))}{'; Trainer.fit needs validation_data for it' if is_missing else ''}"
-        )
+        hint = suggest(self.monitor, sorted(logs))
+        if is_missing:
+            hint = f"expected one of {', '.join(sorted(logs))}; Trainer.fit needs validation_data for it"
+        raise ValueError(f"monitor: {type(self).__name__} finds no {self.monitor!r}, {hint}")

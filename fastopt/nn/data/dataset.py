@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -82,9 +83,9 @@ def read(
     Parameters
     ----------
     path : str or path-like
-        A folder with the IDX files of MNIST; an IDX file of images, whose labels are read from the
-        matching file in the same folder; a ``.npz``, ``.csv`` or ``.csv.gz`` file; or the string
-        ``"digits"`` for `load_digits`.
+        A folder with the IDX files of MNIST, see `read_idx_folder`; an IDX file of images, whose labels are
+        read from the matching file in the same folder; a ``.npz``, ``.csv`` or ``.csv.gz`` file; or the
+        string ``"digits"`` for `load_digits`.
     label, header, features
         As for `read_csv`. Other formats ignore them.
     scale : float, optional
@@ -107,7 +108,8 @@ def read(
 
 def _read_parts(path: StrPath, label: str | int | None, header: Header, features: int | None) -> list[Part]:
     file = Path(path)
-    if file.is_dir():
+    is_prefix = not file.exists() and any(file.parent.glob(f"{escape(file.name)}-*-images*"))
+    if file.is_dir() or is_prefix:
         return _split_parts(read_idx_folder(file))
     if not file.exists():
         if os.fspath(path) == "digits":
@@ -138,11 +140,16 @@ def _features(path: StrPath, X: AnyArray, scale: float | None) -> NDArray[np.flo
         raise ValueError(f"{path}: expected features that are real numbers, got {X.dtype}")
     if scale is None:
         scale = 255.0 if X.dtype == np.uint8 else 1.0
-    X = X.reshape(len(X), -1).astype(np.float32)
+    given = X.reshape(len(X), -1)
+    with np.errstate(over="ignore"):
+        X = given.astype(np.float32)
     if scale != 1.0:
         X /= scale
-    if not np.isfinite(X).all():
-        raise ValueError(f"{path}: the features hold NaN or Inf")
+    if not (finite := np.isfinite(X)).all():
+        row, column = np.argwhere(~finite)[0].tolist()
+        value = given[row, column]
+        defect = "NaN or Inf" if not np.isfinite(value) else f"{value!s}, which is too large for float32"
+        raise ValueError(f"{path}: the features hold {defect}: sample {row}, feature {column}")
     return X
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 PARTS = ("", "_train", "_test")  # suffixes of the array names X and y
 _SPLIT_NAMES = ("X_train", "y_train", "X_test", "y_test")
+_IDX_NAME = re.compile(
+    r"(?P<prefix>.+-)?(?P<part>train|t10k|test)-(?P<kind>images|labels)[-.]idx[13]-ubyte(\.gz)?"
+)
 _DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # of IDX files
 
 
@@ -95,27 +99,52 @@ def read_idx_folder(path: StrPath) -> dict[str, AnyArray]:
     ----------
     path : str or path-like
         A folder that holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
-        ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``. Each name may have the suffix
-        ``.gz``, and a dot in place of the second hyphen.
+        ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``. Each name may have the suffix ``.gz``, a
+        dot in place of the second hyphen, and ``test`` in place of ``t10k``. A file may be in a folder of
+        the same name, and all of them in a folder ``raw`` or ``*/raw``, as torchvision stores them. If the
+        names have prefixes for several data sets, as in EMNIST, the path must end in one of these:
+        ``EMNIST/raw/emnist-letters``.
 
     Returns
     -------
     dict of ndarray
         ``X_train``, ``y_train``, ``X_test``, ``y_test``.
     """
+    folder, name = (Path(path), None) if Path(path).is_dir() else (Path(path).parent, Path(path).name)
+    found = _find_idx_files(folder)
+    if name is not None:
+        found = {key: files for key, files in found.items() if key[1] == name}
+    if len(found) > 1 and (folder, "") not in found:
+        paths = ", ".join(sorted(str(parent / prefix) for parent, prefix in found))
+        raise ValueError(f"{path}: expected one data set, found several; choose one of {paths}")
+    files = found.get((folder, "")) or next(iter(found.values()), {})
     arrays = {}
-    for part, prefix in (("train", "train"), ("test", "t10k")):
-        pair = [_find_idx(path, f"{prefix}-{name}") for name in ("images", "labels")]
+    for part, stem in (("train", "train"), ("test", "t10k")):
+        pair = []
+        for kind, code in (("images", "idx3"), ("labels", "idx1")):
+            if (part, kind) not in files:
+                raise ValueError(f"{path}: the file {stem}-{kind}-{code}-ubyte (or .gz) is missing")
+            pair.append(files[part, kind])
         arrays[f"X_{part}"], arrays[f"y_{part}"] = read_idx_pair(*pair)
     return arrays
 
 
-def _find_idx(folder: StrPath, stem: str) -> Path:
-    for suffix in ("-idx?-ubyte", "-idx?-ubyte.gz", ".idx?-ubyte", ".idx?-ubyte.gz"):
-        for file in Path(folder).glob(stem + suffix):
-            return file
-    kind = "idx3" if stem.endswith("images") else "idx1"
-    raise ValueError(f"{folder}: the file {stem}-{kind}-ubyte (or .gz) is missing")
+def _find_idx_files(folder: Path) -> dict[tuple[Path, str], dict[tuple[str, str], Path]]:
+    """Return the IDX files by folder and prefix of the data set, then by part and kind."""
+    found: dict[tuple[Path, str], dict[tuple[str, str], Path]] = {}
+    for parent in (folder, folder / "raw", *sorted(folder.glob("*/raw"))):
+        # Sorted, so that an uncompressed file comes after its folder or compressed copy, and replaces it.
+        for path in sorted(parent.glob("*-ubyte*"), key=lambda path: (path.is_file(), path.suffix != ".gz")):
+            match = _IDX_NAME.fullmatch(path.name)
+            if match is None:
+                continue
+            inside = [file for file in sorted(path.glob("*-ubyte*")) if _IDX_NAME.fullmatch(file.name)]
+            if path.is_dir() and len(inside) != 1:
+                continue
+            part = "train" if match["part"] == "train" else "test"
+            files = found.setdefault((parent, (match["prefix"] or "").removesuffix("-")), {})
+            files[part, match["kind"]] = inside[0] if path.is_dir() else path
+    return found
 
 
 def read_npz(path: StrPath) -> dict[str, AnyArray]:
