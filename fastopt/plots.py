@@ -64,7 +64,7 @@ def plot_history(history: History, path: StrPath | None = None) -> Figure:
     shown = [q for q in quantities if {q[0], "val_" + q[0]} & history.history.keys()]
     figure, panels = _figure(len(shown), path)
     for panel, (name, label, unit) in zip(panels, shown, strict=True):
-        for index, (key, part) in enumerate([(name, "training"), ("val_" + name, "test")]):
+        for index, (key, part) in enumerate([(name, "training"), ("val_" + name, "validation")]):
             if key in history.history:
                 values = unit * np.asarray(history.history[key])
                 _draw(panel, np.asarray(history.epoch) + 1, values, index, part)

@@ -17,7 +17,7 @@ from fastopt.nn.typing import Logs
 
 COMPARED = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
 
-_COLUMNS = ("Optimizer", "Learning rate", "Loss", "Test loss", "Test accuracy", "Time (s)")
+_COLUMNS = ("Optimizer", "Learning rate", "Loss", "Val. loss", "Val. accuracy", "Time (s)")
 _ROW = "{:>14}{:>11}{:>12}{:>16}{:>11}"
 
 EXAMPLES = """
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
         registry.make_optimizer(call, net.params, registry.OPTIMIZERS[call.name][1])
     print(training.describe(args, dataset, net))
     print(f"Training: {training.plural(args.epochs, 'epoch')}, batch size {args.batch_size}\n")
-    columns = [c for c in _COLUMNS if dataset.classes is not None or c != "Test accuracy"]
+    columns = [c for c in _COLUMNS if dataset.classes is not None or c != "Val. accuracy"]
+    if dataset.validation_data is None:
+        columns = [c for c in columns if not c.startswith("Val.")]
     width = max(len(label) for label in ("Optimizer", *calls)) + 2
     print_line(_format_row(dict(zip(columns, columns, strict=True)), width))
 
@@ -73,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
             print("Interrupted: the last row may have fewer epochs than the others.")
             break
     print("\nLoss: mean over the samples of the last epoch. Time: training steps only.")
+    print("Val.: of the validation data after the last epoch.")
     if args.plot is not None and histories:
         plots.plot_comparison(histories, args.plot)
         print(f"Saved the plot in {args.plot}")
@@ -98,8 +101,8 @@ def _results(name: str, history: History) -> dict[str, str]:
         "Optimizer": name,
         "Learning rate": f"{last['lr']:g}",
         "Loss": training.format_float(last["loss"], 1e5, 2),
-        "Test loss": training.format_float(last["val_loss"], 1e5, 2),
-        "Test accuracy": f"{last['val_accuracy']:.4f}" if "val_accuracy" in last else "",
+        "Val. loss": training.format_float(last["val_loss"], 1e5, 2) if "val_loss" in last else "",
+        "Val. accuracy": f"{last['val_accuracy']:.4f}" if "val_accuracy" in last else "",
         "Time (s)": f"{sum(history.history['seconds']):.2f}",
     }
 

@@ -27,16 +27,38 @@ def add_data_options(command: Parser) -> None:
     add("--config", metavar="FILE.toml",
         help="read options from this file; options on the command line take precedence")
     add("--data", default="digits", metavar="PATH",
-        help="folder of IDX files, or .npz, .csv or .csv.gz file (default: the packaged digits)")
-    add_label_option(group)
+        help="folder of IDX files; .npz file; or table: .csv, .tsv, .txt, .data, also compressed, or "
+             ".parquet (default: the packaged digits)")
+    add("--validation", metavar="PATH", help="validation data (default: a part of the training data)")
+    add("--validation-split", type=fraction, default=0.1, metavar="FRACTION",
+        help="fraction of the training data for validation, 0 for none (default: %(default)s)")
+    add("--test", metavar="PATH",
+        help="test data (default: that of the data set, or a fifth of it)")
     add("--task", choices=("auto", "classification", "regression"), default="auto", metavar="TASK",
-        help="classification or regression (default: inferred from --loss, else from the type of the labels)")
+        help="classification or regression (default: inferred from --loss, else from the labels)")
+    table = command.add_argument_group("tables")
+    add_table_options(table)
+    add = table.add_argument
+    add("--categorical", type=_columns, metavar="COLUMNS",
+        help="comma-separated names or indices of columns of categories that look like numbers")
+    add("--no-standardize", action="store_true", help="do not standardize columns of numbers")
 
 
-def add_label_option(command: Container) -> None:
-    """Add ``--label``."""
-    command.add_argument("--label", type=_column, metavar="COLUMN",
-                         help="name or index of the label column of a CSV file (default: the last)")
+def add_table_options(group: Container) -> None:
+    """Add the options that describe a table."""
+    add = group.add_argument
+    add("--label", type=_column, metavar="COLUMN",
+        help="name or index of the label column (default: the last, or that of the training data)")
+    add("--sep", type=_separator, metavar="CHARACTER",
+        help="separator of the columns: a character, tab, or blanks (default: found)")
+    add("--decimal", choices=(".", ","), metavar="CHARACTER", help="decimal point, . or , (default: found)")
+    header = group.add_mutually_exclusive_group().add_argument
+    header("--header", action="store_true", help="the first line holds column names (default: found)")
+    header("--no-header", action="store_true", help="the first line holds data (default: found)")
+    add("--na-values", type=_list_of(str), metavar="TEXTS",
+        help="comma-separated texts that stand for a missing value, besides ?, NA, NaN and the empty text")
+    add("--ignore", type=_columns, metavar="COLUMNS",
+        help="comma-separated names or indices of columns to leave out, such as an id")
 
 
 def add_model_options(command: Parser) -> None:
@@ -121,6 +143,17 @@ def _column(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _columns(text: str) -> tuple[int | str, ...]:
+    return tuple(map(_column, text.split(",")))
+
+
+def _separator(text: str) -> str:
+    known = {"tab": "\t", r"\t": "\t", "blanks": r"\s+"}
+    if len(text) == 1 or text in known or text in known.values():
+        return known.get(text, text)
+    raise argparse.ArgumentTypeError(f"expected a character, tab or blanks, got {text!r}")
 
 
 def _one_of(names: Collection[str]) -> Callable[[str], str]:

@@ -59,6 +59,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(self.prog, message)
 
 
+def print_warning(message: str) -> None:
+    """Print a warning on one line of standard error."""
+    print_error(f"fastopt: warning: {message}", 0)
+
+
 def print_error(message: str, status: int) -> int:
     """Print a message on one line of standard error; return the exit status."""
     print(" ".join(message.split()), file=sys.stderr)

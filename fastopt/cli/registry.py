@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from fastopt import callbacks, schedules
-from fastopt._core.typing import AnyArray, FloatOrSchedule, Params, Schedule
+from fastopt._core.typing import FloatOrSchedule, Params, Schedule
 from fastopt._core.validation import suggest
 from fastopt.cli.calls import Call, parse_call, parse_calls
 from fastopt.cli.outputs import RUN_FILES
 from fastopt.nn import Callback
+from fastopt.nn.data import Dataset
 from fastopt.optimizers.api import (
     BY_NAME,
     SGD,
@@ -174,13 +175,16 @@ def make_callbacks(calls: Sequence[Call], folder: str) -> list[Callback]:
     return [make("--callbacks", call, CALLBACKS[call.name], **_resolve_paths(call, folder)) for call in calls]
 
 
-def check_callbacks(calls: Sequence[Call], schedule: Call, classes: AnyArray | None) -> None:
+def check_callbacks(calls: Sequence[Call], schedule: Call, dataset: Dataset) -> None:
     """Raise if a callback cannot be constructed or would fail during training.
 
-    `schedule` is that of the learning rate. Without `classes` there is no accuracy to monitor.
+    `schedule` is that of the learning rate. Without classes there is no accuracy to monitor, and without
+    validation data no metric of it.
     """
-    metrics = ["loss", "val_loss", "lr", "seconds"]
-    metrics += [] if classes is None else ["accuracy", "val_accuracy"]
+    measured = ["loss"] if dataset.classes is None else ["loss", "accuracy"]
+    metrics = [*measured, "lr", "seconds"]
+    if dataset.validation_data is not None:
+        metrics += [f"val_{name}" for name in measured]
     for call, callback in zip(calls, make_callbacks(calls, ""), strict=True):
         if call.name == "reduce_lr_on_plateau" and schedule.name != "constant":
             raise ValueError(

@@ -26,6 +26,8 @@ fastopt train --lr-schedule cosine --callbacks "early_stopping(patience=5)"
 fastopt train --config fastopt-run/config.toml --seed 1
 """
 
+_MAX_CONFUSION_CLASSES = 100    # beyond which a confusion matrix is too large to read
+
 
 def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt train``."""
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     opt = registry.make_optimizer(
         args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
     )
-    registry.check_callbacks(args.callbacks, args.lr_schedule, dataset.classes)
+    registry.check_callbacks(args.callbacks, args.lr_schedule, dataset)
     config = format_config(args, args.command)
     config.encode()     # raises if a name is not text
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
@@ -125,7 +127,7 @@ def _save_results(
     net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
     outputs.write_summary(folder, _summary(dataset, net, history, score))
     matrix = None
-    if dataset.classes is not None:
+    if dataset.classes is not None and len(dataset.classes) <= _MAX_CONFUSION_CLASSES:
         matrix = metrics.confusion_matrix(dataset.y_test, predicted, len(dataset.classes))
         outputs.write_confusion_matrix(folder, matrix, dataset.classes)
     print(f"Saved the run in {folder}")
@@ -142,6 +144,10 @@ def _summary(dataset: Dataset, net: Model, history: History, score: tuple[str, f
         "stopped_by": history.stopped_by,
         "seconds": sum(history.history.get("seconds", ())),
         "parameters": training.count_parameters(net),
-        "rows": {"training": len(dataset.X_train), "test": len(dataset.X_test)},
+        "samples": {
+            "training": len(dataset.X_train),
+            "validation": 0 if dataset.X_val is None else len(dataset.X_val),
+            "test": len(dataset.X_test),
+        },
         "test": {"loss": float(net.evaluate(dataset.X_test, dataset.y_test)), name.lower(): value},
     }

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import argparse
 import math
+import warnings
 from typing import Any, Literal
 
 import numpy as np
 
 from fastopt._core.typing import AnyArray
-from fastopt.cli import registry
+from fastopt.cli import registry, tables
 from fastopt.cli.model import Model
+from fastopt.cli.parser import print_warning
 from fastopt.nn import History, Trainer, data, metrics
 from fastopt.nn.data import Dataset
 from fastopt.nn.typing import Task
 
 
 def load(args: argparse.Namespace) -> Dataset:
-    """Return the data set, or raise if the options do not match its labels."""
-    dataset = data.load(args.data, label=label_column(args), task=_task(args))
+    """Return the data set, or raise if the options do not match its labels. Warnings are printed."""
+    tables.check_options(args)
+    label = -1 if args.label is None else args.label
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = data.load(
+            args.data, label=label, task=_task(args), validation_size=args.validation_split,
+            validation=args.validation, test=args.test, layout=tables.make_layout(args),
+            ignore=args.ignore or (), categorical=args.categorical or (), standardize=not args.no_standardize,
+        )
+    for warning in caught:
+        print_warning(str(warning.message))
     is_regression = dataset.classes is None
     if dataset.classes is not None and len(dataset.classes) < 2:
         raise ValueError(f"{args.data}: expected at least two classes, got one")
@@ -27,14 +39,7 @@ def load(args: argparse.Namespace) -> Dataset:
         raise ValueError("--label-smoothing: expected a classification, got a regression")
     if is_regression and args.class_weight != "none":
         raise ValueError("--class-weight: expected a classification, got a regression")
-    return dataset
-
-
-def label_column(args: argparse.Namespace) -> int | str:
-    """Return the label column, or raise if it is given for data that are not CSV."""
-    if args.label is not None and not args.data.lower().endswith((".csv", ".csv.gz")):
-        raise ValueError(f"--label: expected a CSV file as data, got {args.data}")
-    return -1 if args.label is None else args.label
+    return tables.standardize_target(args, dataset)
 
 
 def _task(args: argparse.Namespace) -> Task:
@@ -68,7 +73,8 @@ def make_model(args: argparse.Namespace, dataset: Dataset) -> Model:
         default_loss = "cross_entropy"
     return registry.make(
         "--loss", args.loss, Model,
-        classes=dataset.classes, sizes=[dataset.X_train.shape[1], *args.hidden, n_outputs],
+        classes=dataset.classes, table=dataset.table,
+        sizes=[dataset.X_train.shape[1], *args.hidden, n_outputs],
         loss=default_loss if loss == "auto" else loss, seed=args.seed, l2=args.l2,
         label_smoothing=args.label_smoothing, **args.loss.arguments,
         **{name: _per_layer(name, args) for name in ("activation", "dropout", "norm")},
@@ -95,23 +101,25 @@ def fit(trainer: Trainer, args: argparse.Namespace, dataset: Dataset, **options:
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         return trainer.fit(
             dataset.X_train, dataset.y_train, batch_size=args.batch_size, epochs=args.epochs,
-            validation_data=(dataset.X_test, dataset.y_test), seed=args.seed,
+            validation_data=dataset.validation_data, seed=args.seed,
             class_weight=none_if_off(args.class_weight), **options,
         )
 
 
 def describe(args: argparse.Namespace, dataset: Dataset, net: Model) -> str:
-    """Return three lines about the data and the network."""
+    """Return lines about the data and the network."""
     classes = dataset.classes
     outputs = plural(net.sizes[-1], "output") if classes is None else f"{len(classes)} classes"
+    n_val = 0 if dataset.X_val is None else len(dataset.X_val)
+    table = "" if dataset.table is None else tables.describe(dataset, dataset.table)
     layers = [
         "/".join(args.activation),
         *[f"{'/'.join(args.norm)} norm"] * any(norm != "none" for norm in args.norm),
         *[f"dropout {'/'.join(f'{rate:g}' for rate in args.dropout)}"] * any(args.dropout),
     ]
     return (
-        f"Data: {args.data}\n"
-        f"Samples: {len(dataset.X_train)} for training, {len(dataset.X_test)} for test; "
+        f"Data: {args.data}\n{table}"
+        f"Samples: {len(dataset.X_train)} training, {n_val} validation, {len(dataset.X_test)} test; "
         f"{plural(net.sizes[0], 'feature')}, {outputs}\n"
         f"Network: {'-'.join(map(str, net.sizes))}, {', '.join(layers)}, {count_parameters(net)} parameters"
     )

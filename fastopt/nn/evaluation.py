@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fastopt._core.validation import check_X_y
+from fastopt._core.validation import check_float, check_X_y
 from fastopt.nn.metrics import accuracy
 from fastopt.nn.mlp import MLP
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from fastopt._core.typing import AnyArray
-    from fastopt.nn.typing import ClassWeight, Logs, Net, Validation
+    from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Validation
 
     EvaluationData: TypeAlias = tuple[AnyArray, AnyArray, AnyArray | None]
 
@@ -84,6 +84,21 @@ def check_validation_data(data: Validation | None, X: AnyArray) -> EvaluationDat
     if len(data) == 2 or data[2] is None:
         return X_val, y_val, None
     return X_val, y_val, check_sample_weight("validation_data[2]", data[2], len(y_val))
+
+
+def split_validation(
+    X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, fraction: float
+) -> tuple[AnyArray, AnyArray, AnyArray | None, Validation]:
+    """Return the training data without the last samples, and these as validation data; see `Trainer.fit`."""
+    fraction = check_float("validation_split", fraction, 0.0, 1.0)
+    X, y = check_X_y("X", X, "y", y)
+    n = len(y) - int(len(y) * fraction)
+    if not 0 < n < len(y):
+        raise ValueError(f"validation_split: {fraction!r} of {len(y)} samples leaves one part empty")
+    if sample_weight is None:
+        return X[:n], y[:n], None, (X[n:], y[n:])
+    weights = check_sample_weight("sample_weight", sample_weight, len(y))
+    return X[:n], y[:n], weights[:n], (X[n:], y[n:], weights[n:])
 
 
 def combined_weights(

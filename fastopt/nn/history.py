@@ -94,8 +94,8 @@ class History:
 
 def format_logs(logs: Mapping[str, float]) -> str:
     """Return the line that reports an epoch, in the format of the article."""
-    test = "accuracy" if "val_accuracy" in logs else "loss"
-    names = {"loss": "Loss", "accuracy": "Training Accuracy", f"val_{test}": f"Test {test.title()}"}
+    metric = "accuracy" if "val_accuracy" in logs else "loss"
+    names = {"loss": "Loss", "accuracy": "Training Accuracy", f"val_{metric}": f"Validation {metric.title()}"}
     return " | ".join(f"{text} = {logs[name]:.4f}" for name, text in names.items() if name in logs)
 
 

@@ -18,6 +18,7 @@ from fastopt.nn.evaluation import (
     check_validation_data,
     combined_weights,
     evaluate,
+    split_validation,
     subset,
 )
 from fastopt.nn.files import get_weights, set_weights
@@ -106,7 +107,7 @@ class Trainer:
         validation_data: Validation | None = None, verbose: int = 1, shuffle: bool = True,
         seed: int | np.random.Generator | None = None, *, sample_weight: ArrayLike | None = None,
         class_weight: ClassWeight | None = None, max_time: float | None = None,
-        training_accuracy: bool = True,
+        training_accuracy: bool = True, validation_split: float = 0.0,
     ) -> History:
         """Train for a number of epochs. Further calls resume where the previous one stopped.
 
@@ -145,6 +146,10 @@ class Trainer:
             and recorded like any other.
         training_accuracy : bool, default True
             Whether to record the accuracy of the training data, see `History`.
+        validation_split : float, default 0
+            Fraction of the samples that are used as validation data instead, without `validation_data`: the
+            last ones, as in Keras, so shuffle data that is sorted, or use
+            `fastopt.nn.data.train_test_split`. Each call of `fit` needs the same data and fraction.
 
         Returns
         -------
@@ -162,6 +167,10 @@ class Trainer:
         weight is the number of its samples, or the sum of their weights, so a step uses the mean over all
         samples. The micro-batches that are left at the end of an epoch make a step with a smaller batch.
         """
+        if validation_split:
+            if validation_data is not None:
+                raise ValueError("validation_split: expected either this or validation_data, got both")
+            X, y, sample_weight, validation_data = split_validation(X, y, sample_weight, validation_split)
         X, y = check_X_y("X", X, "y", y)
         batch_size = check_int("batch_size", batch_size, 1)
         epochs = check_int("epochs", epochs, 0)

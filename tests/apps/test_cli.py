@@ -26,7 +26,7 @@ from fastopt.cli import compare, config, registry, train
 from fastopt.nn import MLP, Callback, data, metrics
 from fastopt.optimizers import BY_NAME
 
-LINE = r"Loss = \d+\.\d{4} \| Training Accuracy = [01]\.\d{4} \| Test Accuracy = [01]\.\d{4}"
+LINE = r"Loss = \d+\.\d{4} \| Training Accuracy = [01]\.\d{4} \| Validation Accuracy = [01]\.\d{4}"
 NO_PLOTS = "No plots: plotting needs matplotlib: pip install 'fastopt[plot]'"
 QUICK = ["--hidden", "8", "--epochs", "2"]
 
@@ -127,14 +127,14 @@ def test_train_prints_each_epoch_and_saves_the_run(run, folder):
     lines = out.splitlines()
     assert lines[:4] == [
         "Data: digits",
-        "Samples: 1438 for training, 359 for test; 64 features, 10 classes",
+        "Samples: 1294 training, 144 validation, 359 test; 64 features, 10 classes",
         "Network: 64-128-10, relu, 9610 parameters",
         "Optimizer: adam, learning rate 0.001, batch size 32",
     ]
     assert lines[4] == "" and lines[5:45:2] == [f"Epoch {n}" for n in range(1, 21)]
     assert all(re.fullmatch(LINE, line) for line in lines[6:45:2])
     assert re.fullmatch(r"Time: \d+\.\d\d s, \d+\.\d\d s of it in training steps", lines[46])
-    assert lines[44].endswith(f"| Test {lines[47].removeprefix('Test ')}")
+    assert re.fullmatch(r"Test Accuracy = 0\.9\d{3}", lines[47])
     assert lines[48:] == ["Saved the run in fastopt-run", NO_PLOTS]
     assert max(map(len, lines)) <= 80
     assert [path.name for path in folder.iterdir()] == ["fastopt-run"]
@@ -182,7 +182,7 @@ def test_every_optimizer_has_its_name(run, name):
     options = ["--data", "blobs.npz", *QUICK, "--batch-size", 16, "--seed", 5]
     status, out, _ = run("train", *options, "--optimizer", name, "--lr", 0.01)
     assert status == 0 and f"Optimizer: {name}, learning rate 0.01, batch size 16\n" in out
-    dataset = data.load("blobs.npz")
+    dataset = data.load("blobs.npz", validation_size=0.1)
     net = MLP([2, 8, 3], seed=5)
     opt = make(net.params)
     trainer = fastopt.nn.Trainer(net, opt)
@@ -217,7 +217,7 @@ def test_train_on_an_idx_folder(run, folder):
     write_images(folder)
     status, out, _ = run("train", "--data", ".", "--hidden", "8,4", "--epochs", 60, "--lr", 0.01)
     assert status == 0
-    assert "Samples: 60 for training, 30 for test; 6 features, 2 classes\n" in out
+    assert "Samples: 54 training, 6 validation, 30 test; 6 features, 2 classes\n" in out
     assert "Network: 6-8-4-2, relu, 102 parameters\n" in out
     assert "\nTest Accuracy = 1.0000\n" in out
 
@@ -228,7 +228,7 @@ def test_regression(run):
     status, out, _ = run("train", "--data", "line.csv", "--epochs", 60, "--lr", 0.01)
     assert status == 0
     assert "2 features, 1 output\n" in out
-    assert re.search(r"^Loss = \S+ \| Test Loss = \S+$", out, re.M)
+    assert re.search(r"^Loss = \S+ \| Validation Loss = \S+$", out, re.M)
     assert float(re.search(r"^Test R2 = (.*)$", out, re.M)[1]) > 0.98
 
     status, out, err = run("predict", "fastopt-run", "line.csv")
@@ -354,7 +354,7 @@ def test_contents_of_the_tables(run):
         "epochs": 2,
         "stopped_by": None,
         "parameters": 51,
-        "rows": {"training": 72, "test": 18},
+        "samples": {"training": 65, "validation": 7, "test": 18},
         "test": {
             "loss": net.evaluate(dataset.X_test, dataset.y_test),
             "accuracy": metrics.accuracy(dataset.y_test, predicted),
@@ -423,7 +423,11 @@ def test_model_formats(run):
 
 EVERYTHING = """\
 data = "blobs.npz"
+validation-split = 0.2
 task = "classification"
+header = false
+no-header = false
+no-standardize = false
 hidden = [8, 6]
 activation = ["tanh", "gelu"]
 norm = ["batch", "none"]
@@ -524,7 +528,7 @@ def test_file_name_that_toml_must_quote(run, folder):
     ("text", "message"),
     [
         ("dropouts = 0.1", "fastopt: run.toml: unknown key 'dropouts'; did you mean 'dropout'?"),
-        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp'; expected one of data, label, task, hidden, "),
+        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp'; expected one of data, validation, validation-sp"),
         ("batch_size = 3", "run.toml: unknown key 'batch_size'; did you mean 'batch-size'?"),
         ("config = 'run.toml'", "run.toml: unknown key 'config'"),
         ("help = true", "run.toml: unknown key 'help'"),
@@ -559,7 +563,7 @@ def test_compare_skips_config_options_it_does_not_have(run, check_error):
 
 # --- Effects of the options -------------------------------------------------------------------
 
-STEPS = 15  # three epochs of 72 samples in minibatches of 16
+STEPS = 12  # three epochs of 60 samples in minibatches of 16
 
 
 def adam(lr=0.001, **options):
@@ -638,12 +642,12 @@ def test_options_equal_python_arguments(run, argv, net_options, make_optimizer, 
     np.savez("blobs.npz", X=X[6:], y=np.append(y[6:80], [2] * 10))  # imbalanced classes
     base = ["train", "--data", "blobs.npz", "--hidden", "8,6", "--epochs", 3, "--batch-size", 16, "--seed", 5]
     assert run(*base, *argv.split())[0] == 0
-    dataset = data.load("blobs.npz")
+    dataset = data.load("blobs.npz", validation_size=0.1)
 
     def train(net_options, make_optimizer, trainer_options, fit_options):
         net = MLP([2, 8, 6, 3], seed=5, loss="cross_entropy", **net_options)
         trainer = fastopt.Trainer(net, make_optimizer(net.params), **trainer_options)
-        trainer.fit(dataset.X_train, dataset.y_train, 16, 3, (dataset.X_test, dataset.y_test),
+        trainer.fit(dataset.X_train, dataset.y_train, 16, 3, dataset.validation_data,
                     verbose=0, seed=5, **fit_options)
         return net
 
@@ -670,7 +674,7 @@ def test_regression_losses(run, argv, options):
     y = np.abs(X[:, 0])
     np.savez("line.npz", X=X, y=y)
     assert run("train", "--data", "line.npz", *QUICK, "--loss", argv)[0] == 0
-    dataset = data.load("line.npz")
+    dataset = data.load("line.npz", validation_size=0.1)
     net = MLP([2, 8, 1], seed=0, **options)
     fastopt.Trainer(net, fastopt.Adam(net.params)).fit(
         dataset.X_train, dataset.y_train, epochs=2, verbose=0, seed=0
@@ -702,9 +706,9 @@ def test_callbacks_stop_and_restore(run):
     losses = [float(loss) for loss in read_history("fastopt-run")["val_loss"]]
     assert len(losses) < 100 and min(losses) == losses[-3]
     assert json.loads(Path("fastopt-run/summary.json").read_text())["stopped_by"] == "EarlyStopping"
-    digits = data.load("digits")
+    digits = data.load("digits", validation_size=0.1)
     net = MLP.load("fastopt-run/model.npz")
-    assert net.evaluate(digits.X_test, digits.y_test) == min(losses)
+    assert net.evaluate(digits.X_val, digits.y_val) == min(losses)
     assert f"\nTest Accuracy = {metrics.accuracy(digits.y_test, net.predict(digits.X_test)):.4f}\n" in out
 
 
@@ -713,8 +717,8 @@ def test_callbacks_monitor_the_averages(run):
     argv += ["--callbacks", "model_checkpoint(filepath='best.npz', save_best_only=True)"]
     run("train", *argv)
     losses = [float(loss) for loss in read_history("fastopt-run")["val_loss"]]
-    digits = data.load("digits")
-    assert MLP.load("fastopt-run/best.npz").evaluate(digits.X_test, digits.y_test) == min(losses)
+    digits = data.load("digits", validation_size=0.1)
+    assert MLP.load("fastopt-run/best.npz").evaluate(digits.X_val, digits.y_val) == min(losses)
 
 
 def test_callbacks_write_into_the_folder_of_the_run(run, folder):
@@ -796,9 +800,11 @@ def test_predict_checks_the_number_of_features(check_error, model):
     write_csv("wide.csv", np.column_stack([X, X]))
     write_csv("names.csv", X[:, :1], NAMES[y])
     np.savez("flat.npz", X=X[:, 0])
-    message = "wide.csv: expected 2 features per sample, as the model has, got 3"
+    message = "wide.csv: expected 3 columns as in the training data, or 2 without the label, got 4"
     assert message in check_error("predict", model, "wide.csv")
-    assert "is not a finite number" in check_error("predict", model, "names.csv")
+    assert "the cell in row 1 of column '1' is 'ash', expected a number" in (
+        check_error("predict", model, "names.csv")
+    )
     assert "expected at least two dimensions of X" in check_error("predict", model, "flat.npz")
 
 
@@ -846,13 +852,13 @@ def test_compare_prints_a_table(run, folder, plots):
     assert max(map(len, lines)) <= 80
     assert lines[3] == "Training: 3 epochs, batch size 32"
     assert re.split(r"  +", lines[5]) == [
-        "Optimizer", "Learning rate", "Loss", "Test loss", "Test accuracy", "Time (s)",
+        "Optimizer", "Learning rate", "Loss", "Val. loss", "Val. accuracy", "Time (s)",
     ]
     rows = [line.split() for line in lines[6:12]]
     assert [row[0] for row in rows] == list(compare.COMPARED)
     assert {len(line) for line in lines[5:12]} == {len(lines[5])}
     assert all(0.5 < float(row[4]) <= 1.0 for row in rows)
-    assert lines[12] == "" and lines[14:] == ["Saved the plot in curves.png"]
+    assert lines[12] == "" and lines[15:] == ["Saved the plot in curves.png"]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -861,7 +867,7 @@ def test_compare_and_train_agree(run):
     _, table, _ = run("compare", *QUICK, "--seed", 7)
     for name in compare.COMPARED:
         _, out, _ = run("train", *QUICK, "--seed", 7, "--optimizer", name)
-        loss, accuracy = re.findall(r"^Loss = (\S+) .* Test Accuracy = (\S+)$", out, re.M)[-1]
+        loss, accuracy = re.findall(r"^Loss = (\S+) .* Validation Accuracy = (\S+)$", out, re.M)[-1]
         row = re.search(rf"^{name} .*$", table, re.M)[0].split()
         assert (row[2], row[4]) == (loss, accuracy)
 
@@ -870,10 +876,12 @@ def test_compare_regressions(run):
     X, _ = blobs(60)
     write_csv("line.csv", X * 1e4, X[:, 0] * 1e6)
     status, out, _ = run("compare", "--data", "line.csv", *QUICK)
-    assert status == 0 and "Test accuracy" not in out
-    table = out.splitlines()[5:12]
+    assert status == 0 and "Val. accuracy" not in out
+    table = re.search(r"^Optimizer .*\n(.+\n){6}", out, re.M)[0].splitlines()
     assert {len(line) for line in table} == {len(table[0])}
-    assert "nan" in table[1]  # gradient descent diverges on unscaled data
+    np.savez("line.npz", X=X * 1e4, y=X[:, 0] * 1e6)
+    _, out, _ = run("compare", "--data", "line.npz", *QUICK)
+    assert "nan" in out.splitlines()[6]  # gradient descent diverges on unscaled data
 
 
 @pytest.mark.parametrize(
@@ -1020,7 +1028,7 @@ LR_FIND = ["--hidden", "8", "--steps", "60", "--seed", 3]
 def test_lr_find_prints_a_table_and_a_suggestion(run, folder, plots):
     status, out, err = run("lr-find", *LR_FIND, "--batch-size", 16, "--start-lr", 1e-4, "--plot", "lr.png")
     assert (status, err) == (0, "")
-    digits = data.load("digits")
+    digits = data.load("digits", validation_size=0.1)
     net = MLP([64, 8, 10], seed=3)
     found = fastopt.lr_find(
         net, fastopt.Adam(net.params), digits.X_train, digits.y_train, 16, start_lr=1e-4, steps=60, seed=3
@@ -1180,7 +1188,19 @@ def test_help_imports_no_command():
         ("train --data none.npz", "no such file or folder: none.npz"),
         ("compare --data none.npz", "no such file or folder: none.npz"),
         ("train --data .", "the file train-images-idx3-ubyte (or .gz) is missing"),
-        ("train --label 3", "--label: expected a CSV file as data, got digits"),
+        ("train --label 3", "--label: expected a table as data, got digits"),
+        ("train --sep tab", "--sep: expected a table as data, got digits"),
+        ("train --ignore 3", "--ignore: expected a table as data, got digits"),
+        ("train --no-standardize", "--no-standardize: expected a table as data, got digits"),
+        ("train --header --no-header", "argument --no-header: not allowed with argument --header"),
+        ("train --sep ab", "argument --sep: expected a character, tab or blanks, got 'ab'"),
+        ("train --validation-split 1", "argument --validation-split: expected a number from 0 to below 1"),
+        ("train --validation none.npz", "no such file or folder: none.npz"),
+        ("train --test none.npz", "no such file or folder: none.npz"),
+        (
+            "train --validation-split 0 --callbacks early_stopping",
+            "--callbacks: early_stopping: monitor: unknown metric 'val_loss'",
+        ),
         ("compare --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
         ("compare --plot c.doc", "--plot: expected a name that ends in"),
         ("lr-find --plot none/c.png", "--plot: cannot write none/c.png: No such file"),
@@ -1250,7 +1270,7 @@ def test_wrong_arguments(check_error, plots, args, message):
         ("--callbacks", "early_stopping(patience='a')", "--callbacks: early_stopping: patience: expected"),
         (
             "--callbacks", "early_stopping(monitor='f1',mode='max')",
-            "early_stopping: monitor: unknown metric 'f1'; expected one of loss, val_loss,",
+            "early_stopping: monitor: unknown metric 'f1'; expected one of loss, accuracy,",
         ),
         ("--callbacks", "early_stopping(monitor='val_acc')", "mode='max', or did you mean 'val_accuracy'?"),
         (
@@ -1299,7 +1319,9 @@ def test_damaged_files(check_error, folder):
     (folder / "argv.csv").write_text("1,2,a\n3,four,b\n")
     assert "cut.npz: damaged, or not an .npz file" in check_error("train", "--data", "cut.npz")
     assert "cut.csv.gz: not a valid CSV file" in check_error("train", "--data", "cut.csv.gz")
-    assert "row 2 of column 1 is not a finite number" in check_error("train", "--data", "argv.csv")
+    assert "row 2 of column '1' is 'four', expected a number; --na-values four makes it a missing" in (
+        check_error("train", "--data", "argv.csv")
+    )
     assert "cut.npz: damaged, or not an .npz file" in check_error("predict", "cut.npz", "digits")
     assert "data.npz: not a saved fastopt.MLP" in check_error("predict", "data.npz", "digits")
 
@@ -1312,14 +1334,13 @@ def test_invalid_labels(check_error, model):
     np.savez("numbers.npz", X=X, y=y)
     assert "X has 90 rows, y has 89" in check_error("train", "--data", "short.npz")
     assert "one.csv: expected at least two classes, got one" in check_error("train", "--data", "one.csv")
-    assert "no column 'tree'" in check_error("train", "--data", "one.csv", "--label", "tree")
+    assert "label: no column 'tree'; expected one of 0, 1, 2" in check_error("train", "--data", "one.csv", "--label", "tree")
     assert "label=3 is not one of the 3 columns" in check_error(
         "train", "--data", "one.csv", "--label", "3"
     )
-    assert "expected labels among the classes of the model, got 'oak'" in check_error(
-        "predict", model, "strange.csv"
-    )
-    assert "expected labels among the classes of the model, got 0" in check_error(
+    message = "row 3 of column '2' is 'oak', expected labels among the classes of the model"
+    assert message in check_error("predict", model, "strange.csv")
+    assert "expected labels among the classes of the model, got '0'" in check_error(
         "predict", model, "numbers.npz"
     )
     assert "expected 2 features per sample, as the model has, got 64" in check_error(

@@ -33,7 +33,7 @@ def test_output_has_the_format_of_the_article(capsys):
     trainer.fit(X, y, 8, training_accuracy=False)
     out, err = capsys.readouterr()
     assert out == (
-        "Epoch 1\nLoss = 1.0000 | Training Accuracy = 1.0000 | Test Accuracy = 0.0000\n"
+        "Epoch 1\nLoss = 1.0000 | Training Accuracy = 1.0000 | Validation Accuracy = 0.0000\n"
         "Epoch 2\nLoss = 2.0000 | Training Accuracy = 1.0000\n"
         "Epoch 3\nLoss = 3.0000\n"
     )
@@ -47,7 +47,7 @@ def test_output_of_a_regression_has_only_losses(capsys):
     Trainer(net, fastopt.SGD(net.params)).fit(X, X)
     out = capsys.readouterr().out
     assert re.fullmatch(
-        r"Epoch 1\nLoss = \d\.\d{4} \| Test Loss = \d\.\d{4}\nEpoch 1\nLoss = \d\.\d{4}\n", out
+        r"Epoch 1\nLoss = \d\.\d{4} \| Validation Loss = \d\.\d{4}\nEpoch 1\nLoss = \d\.\d{4}\n", out
     )
 
 

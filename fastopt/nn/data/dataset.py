@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from fastopt._core.validation import check_choice, check_float, check_X_y
+from fastopt.nn.data.preprocessing import FittedTable, TablePreprocessor, fit_table, is_regression
 from fastopt.nn.data.readers import PARTS, read_csv, read_idx_folder, read_idx_pair, read_npz
+from fastopt.nn.data.tables import TableFormat, is_table
 
 if TYPE_CHECKING:
+    import pandas as pd
     from _typeshed import StrPath
     from numpy.typing import ArrayLike, NDArray
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test data.
+    """Training, validation and test data.
 
     Attributes
     ----------
@@ -36,6 +39,14 @@ class Dataset:
         int64 labels ``0 .. len(classes) - 1`` (classification) or float32 values (regression).
     classes : ndarray or None
         The original label of each integer; None for a regression.
+    X_val, y_val : ndarray or None
+        Validation data, None without it.
+    table : TablePreprocessor or None
+        The preprocessing of a table; None for other data.
+    sample_shape : tuple of int
+        Shape of a sample in the file, such as (28, 28) for an image.
+    rows_test : pandas.DataFrame or None
+        The rows of the test data of a table, before the preprocessing.
     """
 
     X_train: NDArray[np.float32]
@@ -43,35 +54,129 @@ class Dataset:
     X_test: NDArray[np.float32]
     y_test: AnyArray
     classes: AnyArray | None
+    X_val: NDArray[np.float32] | None = None
+    y_val: AnyArray | None = None
+    table: TablePreprocessor | None = None
+    sample_shape: tuple[int, ...] = ()
+    rows_test: pd.DataFrame | None = None
+
+    @property
+    def validation_data(self) -> tuple[AnyArray, AnyArray] | None:
+        """The argument `validation_data` of `Trainer.fit`."""
+        return None if self.X_val is None or self.y_val is None else (self.X_val, self.y_val)
 
 
 def load(
     path: StrPath, *, label: str | int | None = -1, header: Header = "auto", scale: float | None = None,
-    task: Task = "auto", test_size: float = 0.2, seed: int = 0,
+    task: Task = "auto", test_size: float = 0.2, validation_size: float = 0.0, seed: int = 0,
+    validation: StrPath | None = None, test: StrPath | None = None, layout: TableFormat | None = None,
+    ignore: Sequence[str | int] = (), categorical: Sequence[str | int] = (), standardize: bool = True,
 ) -> Dataset:
     """Read a data set of any supported format and prepare it for training.
+
+    Tables are prepared by a `TablePreprocessor`, whose statistics are those of the training part: missing
+    numbers are replaced by the median and marked by an additional feature, numbers are standardized, and
+    texts are one-hot encoded.
 
     Parameters
     ----------
     path, label, header, scale
         As for `read`. The data set must have labels.
     task : {"auto", "classification", "regression"}
-        ``"auto"`` selects a regression if the labels are floating-point numbers.
+        ``"auto"`` selects a regression if the labels are floating-point numbers, unless these are whole
+        numbers with at most 20 different values and at least 5 samples of each on average.
     test_size, seed
-        As for `train_test_split`. Used only if the data set is not already split.
+        As for `train_test_split`. Used only if the data set is not already split and there is no `test`.
+    validation_size : float, default 0
+        Fraction of the training samples that becomes the validation data, selected like the test data.
+        Used only if there is no `validation`.
+    validation, test : str or path-like, optional
+        Files with the validation data and the test data, in the format of `path`.
+    layout : TableFormat, optional
+        Layout of a table. Its `header` takes precedence over the argument.
+    ignore, categorical : sequence of str or int, default ()
+        Names or indices of the columns of a table to leave out, and to encode even if they hold numbers.
+    standardize : bool, default True
+        Whether to standardize the numbers of a table.
     """
     check_choice("task", task, ("auto", "classification", "regression"))
+    sizes = {"test": test_size, "validation": check_float("validation_size", validation_size, 0.0, 1.0)}
+    files = {name: file for name, file in (("test", test), ("validation", validation)) if file is not None}
+    if is_table(path):
+        if scale is not None:
+            raise ValueError(f"scale: expected None for a table, whose numbers are standardized, got {scale!r}")
+        layout = TableFormat(header=header) if layout is None else layout
+        table = fit_table(path, layout, label, ignore, categorical, task)
+        return _load_table(table, files, sizes, seed, standardize)
     parts = read(path, label=label, header=header, scale=scale)
     labels = [y for _, y in parts if y is not None]
     if len(labels) < len(parts):
         raise ValueError(f"{path}: expected labels, got features only")
     targets, classes = _targets(path, np.concatenate(labels), task)
-    if len(parts) == 1:
-        X_train, X_test, y_train, y_test = train_test_split(parts[0][0], targets, test_size, seed)
-    else:
-        (X_train, _), (X_test, _) = parts
-        y_train, y_test = np.split(targets, [len(X_train)])
-    return Dataset(X_train, y_train, X_test, y_test, classes)
+    n_train = len(parts[0][0])
+    given: dict[str, tuple[AnyArray, AnyArray]] = {"train": (parts[0][0], targets[:n_train])}
+    if len(parts) == 2:
+        given["test"] = parts[1][0], targets[n_train:]
+    for name, file in files.items():
+        X, y = read(file, label=label, header=header, scale=scale)[-1]
+        if y is None or X.shape[1] != parts[0][0].shape[1]:
+            raise ValueError(f"{file}: expected labels and {parts[0][0].shape[1]} features, as {path} has")
+        given[name] = X, _encode(file, y, classes)
+    sizes = {name: size for name, size in sizes.items() if name not in given}
+    rows = split_rows(given["train"][1], sizes, seed)
+    given |= {name: (given["train"][0][part], given["train"][1][part]) for name, part in rows.items()}
+    return _make_dataset(given, classes, sample_shape=_sample_shape(path))
+
+
+def _load_table(
+    fitted: FittedTable, files: Mapping[str, StrPath], sizes: Mapping[str, float], seed: int,
+    standardize: bool,
+) -> Dataset:
+    """Split a table and preprocess its parts with the statistics of the training part."""
+    preprocessor, table = fitted.preprocessor, fitted.table
+    y = preprocessor.encode(table)
+    rows = split_rows(y, {name: size for name, size in sizes.items() if name not in files}, seed)
+    preprocessor.fit(table, rows["train"], standardize)
+    X = preprocessor.transform(table)
+    given = {name: (X[part], y[part]) for name, part in rows.items()}
+    tables = {name: preprocessor.read(file) for name, file in files.items()}
+    for name, other in tables.items():
+        if other.labels is None:
+            raise ValueError(f"{files[name]}: expected the label column {preprocessor.label!r}")
+        given[name] = preprocessor.transform(other), preprocessor.encode(other)
+    frame = tables["test"].frame if "test" in tables else table.frame.iloc[rows["test"]]
+    classes = preprocessor.classes
+    if classes is None:
+        given = {name: (X, _values(fitted.path, y)) for name, (X, y) in given.items()}
+    return _make_dataset(
+        given, None if classes is None else np.array(classes), table=preprocessor,
+        rows_test=frame.reset_index(drop=True),
+    )
+
+
+def _make_dataset(
+    given: Mapping[str, tuple[AnyArray, AnyArray]], classes: AnyArray | None, **options: Any
+) -> Dataset:
+    X_val, y_val = given.get("validation", (None, None))
+    return Dataset(*given["train"], *given["test"], classes, X_val, y_val, **options)
+
+
+def split_rows(y: AnyArray, sizes: Mapping[str, float], seed: int) -> dict[str, NDArray[np.intp]]:
+    """Return the indices of the training rows and of the other parts, see `train_test_split`.
+
+    Each part in `sizes` takes a fraction of the rows that are left. The validation part is left out if it
+    would be empty.
+    """
+    rows = {"train": np.arange(len(y))}
+    for name, size in sizes.items():
+        if name == "validation" and not round(len(rows["train"]) * size):
+            continue
+        rows["train"], rows[name], _, _ = train_test_split(rows["train"], y[rows["train"]], size, seed)
+    return rows
+
+
+def _sample_shape(path: StrPath) -> tuple[int, ...]:
+    return (8, 8) if os.fspath(path) == "digits" else ()
 
 
 def read(
@@ -84,8 +189,8 @@ def read(
     ----------
     path : str or path-like
         A folder with the IDX files of MNIST, see `read_idx_folder`; an IDX file of images, whose labels are
-        read from the matching file in the same folder; a ``.npz``, ``.csv`` or ``.csv.gz`` file; or the
-        string ``"digits"`` for `load_digits`.
+        read from the matching file in the same folder; a ``.npz`` file; a table of numbers, see
+        `read_csv`; or the string ``"digits"`` for `load_digits`.
     label, header, features
         As for `read_csv`. Other formats ignore them.
     scale : float, optional
@@ -111,14 +216,14 @@ def _read_parts(path: StrPath, label: str | int | None, header: Header, features
     is_prefix = not file.exists() and any(file.parent.glob(f"{escape(file.name)}-*-images*"))
     if file.is_dir() or is_prefix:
         return _split_parts(read_idx_folder(file))
-    if not file.exists():
+    if not file.exists() and os.fspath(path) != "-":
         if os.fspath(path) == "digits":
             return [load_digits()]
         raise FileNotFoundError(f"no such file or folder: {file}")
     name = file.name.lower()
     if name.endswith(".npz"):
         return _split_parts(read_npz(file))
-    if name.endswith((".csv", ".csv.gz")):
+    if is_table(path):
         return [read_csv(file, label, header, features)]
     if "idx" in name:
         labels = file.with_name(file.name.replace("images", "labels").replace("idx3", "idx1"))
@@ -126,7 +231,8 @@ def _read_parts(path: StrPath, label: str | int | None, header: Header, features
             raise ValueError(f"{file}: the matching file of labels is missing; use read_idx_pair")
         return [read_idx_pair(file, labels)]
     raise ValueError(
-        f"{file}: unknown format, expected a folder of IDX files, or an IDX, .npz, .csv or .csv.gz file"
+        f"{file}: unknown format, expected a folder of IDX files, an IDX or .npz file, or a table in a .csv, "
+        ".tsv, .txt, .data or .parquet file"
     )
 
 
@@ -157,17 +263,36 @@ def _targets(path: StrPath, y: AnyArray, task: Task) -> tuple[AnyArray, AnyArray
     """Return ``labels, classes``, or ``values, None`` for a regression."""
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
-    if task == "regression" or (task == "auto" and y.dtype.kind == "f"):
-        if y.dtype.kind not in "biuf":
-            raise ValueError(f"{path}: expected numeric labels for a regression, got {y.dtype}")
-        y = y.astype(np.float32)
-        if not np.isfinite(y).all():
-            raise ValueError(f"{path}: the labels hold NaN or Inf")
-        return y, None
+    numbers = y if y.dtype.kind in "biuf" else None
+    if is_regression(path, numbers, y.dtype.kind == "f", task):
+        return _values(path, y), None
     if y.ndim != 1:
         raise ValueError(f"{path}: expected one label per sample, got labels of shape {y.shape}")
     classes, labels = np.unique(y, return_inverse=True)
     return labels.astype(np.int64, copy=False), classes
+
+
+def _values(path: StrPath, y: AnyArray) -> NDArray[np.float32]:
+    """Return the values of a regression as float32."""
+    if y.dtype.kind not in "biuf":
+        raise ValueError(f"{path}: expected numeric labels for a regression, got {y.dtype}")
+    with np.errstate(over="ignore"):
+        y = y.astype(np.float32)
+    if not np.isfinite(y).all():
+        raise ValueError(f"{path}: the labels hold NaN or Inf")
+    return y
+
+
+def _encode(path: StrPath, y: AnyArray, classes: AnyArray | None) -> AnyArray:
+    """Return the labels of another file as indices of `classes`, or the values of a regression."""
+    if classes is None:
+        return _values(path, y)
+    y = y.reshape(len(y), -1)
+    known, labels = np.unique(np.concatenate([classes, y.ravel()]), return_inverse=True)
+    if y.shape[1] != 1 or len(known) > len(classes):
+        unknown = np.setdiff1d(y, classes)
+        raise ValueError(f"{path}: expected labels among {classes}, got {unknown[:5]}")
+    return labels[len(classes) :].astype(np.int64, copy=False)
 
 
 def load_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,0 +1,284 @@
+"""Tables as pandas reads them: text files, compressed or not, and Parquet."""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+from fastopt._core.validation import check_choice, suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from _typeshed import StrPath
+
+    from fastopt.nn.typing import Header
+
+_TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".data")
+_ARCHIVE_SUFFIXES = ("", ".gz", ".zip", ".bz2", ".xz")
+SUFFIXES = (*(text + archive for text in _TEXT_SUFFIXES for archive in _ARCHIVE_SUFFIXES), ".parquet")
+
+# In the order in which they are tried: a comma may be a decimal comma, a space may be part of a text.
+_SEPARATORS = ("\t", ";", "|", ",", r"\s+")
+_SAMPLE_ROWS = 100      # from which separator, header and decimal point are found
+# Texts that stand for a missing value: those of pandas, and the question mark of older data sets.
+_MISSING = (
+    "", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
+
+
+def is_table(path: StrPath) -> bool:
+    """Whether the name of a file is that of a table, or ``-`` for standard input."""
+    return os.fspath(path) == "-" or os.fspath(path).lower().endswith(SUFFIXES)
+
+
+def import_pandas() -> Any:
+    """Return pandas, or raise an ImportError that names the extra."""
+    try:
+        import pandas
+    except ImportError:
+        raise ImportError("reading tables needs pandas: pip install 'fastopt[data]'") from None
+    return pandas
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How a table is written.
+
+    Parameters
+    ----------
+    sep : str, optional
+        Separator of the columns: one character, or ``r"\\s+"`` for any number of blanks. Default: found among
+        tab, semicolon, vertical bar, comma and blanks.
+    decimal : {".", ","}, optional
+        Decimal point. Default: found.
+    header : bool or "auto", default "auto"
+        Whether the first line holds column names. ``"auto"``: it does if a cell is a text above numbers, if
+        no cell is a number, or if the cells count the columns from 0.
+    na_values : tuple of str, default ()
+        Texts that stand for a missing value, in addition to the empty text, ``?`` and those of pandas. In the
+        label column, only these and the empty text are missing.
+    """
+
+    sep: str | None = None
+    decimal: str | None = None
+    header: Header = "auto"
+    na_values: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("header", self.header, (True, False, "auto"))
+        if not (self.sep in (None, r"\s+") or (isinstance(self.sep, str) and len(self.sep) == 1)):
+            raise ValueError(f"sep: expected one character, or '\\\\s+' for blanks, got {self.sep!r}")
+        if self.decimal is not None:
+            check_choice("decimal", self.decimal, (".", ","))
+
+
+class TableReader:
+    """Find the layout of a table and read it.
+
+    Parameters
+    ----------
+    path : str or path-like
+        A ``.csv``, ``.tsv``, ``.txt`` or ``.data`` file, which may be compressed (``.gz``, ``.zip``,
+        ``.bz2``, ``.xz``); a ``.parquet`` file (needs pyarrow); or ``-`` for standard input.
+    layout : TableFormat, optional
+    expected : collection of str, default ()
+        Known column names: a first line that contains one of them is a header.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the columns; their numbers from 0 without a header.
+    named : bool
+        Whether there is a header.
+    sep, decimal : str
+        Separator and decimal point.
+    """
+
+    def __init__(
+        self, path: StrPath, layout: TableFormat | None = None, expected: Collection[str] = ()
+    ) -> None:
+        self._pandas = import_pandas()
+        self.path = "standard input" if os.fspath(path) == "-" else os.fspath(path)
+        self._source: Any = path
+        self.layout = TableFormat() if layout is None else layout
+        self._parquet: pd.DataFrame | None = None
+        if self.path == "standard input":
+            self._source = sys.stdin.buffer.read()
+        if self.path.lower().endswith(".parquet"):
+            self._open_parquet()
+        else:
+            self._find_layout(expected)
+        if repeated := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"{self.path}: expected different column names, got {repeated[0]!r} twice")
+
+    def _open_parquet(self) -> None:
+        try:
+            self._parquet = self._pandas.read_parquet(self._source)
+        except ImportError:
+            raise ImportError("reading Parquet needs pyarrow: pip install pyarrow") from None
+        except Exception as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ValueError(f"{self.path}: not a valid Parquet file ({error})") from None
+        self.sep, self.decimal, self.named = "", ".", True
+        self.names = [str(name) for name in self._parquet.columns]
+
+    def _find_layout(self, expected: Collection[str]) -> None:
+        layout = self.layout
+        sample, self.sep = None, layout.sep or ""
+        for sep in _SEPARATORS if layout.sep is None else [layout.sep]:
+            try:
+                rows = self._read_csv(sep=sep, nrows=_SAMPLE_ROWS, dtype=str, na_values=[""])
+            except ValueError:
+                continue
+            # A separator splits every line; a text with a semicolon is in some lines only.
+            if layout.sep is not None or (rows.shape[1] > 1 and rows[1].notna().mean() > 0.5):
+                sample, self.sep = rows, sep
+                break
+        if sample is None:      # one column, or an error that all separators share
+            self.sep = ","
+            sample = self._read_csv(sep=",", nrows=_SAMPLE_ROWS, dtype=str, na_values=[""])
+        self._n_blank = 0
+        while self._is_blank_line(self._n_blank):
+            self._n_blank += 1
+        first = [f"Unnamed: {i}" if isinstance(cell, float) else cell.strip()
+                 for i, cell in sample.iloc[0].items()]
+        body = sample.iloc[1:]
+        self.decimal = layout.decimal or self._find_decimal(body if len(body) else sample)
+        self.named = bool(layout.header)
+        if layout.header == "auto":
+            self.named = not set(expected).isdisjoint(first) or self._is_header(first, body)
+        self.names = first if self.named else [str(i) for i in range(len(first))]
+        if self.named and len(sample) < 2:
+            raise ValueError(f"{self.path}: not a valid CSV file (no rows below the header)")
+
+    def _is_blank_line(self, line: int) -> bool:
+        try:
+            row = self._read_csv(
+                sep=self.sep, skiprows=line, nrows=1, dtype=str, na_values=[""], skip_blank_lines=False
+            )
+        except ValueError:      # no columns
+            return True
+        return row.shape[1] == 1 and bool(row[0].isna().all())
+
+    def _find_decimal(self, body: pd.DataFrame) -> str:
+        def count(decimal: str) -> int:
+            return sum(self._numbers(body[i], decimal).notna().sum() for i in body)
+
+        return "," if self.sep != "," and count(",") > count(".") else "."
+
+    def _is_header(self, first: Sequence[str], body: pd.DataFrame) -> bool:
+        if first == [str(i) for i in range(len(first))] and len(first) > 1:
+            return True
+        is_number = self._numbers(self._pandas.Series(first)).notna()
+        if not is_number.any():
+            return True
+        missing = {*_MISSING, *self.layout.na_values}
+        for i, cell in enumerate(first):
+            if not is_number[i] and not cell.startswith("Unnamed: ") and cell not in missing:
+                below = self._numbers(body[i][~body[i].isin(missing)].dropna())
+                if len(below) and below.notna().all():
+                    return True
+        return False
+
+    def _numbers(self, texts: pd.Series, decimal: str = "") -> pd.Series:
+        """Return texts as numbers, NaN where they are none."""
+        if (decimal or self.decimal) == ",":
+            texts = texts.str.replace(".", "x", regex=False).str.replace(",", ".", regex=False)
+        return self._pandas.to_numeric(texts, errors="coerce")
+
+    def numbers(self, cells: pd.Series) -> pd.Series:
+        """Return a column as numbers, NaN where a cell is missing or not a number."""
+        if cells.dtype.kind in "iuf":
+            return cells.astype("float64")
+        if cells.dtype.kind == "b":
+            return self._pandas.Series(float("nan"), cells.index)
+        return self._numbers(cells.astype("object").astype(str).where(cells.notna())).astype("float64")
+
+    def _read_csv(self, **options: Any) -> pd.DataFrame:
+        """Read the file, whose columns are numbered; a damaged file raises a ValueError."""
+        import lzma
+        import zipfile
+        import zlib
+
+        damage = ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, lzma.LZMAError
+        source = BytesIO(self._source) if isinstance(self._source, bytes) else self._source
+        try:
+            return self._pandas.read_csv(
+                source, header=None, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig",
+                **options,
+            )
+        except FileNotFoundError:
+            raise
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path}: not a valid CSV file (expected UTF-8: {error}); convert the file to UTF-8"
+            ) from None
+        except damage as error:
+            raise ValueError(f"{self.path}: not a valid CSV file ({' '.join(str(error).split())})") from None
+
+    def index_of(self, option: str, column: str | int) -> int:
+        """Return the index of a column given by name or index, or raise an error that names `option`."""
+        n = len(self.names)
+        if isinstance(column, str):
+            if column in self.names:
+                return self.names.index(column)
+            raise ValueError(f"{self.path}: {option}: no column {column!r}; {suggest(column, self.names)}")
+        try:
+            index = operator.index(column)
+        except TypeError:
+            raise TypeError(f"{option}: expected a column name or an index, got {column!r}") from None
+        if not -n <= index < n:
+            raise ValueError(f"{self.path}: {option}={index} is not one of the {n} columns")
+        return index % n
+
+    def read(self, text: Collection[int] = (), label: int | None = None) -> pd.DataFrame:
+        """Return the table, with the index of each column as its name.
+
+        Parameters
+        ----------
+        text : collection of int
+            Columns whose texts are kept as they are, also if they look like numbers.
+        label : int, optional
+            The label column, which is one of these.
+        """
+        text = {*text, *([] if label is None else [label])}
+        if self._parquet is not None:
+            frame = self._parquet.set_axis(range(len(self.names)), axis=1)
+            for i in frame:
+                if i in text or not self._pandas.api.types.is_numeric_dtype(frame[i].dtype):
+                    frame[i] = frame[i].astype("object").astype(str).where(frame[i].notna(), None)
+        else:
+            frame = self._read_columns(text, label)
+            if booleans := [i for i in frame if frame[i].dtype.kind == "b"]:   # without their texts
+                frame = self._read_columns({*text, *booleans}, label)
+        for i in frame:
+            if frame[i].dtype.kind not in "iufb":
+                frame[i] = frame[i].astype("object").str.strip()
+        return frame
+
+    def _read_columns(self, text: Collection[int], label: int | None) -> pd.DataFrame:
+        missing = [*_MISSING, *self.layout.na_values]
+        na_values = dict.fromkeys(range(len(self.names)), missing)
+        if label is not None:
+            na_values[label] = ["", *self.layout.na_values]
+        frame = self._read_csv(
+            sep=self.sep, skiprows=self._n_blank + int(self.named), decimal=self.decimal, low_memory=False,
+            dtype=dict.fromkeys(text, str), na_values=na_values,
+        )
+        if frame.shape[1] != len(self.names):
+            raise ValueError(
+                f"{self.path}: the first line has {len(self.names)} columns, the other lines have "
+                f"{frame.shape[1]}"
+            )
+        return frame
+
+    def cell(self, row: int, index: int) -> str:
+        """Return the description of a cell for an error; rows count from 1, without the header."""
+        return f"{self.path}: the cell in row {row + 1} of column {self.names[index]!r}"
