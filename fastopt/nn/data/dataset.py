@@ -104,7 +104,7 @@ def load(
     files = {name: file for name, file in (("test", test), ("validation", validation)) if file is not None}
     if is_table(path):
         if scale is not None:
-            raise ValueError(f"scale: expected None for a table, whose numbers are standardized, got {scale!r}")
+            raise ValueError(f"scale: expected None for a table, which is standardized, got {scale!r}")
         layout = TableFormat(header=header) if layout is None else layout
         table = fit_table(path, layout, label, ignore, categorical, task)
         return _load_table(table, files, sizes, seed, standardize)

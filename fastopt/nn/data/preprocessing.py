@@ -162,11 +162,11 @@ class TablePreprocessor:
 
     def transform_arrays(self, path: StrPath, X: AnyArray) -> NDArray[np.float32]:
         """Return the features of an array whose columns are those of the table, all of which are numbers."""
-        if X.shape[1] != len(self.columns) or any(c.categories is not None for c in self.columns):
-            raise ValueError(
-                f"{path}: expected {len(self.columns)} features per sample, as the model has, all of them "
-                f"numbers, got {X.shape[1]}"
-            )
+        n = len(self.columns)
+        if X.shape[1] != n:
+            raise ValueError(f"{path}: expected {n} features per sample, as the model has, got {X.shape[1]}")
+        if encoded := [column.name for column in self.columns if column.categories is not None]:
+            raise ValueError(f"{path}: expected a table, as the model has categories in {_list(encoded)}")
         is_missing = np.zeros(len(X), bool)
         parts = [c.transform(X[:, i].astype(np.float64), is_missing) for i, c in enumerate(self.columns)]
         return np.concatenate(parts, axis=1).astype(np.float32)
@@ -341,7 +341,8 @@ class TableData:
         return self.labels
 
 
-def _not_a_number(cell: str, text: object, name: str) -> str:
+def _not_a_number(cell: str, value: object, name: str) -> str:
+    text = str(value)
     return (
         f"{cell} is {text!r}, expected a number; --na-values {text} makes it a missing value, "
         f"--categorical {name} makes the column one of categories, --ignore {name} leaves it out"

@@ -235,7 +235,7 @@ def read_csv(
             row = int(np.argmax(wrong))
             cell = frame[i].iloc[row]
             is_missing = frame[i].isna().iloc[row]
-            defect = "is missing" if is_missing else f"is {cell!r}, which is not a finite number"
+            defect = "is missing" if is_missing else f"is {str(cell)!r}, which is not a finite number"
             raise ValueError(f"{reader.cell(row, i)} {defect}")
     X = np.column_stack(columns)
     if index is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import sys
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -144,9 +145,6 @@ class TableReader:
         if sample is None:      # one column, or an error that all separators share
             self.sep = ","
             sample = self._read_csv(sep=",", nrows=_SAMPLE_ROWS, dtype=str, na_values=[""])
-        self._n_blank = 0
-        while self._is_blank_line(self._n_blank):
-            self._n_blank += 1
         first = [f"Unnamed: {i}" if isinstance(cell, float) else cell.strip()
                  for i, cell in sample.iloc[0].items()]
         body = sample.iloc[1:]
@@ -157,15 +155,6 @@ class TableReader:
         self.names = first if self.named else [str(i) for i in range(len(first))]
         if self.named and len(sample) < 2:
             raise ValueError(f"{self.path}: not a valid CSV file (no rows below the header)")
-
-    def _is_blank_line(self, line: int) -> bool:
-        try:
-            row = self._read_csv(
-                sep=self.sep, skiprows=line, nrows=1, dtype=str, na_values=[""], skip_blank_lines=False
-            )
-        except ValueError:      # no columns
-            return True
-        return row.shape[1] == 1 and bool(row[0].isna().all())
 
     def _find_decimal(self, body: pd.DataFrame) -> str:
         def count(decimal: str) -> int:
@@ -208,19 +197,23 @@ class TableReader:
         import zlib
 
         damage = ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile, lzma.LZMAError
+        too_long = self._pandas.errors.ParserWarning
         source = BytesIO(self._source) if isinstance(self._source, bytes) else self._source
         try:
-            return self._pandas.read_csv(
-                source, header=None, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig",
-                **options,
-            )
+            with warnings.catch_warnings():
+                # Of a line with more cells than the first one.
+                warnings.simplefilter("error", self._pandas.errors.ParserWarning)
+                return self._pandas.read_csv(
+                    source, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig",
+                    **{"header": None, **options},
+                )
         except FileNotFoundError:
             raise
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{self.path}: not a valid CSV file (expected UTF-8: {error}); convert the file to UTF-8"
             ) from None
-        except damage as error:
+        except (*damage, too_long) as error:
             raise ValueError(f"{self.path}: not a valid CSV file ({' '.join(str(error).split())})") from None
 
     def index_of(self, option: str, column: str | int) -> int:
@@ -268,16 +261,11 @@ class TableReader:
         na_values = dict.fromkeys(range(len(self.names)), missing)
         if label is not None:
             na_values[label] = ["", *self.layout.na_values]
-        frame = self._read_csv(
-            sep=self.sep, skiprows=self._n_blank + int(self.named), decimal=self.decimal, low_memory=False,
-            dtype=dict.fromkeys(text, str), na_values=na_values,
+        return self._read_csv(
+            sep=self.sep, decimal=self.decimal, header=0 if self.named else None, index_col=False,
+            names=list(range(len(self.names))), dtype=dict.fromkeys(text, str), na_values=na_values,
+            low_memory=False,
         )
-        if frame.shape[1] != len(self.names):
-            raise ValueError(
-                f"{self.path}: the first line has {len(self.names)} columns, the other lines have "
-                f"{frame.shape[1]}"
-            )
-        return frame
 
     def cell(self, row: int, index: int) -> str:
         """Return the description of a cell for an error; rows count from 1, without the header."""
