@@ -12,6 +12,7 @@ from fastopt.cli.bench import plot_sizes, short, text_table
 
 BYTES_HELD = 16     # of an element in p, g, m and v
 PLOTTED = ("limit", "fastopt", "torch-fused", "numba", "optax", "numpy")
+BOUNDS = ("floor", "limit")     # contenders that do a part of the work
 TORCH = ("torch-fused", "torch-foreach", "torch")
 AIM = 1.25          # largest ratio to its limit that an elementwise optimizer should have
 
@@ -167,7 +168,7 @@ def denormal_note(run):
 
 def fastest_peer(run, workload):
     """Return the result of the fastest contender that does the same work, other than fastopt, or None."""
-    names = [name for name in contenders(run) if name not in ("fastopt", "floor", "limit")]
+    names = [name for name in contenders(run) if name not in ("fastopt", *BOUNDS)]
     results = [result for name in names if (result := shown(run, workload, name))]
     return min(results, key=lambda result: result["median"], default=None)
 
@@ -181,7 +182,9 @@ def peer_ratio(run, workload):
 def worst_notes(run):
     """Return the workloads at which fastopt is slowest relative to the yardstick and to the fastest peer."""
     yardstick, notes = SUITES[run["suite"]].yardstick, []
-    comparisons = {f"the {yardstick}": partial(ratio, contender="fastopt"), "the fastest peer": peer_ratio}
+    comparisons = {"the fastest peer": peer_ratio}
+    if yardstick in BOUNDS:
+        comparisons = {f"the {yardstick}": partial(ratio, contender="fastopt")} | comparisons
     for title, compare in comparisons.items():
         values = {w["title"]: value for w in run["workloads"] if (value := compare(run, w["name"]))}
         if values:
