@@ -49,7 +49,7 @@ SIGNATURES = {
     "sum_squares": (c_double, c_ssize_t, c_void_p),
     "sum_at": (c_double, c_ssize_t, c_void_p, c_void_p),
     "convert": (None, c_ssize_t, c_int, c_void_p, c_void_p),
-    "expand_row": (None, c_ssize_t, c_void_p, c_void_p, c_ssize_t, c_ssize_t, c_void_p),
+    "expand_row": (None, c_ssize_t, c_void_p, c_void_p, c_ssize_t, c_void_p),
     "transpose": (None, c_void_p, c_void_p, *[c_ssize_t] * 4),
     "mark_correct": (None, c_int, BLOCK, c_void_p, c_void_p, c_void_p),
 }

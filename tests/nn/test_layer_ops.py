@@ -237,10 +237,10 @@ def test_sum_at(layers, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_expanded_row(layers, dtype):
-    columns, values = np.array([5, 1, 5, 7]), np.array([1, 2, 3, 4], dtype)
+    columns, values = np.array([5, 1, 5, 7, -1]), np.array([1, 2, 3, 4, 5], dtype)
     out = np.full(9, 8, dtype)
-    layers.expand_row(4, columns, values, 1, 7, out)
-    assert out.tolist() == [8, 2, 0, 0, 0, 4, 0, 8, 8]
+    layers.expand_row(5, columns, values, 7, out)
+    assert out.tolist() == [0, 2, 0, 0, 0, 4, 0, 8, 8]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -257,6 +257,68 @@ def test_results_are_identical_for_any_number_of_threads():
             np.testing.assert_array_equal(g, e)
 
 
+# Sizes at which products are divided differently: on blocks of few and of many samples, in pieces of columns because
+# there are few samples, in pieces of columns and rows because there are many weights, in tiles of several columns.
+DIVISIONS = [
+    ((64, 48, 10), 3), ((64, 48, 10), 700), ((600, 256, 130, 10), 1), ((600, 256, 130, 10), 17),
+    ((600, 256, 130, 10), 300), ((530, 523, 540, 3), 5), ((530, 523, 540, 3), 640), ((20, 4100, 70), 33),
+]
+
+
+def division_data(sizes, rows):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((rows, sizes[0])), rng.standard_normal((rows, sizes[-1]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("sizes", "rows"), DIVISIONS)
+def test_every_division_of_the_products_computes_the_gradients(sizes, rows, dtype):
+    net = MLP(sizes, "tanh", "squared_error", dtype, 0, l2=0.01)
+    X, y = (array.astype(dtype) for array in division_data(sizes, rows))
+    values = [X]
+    for W, b in net.params:
+        values.append(np.tanh(values[-1] @ W + b) if b is not net.params[-1][1] else values[-1] @ W + b)
+    delta = (values[-1] - y) / y.size
+    loss, grads = net.train_step(X, y)
+    squares = sum(float((W * W).sum()) for W, _ in net.params)
+    assert loss == pytest.approx(0.5 * ((values[-1] - y) ** 2).mean() + 0.005 * squares, rel=1e-5)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    for a, (W, _), (dW, db) in zip(values[-2::-1], net.params[::-1], grads[::-1], strict=True):
+        np.testing.assert_allclose(dW, a.T @ delta + 0.01 * W, rtol=1e-3, atol=tolerance)
+        np.testing.assert_allclose(db, delta.sum(0), rtol=1e-3, atol=tolerance)
+        delta = delta @ W.T * (1 - a * a)
+    np.testing.assert_allclose(net.predict(X), values[-1], rtol=1e-3, atol=1e-3 if dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "batch", "dropout": 0.3, "activation": "gelu"}], ids=["", "norm"])
+@pytest.mark.parametrize(("sizes", "rows"), DIVISIONS)
+def test_every_division_has_the_same_results_for_any_number_of_threads(sizes, rows, options):
+    """Of training steps with and without an optimizer in the pass, and of predictions."""
+    if options and rows == 1:
+        pytest.skip("batch normalization needs several samples")
+    X, y = division_data(sizes, rows)
+    before = fastopt.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            fastopt.set_num_threads(threads)
+            net = MLP(sizes, loss="mse", seed=0, l2=0.1, **options)
+            loss, grads = net.train_step(X, y)
+            grads = [g.copy() for g in flat(grads)]
+            opt = fastopt.Adam(net.params)
+            data = net.bind_data(X, y)
+            leased = opt._can_lease(net.params)
+            losses = [data.step(None, opt=opt) for _ in range(2)]
+            results.append((loss, losses, leased, [*grads, *flat(net.params), net.predict(X)]))
+    finally:
+        fastopt.set_num_threads(before)
+    assert results[0][2]
+    for *scalars, arrays in results[1:]:
+        assert scalars == list(results[0][:3])
+        for a, b in zip(arrays, results[0][3], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("small", [0, 20_000])
 def test_numpy_multiplies_if_the_blas_is_unknown(monkeypatch, small):
     """The result does not depend on how products are split."""

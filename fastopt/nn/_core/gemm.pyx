@@ -21,6 +21,7 @@ cdef enum:                      # constants of CBLAS
 cdef enum:
     MAX_COLUMNS = 128           # of a small product: fills the registers and stays in the L1 cache
     MIN_ROWS = 4                # smaller products would cost more calls than packing costs
+    PACKED_FROM = 64            # rows, columns and depth from which the cost of packing is small
 
 ctypedef fused blas_int:
     int32_t
@@ -77,12 +78,13 @@ cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a,
                  Matrix c) noexcept nogil:
     """c = a b, with a of shape (m, k) and b of shape (k, n).
 
-    If the BLAS multiplies small matrices without packing them, a large product is split into small ones.
+    If the BLAS multiplies small matrices without packing them, a large product that has few rows, few columns
+    or a small k is split into small ones.
     """
     cdef Py_ssize_t size = gemm.itemsize, i, j, rows, columns = min(n, MAX_COLUMNS)
     cdef Matrix a_tile = a, b_tile = b, c_tile = c
     rows = gemm.small // max(columns * k, 1)
-    if m * n * k <= gemm.small or rows < MIN_ROWS:
+    if m * n * k <= gemm.small or rows < MIN_ROWS or min(m, n, k) >= PACKED_FROM:
         multiply(gemm, m, n, k, &a, &b, &c)
         return
     rows -= rows % MIN_ROWS

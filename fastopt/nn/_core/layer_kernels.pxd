@@ -68,7 +68,7 @@ cdef struct LayerKernels:
     double (*sum_squares)(Py_ssize_t n, const char* x) noexcept nogil
     double (*sum_at)(Py_ssize_t n, const int64_t* index, const char* x) noexcept nogil
     void (*convert)(Py_ssize_t n, int source, const char* x, char* y) noexcept nogil
-    void (*expand_row)(Py_ssize_t n, const int64_t* columns, const char* values, Py_ssize_t begin, Py_ssize_t end,
+    void (*expand_row)(Py_ssize_t n, const int64_t* columns, const char* values, Py_ssize_t width,
                        char* out) noexcept nogil
     void (*transpose)(const char* W, char* out, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t begin,
                       Py_ssize_t end) noexcept nogil

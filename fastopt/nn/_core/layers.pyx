@@ -433,13 +433,13 @@ cdef void convert(Py_ssize_t n, int source, const char* x, real* y) noexcept nog
             convert_elements(n, <const float*> x, y)
 
 
-cdef void expand_row(Py_ssize_t n, const int64_t* columns, const real* values, Py_ssize_t begin, Py_ssize_t end,
+cdef void expand_row(Py_ssize_t n, const int64_t* columns, const real* values, Py_ssize_t width,
                      real* out) noexcept nogil:
-    """out[begin:end] = those columns of a sparse row with n stored elements; duplicate entries are added up"""
+    """out = sparse row with n stored elements; duplicates are added up, columns that do not exist are ignored"""
     cdef Py_ssize_t j
-    memset(out + begin, 0, (end - begin) * sizeof(real))
+    memset(out, 0, width * sizeof(real))
     for j in range(n):
-        if begin <= columns[j] < end:
+        if 0 <= columns[j] < width:
             out[columns[j]] += values[j]
 
 

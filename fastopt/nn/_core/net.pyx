@@ -2,8 +2,10 @@
 
 The samples of a batch are divided into blocks. A thread takes a block through all layers, forward and
 backward, while it is in the cache; threads wait for each other only where batch normalization needs all
-samples. The gradients of the weights follow, one tile of a matrix at a time. How the work is divided
-depends on the sizes alone, never on the number of threads, so that results do not depend on it either.
+samples, and around products with large weights or of few samples, which are divided into pieces of their
+result. The gradients of the weights follow, one tile of a matrix at a time. How the work is divided depends
+on the sizes alone (`work_division.pxd`), never on the number of threads, so that results do not depend on it
+either.
 
 A `Pass` resolves all arrays to addresses once, in a `NetContext` (`net_context.pxd`), and compiles the pass
 into a list of operations (`net_ops.pxd`). `gemm.pyx` computes the matrix products, and `layers.pyx`
@@ -13,7 +15,7 @@ cimport cython
 from cpython.buffer cimport (
     Py_buffer, PyBUF_FORMAT, PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cpython.mem cimport PyMem_Calloc, PyMem_Free
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Realloc
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
 
@@ -25,26 +27,23 @@ from fastopt.nn._core.layer_kernels cimport (
     FLOAT32, FLOAT64, SPARSE, UINT8, Criterion, DataType, Dropout, LayerKernels,
 )
 from fastopt.nn._core.net_context cimport (
-    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, GATHER, INPUT_GRAD, LAYER_NORM,
-    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, WeightTile,
+    ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD, LAYER_NORM,
+    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Grid, Layer, NetContext, Op,
 )
 from fastopt.nn._core.net_ops cimport (
-    SPLIT_ROWS, compute_tile_grad, element_size, merge_blocks, run_block, split_products, total_weight,
-    transpose_tile,
+    compute_tile_grad, element_size, merge_blocks, run_block, run_piece, total_weight, transpose_weights,
 )
+from fastopt.nn._core.work_division cimport SMALL_BLOCK_ROWS, divide_work, pieces_of
 
 import numpy as np
 
 from fastopt._core.arena import aligned_zeros
 
 cdef enum:
-    BLOCK_ROWS = 64             # samples per block
-    SMALL_BLOCK_ROWS = 16       # the same if the BLAS multiplies small matrices without packing
-    MAX_CACHED = 1 << 19        # weights of a layer at most for small blocks, each of which reads all of them
-    TILE_WEIGHTS = 1 << 12      # weights per tile, about
-    SPLIT_ABOVE = 1 << 16       # weights of the first layer at least to split its products into halves
-    SERIAL_BELOW = 1 << 20      # multiplications up to which a second thread costs more than it saves
+    SERIAL_BELOW = 1 << 19      # multiplications up to which a second thread costs more than it saves
     MULS_PER_NS = 50            # multiplications per nanosecond and thread
+    MULS_PER_ELEMENT = 16       # that take as long as an elementwise operation
+    TRANSPOSE_PARTS = 8         # of the weights
 
 cdef double MAX_BYTES = 2.0**62     # of an arena: sums of sizes below it do not overflow
 
@@ -134,17 +133,34 @@ cdef inline bint is_stopped(const NetContext* ctx) noexcept nogil:
     return ctx.not_finite or ctx.gemm.failed
 
 
-cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops, Py_ssize_t multiplications) noexcept nogil:
-    """Run the operations on all blocks; those that need the results of all blocks end a parallel section."""
-    cdef Py_ssize_t k
+cdef Py_ssize_t work_of(const NetContext* ctx, const Op* op) noexcept nogil:
+    """Multiplications that take about as long as the operation on all samples."""
+    cdef const Layer* layer = &ctx.layers[op.layer]
+    cdef Py_ssize_t per_output = layer.inputs if op.opcode in (MATMUL, INPUT_GRAD) else MULS_PER_ELEMENT
+    return ctx.batch.rows * per_output * (layer.inputs if op.opcode == GATHER else layer.outputs)
+
+
+cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops) noexcept nogil:
+    """Run the operations: neighboring ones together on each block, unless one needs all blocks or has pieces."""
+    cdef Py_ssize_t k, work = 0
+    cdef const Grid* pieces = NULL
     ctx.op_begin = 0
     for k in range(n_ops + 1):
-        if k == n_ops or ctx.ops[k].opcode >= MERGE_MOMENTS:
-            ctx.op_end = k
-            parallel_for(ctx, run_block, ctx.n_blocks, multiplications)
-            if k < n_ops and not is_stopped(ctx):
-                merge_blocks(ctx, &ctx.ops[k])
-            ctx.op_begin = k + 1
+        if k < n_ops:
+            pieces = pieces_of(ctx, &ctx.ops[k])
+            if pieces == NULL and ctx.ops[k].opcode < MERGE_MOMENTS:
+                work += work_of(ctx, &ctx.ops[k])
+                continue
+        ctx.op_end = k
+        if k > ctx.op_begin:
+            parallel_for(ctx, run_block, ctx.n_blocks, work)
+        ctx.op_begin, work = k + 1, 0
+        if k == n_ops or is_stopped(ctx):
+            return
+        if pieces != NULL:
+            parallel_for(ctx, run_piece, pieces.parts, work_of(ctx, &ctx.ops[k]))
+        else:
+            merge_blocks(ctx, &ctx.ops[k])
 
 
 cdef class Pass:
@@ -161,7 +177,10 @@ cdef class Pass:
     cdef NetContext ctx
     cdef Blas blas
     cdef Gemm gemm
-    cdef Py_ssize_t capacity, n_ops, n_forward_ops
+    cdef Py_ssize_t capacity            # samples for which there is memory
+    cdef Py_ssize_t divided_rows        # samples for which the work is divided
+    cdef Py_ssize_t max_tiles           # for which there is memory
+    cdef Py_ssize_t n_ops, n_forward_ops
     cdef Py_ssize_t multiplications     # per sample, in one direction
     cdef list arrays                    # keep the addresses valid
     cdef object arena
@@ -175,6 +194,7 @@ cdef class Pass:
 
     def __cinit__(self, kernels, Blas blas, bint is_f64, bint training, list layers):
         cdef Py_ssize_t depth = len(layers), i
+        cdef int n_arrays = 0
         self.blas = blas
         self.ctx.dtype = FLOAT64 if is_f64 else FLOAT32
         self.ctx.itemsize = element_size(self.ctx.dtype)
@@ -184,20 +204,20 @@ cdef class Pass:
         self.ctx.training, self.ctx.eps, self.ctx.momentum = training, 1e-5, 0.1      # as in torch
         self.ctx.depth = depth
         self.ctx.layers = <Layer*> PyMem_Calloc(depth, sizeof(Layer))
-        self.ctx.ops = <Op*> PyMem_Calloc(8 * depth + 2, sizeof(Op))
+        self.ctx.ops = <Op*> PyMem_Calloc(8 * depth + 3, sizeof(Op))
         self.arrays = []
         if self.ctx.layers == NULL or self.ctx.ops == NULL:
             raise MemoryError()
         for i in range(depth):
             self.bind_layer(&self.ctx.layers[i], layers[i])
+            self.ctx.layers[i].param = n_arrays
+            n_arrays += 2 if self.ctx.layers[i].scale == NULL else 3
             self.multiplications += self.ctx.layers[i].inputs * self.ctx.layers[i].outputs
-        self.make_tiles()
         self.compile_ops()
 
     def __dealloc__(self):
         PyMem_Free(self.ctx.layers)
         PyMem_Free(self.ctx.ops)
-        PyMem_Free(self.ctx.tiles)
         PyMem_Free(self.ctx.penalties)
 
     cdef int bind_layer(self, Layer* layer, tuple description) except -1:
@@ -215,40 +235,15 @@ cdef class Pass:
         layer.running_variance = ptr_or_null(running_variance, True)
         return 0
 
-    cdef int make_tiles(self) except -1:
-        """Divide the weights into tiles: the lower half of every layer's rows, then the upper half.
-
-        A thread takes neighboring tiles, so two threads take one half each, as in `split_products`.
-        """
-        cdef list lower = [], upper = [], tiles
-        cdef Py_ssize_t i, begin, rows, param = 0, middle, inputs = self.ctx.layers[0].inputs
-        if self.ctx.training and inputs > CACHE_LINE and inputs * self.ctx.layers[0].outputs >= SPLIT_ABOVE:
-            self.ctx.split_col = align_up(inputs // 2)      # the halves share no cache line
-        for i in range(self.ctx.depth):
-            inputs = self.ctx.layers[i].inputs
-            middle = self.ctx.split_col if i == 0 and self.ctx.split_col else inputs // 2
-            rows = 4 * (TILE_WEIGHTS // (4 * self.ctx.layers[i].outputs) + 1)
-            lower += [(i, param, begin, min(begin + rows, middle)) for begin in range(0, middle, rows)]
-            upper += [(i, param, begin, min(begin + rows, inputs)) for begin in range(middle, inputs, rows)]
-            upper.append((i, param, 0, 0))
-            param += 2 if self.ctx.layers[i].scale == NULL else 3
-        tiles = lower + upper
-        self.ctx.n_tiles = len(tiles)
-        self.ctx.tiles = <WeightTile*> PyMem_Calloc(len(tiles), sizeof(WeightTile))
-        self.ctx.penalties = <double*> PyMem_Calloc(len(tiles), sizeof(double))
-        if self.ctx.tiles == NULL or self.ctx.penalties == NULL:
-            raise MemoryError()
-        for i in range(len(tiles)):
-            self.ctx.tiles[i] = WeightTile(tiles[i][0], tiles[i][1], tiles[i][2], tiles[i][3])
-        return 0
-
     cdef int compile_ops(self) except -1:
         cdef list ops = [(GATHER, 0)]
         cdef Py_ssize_t i
         cdef bint batch_norm
         for i in range(self.ctx.depth):
             batch_norm = self.ctx.layers[i].norm == BATCH_NORM
-            ops.append((ADD_PARTIAL if i == 0 and self.ctx.split_col else MATMUL, i))
+            ops.append((MATMUL, i))
+            if i == 0:
+                ops.append((CHECK_FINITE, i))
             if batch_norm and self.ctx.training:
                 ops.append((MOMENTS, i))
             if batch_norm:
@@ -290,18 +285,21 @@ cdef class Pass:
     # --- Memory ---
 
     cdef int reserve(self, Py_ssize_t rows) except -1:
-        """Allocate memory for a batch, unless the arena is large enough."""
-        cdef bint small = self.ctx.gemm.small > 0
+        """Divide the work of a batch, and allocate memory for it unless the arena is large enough."""
         cdef Py_ssize_t i
         cdef double bytes_bound = 0.0
-        if rows <= self.capacity:
-            return 0
         for i in range(self.ctx.depth):
-            small = small and self.ctx.layers[i].inputs * self.ctx.layers[i].outputs <= MAX_CACHED
             bytes_bound += 16.0 * self.ctx.itemsize * (self.ctx.layers[i].inputs + self.ctx.layers[i].outputs)
         if bytes_bound * (rows + self.ctx.layers[0].inputs + CACHE_LINE) > MAX_BYTES:
             raise MemoryError(f"a batch of {rows} samples needs more memory than can be addressed")
-        self.ctx.block_rows = SMALL_BLOCK_ROWS if small else BLOCK_ROWS
+        if rows != self.divided_rows:
+            self.divided_rows = 0
+            divide_work(&self.ctx, rows)
+            if self.ctx.n_tiles > self.max_tiles:
+                self.resize_penalties()
+            self.divided_rows = rows
+        if rows <= self.capacity:
+            return 0
         self.capacity = 0           # until all offsets are those of the new arena
         self.free = NULL            # the first pass over the arrays measures the arena
         self.assign_offsets(rows)
@@ -309,6 +307,13 @@ cdef class Pass:
         self.free = data_ptr(arena, True)
         self.assign_offsets(rows)
         self.arena, self.capacity = arena, rows
+        return 0
+
+    cdef int resize_penalties(self) except -1:
+        cdef double* penalties = <double*> PyMem_Realloc(self.ctx.penalties, self.ctx.n_tiles * sizeof(double))
+        if penalties == NULL:
+            raise MemoryError()
+        self.ctx.penalties, self.max_tiles = penalties, self.ctx.n_tiles
         return 0
 
     cdef char* alloc(self, Py_ssize_t n) noexcept:
@@ -319,7 +324,7 @@ cdef class Pass:
 
     cdef void assign_offsets(self, Py_ssize_t rows) noexcept:
         cdef NetContext* ctx = &self.ctx
-        cdef Py_ssize_t n_blocks = (rows + ctx.block_rows - 1) // ctx.block_rows, i, n
+        cdef Py_ssize_t n_blocks = rows // SMALL_BLOCK_ROWS + 2, i, n    # at most
         cdef Layer* layer
         cdef bint training = ctx.training
         for i in range(ctx.depth):
@@ -336,8 +341,6 @@ cdef class Pass:
             layer.block_products = self.alloc(n_blocks * n)
             if training and i > 0 and ctx.gemm.small > 0:
                 layer.transposed = self.alloc(layer.inputs * n)
-        if ctx.split_col:
-            ctx.partial_z = self.alloc(rows * ctx.layers[0].outputs)
         self.x = self.alloc(rows * ctx.layers[0].inputs)
         # A label is an int64: two elements of a float32 network.
         self.y = self.alloc(rows * max(2, ctx.layers[ctx.depth - 1].outputs))
@@ -384,7 +387,6 @@ cdef class Pass:
         cdef Batch* batch = &ctx.batch
         cdef bint consecutive = index == NULL
         batch.index = index
-        ctx.n_blocks = (rows + ctx.block_rows - 1) // ctx.block_rows
         ctx.not_finite = ctx.gemm.failed = False
         batch.rows, batch.dtype, batch.y_bytes = rows, source.dtype, source.y_bytes
         batch.columns, batch.indptr = source.indices, source.indptr
@@ -449,11 +451,9 @@ cdef class Pass:
     cdef void run_training(self) noexcept nogil:
         cdef NetContext* ctx = &self.ctx
         cdef Py_ssize_t workload = self.multiplications * ctx.batch.rows
-        if ctx.gemm.small > 0:
-            parallel_for(ctx, transpose_tile, ctx.n_tiles, workload)
-        if ctx.split_col:
-            parallel_for(ctx, split_products, 2 * ((ctx.batch.rows + SPLIT_ROWS - 1) // SPLIT_ROWS), workload)
-        run_ops(ctx, self.n_ops, 2 * workload)
+        if ctx.small_products:
+            parallel_for(ctx, transpose_weights, TRANSPOSE_PARTS, MULS_PER_ELEMENT * self.multiplications)
+        run_ops(ctx, self.n_ops)
         if not is_stopped(ctx):
             parallel_for(ctx, compute_tile_grad, ctx.n_tiles, workload)
             if ctx.lease != NULL:
@@ -471,7 +471,7 @@ cdef class Pass:
         self.begin_step(source, None, begin, rows, criterion)
         try:
             with nogil:
-                run_ops(ctx, n_ops, self.multiplications * ctx.batch.rows)
+                run_ops(ctx, n_ops)
             self.check_products()
             if ctx.not_finite:
                 return None, 0.0, 0.0

@@ -10,8 +10,8 @@ cdef enum Norm:
 
 
 cdef enum Opcode:
-    # Operations on one block.
-    GATHER, ADD_PARTIAL, MATMUL, MOMENTS, ACTIVATE, LOSS, ACTIVATION_BACKWARD, BATCH_NORM_BACKWARD, INPUT_GRAD,
+    # Operations on one block; MATMUL and INPUT_GRAD may also be computed in pieces (`work_division.pxd`).
+    GATHER, MATMUL, CHECK_FINITE, MOMENTS, ACTIVATE, LOSS, ACTIVATION_BACKWARD, BATCH_NORM_BACKWARD, INPUT_GRAD,
     # Operations that need the results of all blocks.
     MERGE_MOMENTS, MERGE_PRODUCTS
 
@@ -21,10 +21,20 @@ cdef struct Op:
     int layer
 
 
-cdef struct WeightTile:
-    # Rows [begin, end) of a layer's weights, whose gradient is one task; begin = end: all its vectors.
-    int layer
-    int param                   # index of the layer's first array among all parameters
+cdef struct Grid:
+    # Division of a matrix of shape (m, n) into parts of `rows` rows and `columns` columns.
+    Py_ssize_t m
+    Py_ssize_t n
+    Py_ssize_t rows
+    Py_ssize_t columns
+    Py_ssize_t n_columns        # parts side by side
+    Py_ssize_t parts            # 0: the matrix is not divided
+
+
+cdef struct Piece:
+    # One part: rows [first, last) and columns [begin, end).
+    Py_ssize_t first
+    Py_ssize_t last
     Py_ssize_t begin
     Py_ssize_t end
 
@@ -32,6 +42,10 @@ cdef struct WeightTile:
 cdef struct Layer:
     Py_ssize_t inputs
     Py_ssize_t outputs
+    int param                   # index of its first array among all parameters
+    Grid product                # pieces of z
+    Grid input_product          # pieces of the gradient with respect to the inputs
+    Grid tiles                  # tiles of the weights, whose gradients are one task each
     int activation
     int norm
     bint keeps_z                # the derivative of the activation needs z
@@ -87,8 +101,7 @@ cdef struct NetContext:
     Py_ssize_t depth
     Op* ops
     Py_ssize_t op_begin, op_end     # operations that are run now
-    WeightTile* tiles
-    Py_ssize_t n_tiles
+    Py_ssize_t n_tiles          # of all layers, each of which has one more for its vectors
     double* penalties           # per tile: sum of the squared weights
     double l2
     Batch batch
@@ -96,8 +109,7 @@ cdef struct NetContext:
     Py_ssize_t n_blocks
     double* losses              # per block
     Criterion criterion
-    Py_ssize_t split_col        # columns below and from it on are multiplied apart in the first layer; 0: not
-    char* partial_z             # products of the columns from split_col on
+    bint small_products         # blocks are small enough for products without packing; they need `transposed`
     bint not_finite             # the inputs hold NaN or Inf
     const StepLease* lease      # parameters are updated along with their gradients; or NULL
 
@@ -116,6 +128,7 @@ cdef inline char* block_ptr(const NetContext* ctx, char* matrix, Py_ssize_t part
     return row_ptr(ctx, matrix, part * ctx.block_rows, n)
 
 
-cdef inline Matrix rows_from(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
-    """The rows of a matrix with n columns from `row` on."""
-    return Matrix(row_ptr(ctx, matrix, row, n), n, False)
+cdef inline Matrix matrix_from(const NetContext* ctx, char* matrix, Py_ssize_t row, Py_ssize_t column,
+                               Py_ssize_t n) noexcept nogil:
+    """The part of a matrix with n columns that begins at a row and a column."""
+    return Matrix(row_ptr(ctx, matrix, row, n) + column * ctx.itemsize, n, False)

@@ -7,14 +7,11 @@ from fastopt._core.span cimport Span
 from fastopt.nn._core.gemm cimport Matrix, matmul
 from fastopt.nn._core.layer_kernels cimport FLOAT32, FLOAT64, SPARSE, UINT8, Block, DataType
 from fastopt.nn._core.net_context cimport (
-    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, GATHER, INPUT_GRAD,
-    LAYER_NORM, LOSS, MATMUL, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, WeightTile,
-    block_ptr, inputs_of, row_ptr, rows_from,
+    ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD,
+    LAYER_NORM, LOSS, MATMUL, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, Piece,
+    block_ptr, inputs_of, matrix_from, row_ptr,
 )
-
-cdef enum:
-    SPLIT_ROWS = 64     # samples per task of `split_products`
-    SCRATCH = 1 << 13   # doubles on the stack, for the gradient of a tile that is used for an update only
+from fastopt.nn._core.work_division cimport TILE_DOUBLES, find_tile, piece_at, pieces_of
 
 
 # --- Gathering: copying the samples of a batch, converted to the network's dtype ----------------------------
@@ -33,9 +30,8 @@ cdef inline int64_t source_row(const Batch* batch, Py_ssize_t i) noexcept nogil:
     return i if batch.index == NULL else batch.index[i]
 
 
-cdef inline void gather(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last, Py_ssize_t begin,
-                        Py_ssize_t end) noexcept nogil:
-    """Copy columns [begin, end) of the samples [first, last), unless the batch is the data itself."""
+cdef inline void gather(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Copy the samples [first, last), unless the batch is the data itself."""
     cdef const Batch* batch = &ctx.batch
     cdef Py_ssize_t i, k, n = ctx.layers[0].inputs, size = element_size(batch.dtype)
     cdef int64_t row, stored
@@ -48,13 +44,12 @@ cdef inline void gather(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last
         if batch.dtype == SPARSE:
             stored = batch.indptr[row]
             ctx.kernels.expand_row(batch.indptr[row + 1] - stored, batch.columns + stored,
-                                   batch.source_X + stored * ctx.itemsize, begin, end, out)
+                                   batch.source_X + stored * ctx.itemsize, n, out)
             continue
         if i + 1 < last:        # the hardware prefetcher cannot predict a random row
-            for k from begin * size <= k < end * size by CACHE_LINE:
+            for k from 0 <= k < n * size by CACHE_LINE:
                 fo_prefetch(batch.source_X + source_row(batch, i + 1) * n * size + k)
-        ctx.kernels.convert(end - begin, batch.dtype, batch.source_X + (row * n + begin) * size,
-                            out + begin * ctx.itemsize)
+        ctx.kernels.convert(n, batch.dtype, batch.source_X + row * n * size, out)
 
 
 cdef inline void gather_targets(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -81,55 +76,23 @@ cdef inline double total_weight(const NetContext* ctx) noexcept nogil:
 cdef inline void gather_block(const NetContext* ctx, const Block* x, Py_ssize_t part) noexcept nogil:
     cdef Py_ssize_t first = part * ctx.block_rows
     gather_targets(ctx, first, first + x.rows)
-    if ctx.split_col == 0:      # else `split_products` has gathered the inputs
-        gather(ctx, first, first + x.rows, 0, ctx.layers[0].inputs)
+    gather(ctx, first, first + x.rows)
 
 
-cdef inline void check_finite(NetContext* ctx, const Block* x, const char* z, Py_ssize_t part) noexcept nogil:
+cdef inline void multiply_weights(const NetContext* ctx, const Layer* layer, const Piece* x) noexcept nogil:
+    """A piece of z = inputs W"""
+    matmul(ctx.gemm, x.last - x.first, x.end - x.begin, layer.inputs,
+           matrix_from(ctx, inputs_of(ctx, layer), x.first, 0, layer.inputs),
+           matrix_from(ctx, layer.W, 0, x.begin, layer.outputs),
+           matrix_from(ctx, layer.z, x.first, x.begin, layer.outputs))
+
+
+cdef inline void check_finite(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
     """Test one product per sample first: a NaN or Inf in the inputs makes all of them NaN or Inf."""
-    cdef Py_ssize_t n = ctx.layers[0].inputs
-    if not ctx.kernels.first_column_finite(x, z) and not ctx.kernels.all_finite(
+    cdef Py_ssize_t n = layer.inputs
+    if not ctx.kernels.first_column_finite(x, block_ptr(ctx, layer.z, part, x.n)) and not ctx.kernels.all_finite(
             x.rows * n, block_ptr(ctx, ctx.batch.x, part, n)):
         ctx.not_finite = True
-
-
-cdef inline void multiply_weights(NetContext* ctx, const Layer* layer, const Block* x,
-                                  Py_ssize_t part) noexcept nogil:
-    """z = inputs W"""
-    cdef Py_ssize_t first = part * ctx.block_rows
-    cdef Matrix z = rows_from(ctx, layer.z, first, x.n)
-    matmul(ctx.gemm, x.rows, x.n, layer.inputs, rows_from(ctx, inputs_of(ctx, layer), first, layer.inputs),
-           Matrix(layer.W, x.n, False), z)
-    if layer == ctx.layers:
-        check_finite(ctx, x, z.start, part)
-
-
-cdef inline void split_products(void* context, int part, int parts) noexcept nogil:
-    """Products of some samples with the first layer's weights below split_col, or from split_col on.
-
-    The thread later updates the same half of the weights, which then stay in its cache. For wide inputs they
-    are most of the memory that a step reads and writes.
-    """
-    cdef NetContext* ctx = <NetContext*> context
-    cdef const Layer* layer = &ctx.layers[0]
-    cdef int group = part % (parts // 2)
-    cdef bint upper = part >= parts // 2
-    cdef Py_ssize_t n = layer.outputs, first = group * SPLIT_ROWS, last = min(first + SPLIT_ROWS, ctx.batch.rows)
-    cdef Py_ssize_t begin = ctx.split_col if upper else 0, end = layer.inputs if upper else ctx.split_col
-    cdef uint64_t mode = fo_flush_begin()
-    cdef Matrix x = rows_from(ctx, ctx.batch.x, first, layer.inputs)
-    x.start += begin * ctx.itemsize
-    gather(ctx, first, last, begin, end)
-    matmul(ctx.gemm, last - first, n, end - begin, x, rows_from(ctx, layer.W, begin, n),
-           rows_from(ctx, ctx.partial_z if upper else layer.z, first, n))
-    fo_flush_end(mode)
-
-
-cdef inline void add_partial(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
-    """Add the two halves of the first layer's products."""
-    cdef char* z = block_ptr(ctx, layer.z, part, x.n)
-    ctx.kernels.add_scaled(x.rows * x.n, 1.0, block_ptr(ctx, ctx.partial_z, part, x.n), z)
-    check_finite(ctx, x, z, part)
 
 
 cdef inline void activate(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
@@ -182,14 +145,15 @@ cdef inline void activation_backward(NetContext* ctx, const Layer* layer, const 
         ctx.kernels.normalize_rows_backward(x, z, block_ptr(ctx, layer.rstd, part, 1), delta)
 
 
-cdef inline void input_grad(NetContext* ctx, const Layer* layer, const Block* x, Py_ssize_t part) noexcept nogil:
-    """Gradient with respect to the layer's inputs, the output of the layer before: delta W.T"""
-    cdef Py_ssize_t first = part * ctx.block_rows
-    cdef Matrix weights = Matrix(layer.W, x.n, True)
-    if layer.transposed != NULL:
-        weights = Matrix(layer.transposed, layer.inputs, False)
-    matmul(ctx.gemm, x.rows, layer.inputs, x.n, rows_from(ctx, layer.delta, first, x.n), weights,
-           rows_from(ctx, (layer - 1).delta, first, layer.inputs))
+cdef inline void input_grad(const NetContext* ctx, const Layer* layer, const Piece* x) noexcept nogil:
+    """A piece of the gradient with respect to the layer's inputs, the output of the layer before: delta W.T"""
+    cdef Matrix weights = matrix_from(ctx, layer.W, x.begin, 0, layer.outputs)
+    weights.transposed = True
+    if ctx.small_products and layer.transposed != NULL:
+        weights = matrix_from(ctx, layer.transposed, 0, x.begin, layer.inputs)
+    matmul(ctx.gemm, x.last - x.first, x.end - x.begin, layer.outputs,
+           matrix_from(ctx, layer.delta, x.first, 0, layer.outputs), weights,
+           matrix_from(ctx, (layer - 1).delta, x.first, x.begin, layer.inputs))
 
 
 # --- The interpreter ----------------------------------------------------------------------------------------
@@ -201,18 +165,22 @@ cdef inline void run_block(void* context, int part, int parts) noexcept nogil:
     cdef const Op* op
     cdef const Layer* layer
     cdef Block x
+    cdef Piece block
     cdef Py_ssize_t k
-    x.rows = min(ctx.block_rows, ctx.batch.rows - part * ctx.block_rows)
+    block.first, block.begin = part * ctx.block_rows, 0
+    block.last = min(block.first + ctx.block_rows, ctx.batch.rows)
+    x.rows = block.last - block.first
     for k in range(ctx.op_begin, ctx.op_end):
         op = &ctx.ops[k]
         layer = &ctx.layers[op.layer]
         x.n = layer.outputs
         if op.opcode == GATHER:
             gather_block(ctx, &x, part)
-        elif op.opcode == ADD_PARTIAL:
-            add_partial(ctx, layer, &x, part)
         elif op.opcode == MATMUL:
-            multiply_weights(ctx, layer, &x, part)
+            block.end = x.n
+            multiply_weights(ctx, layer, &block)
+        elif op.opcode == CHECK_FINITE:
+            check_finite(ctx, layer, &x, part)
         elif op.opcode == MOMENTS:
             ctx.kernels.column_moments(
                 &x, block_ptr(ctx, layer.z, part, x.n), row_ptr(ctx, layer.block_sums, part, x.n),
@@ -228,7 +196,21 @@ cdef inline void run_block(void* context, int part, int parts) noexcept nogil:
                 &x, block_ptr(ctx, layer.z, part, x.n), layer.rstd, layer.db, layer.dscale,
                 <double> ctx.batch.rows, block_ptr(ctx, layer.delta, part, x.n))
         elif op.opcode == INPUT_GRAD:
-            input_grad(ctx, layer, &x, part)
+            block.end = layer.inputs
+            input_grad(ctx, layer, &block)
+    fo_flush_end(mode)
+
+
+cdef inline void run_piece(void* context, int part, int parts) noexcept nogil:
+    """Compute one piece of the product that is operation number op_end."""
+    cdef NetContext* ctx = <NetContext*> context
+    cdef const Op* op = &ctx.ops[ctx.op_end]
+    cdef uint64_t mode = fo_flush_begin()
+    cdef Piece piece = piece_at(pieces_of(ctx, op), part)
+    if op.opcode == MATMUL:
+        multiply_weights(ctx, &ctx.layers[op.layer], &piece)
+    else:
+        input_grad(ctx, &ctx.layers[op.layer], &piece)
     fo_flush_end(mode)
 
 
@@ -262,12 +244,15 @@ cdef inline void merge_blocks(const NetContext* ctx, const Op* op) noexcept nogi
 
 # --- Gradients of the parameters, one tile of a weight matrix at a time, and updates while it is cached -----
 
-cdef inline void transpose_tile(void* context, int part, int parts) noexcept nogil:
+cdef inline void transpose_weights(void* context, int part, int parts) noexcept nogil:
+    """Transpose a range of rows of every layer's weights."""
     cdef NetContext* ctx = <NetContext*> context
-    cdef const WeightTile* tile = &ctx.tiles[part]
-    cdef const Layer* layer = &ctx.layers[tile.layer]
-    if layer.transposed != NULL:
-        ctx.kernels.transpose(layer.W, layer.transposed, layer.inputs, layer.outputs, tile.begin, tile.end)
+    cdef const Layer* layer
+    cdef Py_ssize_t i
+    for i in range(1, ctx.depth):
+        layer = &ctx.layers[i]
+        ctx.kernels.transpose(layer.W, layer.transposed, layer.inputs, layer.outputs,
+                              layer.inputs * part // parts, layer.inputs * (part + 1) // parts)
 
 
 cdef inline void update_range(const NetContext* ctx, int param, const char* g, Py_ssize_t begin,
@@ -281,43 +266,53 @@ cdef inline void update_range(const NetContext* ctx, int param, const char* g, P
     ctx.lease.update(&ctx.lease.args[x.group], &x, begin, end)
 
 
-cdef inline void vector_grads(const NetContext* ctx, const Layer* layer, int param) noexcept nogil:
+cdef inline void vector_grads(const NetContext* ctx, const Layer* layer) noexcept nogil:
     """Gradients of bias and scale; MERGE_PRODUCTS has computed those of batch normalization."""
     if layer.norm != BATCH_NORM:
         sum_blocks(ctx, layer, layer.block_sums, layer.db)
     if layer.norm == LAYER_NORM:
         sum_blocks(ctx, layer, layer.block_products, layer.dscale)
-    update_range(ctx, param + 1, layer.db, 0, layer.outputs)
+    update_range(ctx, layer.param + 1, layer.db, 0, layer.outputs)
     if layer.scale != NULL:
-        update_range(ctx, param + 2, layer.dscale, 0, layer.outputs)
+        update_range(ctx, layer.param + 2, layer.dscale, 0, layer.outputs)
 
 
-cdef inline void weight_grad(NetContext* ctx, const WeightTile* tile, double* penalty) noexcept nogil:
-    """dW = inputs.T delta + l2 W"""
-    cdef const Layer* layer = &ctx.layers[tile.layer]
-    cdef Py_ssize_t n = layer.outputs, rows = tile.end - tile.begin
-    cdef char* W = row_ptr(ctx, layer.W, tile.begin, n)
-    cdef char* dW = row_ptr(ctx, layer.dW, tile.begin, n)
-    cdef double scratch[SCRATCH]
-    if ctx.lease != NULL and rows * n * ctx.itemsize <= <Py_ssize_t> sizeof(scratch):
-        dW = <char*> &scratch[0]    # stays in the cache for the update; the gradient array is not written
-    matmul(ctx.gemm, rows, n, ctx.batch.rows,
-           Matrix(inputs_of(ctx, layer) + tile.begin * ctx.itemsize, layer.inputs, True),
-           Matrix(layer.delta, n, False), Matrix(dW, n, False))
-    if ctx.l2 != 0.0:
-        penalty[0] = ctx.kernels.sum_squares(rows * n, W)
-        ctx.kernels.add_scaled(rows * n, ctx.l2, W, dW)
-    update_range(ctx, tile.param, dW, tile.begin * n, tile.end * n)
+cdef inline double weight_grad(NetContext* ctx, const Layer* layer, const Piece* x) noexcept nogil:
+    """dW = inputs.T delta + l2 W, for a tile of W; returns the sum of its squares if there is a penalty."""
+    cdef Py_ssize_t n = layer.outputs, rows = x.last - x.first, columns = x.end - x.begin, i, begin
+    cdef Matrix inputs = matrix_from(ctx, inputs_of(ctx, layer), 0, x.first, layer.inputs)
+    cdef Matrix dW = matrix_from(ctx, layer.dW, x.first, x.begin, n)
+    cdef double scratch[TILE_DOUBLES]
+    cdef double squares = 0.0
+    cdef char* W
+    cdef char* g
+    if ctx.lease != NULL and rows * columns * ctx.itemsize <= <Py_ssize_t> sizeof(scratch):
+        dW = Matrix(<char*> &scratch[0], columns, False)    # stays in the cache for the update
+    inputs.transposed = True
+    matmul(ctx.gemm, rows, columns, ctx.batch.rows, inputs, matrix_from(ctx, layer.delta, 0, x.begin, n), dW)
+    if dW.ld == columns and n == columns:   # one range of elements
+        rows, columns = 1, rows * columns
+    for i in range(rows):
+        begin = (x.first + i) * n + x.begin
+        W, g = layer.W + begin * ctx.itemsize, dW.start + i * dW.ld * ctx.itemsize
+        if ctx.l2 != 0.0:
+            squares += ctx.kernels.sum_squares(columns, W)
+            ctx.kernels.add_scaled(columns, ctx.l2, W, g)
+        update_range(ctx, layer.param, g, begin, begin + columns)
+    return squares
 
 
 cdef inline void compute_tile_grad(void* context, int part, int parts) noexcept nogil:
     """Compute the gradients of a tile; update the parameters if an optimizer leases them."""
     cdef NetContext* ctx = <NetContext*> context
-    cdef const WeightTile* tile = &ctx.tiles[part]
+    cdef Py_ssize_t tile
+    cdef const Layer* layer = find_tile(ctx, part, &tile)
+    cdef Piece piece
     cdef uint64_t mode = fo_flush_begin()
     ctx.penalties[part] = 0.0
-    if tile.begin < tile.end:
-        weight_grad(ctx, tile, &ctx.penalties[part])
+    if tile < layer.tiles.parts:
+        piece = piece_at(&layer.tiles, tile)
+        ctx.penalties[part] = weight_grad(ctx, layer, &piece)
     else:
-        vector_grads(ctx, &ctx.layers[tile.layer], tile.param)
+        vector_grads(ctx, layer)
     fo_flush_end(mode)
