@@ -37,6 +37,8 @@ def find() -> dict[str, Any]:
                     "name": " ".join([*words[:2], core]) if words else "cblas",
                     "sgemm": sgemm,
                     "dgemm": _address(library, pattern.format("cblas_dgemm")),
+                    "sgemv": _address(library, pattern.format("cblas_sgemv")),
+                    "dgemv": _address(library, pattern.format("cblas_dgemv")),
                     "ilp64": bits == 64,
                     "get_threads": _address(library, pattern.format("openblas_get_num_threads")),
                     "set_threads": _address(library, pattern.format("openblas_set_num_threads")),

@@ -10,7 +10,8 @@ cdef struct Matrix:
 cdef struct Gemm:
     # The matrix product for one dtype.
     void* function              # cblas_sgemm or cblas_dgemm; NULL: numpy.matmul
-    bint ilp64                  # the function takes 64-bit integers
+    void* vector_function       # cblas_sgemv or cblas_dgemv, for a single row or column; or NULL
+    bint ilp64                  # the functions take 64-bit integers
     Py_ssize_t itemsize
     bint failed                 # a product through numpy.matmul raised an error; its result is undefined
     Py_ssize_t small            # the BLAS does not pack products of up to so many multiplications; or 0

@@ -45,6 +45,32 @@ cdef void call_blas(void* function, real one, blas_int m, blas_int n, blas_int k
         <const real*> b.start, <blas_int> b.ld, <real> 0, <real*> c.start, <blas_int> c.ld)
 
 
+cdef void call_gemv(void* function, real one, blas_int m, blas_int n, const Matrix* a, const char* x,
+                    blas_int x_stride, char* y, blas_int y_stride) noexcept nogil:
+    """y = a x, or its transpose times x; the array of `a` has shape (m, n)."""
+    (<void (*)(int, int, blas_int, blas_int, real, const real*, blas_int, const real*, blas_int, real, real*,
+               blas_int) noexcept nogil> function)(
+        ROW_MAJOR, trans(a), m, n, one, <const real*> a.start, <blas_int> a.ld, <const real*> x, x_stride,
+        <real> 0, <real*> y, y_stride)
+
+
+cdef void multiply_vector(const Gemm* gemm, Py_ssize_t m, Py_ssize_t k, Matrix a, const Matrix* x, bint is_row,
+                          char* y, Py_ssize_t y_stride) noexcept nogil:
+    """y = a x, with a of shape (m, k); x is a row or a column of an array."""
+    cdef Py_ssize_t rows = k if a.transposed else m, columns = m if a.transposed else k
+    cdef Py_ssize_t x_stride = 1 if is_row else x.ld
+    if gemm.itemsize == 8 and gemm.ilp64:
+        call_gemv[double, int64_t](gemm.vector_function, 1.0, rows, columns, &a, x.start, x_stride, y, y_stride)
+    elif gemm.itemsize == 8:
+        call_gemv[double, int32_t](gemm.vector_function, 1.0, <int32_t> rows, <int32_t> columns, &a, x.start,
+                                   <int32_t> x_stride, y, <int32_t> y_stride)
+    elif gemm.ilp64:
+        call_gemv[float, int64_t](gemm.vector_function, <float> 1, rows, columns, &a, x.start, x_stride, y, y_stride)
+    else:
+        call_gemv[float, int32_t](gemm.vector_function, <float> 1, <int32_t> rows, <int32_t> columns, &a, x.start,
+                                  <int32_t> x_stride, y, <int32_t> y_stride)
+
+
 cdef void call_numpy(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
                      const Matrix* b, const Matrix* c) noexcept with gil:
     try:
@@ -76,13 +102,19 @@ cdef void multiply(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const M
 
 cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
                  Matrix c) noexcept nogil:
-    """c = a b, with a of shape (m, k) and b of shape (k, n).
+    """c = a b, with a of shape (m, k) and b of shape (k, n). A single row or column is a product with a vector.
 
     If the BLAS multiplies small matrices without packing them, a large product that has few rows, few columns
     or a small k is split into small ones.
     """
     cdef Py_ssize_t size = gemm.itemsize, i, j, rows, columns = min(n, MAX_COLUMNS)
     cdef Matrix a_tile = a, b_tile = b, c_tile = c
+    if gemm.vector_function != NULL and m == 1:
+        multiply_vector(gemm, n, k, Matrix(b.start, b.ld, not b.transposed), &a, not a.transposed, c.start, 1)
+        return
+    if gemm.vector_function != NULL and n == 1:
+        multiply_vector(gemm, m, k, a, &b, b.transposed, c.start, c.ld)
+        return
     rows = gemm.small // max(columns * k, 1)
     if m * n * k <= gemm.small or rows < MIN_ROWS or min(m, n, k) >= PACKED_FROM:
         multiply(gemm, m, n, k, &a, &b, &c)
@@ -99,17 +131,18 @@ cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a,
 cdef class Blas:
     """The matrix products of a BLAS and its number of threads.
 
-    `sgemm`, `dgemm`, `get_threads` and `set_threads` are addresses of CBLAS functions and of the functions that
-    read and set the number of threads; 0 if the BLAS lacks them. `ilp64`: its integers have 64 bits. `small`:
+    `sgemm`, `dgemm`, `sgemv`, `dgemv`, `get_threads` and `set_threads` are addresses of CBLAS functions and of the
+    functions that read and set the number of threads; 0 if the BLAS lacks them. `ilp64`: its integers have 64 bits. `small`:
     it does not pack products of up to so many multiplications; 0 if it always packs.
     """
 
-    def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, bint ilp64=False,
-                 Py_ssize_t get_threads=0, Py_ssize_t set_threads=0, Py_ssize_t small=0):
+    def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, Py_ssize_t sgemv=0,
+                 Py_ssize_t dgemv=0, bint ilp64=False, Py_ssize_t get_threads=0, Py_ssize_t set_threads=0,
+                 Py_ssize_t small=0):
         self.name = name
         self.direct = sgemm != 0
-        self.gemms[0] = Gemm(<void*> sgemm, ilp64, sizeof(float), False, small)
-        self.gemms[1] = Gemm(<void*> dgemm, ilp64, sizeof(double), False, small)
+        self.gemms[0] = Gemm(<void*> sgemm, <void*> sgemv, ilp64, sizeof(float), False, small)
+        self.gemms[1] = Gemm(<void*> dgemm, <void*> dgemv, ilp64, sizeof(double), False, small)
         self.get_threads = <int (*)() noexcept nogil> <void*> get_threads
         self.set_threads = <void (*)(int) noexcept nogil> <void*> set_threads
 

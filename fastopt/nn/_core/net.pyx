@@ -455,6 +455,7 @@ cdef class Pass:
             parallel_for(ctx, transpose_weights, TRANSPOSE_PARTS, MULS_PER_ELEMENT * self.multiplications)
         run_ops(ctx, self.n_ops)
         if not is_stopped(ctx):
+            workload += MULS_PER_ELEMENT * self.multiplications     # the update
             parallel_for(ctx, compute_tile_grad, ctx.n_tiles, workload)
             if ctx.lease != NULL:
                 ctx.lease.finish(ctx.lease.context)

@@ -1,6 +1,6 @@
 """The operations of a pass: gathering samples, forward and backward on blocks, gradients of the weights."""
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch
 from fastopt._core.span cimport Span
@@ -266,6 +266,21 @@ cdef inline void update_range(const NetContext* ctx, int param, const char* g, P
     ctx.lease.update(&ctx.lease.args[x.group], &x, begin, end)
 
 
+cdef inline void prefetch_range(const NetContext* ctx, int param, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    """Prefetch elements [begin, end) of a parameter and its state, which an update reads soon."""
+    cdef const Span* x
+    cdef Py_ssize_t k
+    if ctx.lease == NULL:
+        return
+    x = &ctx.lease.spans[param]
+    for k from begin * ctx.itemsize <= k < end * ctx.itemsize by CACHE_LINE:
+        fo_prefetch(x.p + k)
+        if x.s != NULL:
+            fo_prefetch(x.s + k)
+        if x.t != NULL:
+            fo_prefetch(x.t + k)
+
+
 cdef inline void vector_grads(const NetContext* ctx, const Layer* layer) noexcept nogil:
     """Gradients of bias and scale; MERGE_PRODUCTS has computed those of batch normalization."""
     if layer.norm != BATCH_NORM:
@@ -275,6 +290,19 @@ cdef inline void vector_grads(const NetContext* ctx, const Layer* layer) noexcep
     update_range(ctx, layer.param + 1, layer.db, 0, layer.outputs)
     if layer.scale != NULL:
         update_range(ctx, layer.param + 2, layer.dscale, 0, layer.outputs)
+
+
+cdef inline void outer_product(const NetContext* ctx, Py_ssize_t m, Py_ssize_t n, const char* a, const char* b,
+                               const Matrix* c) noexcept nogil:
+    """c[i, j] = a[i] b[j]; a BLAS would pack the vectors and multiply by zeros."""
+    cdef Py_ssize_t i
+    cdef double factor
+    cdef char* row
+    for i in range(m):
+        row = c.start + i * c.ld * ctx.itemsize
+        factor = (<const double*> a)[i] if ctx.dtype == FLOAT64 else (<const float*> a)[i]
+        memset(row, 0, n * ctx.itemsize)
+        ctx.kernels.add_scaled(n, factor, b, row)
 
 
 cdef inline double weight_grad(NetContext* ctx, const Layer* layer, const Piece* x) noexcept nogil:
@@ -289,11 +317,16 @@ cdef inline double weight_grad(NetContext* ctx, const Layer* layer, const Piece*
     if ctx.lease != NULL and rows * columns * ctx.itemsize <= <Py_ssize_t> sizeof(scratch):
         dW = Matrix(<char*> &scratch[0], columns, False)    # stays in the cache for the update
     inputs.transposed = True
-    matmul(ctx.gemm, rows, columns, ctx.batch.rows, inputs, matrix_from(ctx, layer.delta, 0, x.begin, n), dW)
+    if ctx.batch.rows == 1:
+        outer_product(ctx, rows, columns, inputs.start, layer.delta + x.begin * ctx.itemsize, &dW)
+    else:
+        matmul(ctx.gemm, rows, columns, ctx.batch.rows, inputs, matrix_from(ctx, layer.delta, 0, x.begin, n), dW)
     if dW.ld == columns and n == columns:   # one range of elements
         rows, columns = 1, rows * columns
     for i in range(rows):
         begin = (x.first + i) * n + x.begin
+        if i + 1 < rows:
+            prefetch_range(ctx, layer.param, begin + n, begin + n + columns)
         W, g = layer.W + begin * ctx.itemsize, dW.start + i * dW.ld * ctx.itemsize
         if ctx.l2 != 0.0:
             squares += ctx.kernels.sum_squares(columns, W)

@@ -12,15 +12,15 @@ from fastopt.nn._core.net_context cimport (
 cdef enum:
     SMALL_BLOCK_ROWS = 16       # samples per block if the BLAS multiplies small matrices without packing
     MAX_CACHED = 1 << 18        # weights of a layer at most for products on blocks, each of which reads all of them
-    MIN_SPLIT = 1 << 20         # multiplications of a product of few samples at least to be divided into pieces
-    FEW_SAMPLES = 128           # below, blocks are too small to multiply well
+    MIN_SPLIT = 1 << 16         # weights at least for products of few samples in pieces
+    FEW_SAMPLES = 256           # below, blocks are too small to multiply well
     PIECE_ROWS = 512            # rows and columns of a piece, at most
     PIECE_COLUMNS = 256
     TILE_COLUMNS = 512          # of weights, at most
     TILE_ROWS = 256
     TILE_DOUBLES = 1 << 14      # size of a tile whose gradient stays in the cache until the update
+    MIN_TILE = 1 << 18          # multiplications, update included, up to which a gradient is a single tile
     MANY_SAMPLES = 256          # from here on a product takes much longer than the update, and tiles are larger
-    MIN_TILE = 1 << 12          # weights per tile at least
 
 
 cdef inline Py_ssize_t divide_up(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
@@ -50,34 +50,45 @@ cdef inline Piece piece_at(const Grid* grid, Py_ssize_t part) noexcept nogil:
 cdef inline Grid product_grid(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
     """Pieces of a product of shape (rows, n) with weights; none if it is computed on blocks."""
     cdef Py_ssize_t weights = n * k
-    if weights <= MAX_CACHED and (rows >= FEW_SAMPLES or weights * rows < MIN_SPLIT) or n < 32:
+    if weights <= MAX_CACHED and (rows >= FEW_SAMPLES or weights < MIN_SPLIT) or n < 32:
         return Grid(rows, n, 0, 0, 0, 0)
     return make_grid(rows, n, even_part(rows, PIECE_ROWS, 4) if rows > PIECE_ROWS else rows,
-                     even_part(n, PIECE_COLUMNS, 16))
+                     even_part(n, PIECE_COLUMNS, 16 if n > PIECE_COLUMNS else 4))
 
 
 cdef inline Grid weight_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t itemsize) noexcept nogil:
-    """Tiles of the gradient of weights of shape (m, n)."""
-    cdef Py_ssize_t columns = divide_up(divide_up(n, divide_up(n, TILE_COLUMNS)), 16) * 16, height
-    height = TILE_ROWS if rows >= MANY_SAMPLES else min(8 * TILE_DOUBLES // itemsize // columns, TILE_ROWS)
-    if m * n <= 2 * MIN_TILE:
-        return make_grid(m, n, m, columns)
+    """Tiles of the gradient of weights of shape (m, n).
+
+    Few samples: the update takes longer than the product, and is fastest on whole rows of the weights. Many
+    samples: the product takes longer, and is fastest on tiles of many rows.
+    """
+    cdef Py_ssize_t columns = divide_up(divide_up(n, divide_up(n, TILE_COLUMNS)), 16) * 16
+    cdef Py_ssize_t size = 8 * TILE_DOUBLES // itemsize, height = TILE_ROWS
+    if m * n * (rows + 16) <= MIN_TILE:
+        return make_grid(m, n, m, n)
+    if rows < MANY_SAMPLES:
+        if size // n >= max(rows // 2, 16):
+            columns = n
+        height = min(size // columns, TILE_ROWS)
     return make_grid(m, n, even_part(m, height, 4), columns)
 
 
 cdef inline void divide_work(NetContext* ctx, Py_ssize_t rows) noexcept nogil:
     """Set the blocks, pieces and tiles of a batch."""
-    cdef Py_ssize_t i, target = 64 if rows <= 512 else 128 if rows <= 2048 else 256
+    cdef Py_ssize_t i, target = 64 if rows <= 256 else 128 if rows < 1024 else 256
     cdef bint small = ctx.gemm.small > 0 and rows <= 256
+    cdef Py_ssize_t weights = 0
     cdef Layer* layer
     for i in range(ctx.depth):
         layer = &ctx.layers[i]
         layer.product = product_grid(rows, layer.outputs, layer.inputs)
         layer.input_product = product_grid(rows, layer.inputs, layer.outputs)
         layer.tiles = weight_grid(layer.inputs, layer.outputs, rows, ctx.itemsize)
+        weights += layer.inputs * layer.outputs
         small = small and layer.inputs * layer.outputs <= MAX_CACHED
     ctx.small_products = small
-    ctx.block_rows = even_part(rows, SMALL_BLOCK_ROWS if small else target, 4)
+    target = SMALL_BLOCK_ROWS if small else target
+    ctx.block_rows = even_part(rows, target, 4) if weights * rows > MIN_TILE else target
     ctx.n_blocks = divide_up(rows, ctx.block_rows)
     ctx.n_tiles = 0
     for i in range(ctx.depth):
@@ -87,16 +98,23 @@ cdef inline void divide_work(NetContext* ctx, Py_ssize_t rows) noexcept nogil:
 cdef inline const Layer* find_tile(const NetContext* ctx, Py_ssize_t part, Py_ssize_t* tile) noexcept nogil:
     """Layer and index of a tile; index `tiles.parts` stands for the vectors of the layer.
 
-    The parts are the lower half of every layer's tiles, then the upper halves: the first half of the parts has
-    half of the work.
+    The parts are one half of every layer's tiles, the vectors, which are little work, and the other halves. So
+    two threads, which begin with one half of the parts each, have half of the work.
     """
-    cdef Py_ssize_t i, half
-    for i in range(2 * ctx.depth):
-        half = ctx.layers[i % ctx.depth].tiles.parts // 2
-        tile[0] = part + (half if i >= ctx.depth else 0)
-        part -= half if i < ctx.depth else ctx.layers[i % ctx.depth].tiles.parts + 1 - half
-        if part < 0:
+    cdef const Grid* tiles
+    cdef Py_ssize_t i, begin, end
+    for i in range(3 * ctx.depth):
+        tiles = &ctx.layers[i % ctx.depth].tiles
+        if i < ctx.depth:
+            begin, end = 0, tiles.parts // 2
+        elif i < 2 * ctx.depth:
+            begin, end = tiles.parts, tiles.parts + 1
+        else:
+            begin, end = tiles.parts // 2, tiles.parts
+        tile[0] = begin + part
+        if tile[0] < end:
             break
+        part -= end - begin
     return &ctx.layers[i % ctx.depth]
 
 
