@@ -65,7 +65,8 @@ cdef void multiply_vector(const Gemm* gemm, Py_ssize_t m, Py_ssize_t k, Matrix a
         call_gemv[double, int32_t](gemm.vector_function, 1.0, <int32_t> rows, <int32_t> columns, &a, x.start,
                                    <int32_t> x_stride, y, <int32_t> y_stride)
     elif gemm.ilp64:
-        call_gemv[float, int64_t](gemm.vector_function, <float> 1, rows, columns, &a, x.start, x_stride, y, y_stride)
+        call_gemv[float, int64_t](gemm.vector_function, <float> 1, rows, columns, &a, x.start, x_stride, y,
+                                  y_stride)
     else:
         call_gemv[float, int32_t](gemm.vector_function, <float> 1, <int32_t> rows, <int32_t> columns, &a, x.start,
                                   <int32_t> x_stride, y, <int32_t> y_stride)
@@ -132,8 +133,8 @@ cdef class Blas:
     """The matrix products of a BLAS and its number of threads.
 
     `sgemm`, `dgemm`, `sgemv`, `dgemv`, `get_threads` and `set_threads` are addresses of CBLAS functions and of the
-    functions that read and set the number of threads; 0 if the BLAS lacks them. `ilp64`: its integers have 64 bits. `small`:
-    it does not pack products of up to so many multiplications; 0 if it always packs.
+    functions that read and set the number of threads; 0 if the BLAS lacks them. `ilp64`: its integers have 64
+    bits. `small`: it does not pack products of up to so many multiplications; 0 if it always packs.
     """
 
     def __init__(self, str name, Py_ssize_t sgemm=0, Py_ssize_t dgemm=0, Py_ssize_t sgemv=0,

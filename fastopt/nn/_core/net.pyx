@@ -20,7 +20,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int64_t
 
 from fastopt._core.common cimport CACHE_LINE
-from fastopt._core.runtime cimport Task, data_ptr, process_number, run_parts
+from fastopt._core.runtime cimport data_ptr, process_number
 from fastopt._core.span cimport StepLease
 from fastopt.nn._core.gemm cimport Blas, Gemm
 from fastopt.nn._core.layer_kernels cimport (
@@ -28,22 +28,20 @@ from fastopt.nn._core.layer_kernels cimport (
 )
 from fastopt.nn._core.net_context cimport (
     ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD, LAYER_NORM,
-    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Grid, Layer, NetContext, Op,
+    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op,
 )
 from fastopt.nn._core.net_ops cimport (
-    compute_tile_grad, element_size, merge_blocks, run_block, run_piece, total_weight, transpose_weights,
+    MULS_PER_ELEMENT, compute_tile_grad, element_size, is_stopped, parallel_for, run_ops, total_weight,
+    transpose_weights,
 )
-from fastopt.nn._core.work_division cimport SMALL_BLOCK_ROWS, divide_work, pieces_of
+from fastopt.nn._core.work_division cimport SMALL_BLOCK_ROWS, divide_work
 
 import numpy as np
 
 from fastopt._core.arena import aligned_zeros
 
 cdef enum:
-    SERIAL_BELOW = 1 << 19      # multiplications up to which a second thread costs more than it saves
-    MULS_PER_NS = 50            # multiplications per nanosecond and thread
-    MULS_PER_ELEMENT = 16       # that take as long as an elementwise operation
-    TRANSPOSE_PARTS = 8         # of the weights
+    TRANSPOSE_PARTS = 8     # of the weights
 
 cdef double MAX_BYTES = 2.0**62     # of an arena: sums of sizes below it do not overflow
 
@@ -116,51 +114,6 @@ cdef class Source:
 
 cdef inline Py_ssize_t align_up(Py_ssize_t n) noexcept nogil:
     return (n + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
-
-
-cdef void parallel_for(NetContext* ctx, Task task, Py_ssize_t parts, Py_ssize_t multiplications) noexcept nogil:
-    """Run a task on all parts, on several threads if the work is worth it and the products need no GIL."""
-    cdef int part
-    if multiplications <= SERIAL_BELOW or ctx.gemm.function == NULL:
-        for part in range(<int> parts):
-            task(ctx, part, <int> parts)
-    else:
-        run_parts(task, ctx, <int> parts, multiplications // MULS_PER_NS)
-
-
-cdef inline bint is_stopped(const NetContext* ctx) noexcept nogil:
-    """Whether the results of the pass are invalid."""
-    return ctx.not_finite or ctx.gemm.failed
-
-
-cdef Py_ssize_t work_of(const NetContext* ctx, const Op* op) noexcept nogil:
-    """Multiplications that take about as long as the operation on all samples."""
-    cdef const Layer* layer = &ctx.layers[op.layer]
-    cdef Py_ssize_t per_output = layer.inputs if op.opcode in (MATMUL, INPUT_GRAD) else MULS_PER_ELEMENT
-    return ctx.batch.rows * per_output * (layer.inputs if op.opcode == GATHER else layer.outputs)
-
-
-cdef void run_ops(NetContext* ctx, Py_ssize_t n_ops) noexcept nogil:
-    """Run the operations: neighboring ones together on each block, unless one needs all blocks or has pieces."""
-    cdef Py_ssize_t k, work = 0
-    cdef const Grid* pieces = NULL
-    ctx.op_begin = 0
-    for k in range(n_ops + 1):
-        if k < n_ops:
-            pieces = pieces_of(ctx, &ctx.ops[k])
-            if pieces == NULL and ctx.ops[k].opcode < MERGE_MOMENTS:
-                work += work_of(ctx, &ctx.ops[k])
-                continue
-        ctx.op_end = k
-        if k > ctx.op_begin:
-            parallel_for(ctx, run_block, ctx.n_blocks, work)
-        ctx.op_begin, work = k + 1, 0
-        if k == n_ops or is_stopped(ctx):
-            return
-        if pieces != NULL:
-            parallel_for(ctx, run_piece, pieces.parts, work_of(ctx, &ctx.ops[k]))
-        else:
-            merge_blocks(ctx, &ctx.ops[k])
 
 
 cdef class Pass:

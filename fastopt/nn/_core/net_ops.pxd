@@ -1,17 +1,23 @@
-"""The operations of a pass: gathering samples, forward and backward on blocks, gradients of the weights."""
+"""The operations of a pass: gathering samples, forward and backward, gradients of the weights; their threads."""
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.common cimport CACHE_LINE, fo_flush_begin, fo_flush_end, fo_prefetch
+from fastopt._core.runtime cimport Task, run_parts
 from fastopt._core.span cimport Span
 from fastopt.nn._core.gemm cimport Matrix, matmul
 from fastopt.nn._core.layer_kernels cimport FLOAT32, FLOAT64, SPARSE, UINT8, Block, DataType
 from fastopt.nn._core.net_context cimport (
     ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD,
-    LAYER_NORM, LOSS, MATMUL, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op, Piece,
-    block_ptr, inputs_of, matrix_from, row_ptr,
+    LAYER_NORM, LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Grid, Layer, NetContext, Op,
+    Piece, block_ptr, inputs_of, matrix_from, row_ptr,
 )
 from fastopt.nn._core.work_division cimport TILE_DOUBLES, find_tile, piece_at, pieces_of
+
+cdef enum:
+    SERIAL_BELOW = 1 << 19      # multiplications up to which a second thread costs more than it saves
+    MULS_PER_NS = 50            # multiplications per nanosecond and thread
+    MULS_PER_ELEMENT = 16       # that take as long as an elementwise operation, or as the update of an element
 
 
 # --- Gathering: copying the samples of a batch, converted to the network's dtype ----------------------------
@@ -240,6 +246,54 @@ cdef inline void merge_blocks(const NetContext* ctx, const Op* op) noexcept nogi
     else:
         memcpy(layer.mean, layer.running_mean, layer.outputs * ctx.itemsize)
         ctx.kernels.reciprocal_std(layer.outputs, ctx.eps, layer.running_variance, layer.rstd)
+
+
+# --- Running operations on several threads -------------------------------------------------------------------
+
+cdef inline void parallel_for(NetContext* ctx, Task task, Py_ssize_t parts,
+                              Py_ssize_t multiplications) noexcept nogil:
+    """Run a task on all parts, on several threads if the work is worth it and the products need no GIL."""
+    cdef int part
+    if multiplications <= SERIAL_BELOW or ctx.gemm.function == NULL:
+        for part in range(<int> parts):
+            task(ctx, part, <int> parts)
+    else:
+        run_parts(task, ctx, <int> parts, multiplications // MULS_PER_NS)
+
+
+cdef inline bint is_stopped(const NetContext* ctx) noexcept nogil:
+    """Whether the results of the pass are invalid."""
+    return ctx.not_finite or ctx.gemm.failed
+
+
+cdef inline Py_ssize_t work_of(const NetContext* ctx, const Op* op) noexcept nogil:
+    """Multiplications that take about as long as the operation on all samples."""
+    cdef const Layer* layer = &ctx.layers[op.layer]
+    cdef Py_ssize_t per_output = layer.inputs if op.opcode in (MATMUL, INPUT_GRAD) else MULS_PER_ELEMENT
+    return ctx.batch.rows * per_output * (layer.inputs if op.opcode == GATHER else layer.outputs)
+
+
+cdef inline void run_ops(NetContext* ctx, Py_ssize_t n_ops) noexcept nogil:
+    """Run the operations: neighboring ones together on each block, unless one needs all blocks or has pieces."""
+    cdef Py_ssize_t k, work = 0
+    cdef const Grid* pieces = NULL
+    ctx.op_begin = 0
+    for k in range(n_ops + 1):
+        if k < n_ops:
+            pieces = pieces_of(ctx, &ctx.ops[k])
+            if pieces == NULL and ctx.ops[k].opcode < MERGE_MOMENTS:
+                work += work_of(ctx, &ctx.ops[k])
+                continue
+        ctx.op_end = k
+        if k > ctx.op_begin:
+            parallel_for(ctx, run_block, ctx.n_blocks, work)
+        ctx.op_begin, work = k + 1, 0
+        if k == n_ops or is_stopped(ctx):
+            return
+        if pieces != NULL:
+            parallel_for(ctx, run_piece, pieces.parts, work_of(ctx, &ctx.ops[k]))
+        else:
+            merge_blocks(ctx, &ctx.ops[k])
 
 
 # --- Gradients of the parameters, one tile of a weight matrix at a time, and updates while it is cached -----

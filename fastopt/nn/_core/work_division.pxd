@@ -11,7 +11,7 @@ from fastopt.nn._core.net_context cimport (
 
 cdef enum:
     SMALL_BLOCK_ROWS = 16       # samples per block if the BLAS multiplies small matrices without packing
-    MAX_CACHED = 1 << 18        # weights of a layer at most for products on blocks, each of which reads all of them
+    MAX_CACHED = 1 << 18        # weights of a layer at most for products on blocks, which read all of them each
     MIN_SPLIT = 1 << 16         # weights at least for products of few samples in pieces
     FEW_SAMPLES = 256           # below, blocks are too small to multiply well
     PIECE_ROWS = 512            # rows and columns of a piece, at most
