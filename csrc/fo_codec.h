@@ -5,7 +5,7 @@
  * Stochastic rounding rounds up with a probability equal to the fraction that is cut off: it adds
  * noise below the last bit that is kept, and truncates. The noise of an element is a word of a
  * fixed table, combined with a key by exclusive or. The place in the table and the key are a hash
- * of seed, step, parameter, array and segment of 128 elements, so they do not depend on the
+ * of seed, step, parameter, array and segment of 512 elements, so they do not depend on the
  * division of the work.
  *
  * The conversions use integers where flush-to-zero would change a subnormal number.
@@ -17,7 +17,7 @@
 #include <string.h>
 
 enum {
-    FO_NOISE_SEGMENT = 128, /* elements whose noise follows one another in the table */
+    FO_NOISE_SEGMENT = 512, /* elements whose noise follows one another in the table */
     FO_NOISE_STARTS =
         1024, /* words of the table at which a segment may start, every 16th of them */
     FO_NOISE_WORDS = FO_NOISE_STARTS + FO_NOISE_SEGMENT,
@@ -95,8 +95,8 @@ static inline float fo_from_bfloat16(const uint16_t x) { return fo_float((uint32
  */
 static inline uint16_t fo_high_half(const uint32_t bits, const uint32_t added)
 {
-    const uint32_t nan = (bits >> 16) | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? nan : (bits + added) >> 16);
+    const uint32_t rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : bits + added;
+    return (uint16_t)(rounded >> 16);
 }
 
 /* Stochastic, with 16 bits of noise. */
@@ -147,6 +147,72 @@ static inline uint16_t fo_to_half_nearest(const float x)
     const float units = fo_float(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
     return fo_join_half(bits, magnitude + 0xfffu + ((magnitude >> 13) & 1u),
                         fo_bits(units + 0x1p23f) & 0xffffu);
+}
+
+/* --- 8 bits: floats of few bits, in units of the largest magnitude of a block
+ * --------------------- */
+
+/*
+ * With y, a magnitude over the largest one of its block times the range below, the code consists of
+ * the exponent and the first bits of the mantissa of 1 + y: small values have equal distances,
+ * large ones equal relative distances. A signed code has a sign, 2 bits of exponent and 5 of
+ * mantissa; an unsigned one has 4 and 4, and is 0 for zero alone.
+ */
+static const float fo_range_signed = 14.74f; /* less than the value of code 127, 14.75 */
+static const float fo_range_unsigned = 63480.0f; /* less than the value of code 255, 63487 */
+
+/* Factors of a block; the product of the first two divides by the largest magnitude. */
+typedef struct {
+    float encode[2];
+    float decode[2];
+} fo_block;
+
+/* The factors, from the bits of the largest magnitude. Subnormal ones count as zero. */
+static inline fo_block fo_block_of(const uint32_t max_bits, const float range)
+{
+    const float max = max_bits < 0x00800000u ? 0.0f : fo_float(max_bits);
+    fo_block block = {{0.0f, 0.0f}, {1.0f / range, max}};
+    if (max >= 0x1p100f) { /* 1 / max may be subnormal */
+        block.encode[0] = range / max;
+        block.encode[1] = 1.0f;
+    } else if (max > 0.0f) {
+        block.encode[0] = 1.0f / max;
+        block.encode[1] = range;
+    }
+    return block;
+}
+
+static inline uint32_t fo_magnitude(const float x) { return fo_bits(x) & 0x7fffffffu; }
+
+static inline uint8_t fo_to_signed8(const float x, const float a, const float b,
+                                    const uint32_t noise)
+{
+    const float y = fo_float(fo_magnitude(x)) * a * b + 1.0f;
+    const uint32_t code = ((fo_bits(y) & 0x7fffffffu) - 0x3f800000u + (noise >> 14)) >> 18;
+    return (uint8_t)((code < 127u ? code : 127u) | ((fo_bits(x) >> 24) & 0x80u));
+}
+
+static inline float fo_from_signed8(const uint8_t code, const float a, const float b)
+{
+    const uint32_t sign = (uint32_t)(code & 0x80u) << 24;
+    const float y = fo_float(((uint32_t)(code & 0x7fu) << 18) + 0x3f800000u) - 1.0f;
+    return fo_float(fo_bits(y * a * b) | sign);
+}
+
+static inline uint8_t fo_to_unsigned8(const float x, const float a, const float b,
+                                      const uint32_t noise)
+{
+    const float y = x * a * b;
+    const float at_least = y < 0x1p-4f ? 0x1p-4f : y;
+    const uint32_t code =
+        ((fo_bits(at_least + 1.0f) & 0x7fffffffu) - 0x3f800000u + (noise >> 13)) >> 19;
+    const uint32_t limited = code < 255u ? code : 255u;
+    return (uint8_t)((fo_bits(x) & 0x7f800000u) == 0u ? 0u : limited);
+}
+
+static inline float fo_from_unsigned8(const uint8_t code, const float a, const float b)
+{
+    return (fo_float(((uint32_t)code << 19) + 0x3f800000u) - 1.0f) * a * b;
 }
 
 #endif

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict
 
 import numpy as np
 
+from fastopt._core.codes import decode_blocks, encode_blocks, mix, noise
 from fastopt._core.formats import FLOAT16, computing_dtype, decode, normalize
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-__all__ = ["Formats", "mix", "noise", "round_bfloat16", "round_float16", "step_stored", "stored"]
-
-SEGMENT = 128       # elements whose noise follows one another in the table
+__all__ = [
+    "Formats", "decode_blocks", "encode_blocks", "mix", "noise", "round_bfloat16", "round_float16",
+    "step_stored", "stored",
+]
 
 
 class Formats(TypedDict, total=False):
@@ -42,43 +44,6 @@ class Formats(TypedDict, total=False):
 
     rounding: Literal["stochastic", "nearest"]
     seed: int
-
-
-def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Hash of 64-bit words: the next word of SplitMix64 (Steele, Lea, Flood 2014)."""
-    x = x * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-TABLE = (mix(np.arange(1, 1024 + SEGMENT + 1, dtype=np.uint64)) >> np.uint64(32)).astype(np.uint32)
-
-
-def noise(seed: int, step: int, parameter: int, array: int, size: int) -> NDArray[np.uint32]:
-    """Noise of the elements of an array, 32 random bits each.
-
-    Parameters
-    ----------
-    seed, step : int
-        `step` counts the updates of the parameter; the first one is 1.
-    parameter : int
-        Index of the parameter in the optimizer.
-    array : int
-        0 for the parameter itself, 1 for the first array of its state, and so on.
-    size : int
-        Number of elements.
-    """
-    key = mix(np.array([seed], np.uint64) + np.uint64(1))
-    key = mix(key + np.uint64(parameter))
-    key = mix(key + np.uint64(step))
-    segments = np.arange(-(-size // SEGMENT), dtype=np.uint64)
-    words = mix(key + segments * np.uint64(8) + np.uint64(array))
-    start = (words & np.uint64(1008)).astype(np.intp)   # one of 64 places in the table
-    table = TABLE[start[:, None] + np.arange(SEGMENT)]
-    keys = (words >> np.uint64(32)).astype(np.uint32)
-    result: NDArray[np.uint32] = (table ^ keys[:, None]).ravel()[:size]
-    return result
 
 
 def round_bfloat16(x: Array, noise: NDArray[np.uint32] | None = None) -> NDArray[np.uint16]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from fastopt._core.formats import computing_dtype, encode
+from fastopt._core.formats import encode
 from fastopt._core.layout import with_layout
 from fastopt._core.runtime import address
 
@@ -33,26 +33,28 @@ def aligned_zeros(n: int, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
     return memory[first : first + nbytes].view(dtype)
 
 
-def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...] | None]]) -> list[list[Array]]:
-    """Allocate zeros of the given shapes for each array, of its computing dtype, in one block.
+View: TypeAlias = "tuple[tuple[int, ...] | None, DTypeLike]"
+
+
+def alloc_views(arrays: list[Array], views: Sequence[Sequence[View]]) -> list[list[Array]]:
+    """Allocate zeros of the given shapes and dtypes for each array, in one block.
 
     A view with the shape None has the shape and the memory layout of the array, the others are C-contiguous.
     Every view begins on a cache line. NumPy requests huge pages for large blocks, so one block also
     provides these. Streams at the same offset within their pages evict each other from the cache:
     each large view begins a quarter of a page further on than the one before.
     """
-    dtypes = [computing_dtype(a.dtype) for a in arrays]
     sizes = [
-        [(a.size if shape is None else math.prod(shape)) * dtype.itemsize for shape in own_shapes]
-        for a, dtype, own_shapes in zip(arrays, dtypes, shapes, strict=True)
+        [(a.size if shape is None else math.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in own]
+        for a, own in zip(arrays, views, strict=True)
     ]
     arena = np.zeros(sum(map(_reserved, itertools.chain(*sizes))) + _ALIGN, np.uint8)
     base = address(arena)
     start = -base % _ALIGN
-    views = []
-    for array, dtype, own_shapes, own_sizes in zip(arrays, dtypes, shapes, sizes, strict=True):
+    result = []
+    for array, own, own_sizes in zip(arrays, views, sizes, strict=True):
         own_views = []
-        for k, (shape, size) in enumerate(zip(own_shapes, own_sizes, strict=True)):
+        for k, ((shape, dtype), size) in enumerate(zip(own, own_sizes, strict=True)):
             first = start
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
@@ -60,8 +62,8 @@ def alloc_views(arrays: list[Array], shapes: Sequence[Sequence[tuple[int, ...] |
             vector = arena[first : first + size].view(dtype)
             own_views.append(with_layout(vector, array) if shape is None else vector.reshape(shape))
             start += _reserved(size)
-        views.append(own_views)
-    return views
+        result.append(own_views)
+    return result
 
 
 def _reserved(size: int) -> int:

@@ -1,13 +1,13 @@
 """Codecs: the elements of a tile are decoded to what the kernels compute with, and encoded after the update.
 
-A format is a function that decodes and one that encodes n elements, and a line in `load` and `store_params`;
-`csrc/fo_codec.h` has the conversion of one element. All functions are inline because `kernels.pyx` is their only
-user, and is compiled once per instruction set.
+A format is a function that decodes and one that encodes n elements, and a line in a function that loads and in
+one that stores; `csrc/fo_codec.h` has the conversion of one element. All functions are inline because
+`kernels.pyx` is their only user, and is compiled once per instruction set.
 """
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastopt._core.common cimport real
-from fastopt._core.span cimport BFLOAT16, FLOAT16, NATIVE, Format, Span
+from fastopt._core.span cimport BFLOAT16, FLOAT16, MAX_STATES, NATIVE, SIGNED8, UNSIGNED8, Format, Span
 
 cdef extern from "fo_half.h" nogil:
     float fo_half_to_float(uint16_t half)
@@ -25,9 +25,20 @@ cdef extern from "fo_codec.h" nogil:
     uint16_t fo_to_bfloat16_nearest(float x)
     uint16_t fo_to_half(float x, uint32_t noise)
     uint16_t fo_to_half_nearest(float x)
+    const float fo_range_signed, fo_range_unsigned
+    ctypedef struct fo_block:
+        float encode[2]
+        float decode[2]
+    fo_block fo_block_of(uint32_t max_bits, float range)
+    uint32_t fo_magnitude(float x)
+    uint32_t fo_bits(float x)
+    uint8_t fo_to_signed8(float x, float a, float b, uint32_t noise)
+    float fo_from_signed8(uint8_t code, float a, float b)
+    uint8_t fo_to_unsigned8(float x, float a, float b, uint32_t noise)
+    float fo_from_unsigned8(uint8_t code, float a, float b)
 
 cdef enum:
-    MAX_TILE = 128      # elements of a tile
+    MAX_TILE = 512      # elements of a tile: a segment of the noise, and one or more blocks of 8-bit state
 
 
 # --- Loops over elements -----------------------------------------------------------------------------
@@ -84,6 +95,44 @@ cdef inline void round_half_nearest(uint16_t* restrict out, const float* restric
         out[i] = fo_to_half_nearest(x[i])
 
 
+cdef inline uint32_t max_magnitude(const float* restrict x, Py_ssize_t n) noexcept nogil:
+    """Bits of the largest magnitude, of a NaN if there is one."""
+    cdef Py_ssize_t i
+    cdef uint32_t bits, largest = 0
+    for i in range(n):
+        bits = fo_magnitude(x[i])
+        largest = bits if bits > largest else largest
+    return largest
+
+
+cdef inline void encode_signed8(uint8_t* restrict out, const float* restrict x, float a, float b,
+                                const uint32_t* restrict noise, uint32_t key, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = fo_to_signed8(x[i], a, b, noise[i] ^ key)
+
+
+cdef inline void encode_unsigned8(uint8_t* restrict out, const float* restrict x, float a, float b,
+                                  const uint32_t* restrict noise, uint32_t key, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = fo_to_unsigned8(x[i], a, b, noise[i] ^ key)
+
+
+cdef inline void decode_signed8(float* restrict out, const uint8_t* restrict x, float a, float b,
+                                Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = fo_from_signed8(x[i], a, b)
+
+
+cdef inline void decode_unsigned8(float* restrict out, const uint8_t* restrict x, float a, float b,
+                                  Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = fo_from_unsigned8(x[i], a, b)
+
+
 # --- Codecs ------------------------------------------------------------------------------------------
 
 cdef inline void load(Format format, const char* base, Py_ssize_t lo, Py_ssize_t n, real* out) noexcept nogil:
@@ -107,24 +156,74 @@ cdef inline const real* load_grad(const Span* x, Py_ssize_t lo, Py_ssize_t n, re
     return buffer
 
 
-cdef inline void store_params(const Span* x, uint64_t step, Py_ssize_t lo, Py_ssize_t n,
-                              const float* p) noexcept nogil:
-    """Encode elements [lo, lo + n) of the parameter after this step; they are in one segment."""
-    cdef uint16_t* out = <uint16_t*> x.p + lo
-    cdef Py_ssize_t first = x.origin + lo
-    cdef uint64_t segment
-    cdef const uint32_t* noise
-    if x.param_format == NATIVE:
+cdef inline char* state_base(const Span* x, int k) noexcept nogil:
+    """State array k."""
+    if k < 2:
+        return x.s if k == 0 else x.t
+    return x.u if k == 2 else x.v
+
+
+cdef inline float range_of(Format format) noexcept nogil:
+    return fo_range_signed if format == SIGNED8 else fo_range_unsigned
+
+
+cdef inline void load_state(const Span* x, int k, Py_ssize_t lo, Py_ssize_t n, float* out) noexcept nogil:
+    """Decode elements [lo, lo + n) of state array k; lo is the beginning of a block if it has 8 bits."""
+    cdef const uint8_t* codes = <const uint8_t*> state_base(x, k) + lo
+    cdef fo_block block
+    cdef Py_ssize_t done = 0, count
+    if x.state_formats[k] == BFLOAT16:
+        load(BFLOAT16, state_base(x, k), lo, n, out)
         return
+    while done < n:
+        count = min(x.block, n - done)
+        block = fo_block_of(fo_bits(x.scales[k][(lo + done) // x.block]), range_of(x.state_formats[k]))
+        if x.state_formats[k] == SIGNED8:
+            decode_signed8(out + done, codes + done, block.decode[0], block.decode[1], count)
+        else:
+            decode_unsigned8(out + done, codes + done, block.decode[0], block.decode[1], count)
+        done += count
+
+
+cdef inline void store_params(const Span* x, uint64_t step_key, Py_ssize_t lo, Py_ssize_t n,
+                              const float* p) noexcept nogil:
+    """Encode elements [lo, lo + n) of the parameter, which are in one segment of the noise."""
+    cdef Py_ssize_t first = x.origin + lo
+    cdef uint64_t hash = fo_noise_of_segment(step_key, first // SEGMENT, 0)
+    cdef const uint32_t* noise = fo_noise_words(hash) + first % SEGMENT
+    cdef uint32_t key = fo_noise_key(hash)
+    cdef uint16_t* out = <uint16_t*> x.p + lo
     if x.to_nearest:
         if x.param_format == BFLOAT16:
             round_bfloat16_nearest(out, p, n)
         else:
             round_half_nearest(out, p, n)
-        return
-    segment = fo_noise_of_segment(fo_noise_of_step(x.noise, step), first // SEGMENT, 0)
-    noise = fo_noise_words(segment) + first % SEGMENT
-    if x.param_format == BFLOAT16:
-        round_bfloat16(out, p, noise, fo_noise_key(segment), n)
+    elif x.param_format == BFLOAT16:
+        round_bfloat16(out, p, noise, key, n)
     else:
-        round_half(out, p, noise, fo_noise_key(segment), n)
+        round_half(out, p, noise, key, n)
+
+
+cdef inline void store_state(const Span* x, uint64_t step_key, int k, Py_ssize_t lo, Py_ssize_t n,
+                             const float* values) noexcept nogil:
+    """Encode elements [lo, lo + n) of state array k, which are in one segment of the noise, and whole blocks."""
+    cdef Py_ssize_t first = x.origin + lo, done = 0, count
+    cdef uint64_t hash = fo_noise_of_segment(step_key, first // SEGMENT, k + 1)
+    cdef const uint32_t* noise = fo_noise_words(hash) + first % SEGMENT
+    cdef uint32_t key = fo_noise_key(hash)
+    cdef uint8_t* codes = <uint8_t*> state_base(x, k) + lo
+    cdef fo_block block
+    if x.state_formats[k] == BFLOAT16:
+        round_bfloat16(<uint16_t*> state_base(x, k) + lo, values, noise, key, n)
+        return
+    while done < n:
+        count = min(x.block, n - done)
+        block = fo_block_of(max_magnitude(values + done, count), range_of(x.state_formats[k]))
+        x.scales[k][(lo + done) // x.block] = block.decode[1]
+        if x.state_formats[k] == SIGNED8:
+            encode_signed8(codes + done, values + done, block.encode[0], block.encode[1], noise + done, key,
+                           count)
+        else:
+            encode_unsigned8(codes + done, values + done, block.encode[0], block.encode[1], noise + done, key,
+                             count)
+        done += count

@@ -13,11 +13,15 @@ name: the fields of the struct are the keys of `Rule.constants` and `Rule.step_s
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport fabs, fabsf, sqrt, sqrtf
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from fastopt._core.codecs cimport MAX_TILE, SEGMENT, fill_noise_table, load, load_grad, store_params
+from fastopt._core.codecs cimport (
+    MAX_TILE, SEGMENT, fill_noise_table, fo_noise_of_step, load, load_grad, load_state, state_base, store_params,
+    store_state,
+)
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport NATIVE, Kernels, Span, UpdateArgs, itemsize
+from fastopt._core.span cimport MAX_STATES, NATIVE, Kernels, Span, UpdateArgs, itemsize
 
 cdef enum:
     LINE = 64       # bytes of a cache line
@@ -745,6 +749,27 @@ cdef inline real* at(char* base, Py_ssize_t i, real* kind) noexcept nogil:
     return <real*> base + i if base != NULL else NULL
 
 
+cdef struct Buffers:
+    # Elements of a tile: decoded parameter and state, gradient in another dtype and after its transformation,
+    # terms of the sums of a first pass. Every array begins on a cache line if the structure does.
+    float p[MAX_TILE]
+    float states[MAX_STATES][MAX_TILE]
+    double converted[MAX_TILE]
+    double transformed[MAX_TILE]
+    double x[MAX_TILE]
+    double y[MAX_TILE]
+
+
+cdef struct Memory:
+    Buffers buffers
+    char room[LINE]
+
+
+cdef inline Buffers* aligned(Memory* memory) noexcept nogil:
+    """Buffers in this memory that begin on a cache line: access across lines takes twice as long."""
+    return <Buffers*> (<char*> memory + (-<Py_ssize_t> memory & LINE - 1))
+
+
 cdef struct Tile:
     # Addresses of the elements of a tile as the kernels compute with them: in the arrays, or in buffers.
     char* p
@@ -849,19 +874,20 @@ cdef void scale_params(double weight, real* restrict p, Py_ssize_t n) noexcept n
 
 
 cdef void update_tile(const UpdateArgs* args, const Span* x, const Tile* tile, Py_ssize_t lo, Py_ssize_t n,
-                      real* kind) noexcept nogil:
+                      Buffers* buffers, real* kind) noexcept nogil:
     """Update elements [lo, lo + n) of a span, those of the tile, with all options."""
-    cdef real converted[MAX_TILE]
-    cdef real transformed[MAX_TILE]
+    cdef real* transformed = <real*> buffers.transformed
     cdef real* p = <real*> tile.p
-    cdef const real* g = load_grad(x, lo, n, &converted[0])
+    cdef const real* g = load_grad(x, lo, n, <real*> buffers.converted)
     if args.decay_factor != 1.0 and (not is_two_pass(args) or x.param_format != NATIVE):
         scale_params(args.decay_factor, p, n)
         if args.decays_copy:
             scale_params(args.decay_factor, <real*> tile.s, n)
     if args.transforms_grad:
         transform_grad(args, x, lo, transformed, g, p, n)
-        g = &transformed[0]
+        g = transformed
+    if x.has_encoded_state and is_two_pass(args):       # the first pass has left the state unchanged
+        measure_elements(args, tile, g, buffers.x, buffers.y, n)
     apply(args, tile, g, n)
     if args.lookahead_alpha != 0.0:
         update_average(1.0 - args.lookahead_alpha, <real*> tile.w, p, n)
@@ -886,59 +912,106 @@ cdef inline void prefetch(const char* base, Py_ssize_t i, Py_ssize_t size) noexc
 cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i,
                               Py_ssize_t native) noexcept nogil:
     """Prefetch a tile of all arrays; `native` is the item size of those that are NATIVE."""
+    cdef int k
     prefetch(x.p, i, native if x.param_format == NATIVE else itemsize(x.param_format, x.is_f64))
     prefetch(x.g, i, native if x.grad_format == NATIVE else itemsize(x.grad_format, x.is_f64))
-    prefetch(x.s, i, native)
-    prefetch(x.t, i, native)
-    prefetch(x.u, i, native)
-    prefetch(x.v, i, native)
+    if x.has_encoded_state:
+        for k in range(MAX_STATES):
+            prefetch(state_base(x, k), i, itemsize(x.state_formats[k], x.is_f64))
+    else:
+        prefetch(x.s, i, native)
+        prefetch(x.t, i, native)
+        prefetch(x.u, i, native)
+        prefetch(x.v, i, native)
     prefetch(x.e, i, native)
     if args.lookahead_alpha != 0.0:
         prefetch(x.w, i, native)
 
 
+cdef inline void prefetch_ahead(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t n, Py_ssize_t hi,
+                                Py_ssize_t native) noexcept nogil:
+    """Prefetch what is PREFETCH_DISTANCE after elements [lo, lo + n) and before hi."""
+    cdef Py_ssize_t ahead = lo + PREFETCH_DISTANCE
+    while ahead < hi and ahead < lo + n + PREFETCH_DISTANCE:
+        prefetch_all(args, x, ahead, native)
+        ahead += TILE
+
+
 cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
                        real* kind) noexcept nogil:
     """Update elements [lo, hi) of a span whose arrays are all NATIVE but for the gradient, tile by tile."""
+    cdef Memory memory
+    cdef Buffers* buffers = aligned(&memory)
     cdef Tile tile
-    cdef Py_ssize_t n, ahead
+    cdef Py_ssize_t n
     cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
                               or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != NATIVE)
     while lo < hi:
-        ahead = lo + PREFETCH_DISTANCE
-        if ahead < hi:
-            prefetch_all(args, x, ahead, sizeof(real))
         n = min(TILE, hi - lo)
+        prefetch_ahead(args, x, lo, n, hi, sizeof(real))
         locate(x, lo, &tile, kind)
         if is_plain:
             apply(args, &tile, at(x.g, lo, kind), n)
         else:
-            update_tile(args, x, &tile, lo, n, kind)
+            update_tile(args, x, &tile, lo, n, buffers, kind)
         lo += n
+
+
+cdef void load_tile(const Span* x, Py_ssize_t lo, Py_ssize_t n, Tile* tile, Buffers* buffers,
+                    bint copies_state) noexcept nogil:
+    """Decode the arrays of a tile that are not NATIVE into buffers; `copies_state` copies the other state, too."""
+    cdef char** states = [NULL, NULL, NULL, NULL]
+    cdef int k
+    locate(x, lo, tile, <float*> NULL)
+    if x.param_format != NATIVE:
+        load(x.param_format, x.p, lo, n, &buffers.p[0])
+        tile.p = <char*> &buffers.p[0]
+    if not x.has_encoded_state:
+        return
+    states[0], states[1], states[2], states[3] = tile.s, tile.t, tile.u, tile.v
+    for k in range(MAX_STATES):
+        if states[k] == NULL:
+            continue
+        if x.state_formats[k] != NATIVE:
+            load_state(x, k, lo, n, &buffers.states[k][0])
+        elif copies_state:
+            memcpy(&buffers.states[k][0], states[k], n * sizeof(float))
+        else:
+            continue
+        states[k] = <char*> &buffers.states[k][0]
+    tile.s, tile.t, tile.u, tile.v = states[0], states[1], states[2], states[3]
+
+
+cdef void store_tile(const Span* x, uint64_t step_key, Py_ssize_t lo, Py_ssize_t n,
+                     const Buffers* buffers) noexcept nogil:
+    """Encode the arrays of a tile that are not NATIVE."""
+    cdef int k
+    if x.param_format != NATIVE:
+        store_params(x, step_key, lo, n, &buffers.p[0])
+    for k in range(MAX_STATES if x.has_encoded_state else 0):
+        if x.state_formats[k] != NATIVE:
+            store_state(x, step_key, k, lo, n, &buffers.states[k][0])
+
+
+cdef inline Py_ssize_t tile_size(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    """Elements of the tile of [lo, hi) that begins at lo. A tile does not cross the end of a segment."""
+    return min(SEGMENT - (x.origin + lo) % SEGMENT, hi - lo)
 
 
 cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
     """Update elements [lo, hi) of a span with an array that is not NATIVE: decode, update and encode each tile."""
+    cdef Memory memory
+    cdef Buffers* buffers = aligned(&memory)
     cdef Tile tile
-    cdef float p[MAX_TILE]
-    cdef Py_ssize_t n, ahead
+    cdef uint64_t step_key = fo_noise_of_step(x.noise, args.step)
+    cdef Py_ssize_t n
     while lo < hi:
-        ahead = lo + PREFETCH_DISTANCE
-        if ahead < hi:
-            prefetch_all(args, x, ahead, sizeof(float))
-        n = min(SEGMENT - (x.origin + lo) % SEGMENT, hi - lo)
-        load_tile(x, lo, n, &tile, p)
-        update_tile(args, x, &tile, lo, n, <float*> NULL)
-        store_params(x, args.step, lo, n, <const float*> tile.p)
+        n = tile_size(x, lo, hi)
+        prefetch_ahead(args, x, lo, n, hi, sizeof(float))
+        load_tile(x, lo, n, &tile, buffers, False)
+        update_tile(args, x, &tile, lo, n, buffers, <float*> NULL)
+        store_tile(x, step_key, lo, n, buffers)
         lo += n
-
-
-cdef inline void load_tile(const Span* x, Py_ssize_t lo, Py_ssize_t n, Tile* tile, float* p) noexcept nogil:
-    """Decode the arrays of a tile that are not NATIVE into buffers."""
-    locate(x, lo, tile, <float*> NULL)
-    if x.param_format != NATIVE:
-        load(x.param_format, x.p, lo, n, p)
-        tile.p = <char*> p
 
 
 cdef void update(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
@@ -1002,43 +1075,43 @@ cdef inline void add_lanes(double* restrict lane, const double* restrict x, Py_s
         lane[j] += x[rows * LANES + j]
 
 
-cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, double* x, double* y, Py_ssize_t n,
+cdef void measure_tile(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t n, Buffers* buffers,
                        real* kind) noexcept nogil:
-    """First pass over elements [lo, lo + n) of a span. Parameters that are not NATIVE are left unchanged."""
+    """First pass over elements [lo, lo + n) of a span.
+
+    Parameters that are not NATIVE are left unchanged, and all state if one of its arrays is not.
+    """
     cdef Tile tile
-    cdef real decoded[MAX_TILE]
-    cdef real converted[MAX_TILE]
-    cdef real transformed[MAX_TILE]
-    cdef const real* g = load_grad(span, lo, n, &converted[0])
-    locate(span, lo, &tile, kind)
+    cdef real* transformed = <real*> buffers.transformed
+    cdef const real* g = load_grad(span, lo, n, <real*> buffers.converted)
     if real is float:
-        load_tile(span, lo, n, &tile, decoded)
+        load_tile(span, lo, n, &tile, buffers, True)
+    else:
+        locate(span, lo, &tile, kind)
     if args.decay_factor != 1.0:
         scale_params(args.decay_factor, <real*> tile.p, n)
     if args.transforms_grad:
         transform_grad(args, span, lo, transformed, g, <real*> tile.p, n)
-        g = &transformed[0]
-    measure_elements(args, &tile, g, x, y, n)
+        g = transformed
+    measure_elements(args, &tile, g, buffers.x, buffers.y, n)
 
 
 cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo, Py_ssize_t hi, double* sums,
                         real* kind) noexcept nogil:
     """First pass over elements [lo, hi) of a span, tile by tile, and its two sums."""
-    cdef double x[TILE]
-    cdef double y[TILE]
+    cdef Memory memory
+    cdef Buffers* buffers = aligned(&memory)
     cdef double x_lane[LANES]
     cdef double y_lane[LANES]
-    cdef Py_ssize_t n, ahead
+    cdef Py_ssize_t n
     memset(x_lane, 0, sizeof(x_lane))
     memset(y_lane, 0, sizeof(y_lane))
     while lo < hi:
-        ahead = lo + PREFETCH_DISTANCE
-        if ahead < hi:
-            prefetch_all(args, span, ahead, sizeof(real))
-        n = min(TILE, hi - lo)
-        measure_tile(args, span, lo, x, y, n, kind)
-        add_lanes(x_lane, x, n)
-        add_lanes(y_lane, y, n)
+        n = tile_size(span, lo, hi) if span.is_encoded else min(TILE, hi - lo)
+        prefetch_ahead(args, span, lo, n, hi, sizeof(real))
+        measure_tile(args, span, lo, n, buffers, kind)
+        add_lanes(x_lane, buffers.x, n)
+        add_lanes(y_lane, buffers.y, n)
         lo += n
     sums[0] = reduce_lanes(x_lane)
     sums[1] = reduce_lanes(y_lane)

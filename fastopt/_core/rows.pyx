@@ -16,7 +16,7 @@ from fastopt._core.deferred_rows cimport (
     min_replay, reserve_step, resize,
 )
 from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
-from fastopt._core.span cimport NATIVE, Span, UpdateArgs, itemsize
+from fastopt._core.span cimport Span, UpdateArgs, array_itemsize
 
 from numpy import arange, asarray, int64, ndarray, require, zeros
 
@@ -99,11 +99,6 @@ cdef inline char* grad_ptr(const RowContext* x, Py_ssize_t i) noexcept nogil:
     return x.values + i * x.row_bytes if x.all_rows else x.grads[i]
 
 
-cdef inline Py_ssize_t param_size(const RowContext* x) noexcept nogil:
-    """Item size of the parameter."""
-    return itemsize(x.span.param_format, x.span.is_f64)
-
-
 cdef inline char* offset_ptr(char* base, Py_ssize_t offset) noexcept nogil:
     return base + offset if base != NULL else NULL
 
@@ -114,20 +109,6 @@ cdef inline void prefetch(const char* base, Py_ssize_t offset, Py_ssize_t size) 
         while i < size:
             fo_prefetch(base + offset + i)
             i += CACHE_LINE
-
-
-cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
-    """Prefetch the arrays of active row i: hardware prefetchers do not predict the jump to it."""
-    cdef Py_ssize_t first = row_index(x, i) * x.row_stride, size = min(x.row_bytes, PREFETCH_BYTES)
-    cdef Py_ssize_t offset = first * itemsize(NATIVE, x.span.is_f64)
-    prefetch(grad_ptr(x, i), 0, size)
-    prefetch(x.span.p, first * param_size(x), min(x.width * param_size(x), PREFETCH_BYTES))
-    prefetch(x.span.s, offset, size)
-    prefetch(x.span.t, offset, size)
-    prefetch(x.span.u, offset, size)
-    prefetch(x.span.v, offset, size)
-    prefetch(x.span.w, offset, size)
-    prefetch(x.span.e, offset, size)
 
 
 cdef inline char** array_of(Span* x, int i) noexcept nogil:
@@ -143,6 +124,17 @@ cdef inline char** array_of(Span* x, int i) noexcept nogil:
     if i == 4:
         return &x.v
     return &x.w if i == 5 else &x.e
+
+
+cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:
+    """Prefetch the arrays of active row i: hardware prefetchers do not predict the jump to it."""
+    cdef Span span = x.span
+    cdef Py_ssize_t first = row_index(x, i) * x.row_stride, size
+    cdef int k
+    prefetch(grad_ptr(x, i), 0, min(x.row_bytes, PREFETCH_BYTES))
+    for k in range(N_ARRAYS):
+        size = array_itemsize(&x.span, k)
+        prefetch(array_of(&span, k)[0], first * size, min(x.width * size, PREFETCH_BYTES))
 
 
 cdef void gather(const RowContext* x, char* row, const char* array, Py_ssize_t size) noexcept nogil:
@@ -169,24 +161,19 @@ cdef void scatter(const RowContext* x, char* array, const char* row, Py_ssize_t 
 
 cdef inline void set_row(const RowContext* x, Span* row, Py_ssize_t r) noexcept nogil:
     """Point `row`, a copy of the parameter's span, to row r, or to a copy of it if it is not contiguous."""
-    cdef Py_ssize_t native = itemsize(NATIVE, x.span.is_f64), offset = r * x.row_stride * native
+    cdef Py_ssize_t size
     cdef char** array
     cdef char* copy
+    cdef Span span = x.span
     cdef int i
-    row.p = x.span.p + r * x.row_stride * param_size(x)
-    row.s = offset_ptr(x.span.s, offset)
-    row.t = offset_ptr(x.span.t, offset)
-    row.u = offset_ptr(x.span.u, offset)
-    row.v = offset_ptr(x.span.v, offset)
-    row.w = offset_ptr(x.span.w, offset)
-    row.e = offset_ptr(x.span.e, offset)
     row.n, row.origin = x.width, r * x.width
-    if x.offsets != NULL:
-        for i in range(N_ARRAYS):
-            copy, array = x.row_copy + i * x.row_bytes, array_of(row, i)
-            if array[0] != NULL:
-                gather(x, copy, array[0], native if i else param_size(x))
-                array[0] = copy
+    for i in range(N_ARRAYS):
+        array, size = array_of(row, i), array_itemsize(&x.span, i)
+        array[0] = offset_ptr(array_of(&span, i)[0], r * x.row_stride * size)
+        if x.offsets != NULL and array[0] != NULL:
+            copy = x.row_copy + i * x.row_bytes
+            gather(x, copy, array[0], size)
+            array[0] = copy
 
 
 cdef inline void store_row(const RowContext* x, Py_ssize_t r) noexcept nogil:
@@ -196,7 +183,7 @@ cdef inline void store_row(const RowContext* x, Py_ssize_t r) noexcept nogil:
     cdef int i
     if x.offsets != NULL:
         for i in range(N_ARRAYS):
-            size = itemsize(NATIVE, x.span.is_f64) if i else param_size(x)
+            size = array_itemsize(&x.span, i)
             if array_of(&span, i)[0] != NULL:
                 scatter(x, array_of(&span, i)[0] + r * x.row_stride * size, x.row_copy + i * x.row_bytes, size)
 

@@ -12,6 +12,11 @@ cdef enum Format:
     FLOAT32 = 2         # of a gradient, if the kernels compute in float64
     FLOAT64 = 3         # of a gradient, if they compute in float32
     BFLOAT16 = 4
+    SIGNED8 = 5         # codes of 8 bits and one scale per block
+    UNSIGNED8 = 6
+
+cdef enum:
+    MAX_STATES = 4      # state arrays of one parameter
 
 
 cdef struct UpdateArgs:
@@ -47,8 +52,12 @@ cdef struct Span:
     Py_ssize_t unit_stride
     Py_ssize_t n                # elements
     bint is_f64                 # whether the kernels compute in float64, else in float32
-    Format param_format, grad_format    # the other arrays are NATIVE
+    Format param_format, grad_format
+    Format state_formats[MAX_STATES]    # of s, t, u, v; the remaining arrays are NATIVE
+    float* scales[MAX_STATES]   # of 8-bit state, one per block: its largest magnitude
+    Py_ssize_t block            # elements of a block of 8-bit state
     bint is_encoded             # an array that a step writes is not NATIVE
+    bint has_encoded_state      # a state array is not NATIVE
     bint to_nearest             # the parameter is rounded to nearest, else stochastically
     uint64_t noise              # `fo_noise_of_param`
     Py_ssize_t origin           # index in the parameter of the first element, for the noise
@@ -59,9 +68,18 @@ cdef inline Py_ssize_t itemsize(Format format, bint is_f64) noexcept nogil:
     """Bytes of an element."""
     if format == FLOAT16 or format == BFLOAT16:
         return 2
+    if format == SIGNED8 or format == UNSIGNED8:
+        return 1
     if format == NATIVE:
         return 8 if is_f64 else 4
     return 8 if format == FLOAT64 else 4
+
+
+cdef inline Py_ssize_t array_itemsize(const Span* x, int i) noexcept nogil:
+    """Bytes of an element of array i of a span: p, s, t, u, v, and then those that are always NATIVE."""
+    if i == 0:
+        return itemsize(x.param_format, x.is_f64)
+    return itemsize(x.state_formats[i - 1] if i <= MAX_STATES else NATIVE, x.is_f64)
 
 
 # Update elements [lo, hi) of a span.

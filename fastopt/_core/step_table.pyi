@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 
 from fastopt._core.containers import ContainerWatch
 from fastopt._core.dispatch import Kernels
+from fastopt._core.encoded import Encoded
 from fastopt._core.typing import Array, Gradients, TreeDef
 
 NEW_STATE: int
@@ -14,13 +15,14 @@ NEW_COPIES: int
 
 class Entry(NamedTuple):
     param: Array
-    state: list[Array]
+    state: Sequence[Array | Encoded]
     slow: Array | None = None
     average: Array | None = None
     sparse: str = ""
     row_sums: Array | None = None
     to_nearest: bool = False
     seed: int = 0
+    block_size: int = 256
 
 @disjoint_base
 class StepCounter:

@@ -30,6 +30,7 @@ from fastopt._core.step_context cimport (
 
 from numpy import array, asarray, empty, empty_like, maximum, minimum, multiply, zeros
 
+from fastopt._core.encoded import CODES as ENCODINGS, Encoded
 from fastopt._core.formats import FLOAT32 as F32, FLOAT64 as F64, code, computing_dtype, decode, normalize
 from fastopt._core.layout import copy_with_layout, same_layout, with_layout
 
@@ -48,8 +49,8 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed",
-                   defaults=(None, None, "", None, False, 0))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size",
+                   defaults=(None, None, "", None, False, 0, 256))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
@@ -198,12 +199,14 @@ cdef class Table:
 
         - ``param``: the array, checked by `pytree.flatten`.
         - ``state``: its state arrays, in the order of the rule's `s`, `t`, `u`, `v`, in the memory layout of the
-          parameter. Those of another shape are not passed to the kernels.
+          parameter; those that are stored with fewer bits are `Encoded`. Those of another shape are not passed to
+          the kernels.
         - ``slow``, ``average``: buffers of Lookahead and of the moving average, or None.
         - ``sparse``: meaning of a gradient of `Rows`: "dense", "lazy" or "exact"; "" if it is not supported.
         - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
         - ``to_nearest``: whether a parameter of 16 bits is rounded to nearest, else stochastically.
         - ``seed``: of the noise of stochastic rounding.
+        - ``block_size``: elements of 8-bit state that have a scale in common.
     counter : StepCounter
     counts : ndarray of int64
         Number of steps that each parameter has taken.
@@ -268,7 +271,9 @@ cdef class Table:
         arrays = list(written)
         for k in range(count):
             self.set_span(k, entries[k])
-            arrays += [entries[k].param, *entries[k].state]
+            arrays.append(entries[k].param)
+            for a in entries[k].state:
+                arrays += a.arrays() if isinstance(a, Encoded) else [a]
             arrays += [a for a in (entries[k].slow, entries[k].average) if a is not None]
         self.gradients = Gradients(
             treedef, paths, [e.param for e in entries], [e.sparse for e in entries],
@@ -299,22 +304,30 @@ cdef class Table:
     cdef int set_span(self, Py_ssize_t k, object entry) except -1:
         cdef Span* x = &self.context.spans[k]
         cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
+        cdef int i
         for a in [*state, *[b for b in (entry.slow, entry.average) if b is not None]]:
-            if not same_layout(a, entry.param):
+            if not same_layout(a.view if isinstance(a, Encoded) else a, entry.param):
                 raise ValueError(f"state: expected the memory layout of the parameter with strides "
                                  f"{entry.param.strides}, got strides {a.strides}; make both C-contiguous")
         x.p = data_ptr(entry.param, True)
+        for i in range(len(state)):
+            a = state[i]
+            if isinstance(a, Encoded):
+                x.state_formats[i], x.has_encoded_state = <Format> <int> ENCODINGS[a.encoding], True
+                x.scales[i] = <float*> data_ptr(a.scales, True)
+                state[i] = a.stored
         x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
         x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
         x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
         x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
+        x.block = entry.block_size
         x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
         x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
         x.n = self.sizes[k] = entry.param.size
         computing = computing_dtype(entry.param.dtype)
         x.is_f64 = computing == F64
         x.param_format = <Format> <int> code(entry.param.dtype, computing)
-        x.is_encoded = x.param_format != NATIVE
+        x.is_encoded = x.param_format != NATIVE or x.has_encoded_state
         x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, k)
         return 0
 

@@ -61,6 +61,7 @@ Convention: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 Rounding: TypeAlias = Literal["stochastic", "nearest"]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 # Class attributes of a rule, see `Rule`.
 States: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -85,6 +86,8 @@ class Options(TypedDict, total=False):
     sparse: Sparse | None
     rounding: Rounding
     seed: int
+    state_dtype: StateDtype
+    block_size: int
 
 
 class StepOptions(TypedDict, total=False):

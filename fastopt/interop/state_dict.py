@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastopt._core.encoded import from_export
 from fastopt._core.validation import DTYPES
 from fastopt.optimizers.api import BY_NAME, Optimizer
 from fastopt.optimizers.state_dict import VERSION, check_steps, upgrade
@@ -208,8 +209,11 @@ def entries_of(saved: Mapping[str, Any], group: Mapping[str, Any]) -> list[dict[
 
 
 def arrays_of(entry: Mapping[str, Any]) -> StateArrays:
-    """Return the arrays of the state of a parameter."""
-    return {name: value for name, value in entry.items() if name not in ("step", "scalars")}
+    """Return the arrays of the state of a parameter, those that are stored with fewer bits as float32."""
+    return {
+        name: np.array(from_export(name, value).read()) if isinstance(value, Mapping) else value
+        for name, value in entry.items() if name not in ("step", "scalars")
+    }
 
 
 def shared_scalars(entries: Sequence[Mapping[str, Any]], target: str) -> tuple[int, dict[str, float]]:

@@ -20,6 +20,7 @@ class AdagradRule(Rule):
     """Update rule of `Adagrad`."""
 
     STATES = {"adagrad": ("sum",), "rowwise_adagrad": ("sum",)}
+    STATE_KINDS = {"sum": "precise"}
     CONVENTIONS = {
         "torch": {},
         "article": {"eps": 1e-8},
@@ -108,6 +109,7 @@ class AdadeltaRule(Rule):
     """Update rule of `Adadelta`."""
 
     STATES = {"adadelta": ("square_avg", "acc_delta")}
+    STATE_KINDS = {"square_avg": "nonnegative", "acc_delta": "nonnegative"}
     CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "rho": 0.95, "eps": 1e-7}, "optax": {}}
 
     @classmethod
@@ -154,6 +156,7 @@ class FTRLRule(Rule):
     """Update rule of `FTRL`."""
 
     STATES = {"ftrl": ("accumulator", "linear")}
+    STATE_KINDS = {"accumulator": "precise"}     # the linear term determines the parameter
     CONVENTIONS = {
         "torch": {},
         "keras": {"lr": 1e-3, "beta": 0.0, "initial_accumulator_value": 0.1},

@@ -22,6 +22,7 @@ class AdamRule(Rule):
         "cautious_adam": ("exp_avg", "exp_avg_sq"),
         "amsgrad": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     }
+    STATE_KINDS = Rule.STATE_KINDS | {"max_exp_avg_sq": "precise"}
     CONVENTIONS = {
         "torch": {},
         "article": {"lr": 1e-2, "eps": 1e-4},
@@ -165,6 +166,7 @@ class AdamaxRule(Rule):
     """Update rule of `Adamax`."""
 
     STATES = {"adamax": ("exp_avg", "exp_inf")}
+    STATE_KINDS = {"exp_avg": "signed", "exp_inf": "nonnegative"}
     CONVENTIONS = {"torch": {}, "keras": {"lr": 1e-3, "eps": 1e-7}, "optax": {}}
 
     @classmethod

@@ -55,7 +55,10 @@ __all__ = [
 BY_NAME = {name.lower(): globals()[name] for name in __all__ if name != "Optimizer"}
 
 # Options for training, which do not apply to the minimization of a function of one array.
-TRAINING_OPTIONS = ("maximize", "ema", "skip_nonfinite", "accumulate", "sparse", "rounding", "seed")
+TRAINING_OPTIONS = (
+    "maximize", "ema", "skip_nonfinite", "accumulate", "sparse", "rounding", "seed", "state_dtype",
+    "block_size",
+)
 
 
 def arguments_of(rule: type[Optimizer]) -> dict[str, Parameter]:

@@ -17,10 +17,10 @@ from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.base import Option
 from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.sparse import check_dtypes, index_of
-from fastopt.optimizers.options.storage import Storage
+from fastopt.optimizers.options.storage import Storage, check_state_dtype
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
-from fastopt.optimizers.state import Scalars, State, StateArrays, allocate
+from fastopt.optimizers.state import Scalars, State, StateArrays, allocate, memory_of
 from fastopt.optimizers.state_dict import call_all, check_steps
 
 if TYPE_CHECKING:
@@ -139,13 +139,16 @@ class Arrangement:
     ) -> dict[str, Any]:
         """Return the attributes that depend on the parameters and their kernels."""
         check_dtypes(self.sparse, params.arrays, params.paths)
+        check_state_dtype(self.RULE, self._storage, self.sparse, params.arrays, params.paths)
         buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
-        state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter, old)
+        state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter,
+                         self._storage, old)
         paths = [f"grads{path}" for path in params.paths]
         accumulator = None
         if self._micro_batches > 1:
             buffers = (a for name, a in state.buffers.items() if name != "accumulated")
-            written = itertools.chain(params.arrays, *(own.values() for own in state.states), *buffers)
+            written = itertools.chain(params.arrays, memory_of(
+                itertools.chain(*(own.stored.values() for own in state.states))), *buffers)
             accumulator = Accumulator(
                 params.treedef, paths, state.buffers["accumulated"], self._micro_batches,
                 "dense" if self.sparse == "dense" else "", list(written), self._accumulator,
@@ -167,6 +170,10 @@ class Arrangement:
     @property
     def state(self) -> tuple[State, ...]:
         return self._state.states
+
+    @property
+    def state_nbytes(self) -> int:
+        return sum(state.nbytes for state in self.state)
 
     def _sync_hyperparams(self) -> None:
         """Validate changed hyperparameters; reallocate state if they select another kernel."""

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Params,
         Rounding,
         Sparse,
+        StateDtype,
         StepOptions,
     )
 
@@ -120,13 +121,23 @@ class Optimizer(Saving):
         update that is smaller than half the distance to the neighbor is lost.
     seed : int
         Seed of stochastic rounding, in [0, 2**64).
+    state_dtype : {"float32", "bfloat16", "int8"}
+        Storage of the state arrays of elementwise optimizers. "bfloat16": 2 bytes per element instead of 4.
+        "int8": 8-bit codes with one float32 scale per block of `block_size` elements; parameters with fewer
+        than 4096 elements keep float32 state. Both are rounded stochastically. Copies of the parameters stay
+        float32, and with "int8", arrays in which errors add up are bfloat16.
+    block_size : {128, 256, 512}
+        Elements of 8-bit state that have a scale in common.
 
     Attributes
     ----------
     groups : tuple of Group
     state : tuple of State
         State arrays of every parameter, in the order of the nesting, with torch's names. The attribute
-        `steps` of each is the number of steps that the parameter has taken.
+        `steps` of each is the number of steps that the parameter has taken. An array that is stored with
+        fewer bits is read as a read-only float32 copy; assign values with ``state[k][name] = values``.
+    state_nbytes : int
+        Bytes of all state arrays.
     params
         The parameters as they were passed.
     steps : int
@@ -150,7 +161,7 @@ class Optimizer(Saving):
         lookahead: tuple[int, Number] | None = None, accumulate: int = 1, centralize: bool = False,
         unit_clip: Number | None = None, independent_weight_decay: FloatOrSchedule = 0.0,
         skip_nonfinite: bool = False, sparse: Sparse | None = None, rounding: Rounding = "stochastic",
-        seed: int = 0,
+        seed: int = 0, state_dtype: StateDtype = "float32", block_size: int = 256,
     ) -> None:
         self.skip_nonfinite: bool = check_bool("skip_nonfinite", skip_nonfinite)
         self._unit_options = (
@@ -164,7 +175,7 @@ class Optimizer(Saving):
         check_options(self.RULE, self._options)
         self._micro_batches = check_int("accumulate", accumulate, 1)
         self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
-        self._storage = check_storage(rounding, seed)
+        self._storage = check_storage(rounding, seed, state_dtype, block_size)
         self._counter = StepCounter()
         self._refreshing = False
         self._accumulator = None
@@ -305,7 +316,8 @@ class Optimizer(Saving):
 
     def _can_lease(self, params: object) -> bool:
         """Whether `_lease` can be used for a network with exactly these `params`."""
-        return self.params is params and not (self.skip_nonfinite or self._needs_full_step)
+        is_plain = not (self.skip_nonfinite or self._needs_full_step)
+        return self.params is params and is_plain and self._storage.state_dtype == "float32"
 
     def _lease(self, grads: Gradients, call: Callable[..., T], *args: Any) -> T:
         """Take a plain step whose update is done by compiled code that also computes the gradients.

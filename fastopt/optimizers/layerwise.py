@@ -18,6 +18,7 @@ class LARSRule(Rule):
     """Update rule of `LARS`."""
 
     STATES = {"lars": ("momentum_buffer",)}
+    STATE_KINDS = {"momentum_buffer": "signed"}
     DECAY = "decoupled"
 
     @classmethod

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastopt._core.encoded import Encoded, from_export
 from fastopt._core.formats import computing_dtype, decode
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 from fastopt._core.validation import check_float
 from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
-from fastopt.optimizers.state import Scalars
+from fastopt.optimizers.state import Scalars, memory_of
 from fastopt.optimizers.state_dict import (
     COPIES,
     VERSION,
@@ -71,7 +72,7 @@ class LoadedState(NamedTuple):
     step: int
     is_new: bool
     scalars: ScalarState
-    arrays: dict[str, Array]
+    arrays: dict[str, Array | Encoded]
 
 
 class LoadedSums(NamedTuple):
@@ -135,7 +136,8 @@ class Loaded:
             partial(dict.update, group.data, taken)
             for group, taken in zip(params.groups, self.taken, strict=True)
         ]
-        own = itertools.chain(*(state.values() for state in arrays.states), *arrays.buffers.values())
+        stored = itertools.chain(*(state.stored.values() for state in arrays.states))
+        own = itertools.chain(memory_of(stored), *arrays.buffers.values())
         blocks = {id(a.base): a.base for a in own if a.base is not None}.values()
 
         def assign(array: AnyArray, value: Any) -> None:
@@ -150,9 +152,13 @@ class Loaded:
                 calls.append(partial(dict.update, vars(state), {"scalars_cell": shared}))
             if loaded is None:
                 continue
-            for name, array in state.items():
-                initial = params.rule.init_value(name, self.hyperparameters[k])
-                assign(array, loaded.arrays.get(name, initial))
+            for name, array in state.stored.items():
+                value: Any = loaded.arrays.get(name, params.rule.init_value(name, self.hyperparameters[k]))
+                if isinstance(array, Encoded):
+                    for target, part in zip(array.arrays(), array.convert(value), strict=True):
+                        assign(target, part)
+                else:
+                    assign(array, value.read() if isinstance(value, Encoded) else value)
             if shared is None:
                 scalars = Scalars(params.rule.SCALAR_STATE | loaded.scalars)
                 calls.append(partial(dict.update, vars(state), {"scalars_cell": scalars}))
@@ -403,7 +409,10 @@ class StateReader:
         for n, shape in shapes.items():
             if n not in arrays:
                 self.missing.append(f"{path}['{n}']")
-            elif problem := mismatch(arrays[n], computing_dtype(array.dtype), shape):
+                continue
+            if isinstance(arrays[n], Mapping):
+                arrays[n] = from_export(f"{name}['{n}']", arrays[n])
+            if problem := mismatch(arrays[n], computing_dtype(array.dtype), shape):
                 self.mismatched.append(f"{path}['{n}']: {problem}")
         self.unexpected += [f"{path}[{n!r}]" for n in arrays if n not in shapes]
         if len(self.mismatched) > before:

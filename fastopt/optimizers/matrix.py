@@ -30,6 +30,7 @@ class AdafactorRule(Rule):
     RANGES = RANGES | {
         "eps": ((0.0, inf, None), (0.0, inf)), "beta2_decay": (-inf, 5e-324), "d": (1.0, inf),
     }
+    REFUSED_OPTIONS = {"state_dtype": "the update is computed from whole arrays in NumPy"}
     PRECOMPUTED = ("adafactor",)
     DECAY = "decoupled"
 
@@ -102,6 +103,7 @@ class MuonRule(Rule):
         "adamw_lr": (0.0, inf), "adamw_betas": ((0.0, 1.0),) * 2, "adamw_eps": (0.0, inf),
     }
     CHOICES = {"adjust_lr_fn": (None, "original", "match_rms_adamw")}
+    REFUSED_OPTIONS = {"state_dtype": "the update is computed from whole arrays in NumPy"}
     PRECOMPUTED = ("muon",)
     DECAY = "decoupled"
 

@@ -72,6 +72,7 @@ class AdEMAMixRule(Rule):
     """Update rule of `AdEMAMix`."""
 
     STATES = {"ademamix": ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")}
+    STATE_KINDS = {"exp_avg_fast": "signed", "exp_avg_slow": "precise", "exp_avg_sq": "nonnegative"}
     RANGES = RANGES | {"alpha": (0.0, inf), "betas": ((0.0, 1.0),) * 3}
     DECAY = "decoupled"
 
@@ -141,6 +142,7 @@ class AdanRule(Rule):
     """Update rule of `Adan`."""
 
     STATES = {"adan": ("exp_avg", "exp_avg_diff", "exp_avg_sq", "pre_grad")}
+    STATE_KINDS = Rule.STATE_KINDS | {"exp_avg_diff": "signed", "pre_grad": "signed"}
     RANGES = RANGES | {"betas": ((0.0, 1.0),) * 3}
     DECAY = "decoupled"
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastopt._core import dispatch
+from fastopt._core.encoded import Encoded
 from fastopt._core.formats import decode
 from fastopt._core.step_table import Entry, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
@@ -123,12 +124,12 @@ class StepPlan:
             compiled, treedef, paths,
             [
                 Entry(
-                    array, [] if kernels[k] in rule.PRECOMPUTED else list(own.values()),
+                    array, [] if kernels[k] in rule.PRECOMPUTED else list(own.stored.values()),
                     slow=buffers["lookahead"][k] if "lookahead" in buffers else None,
                     average=buffers["ema"][k] if "ema" in buffers else None,
                     sparse=self._sparse_mode(k),
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
-                    to_nearest=storage.to_nearest, seed=storage.seed,
+                    to_nearest=storage.to_nearest, seed=storage.seed, block_size=storage.block_size,
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
@@ -138,7 +139,10 @@ class StepPlan:
 
     def _sparse_mode(self, k: int) -> str:
         """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""
-        whole = self._single[k] or self._unit_transform is not None
+        has_blocks = any(
+            isinstance(a, Encoded) and a.scales.size for a in self._state.states[k].stored.values()
+        )
+        whole = self._single[k] or self._unit_transform is not None or has_blocks
         if self._sparse == "lazy":
             whole = whole or "lookahead" in self._options
         return "" if whole and self._sparse != "dense" else self._sparse

@@ -20,6 +20,7 @@ class ProdigyRule(Rule):
     """Update rule of `Prodigy`."""
 
     STATES = {"prodigy": ("exp_avg", "exp_avg_sq", "s", "p0")}
+    STATE_KINDS = Rule.STATE_KINDS | {"s": "signed"}
     SCALAR_STATE = {"d": 0.0, "d_before": 0.0, "d_max": 0.0, "d_numerator": 0.0}
     DECAY = "decoupled"
     SHARED_SCALARS = True

@@ -8,6 +8,8 @@ from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.rule import Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from fastopt._core.typing import Convention, FloatOrSchedule, Number, Options, Params
     from fastopt.optimizers.hyperparameters import Hyperparameters
 
@@ -21,12 +23,18 @@ class RMSpropRule(Rule):
         "rmsprop_centered": ("square_avg", "grad_avg"),
         "rmsprop_centered_momentum": ("square_avg", "grad_avg", "momentum_buffer"),
     }
+    STATE_KINDS = {"square_avg": "nonnegative", "momentum_buffer": "signed"}
     CONVENTIONS = {
         "torch": {},
         "article": {"alpha": 0.9, "eps": 1e-4},
         "keras": {"lr": 1e-3, "alpha": 0.9, "eps": 1e-7},
         "optax": {"alpha": 0.9},
     }
+
+    @classmethod
+    def state_kinds(cls, kernel: str) -> Mapping[str, str]:
+        # The variance is a difference, in which rounding errors may be as large as the result.
+        return {"momentum_buffer": "signed"} if "centered" in kernel else cls.STATE_KINDS
 
     @staticmethod
     def init_value(name: str, hp: Hyperparameters) -> float:

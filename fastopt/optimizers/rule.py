@@ -50,6 +50,11 @@ class Rule:
         Options that the optimizer does not support, with the reason.
     SPARSE : tuple of str
         Supported modes for sparse rows; the first is the default.
+    STATE_KINDS : dict of str to str
+        Kind of the state arrays that `state_dtype` may store with fewer bits, by name: "signed", an average
+        that forgets old values; "nonnegative", the same of values that are never negative; "precise", one in
+        which the errors of many steps add up, which has bfloat16 under "int8", too. Other arrays, such as
+        copies of the parameter, are stored as the kernels compute.
     PRECOMPUTED : tuple of str
         Kernels that apply an update computed by `compute_update` in NumPy.
     DECAY : {"l2", "decoupled", "optional"}
@@ -68,6 +73,7 @@ class Rule:
     DECAYS_COPY: ClassVar[bool] = False
     REFUSED_OPTIONS: ClassVar[Mapping[str, str]] = {}
     SPARSE: ClassVar[SparseModes] = ("dense",)
+    STATE_KINDS: ClassVar[dict[str, str]] = {"exp_avg": "signed", "exp_avg_sq": "nonnegative"}
     PRECOMPUTED: ClassVar[tuple[str, ...]] = ()
     DECAY: ClassVar[Literal["l2", "decoupled", "optional"]] = "l2"
 
@@ -127,6 +133,11 @@ class Rule:
     def state_shapes(cls, kernel: str, array: Array) -> dict[str, tuple[int, ...]]:
         """Shapes of the state arrays of one parameter array, by name."""
         return dict.fromkeys(cls.STATES[kernel], array.shape)
+
+    @classmethod
+    def state_kinds(cls, kernel: str) -> Mapping[str, str]:
+        """`STATE_KINDS` of a kernel."""
+        return cls.STATE_KINDS
 
     @staticmethod
     def init_value(name: str, hp: Hyperparameters) -> float:

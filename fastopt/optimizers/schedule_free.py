@@ -74,6 +74,9 @@ class SGDScheduleFreeRule(_ScheduleFreeRule):
     """Update rule of `SGDScheduleFree`."""
 
     STATES = {"schedule_free": ("z",)}
+    REFUSED_OPTIONS = {
+        **_ScheduleFreeRule.REFUSED_OPTIONS, "state_dtype": "its state is a copy of the parameters",
+    }
     RANGES = RANGES | {"momentum": (0.0, 1.0)}
 
     @staticmethod
@@ -125,6 +128,7 @@ class AdamWScheduleFreeRule(_ScheduleFreeRule):
     """Update rule of `AdamWScheduleFree`."""
 
     STATES = {"schedule_free_adam": ("z", "exp_avg_sq")}
+    STATE_KINDS = {"exp_avg_sq": "nonnegative"}
     DECAY = "decoupled"
 
     @classmethod

@@ -19,6 +19,7 @@ class SGDRule(Rule):
     """Update rule of `SGD`."""
 
     STATES = {"sgd": (), "momentum": ("momentum_buffer",), "nesterov": ("momentum_buffer",)}
+    STATE_KINDS = {"momentum_buffer": "signed"}
     CONVENTIONS = {
         "torch": {},
         "article": {"lr": 1e-2},
@@ -119,6 +120,7 @@ class ASGDRule(Rule):
     STATES = {"asgd": ("ax",)}
     RANGES = RANGES | {"alpha": (0.0, math.inf)}
     COPIES = ("ax",)
+    REFUSED_OPTIONS = {"state_dtype": "its state is an average of the parameters"}
 
     @staticmethod
     def step_scalars(hp: Hyperparameters, t: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ class RpropRule(Rule):
     """Update rule of `Rprop`."""
 
     STATES = {"rprop": ("prev", "step_size")}
+    STATE_KINDS = {"prev": "signed"}
     DECAY = "decoupled"
 
     @classmethod
@@ -68,6 +69,7 @@ class SignSGDRule(Rule):
     """Update rule of `SignSGD`."""
 
     STATES = {"sign_sgd": (), "signum": ("momentum_buffer",)}
+    STATE_KINDS = {"momentum_buffer": "signed"}
     DECAY = "decoupled"
 
     @staticmethod

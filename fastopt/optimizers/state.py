@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastopt._core.arena import alloc_views
-from fastopt._core.formats import decode
+from fastopt._core.encoded import Encoded
+from fastopt._core.formats import computing_dtype, decode
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import TypeAlias
 
     from numpy.typing import ArrayLike, NDArray
 
+    from fastopt._core.arena import View
     from fastopt._core.step_table import StepCounter
-    from fastopt._core.typing import Array, ScalarState
+    from fastopt._core.typing import AnyArray, Array, ScalarState
     from fastopt.optimizers.hyperparameters import Hyperparameters
+    from fastopt.optimizers.options.storage import Storage
     from fastopt.optimizers.rule import Rule
+
+    Stored: TypeAlias = "Array | Encoded"
 
 
 class Scalars:
@@ -52,14 +58,22 @@ class Scalars:
 
 
 class State(Mapping[str, "Array"]):
-    """State arrays of one parameter by name. An assigned value is copied into the array."""
+    """State arrays of one parameter by name. An assigned value is copied into the array.
+
+    An array that is stored with fewer bits is read as a read-only float32 copy.
+
+    Attributes
+    ----------
+    stored : dict
+        The arrays as they are stored.
+    """
 
     scalars_cell: Scalars
 
     def __init__(
-        self, arrays: Mapping[str, Array], counts: NDArray[np.int64], flags: NDArray[np.uint8], index: int
+        self, stored: Mapping[str, Stored], counts: NDArray[np.int64], flags: NDArray[np.uint8], index: int
     ) -> None:
-        self._arrays, self._counts, self._flags, self._index = arrays, counts, flags, index
+        self.stored, self._counts, self._flags, self._index = stored, counts, flags, index
 
     @property
     def steps(self) -> int:
@@ -78,24 +92,66 @@ class State(Mapping[str, "Array"]):
         return self.scalars_cell.current(self.steps if counter is None else counter.steps)
 
     def __getitem__(self, name: str) -> Array:
-        return self._arrays[name]
+        array = self.stored[name]
+        return array.read() if isinstance(array, Encoded) else array
 
     def __setitem__(self, name: str, value: ArrayLike) -> None:
-        if name not in self._arrays:
-            raise ValueError(f"{name}: unknown state array, expected one of {', '.join(self._arrays)}")
-        array, value = self[name], np.asarray(value)
+        if name not in self.stored:
+            raise ValueError(f"{name}: unknown state array, expected one of {', '.join(self.stored)}")
+        array, value = self.stored[name], np.asarray(value)
         if value.shape != array.shape:
             raise ValueError(f"{name}: expected shape {array.shape}, got {value.shape}")
-        array[...] = value
+        assign(array, value)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self.stored)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self.stored)
 
     def __repr__(self) -> str:
-        return repr(self._arrays)
+        return repr(dict(self))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self.stored.values())
+
+
+class _StateLayout:
+    """Shapes and dtypes of the arrays that the state of one parameter consists of."""
+
+    def __init__(self, rule: type[Rule], kernel: str, array: Array, storage: Storage) -> None:
+        self.array, self.storage = array, storage
+        self.dtype = computing_dtype(array.dtype)
+        shapes = rule.state_shapes(kernel, array)
+        self.encodings = dict.fromkeys(shapes, "")
+        if storage.state_dtype != "float32" and array.size:
+            kinds = rule.state_kinds(kernel)
+            self.encodings = {n: storage.encoding(kinds.get(n), array.size) for n in shapes}
+        # State of the shape of its parameter also has its memory layout. `compute_update` works in C order.
+        self.views: list[View] = []
+        for name, shape in shapes.items():
+            if encoding := self.encodings[name]:
+                is_bf16 = encoding == "bfloat16"
+                n_scales = 0 if is_bf16 else -(-array.size // storage.block_size)
+                self.views.append(((array.size,), np.uint16 if is_bf16 else np.uint8))
+                self.views.append(((n_scales,), np.float32))
+            else:
+                is_like = shape == array.shape and kernel not in rule.PRECOMPUTED
+                self.views.append((None if is_like else shape, self.dtype))
+
+    def arrays(self, views: Sequence[AnyArray]) -> dict[str, Stored]:
+        """Return the state arrays, made of the first of the views that were allocated."""
+        remaining, block_size = iter(views), self.storage.block_size
+        result: dict[str, Stored] = {}
+        for name, encoding in self.encodings.items():
+            array = next(remaining)
+            if encoding:
+                result[name] = Encoded(encoding, array, next(remaining), block_size, self.array)
+            else:
+                result[name] = array
+        return result
 
 
 class StateArrays(NamedTuple):
@@ -118,9 +174,26 @@ class StateArrays(NamedTuple):
     flags: NDArray[np.uint8]
 
 
+def assign(array: Stored, value: Stored | ArrayLike) -> None:
+    """Copy a value, or another state array, into a state array."""
+    if isinstance(array, Encoded):
+        array.assign(value)
+    else:
+        array[...] = value.read() if isinstance(value, Encoded) else value
+
+
+def memory_of(arrays: Iterable[Stored]) -> Iterator[AnyArray]:
+    """The arrays that state arrays consist of."""
+    for array in arrays:
+        if isinstance(array, Encoded):
+            yield from array.arrays()
+        else:
+            yield array
+
+
 def allocate(
     rule: type[Rule], arrays: list[Array], kernels: Sequence[str], hps: Sequence[Hyperparameters],
-    buffer_names: Sequence[str], counter: StepCounter, old: StateArrays | None = None,
+    buffer_names: Sequence[str], counter: StepCounter, storage: Storage, old: StateArrays | None = None,
 ) -> StateArrays:
     """Allocate the state arrays and option buffers of all parameters.
 
@@ -134,34 +207,35 @@ def allocate(
     buffer_names : sequence of str
         Option buffers; each has the shape of its parameter.
     counter : StepCounter
+    storage : Storage
+        How the arrays are stored.
     old : StateArrays, optional
         State of the first of these parameters, which is copied where names and shapes agree.
     """
-    shapes = [rule.state_shapes(kernel, array) for kernel, array in zip(kernels, arrays, strict=True)]
-    # State of the shape of its parameter also has its memory layout. `compute_update` works in C order.
-    views = alloc_views(arrays, [
-        [None if shape == array.shape and kernel not in rule.PRECOMPUTED else shape for shape in own.values()]
-        + [None] * len(buffer_names)
-        for own, kernel, array in zip(shapes, kernels, arrays, strict=True)
-    ])
     counts, flags = np.zeros(len(arrays), np.int64), np.full(len(arrays), NEW_STATE | NEW_COPIES, np.uint8)
+    layouts = [
+        _StateLayout(rule, kernel, array, storage) for kernel, array in zip(kernels, arrays, strict=True)
+    ]
+    views = alloc_views(arrays, [
+        [*layout.views, *[(None, layout.dtype)] * len(buffer_names)] for layout in layouts
+    ])
     states = tuple(
-        State(dict(zip(own, own_views, strict=False)), counts, flags, k)
-        for k, (own, own_views) in enumerate(zip(shapes, views, strict=True))
+        State(layout.arrays(own_views), counts, flags, k)
+        for k, (layout, own_views) in enumerate(zip(layouts, views, strict=True))
     )
     old_states = old.states if old is not None else ()
     shared = Scalars(dict(rule.SCALAR_STATE), counter)
     if rule.SHARED_SCALARS and old_states:
         shared = old_states[0].scalars_cell
     for k, (state, hp) in enumerate(zip(states, hps, strict=True)):
-        before: Mapping[str, Array] = old_states[k] if k < len(old_states) else {}
+        before: Mapping[str, Stored] = old_states[k].stored if k < len(old_states) else {}
         kept = 0
-        for name, array in state.items():
+        for name, array in state.stored.items():
             if name in before and before[name].shape == array.shape:
-                array[...] = before[name]
+                assign(array, before[name])
                 kept += 1
             elif initial := rule.init_value(name, hp):
-                array[...] = initial
+                assign(array, initial)
         scalars = dict(rule.SCALAR_STATE)
         if old is not None and k < len(old_states):
             is_new = bool(state) and not kept

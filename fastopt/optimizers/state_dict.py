@@ -8,6 +8,9 @@ Format 2. Every value is a plain number, string or array::
      "ema": {"W": array, ...}, "lookahead": {"W": array, ...},
      "accumulated": {"micro_batches": 1, "sums": {"W": array, ...}, "weights": {...}, "counts": {...}}}
 
+A state array that is stored with fewer bits is a dict ``{"encoding": "signed8", "stored": array, "scales":
+array, "block_size": 256, "shape": [...], "strides": [...]}``, see `fastopt._core.encoded`.
+
 A parameter without state arrays has no state yet, and None in place of a copy (``ema``, ``lookahead``) means
 that the parameter was not yet copied. ``scalars`` is there if the update rule has a scalar state. An integer
 in place of a key is the position of the parameter, for the states of other libraries. Format 1 had lists in
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt._core.encoded import Encoded
 from fastopt._core.step_table import NEW_COPIES
 
 if TYPE_CHECKING:
@@ -129,7 +133,8 @@ def _export_param(state: State) -> dict[str, Any]:
     if not state.is_new:
         if scalars := state.scalars:
             entry["scalars"] = dict(scalars)
-        entry |= {name: array.copy() for name, array in state.items()}
+        for name, array in state.stored.items():
+            entry[name] = array.export() if isinstance(array, Encoded) else array.copy()
     return entry
 
 
@@ -248,7 +253,7 @@ def check_like(name: str, value: Any, dtype: np.dtype[Any], shape: tuple[int, ..
 
 def mismatch(value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
     """Return how an array differs from one of this dtype and shape; "" if it does not."""
-    if isinstance(value, np.ndarray) and value.dtype == dtype and value.shape == shape:
+    if isinstance(value, (np.ndarray, Encoded)) and value.dtype == dtype and value.shape == shape:
         return ""
     actual = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
     return f"expected {dtype} of shape {shape}, got {actual}"

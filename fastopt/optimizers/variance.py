@@ -18,6 +18,7 @@ class AdaBeliefRule(Rule):
     """Update rule of `AdaBelief`."""
 
     STATES = {"adabelief": ("exp_avg", "exp_avg_var")}
+    STATE_KINDS = {"exp_avg": "signed", "exp_avg_var": "nonnegative"}
     DECAY = "decoupled"
 
     @classmethod

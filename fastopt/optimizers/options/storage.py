@@ -1,12 +1,25 @@
-"""``rounding=`` and ``seed=``: how parameters of 16 bits are stored."""
+"""``rounding=``, ``seed=``, ``state_dtype=`` and ``block_size=``: how parameters and state are stored."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
+from fastopt._core.encoded import BLOCK_SIZES
+from fastopt._core.formats import FLOAT64
 from fastopt._core.validation import check_choice, check_int
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastopt._core.typing import Array
+    from fastopt.optimizers.rule import Rule
+
+STATE_DTYPES = ("float32", "bfloat16", "int8")
+MIN_INT8_SIZE = 4096    # elements of a parameter below which its state is float32
 _MAX_SEED = 2**64
+_INT8 = {"signed": "signed8", "nonnegative": "unsigned8", "precise": "bfloat16"}    # by kind of state array
 
 
 class Storage(NamedTuple):
@@ -18,16 +31,61 @@ class Storage(NamedTuple):
         Whether parameters of 16 bits are rounded to nearest, else stochastically.
     seed : int
         Seed of stochastic rounding, below 2**64.
+    state_dtype : {"float32", "bfloat16", "int8"}
+    block_size : int
+        Elements of 8-bit state that have a scale in common.
     """
 
     to_nearest: bool = False
     seed: int = 0
+    state_dtype: str = "float32"
+    block_size: int = 256
+
+    def encoding(self, kind: str | None, size: int) -> str:
+        """Encoding of a state array of a kind of `Rule.STATE_KINDS` with `size` elements; "" for none."""
+        if kind is None or (self.state_dtype == "int8" and size < MIN_INT8_SIZE):
+            return ""
+        return _INT8[kind] if self.state_dtype == "int8" else "bfloat16"
 
 
-def check_storage(rounding: Any, seed: Any) -> Storage:
+def check_storage(
+    rounding: Any = "stochastic", seed: Any = 0, state_dtype: Any = "float32", block_size: Any = 256
+) -> Storage:
     """Return the storage that the arguments of an optimizer describe."""
     check_choice("rounding", rounding, ("stochastic", "nearest"))
     seed = check_int("seed", seed, 0)
     if seed >= _MAX_SEED:
         raise ValueError(f"seed: expected less than 2**64, got {seed}")
-    return Storage(rounding == "nearest", seed)
+    state_dtype = check_choice("state_dtype", _name(state_dtype), STATE_DTYPES)
+    block_size = check_choice("block_size", check_int("block_size", block_size, 1), BLOCK_SIZES)
+    return Storage(rounding == "nearest", seed, state_dtype, block_size)
+
+
+def _name(dtype: Any) -> Any:
+    """Name of a dtype that is given as such or as a type."""
+    try:
+        return dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    except TypeError:
+        return dtype
+
+
+def check_state_dtype(
+    rule: type[Rule], storage: Storage, sparse: str, arrays: Sequence[Array], paths: Sequence[str]
+) -> None:
+    """Raise ValueError if the state of these parameters cannot be stored in this way."""
+    state_dtype = storage.state_dtype
+    if state_dtype == "float32":
+        return
+    if reason := rule.REFUSED_OPTIONS.get("state_dtype"):
+        raise ValueError(f"state_dtype: not supported by this optimizer: {reason}")
+    if sparse == "exact":
+        raise ValueError(
+            f"state_dtype: {state_dtype!r} cannot be combined with sparse='exact', whose rows take several "
+            "steps at once"
+        )
+    for array, path in zip(arrays, paths, strict=True):
+        if array.dtype == FLOAT64:
+            raise ValueError(
+                f"state_dtype: {state_dtype!r} needs parameters of float32, bfloat16 or float16, got float64 "
+                f"for params{path}"
+            )
