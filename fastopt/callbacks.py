@@ -4,6 +4,7 @@ Callbacks run in the order in which they are passed to the trainer. A callback s
 time: it is reset when another trainer uses it, and keeps its state over further calls of `Trainer.fit`.
 """
 
+from fastopt.nn.callbacks.backup import BackupAndRestore
 from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.callbacks.control import (
     EarlyStopping,
@@ -13,7 +14,7 @@ from fastopt.nn.callbacks.control import (
     SwapEMAWeights,
     TerminateOnNaN,
 )
-from fastopt.nn.callbacks.saving import BackupAndRestore, CSVLogger, ModelCheckpoint
+from fastopt.nn.callbacks.saving import CSVLogger, ModelCheckpoint
 
 __all__ = [
     "BackupAndRestore", "CSVLogger", "Callback", "EarlyStopping", "LambdaCallback", "LearningRateScheduler",

@@ -24,7 +24,7 @@ _MIN_PARAMS_TO_LEASE = 1 << 13
 
 
 def make_batches(net: Net, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> Batches:
-    """Return the batches of a training run; each iteration over them is an epoch in a new order.
+    """Return the batches of a training run.
 
     The columns are X, y and, optionally, the sample weights. Without `rng`, they keep their order.
     """
@@ -39,24 +39,60 @@ def accumulates(opt: Any) -> bool:
 
 
 class Batches:
-    """Iterable of the ranges (begin, end) of the batches in the order of the epoch."""
+    """The batches of an epoch, and sums over them for metrics.
+
+    Attributes
+    ----------
+    n_samples, batch_size : int
+    counts : list of float
+        Sums for the training accuracy over the batches; empty if the steps do not count. They are set
+        when an epoch begins or is resumed.
+    """
 
     def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         self._net = net
         self._columns = columns
-        self._n_samples = len(columns[1])
-        self._batch_size = batch_size
+        self.n_samples = len(columns[1])
+        self.batch_size = batch_size
         self._rng = rng
         self._order: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
-        return -(-self._n_samples // self._batch_size)
+        return -(-self.n_samples // self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    @property
+    def counts(self) -> list[float]:
+        return []
+
+    @counts.setter
+    def counts(self, counts: Sequence[float]) -> None:
+        pass
+
+    @property
+    def is_shuffled(self) -> bool:
+        """Whether each epoch has a new order."""
+        return self._rng is not None
+
+    def shuffle(self) -> Any:
+        """Draw the order of an epoch; return the state of the random generator before, if there is one."""
+        if self._rng is None:
+            return None
+        state: Any = self._rng.bit_generator.state
+        self._order = self._rng.permutation(self.n_samples)
+        return state
+
+    def shuffle_again(self, state: Any) -> None:
+        """Repeat the call of `shuffle` that returned `state`. The random generator is not advanced."""
         if self._rng is not None:
-            self._order = self._rng.permutation(self._n_samples)
-        for begin in range(0, self._n_samples, self._batch_size):
-            yield begin, min(begin + self._batch_size, self._n_samples)
+            now: Any = self._rng.bit_generator.state
+            self._rng.bit_generator.state = state
+            self._order = self._rng.permutation(self.n_samples)
+            self._rng.bit_generator.state = now
+
+    def ranges(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield the ranges (begin, end) of the batches in the order of the epoch, from batch `first` on."""
+        for begin in range(first * self.batch_size, self.n_samples, self.batch_size):
+            yield begin, min(begin + self.batch_size, self.n_samples)
 
     def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
@@ -70,7 +106,7 @@ class Batches:
         return False
 
     def metrics(self) -> Logs:
-        """Return the accuracy of the batches since the last call, if they are counted."""
+        """Return the accuracy over the batches, if they are counted."""
         return {}
 
     def weight(self, begin: int, end: int) -> float:
@@ -100,6 +136,15 @@ class CompiledBatches(Batches):
         opt.step(self._data.grads, **options)
         return loss
 
+    @property
+    def counts(self) -> list[float]:
+        return list(self._data.counts) if self._counts else []
+
+    @counts.setter
+    def counts(self, counts: Sequence[float]) -> None:
+        if counts:
+            self._data.counts = (counts[0], counts[1])
+
     def count_correct(self, weight: NDArray[np.float64] | None) -> bool:
         # A subclass may define its own predictions.
         self._counts = type(self._net).predict is MLP.predict and self._data.count_correct(weight)
@@ -116,7 +161,7 @@ class GatheredBatches(Batches):
         super().__init__(net, columns, batch_size, rng)
         self._arrange = GradientOrder(net)
         self._converts = False      # whether gradients have to be converted before every step
-        n = min(batch_size, self._n_samples)
+        n = min(batch_size, self.n_samples)
         self._buffers = [
             None if hasattr(a, "tocsr") or rng is None else np.empty((n, *a.shape[1:]), a.dtype)
             for a in columns

@@ -46,8 +46,9 @@ class History:
         ``"seconds"``: wall-clock time of the training steps of the epoch, without evaluation;
         and metrics added by callbacks, see `Callback.on_test_end`.
     stopped_by : str or None
-        Reason why the last `Trainer.fit` ended early: ``"max_time"``; ``"interrupt"`` for Ctrl-C; or
-        the class name of a callback, such as ``"EarlyStopping"``. None if all epochs were trained.
+        Reason why the last `Trainer.fit` ended early: ``"max_time"``; ``"interrupt"`` for Ctrl-C;
+        ``"SIGTERM"``; or the class name of a callback, such as ``"EarlyStopping"``. None if all epochs were
+        trained.
     """
 
     def __init__(self) -> None:
@@ -60,8 +61,8 @@ class History:
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended the last `Trainer.fit`."""
-        return self.stopped_by == "interrupt"
+        """Whether Ctrl-C or SIGTERM ended the last `Trainer.fit`."""
+        return self.stopped_by in ("interrupt", "SIGTERM")
 
     def record(self, epoch: int, logs: Mapping[str, float]) -> None:
         """Append the metrics of an epoch.

@@ -273,9 +273,18 @@ class TrainingData:
             self._source.count_correct(weight)
         return is_classifier
 
+    @property
+    def counts(self) -> tuple[float, float]:
+        """Number or weight of the samples predicted correctly, and of all that were counted."""
+        return self._source.counted
+
+    @counts.setter
+    def counts(self, counts: tuple[float, float]) -> None:
+        self._source.counted = counts
+
     def accuracy(self) -> float:
-        """Return the fraction of samples predicted correctly and start a new count."""
-        correct, seen = self._source.pop_counts()
+        """Return the fraction of the samples that were predicted correctly."""
+        correct, seen = self.counts
         return correct / seen
 
     def step(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import numpy as np
 from fastopt._core.validation import check_float, check_int, check_X_y
 from fastopt.nn.batches import Batches, accumulates, make_batches
 from fastopt.nn.callbacks.base import Callback
+from fastopt.nn.epoch import PartialEpoch
 from fastopt.nn.evaluation import (
     check_accepts_weights,
     check_validation_data,
@@ -21,9 +23,10 @@ from fastopt.nn.evaluation import (
     split_validation,
     subset,
 )
-from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.gradients import leaves
 from fastopt.nn.history import History, Progress, format_logs, format_stop, print_line
+from fastopt.nn.saving import Saving
+from fastopt.nn.signals import DeferredSignals, Interruption
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.hyperparameters import check_number
 from fastopt.schedules.base import report_to_optimizer
@@ -34,10 +37,8 @@ if TYPE_CHECKING:
     from fastopt.nn.evaluation import EvaluationData
     from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
 
-_STATE_KEYS = frozenset(("net", "opt", "epoch", "history", "seed", "rng", "callbacks"))
 
-
-class Trainer:
+class Trainer(Saving):
     """Train a model with an optimizer on minibatches.
 
     Parameters
@@ -101,6 +102,7 @@ class Trainer:
         self._rng: np.random.Generator | None = None
         self._seed: int | np.random.Generator | None = None
         self._progress = Progress()
+        self._running = self._resumed = None
 
     def fit(
         self, X: Samples, y: ArrayLike, batch_size: int = 32, epochs: int = 1,
@@ -155,11 +157,16 @@ class Trainer:
         -------
         History
             The trainer's `history`, with all epochs so far. ``history.stopped_by`` is the reason if
-            training ended early. Ctrl-C also ends it and keeps the weights trained so far; the
-            interrupted epoch is not recorded.
+            training ended early. Ctrl-C also ends it, after the current batch, and keeps the weights
+            trained so far; the interrupted epoch is not recorded.
 
         Notes
         -----
+        Ctrl-C (SIGINT) and SIGTERM end the fit after the current batch, or within an evaluation; callbacks
+        can save the state in `Callback.on_interrupt`. After SIGTERM the previous handler of this signal
+        runs, which by default ends the process. A second signal takes effect at once. Handlers are replaced
+        only if `fit` is called in the main thread, and restored at its end.
+
         If a hyperparameter of the optimizer is a schedule with a method ``report(value)``, the method is
         called after each epoch with the validation loss, or with the training loss if there is none.
 
@@ -195,22 +202,34 @@ class Trainer:
 
         history = self.history
         history.stopped_by, self.stop_training = None, False
+        signals = DeferredSignals()
         last = len(history.epoch) + epochs
         with contextlib.ExitStack() as stack:
+            stack.callback(signals.close)
+            stack.callback(setattr, self, "_running", None)
             for callback in self.callbacks:
                 self._adopt(callback)
                 stack.callback(callback.close)
+            signals.install()
             try:
                 self._call("on_train_begin", {})
-                n_batches = (last - len(history.epoch)) * len(batches)
+                done = 0 if self._resumed is None else self._resumed["batch"]
+                n_batches = (last - len(history.epoch)) * len(batches) - done
                 self._progress = Progress(last, n_batches, verbose == 1)
                 stack.callback(self._progress.close)
-                while len(history.epoch) < last and not history.stopped_by:
-                    self._run_epoch(len(history.epoch), batches, evaluated, deadline, verbose)
+                while len(history.epoch) < last and (self._resumed is not None or not history.stopped_by):
+                    self._run_epoch(len(history.epoch), batches, evaluated, deadline, verbose, signals)
+                    signals.check()
                     if len(history.epoch) < last and time.perf_counter() >= deadline:
                         self._record_stop("max_time")
+            except Interruption:
+                self._call("on_interrupt", {})
+                history.stopped_by = "interrupt" if signals.received == signal.SIGINT else "SIGTERM"
             except KeyboardInterrupt:
+                if signals.received is not None:
+                    raise  # the second signal
                 history.stopped_by = "interrupt"
+            self._running = None
             self._progress.close()
             self._call("on_train_end", history.last())
             if verbose and history.stopped_by:
@@ -233,121 +252,71 @@ class Trainer:
         with self._progress.paused():
             print_line(text)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the complete state between two epochs, from which an equal trainer resumes exactly.
-
-        Returns
-        -------
-        dict
-            ``net``, the weights; ``opt``, the optimizer's ``state_dict()``, which it must have; ``epoch``
-            and ``history``; ``seed`` and ``rng``, the state of the shuffling; ``callbacks``, the states of
-            the callbacks that have one. Arrays are copies, everything else plain numbers and strings.
-        """
-        if not hasattr(self.opt, "state_dict"):
-            raise TypeError(f"opt: expected an object with 'state_dict', got {type(self.opt).__name__}")
-        return {
-            "net": get_weights(self.net),
-            "opt": self.opt.state_dict(),
-            "epoch": list(self.history.epoch),
-            "history": {name: list(values) for name, values in self.history.history.items()},
-            "seed": self._seed,
-            "rng": None if self._rng is None else self._rng.bit_generator.state,
-            "callbacks": [[type(c).__name__, c.state_dict()] for c in self._stateful_callbacks()],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state returned by `state_dict`.
-
-        Parameters
-        ----------
-        state : dict
-            If its model, optimizer or callbacks differ from the trainer's, nothing is changed and a
-            ValueError or TypeError raised.
-        """
-        if not isinstance(state, Mapping) or not state.keys() >= _STATE_KEYS:
-            raise ValueError(f"state: expected a dict with the keys {', '.join(sorted(_STATE_KEYS))}")
-        expected = [type(callback).__name__ for callback in self._stateful_callbacks()]
-        actual = [name for name, _ in state["callbacks"]]
-        if actual != expected:
-            raise ValueError(f"state: expected that of the callbacks {expected}, got that of {actual}")
-        before = self.state_dict()
-        try:
-            self._load(state)
-        except BaseException:
-            self._load(before)
-            raise
-
-    def _load(self, state: Mapping[str, Any]) -> None:
-        set_weights(self.net, state["net"])
-        self.opt.load_state_dict(state["opt"])
-        self.history.epoch[:] = state["epoch"]
-        self.history.history = {name: list(values) for name, values in state["history"].items()}
-        self._seed = state["seed"]
-        if state["rng"] is None:
-            self._rng = None
-        else:
-            # In place, because the batches of a running fit hold this generator.
-            self._rng = self._rng or np.random.default_rng()
-            self._rng.bit_generator.state = state["rng"]
-        callbacks = self._stateful_callbacks()
-        for callback, (_, saved) in zip(callbacks, state["callbacks"], strict=True):
-            callback.trainer = self
-            callback.load_state_dict(saved)
-
     def _run_epoch(
         self, epoch: int, batches: Batches, evaluated: Mapping[str, EvaluationData], deadline: float,
-        verbose: int,
+        verbose: int, signals: DeferredSignals,
     ) -> None:
-        """Train, evaluate and record an epoch, and run its hooks."""
-        self._call("on_epoch_begin", epoch, {})
-        logs = self._train_epoch(epoch, batches, deadline)
+        """Train, evaluate and record an epoch, and run its hooks; or those parts that are not done yet."""
+        if self._resumed is None:
+            self._running = PartialEpoch.begin(batches), batches
+            self._call("on_epoch_begin", epoch, {})
+        else:
+            self._running = PartialEpoch.resume(self._resumed, batches), batches
+            self._resumed = None
+        partial, _ = self._running
+        partial.shuffle(batches)
+        logs = self._train_epoch(epoch, partial, batches, deadline, signals)
         self._call("on_test_begin", {})
-        logs |= evaluate(self.net, evaluated)
+        with signals.raising():
+            logs |= evaluate(self.net, evaluated)
         self._call("on_test_end", logs)
         self.history.record(epoch, logs)
+        self._running = None
         if verbose:
             self.write(f"Epoch {epoch + 1}\n{format_logs(logs)}")
         report_to_optimizer(self.opt, logs.get("val_loss", logs["loss"]))
         self._call("on_epoch_end", epoch, logs)
 
-    def _train_epoch(self, epoch: int, batches: Batches, deadline: float) -> Logs:
+    def _train_epoch(
+        self, epoch: int, partial: PartialEpoch, batches: Batches, deadline: float, signals: DeferredSignals
+    ) -> Logs:
         """Take a step on each batch; return the epoch's loss, learning rate, seconds and metrics."""
         opt, options = self.opt, self._step_options
         before = _overriding(self.callbacks, "on_train_batch_begin")
         after = _overriding(self.callbacks, "on_train_batch_end")
-        total_loss = total_weight = 0.0
         is_accumulated = accumulates(opt)
 
         def metrics() -> str:
             lr = "".join(f", lr={lr:.3g}" for lr in _learning_rate(opt).values())
-            return f"loss={total_loss / total_weight:.4f}{lr}" if total_weight else ""
+            return f"loss={partial.loss / partial.weight:.4f}{lr}" if partial.weight else ""
 
-        start = time.perf_counter()
-        for i, (begin, end) in enumerate(self._progress.track(batches, epoch, metrics)):
+        # A run that a callback has stopped in this epoch takes no further step when it is resumed.
+        is_over = partial.batch and self.history.stopped_by is not None
+        ranges = batches.ranges(len(batches) if is_over else partial.batch)
+        start = time.perf_counter() - partial.seconds
+        for i, (begin, end) in enumerate(self._progress.track(ranges, epoch, metrics), partial.batch):
             weight = batches.weight(begin, end)
             if not weight:
                 continue
             if before:
                 self._call("on_train_batch_begin", i, {}, callbacks=before)
             loss = batches.step(begin, end, opt, {**options, "weight": weight} if is_accumulated else options)
-            total_loss += loss * weight
-            total_weight += weight
+            partial.add(i, loss, weight, time.perf_counter() - start)
             if after:
                 self._call("on_train_batch_end", i, {"loss": loss}, callbacks=after)
             if self.stop_training:
                 self._record_stop("stop_training")
                 break
+            signals.check()
             if time.perf_counter() >= deadline and i + 1 < len(batches):
                 self._record_stop("max_time")
                 break
         if is_accumulated:
             opt.flush(**options)
-        seconds = time.perf_counter() - start
-        logs = {"loss": total_loss / total_weight, **_learning_rate(opt), "seconds": seconds}
+        partial.seconds = time.perf_counter() - start
+        partial.batch = len(batches)
+        logs = {"loss": partial.loss / partial.weight, **_learning_rate(opt), "seconds": partial.seconds}
         return logs | batches.metrics()
-
-    def _stateful_callbacks(self) -> list[Callback]:
-        return [callback for callback in self.callbacks if callback.state_dict()]
 
     def _call(self, hook: str, *args: Any, callbacks: list[Callback] | None = None) -> None:
         for callback in self.callbacks if callbacks is None else callbacks:

@@ -21,6 +21,7 @@ from fastopt.callbacks import (
 )
 from fastopt.checkpoint import load_tree, save_tree
 from fastopt.nn import MLP, Trainer
+from fastopt.nn.callbacks.backup import find_backups
 from fastopt.nn.data import load_digits
 
 
@@ -66,8 +67,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, hook, epoch, option
 
     with pytest.raises(RuntimeError, match="crash"):
         make_resumable_trainer(tmp_path, Crash(hook, epoch), **options).fit(**fit)
-    backup = tmp_path / "backup" / "backup.npz"
-    assert backup.exists() == (hook != "on_epoch_end" or epoch > 1)
+    backups = [path.name for path in find_backups(tmp_path / "backup")]
+    newest = epoch - (hook == "on_epoch_end")
+    assert backups == [f"backup-{i}.npz" for i in range(max(newest - 1, 1), newest + 1)]
     resumed = make_resumable_trainer(tmp_path, Crash(hook, 99), seed=9, **options)
     history = resumed.fit(**fit)
 
@@ -80,7 +82,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, hook, epoch, option
         np.testing.assert_array_equal(actual[name], others[name])
     assert resumed.opt.steps == expected.opt.steps
     assert [int(row["epoch"]) for row in read_table(tmp_path / "log.csv")] == history.epoch
-    assert not backup.exists()
+    assert not (tmp_path / "backup").exists()
 
 
 @pytest.mark.parametrize(
@@ -98,32 +100,66 @@ def test_the_backup_of_a_completed_run_is_deleted(tmp_path, end, stays):
         backup = BackupAndRestore(tmp_path, **options)
         return Trainer(net, fastopt.SGD(net.params), [LambdaCallback(on_epoch_begin=act), backup])
 
-    trainer = make(tmp_path)
+    trainer = make(tmp_path / "a")
     run(trainer, 3, max_time=1e-9 if end == "max_time" else None)
-    assert (tmp_path / "backup.npz").exists() == stays
-    trainer = make(tmp_path / "saved", delete_checkpoint=False)
+    assert bool(find_backups(tmp_path / "a")) == (tmp_path / "a").exists() == stays
+    trainer = make(tmp_path / "b", delete_checkpoint=False)
     run(trainer, 3, max_time=1e-9 if end == "max_time" else None)
-    assert (tmp_path / "saved" / "backup.npz").exists()
+    assert find_backups(tmp_path / "b")
 
 
 def test_the_backup_is_ignored_by_a_trainer_that_has_trained(tmp_path):
     trainer = make_trainer([1.0] * 9, BackupAndRestore(tmp_path, delete_checkpoint=False))
     run(trainer, 2)
-    backup = (tmp_path / "backup.npz").read_bytes()
+    backup = (tmp_path / "backup-2.npz").read_bytes()
     run(trainer, 1)
-    (tmp_path / "backup.npz").write_bytes(backup)
+    (tmp_path / "backup-9.npz").write_bytes(backup)
     assert run(trainer, 1).epoch == [0, 1, 2, 3] and trainer.net.weight == 4
 
 
 def test_backup_refuses_invalid_order_and_files(tmp_path):
     with pytest.raises(ValueError, match="BackupAndRestore: it must be the last of the callbacks"):
         run(make_trainer([1.0], BackupAndRestore(tmp_path), TerminateOnNaN()))
-    (tmp_path / "backup.npz").write_bytes(b"half a file")
-    with pytest.raises(ValueError, match=r"backup\.npz: damaged, or not an \.npz file"):
+    (tmp_path / "backup-1.npz").write_bytes(b"half a file")
+    np.savez(tmp_path / "backup-2.npz", X=X)
+    message = (
+        r"no backup can be read: .*backup-2\.npz: not a saved training state; "
+        r".*backup-1\.npz: damaged, or not an \.npz file"
+    )
+    with pytest.raises(ValueError, match=message):
         run(make_trainer([1.0], BackupAndRestore(tmp_path)))
-    np.savez(tmp_path / "backup.npz", X=X)
-    with pytest.raises(ValueError, match=r"backup\.npz: not a saved training state"):
-        run(make_trainer([1.0], BackupAndRestore(tmp_path)))
+
+
+def test_a_damaged_backup_falls_back_to_the_one_before(tmp_path):
+    def make():
+        return make_trainer([1.0] * 9, BackupAndRestore(tmp_path, keep=3, delete_checkpoint=False))
+
+    expected = run(make(), 5)
+    assert [path.name for path in find_backups(tmp_path)] == [f"backup-{i}.npz" for i in (3, 4, 5)]
+    for i in (4, 5):
+        path = tmp_path / f"backup-{i}.npz"
+        path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "backup-x.npz").touch()     # not one of ours
+    (tmp_path / "backup-07.npz").touch()
+    trainer = make()
+    with pytest.warns(RuntimeWarning, match=r"backup-[54]\.npz: damaged.*using the backup before .*-3\.npz"):
+        history = run(trainer, 5)
+    assert without_seconds(history) == without_seconds(expected) and trainer.net.weight == 5
+    assert [path.name for path in find_backups(tmp_path)] == [f"backup-{i}.npz" for i in (5, 6, 7)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_freq": "often"}, "save_freq: expected 'epoch', a number of batches, or seconds such as"),
+        ({"save_freq": "0s"}, "save_freq: expected 'epoch', a number .*, got '0s'"),
+        ({"save_freq": 0}, "save_freq: expected at least 1, got 0"),
+        ({"keep": 0}, "keep: expected at least 1, got 0"),
+    ],
+)
+def test_backup_refuses_invalid_arguments(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        BackupAndRestore(tmp_path, **options)
 
 
 def make_trained(*callbacks, opt=fastopt.Adam, sizes=(64, 8, 10), **options):

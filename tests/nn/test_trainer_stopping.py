@@ -161,7 +161,7 @@ def test_interruption_keeps_the_weights(capsys, ctrl_c, where):
     history = trainer.fit(X, y, 2, epochs=5)
     assert history.interrupted is True and history.stopped_by == "interrupt"
     assert history.epoch == [0, 1]
-    assert (net.params[0][0] == -10).all() and trainer.opt.steps == 10
+    assert (net.params[0][0] == -10 - (where == "net")).all()
     assert "Interrupted after 2 epochs" in capsys.readouterr().out
     assert recorder.events[-1][0] == "train_end" and recorder.events[-1][1]["loss"] == 6.5
     net.batches.clear()

@@ -90,11 +90,14 @@ cdef class Source:
         self.arrays.append(weight)
         self.counts, self.counted_weight = True, <const double*> ptr_or_null(weight)
 
-    def pop_counts(self):
-        """Return number or weight of the samples predicted correctly and of all since the last call."""
-        counts = self.correct, self.seen
-        self.correct = self.seen = 0.0
-        return counts
+    @property
+    def counted(self):
+        """Number or weight of the samples predicted correctly, and of all."""
+        return self.correct, self.seen
+
+    @counted.setter
+    def counted(self, counts):
+        self.correct, self.seen = counts
 
     cdef void count(self, const Batch* batch, Py_ssize_t begin) noexcept nogil:
         """Add the samples of a batch, which begins with sample `begin` if it has no index."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fastopt._core.validation import check_choice, check_float, suggest
 
 if TYPE_CHECKING:
+    from _typeshed import StrPath
+
     from fastopt.nn.history import History
     from fastopt.nn.typing import Logs, Mode
 
@@ -26,7 +28,9 @@ class TrainerProtocol(Protocol):
     stop_training: bool
 
     def write(self, text: str) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
+    @property
+    def is_untrained(self) -> bool: ...
+    def save(self, path: StrPath) -> None: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
@@ -67,6 +71,13 @@ class Callback:
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Run after an epoch has been recorded in the history."""
+
+    def on_interrupt(self, logs: Logs) -> None:
+        """Run when Ctrl-C or SIGTERM ends `Trainer.fit`, before `on_train_end`; `logs` is empty.
+
+        The current batch has been finished, so `Trainer.state_dict` returns a state from which training
+        resumes exactly.
+        """
 
     def on_train_end(self, logs: Logs) -> None:
         """Run at the end of `Trainer.fit`, also after Ctrl-C; `logs` are those of the last epoch."""

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from fastopt._core.validation import check_float, check_int
 from fastopt.atomic_write import atomic_write
-from fastopt.checkpoint import load_tree, save_tree, write_arrays
-from fastopt.nn.callbacks.base import Callback, MonitorCallback, StatefulCallback
-from fastopt.nn.callbacks.control import SwapEMAWeights
+from fastopt.checkpoint import write_arrays
+from fastopt.nn.callbacks.base import MonitorCallback, StatefulCallback
 from fastopt.nn.files import get_weights
 
 if TYPE_CHECKING:
@@ -98,15 +97,12 @@ class ModelCheckpoint(MonitorCallback):
                 "save_weights_only=True saves its arrays"
             )
 
-    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
-        self._epoch = epoch
-
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         if self.save_freq != "epoch":
             self.batches += 1
             if self.batches >= self.save_freq:
                 self.batches = 0
-                self._save_if_better(self._epoch, {"batch": batch + 1, **logs})
+                self._save_if_better(len(self.trainer.history.epoch), {"batch": batch + 1, **logs})
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         if self.save_freq == "epoch":
@@ -135,49 +131,6 @@ class ModelCheckpoint(MonitorCallback):
             self.best = value
         if self.verbose:
             self.trainer.write(f"Epoch {epoch + 1}: {reason}saved {path}")
-
-
-class BackupAndRestore(Callback):
-    """Save the training state after each epoch, so that an interrupted run can be resumed.
-
-    The complete state is written to ``backup_dir/backup.npz``: the model, the state of the optimizer, the
-    history, the random generator of the shuffling, and the state of the other callbacks. After a crash,
-    run the same program again: if the trainer has trained nothing yet and there is a backup,
-    `Trainer.fit` resumes from it and trains the remaining epochs, with results that are identical bit
-    for bit to those of an uninterrupted run.
-
-    It must be the last of the callbacks, so that their changes are saved.
-
-    Parameters
-    ----------
-    backup_dir : str or path-like
-        Folder for the backup of one training run. It is created if it is missing.
-    delete_checkpoint : bool, default True
-        Whether to delete the file at the end of the fit. It is kept in any case if the fit ends by
-        Ctrl-C, `max_time` or an error.
-    """
-
-    def __init__(self, backup_dir: StrPath, *, delete_checkpoint: bool = True) -> None:
-        self.path: Path = Path(backup_dir) / "backup.npz"
-        self.delete_checkpoint = delete_checkpoint
-
-    def on_train_begin(self, logs: Logs) -> None:
-        if self.trainer.callbacks[-1] is not self:
-            raise ValueError("BackupAndRestore: it must be the last of the callbacks")
-        if not self.trainer.history.epoch and self.path.exists():
-            self.trainer.load_state_dict(load_tree(self.path))
-
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        swaps = [c for c in self.trainer.callbacks if isinstance(c, SwapEMAWeights) and c.swapped]
-        for swap in swaps:
-            swap.swap_out()
-        save_tree(self.path, self.trainer.state_dict())
-        for swap in swaps:
-            swap.swap_in()
-
-    def on_train_end(self, logs: Logs) -> None:
-        if self.delete_checkpoint and self.trainer.history.stopped_by not in ("interrupt", "max_time"):
-            self.path.unlink(missing_ok=True)
 
 
 class CSVLogger(StatefulCallback):
@@ -248,7 +201,10 @@ class CSVLogger(StatefulCallback):
         rows = []
         if self._read_columns():
             with open(self.filename, newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file, delimiter=self.separator))
+                lines = file.read().splitlines(keepends=True)
+            if not lines[-1].endswith("\n"):
+                del lines[-1]   # of a process that was killed
+            rows = list(csv.DictReader(lines, delimiter=self.separator))
         while rows and int(rows[-1]["epoch"]) >= end:
             rows.pop()
         with atomic_write(self.filename) as path, open(path, "w", newline="", encoding="utf-8") as file:
