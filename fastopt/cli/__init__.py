@@ -10,12 +10,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 
 from fastopt._version import __version__
-from fastopt.cli.parser import FAILED, INTERRUPTED, USAGE_ERROR, Parser, UsageError, print_error
+from fastopt.cli.parser import FAILED, INTERRUPTED, TERMINATED, USAGE_ERROR, Parser, UsageError, print_error
 
 __all__ = ["COMMANDS", "main"]
 
@@ -41,10 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command with the arguments in `argv`, by default those of the process.
 
     Return the exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with
-    a one-line message on standard error; 130 after Ctrl-C.
+    a one-line message on standard error; 130 after Ctrl-C, 143 after SIGTERM.
     """
     with contextlib.ExitStack() as stack:
         _replace_closed_streams(stack)
+        _handle_sigterm(stack)
         return _run(sys.argv[1:] if argv is None else argv)
 
 
@@ -58,6 +62,8 @@ def _run(argv: Sequence[str]) -> int:
         return status
     except KeyboardInterrupt:
         return print_error("fastopt: interrupted", INTERRUPTED)
+    except Terminated:
+        return print_error("fastopt: terminated", TERMINATED)
     except BrokenPipeError:
         # The reader closed the pipe (`fastopt predict ... | head`). Redirecting standard output keeps the
         # interpreter from failing again when it flushes at exit.
@@ -83,6 +89,20 @@ def _replace_closed_streams(stack: contextlib.ExitStack) -> None:
             setattr(sys, name, discard)
 
 
+class Terminated(BaseException):
+    """Raised by SIGTERM, so that temporary files are removed before the process ends."""
+
+
+def _handle_sigterm(stack: contextlib.ExitStack) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, handle)
+
+
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; options of a ``--config`` file are inserted before those of `argv`."""
     parser = Parser(
@@ -96,20 +116,28 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         if name in argv:
             _load(command, module)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
-    if getattr(args, "config", None) is None:
+    folder = getattr(args, "resume", None)
+    if getattr(args, "config", None) is None and folder is None:
         return args
 
-    from fastopt.cli.config import read_config
+    from fastopt.cli.config import parse_config, read_config
 
     train = Parser()
     _load(train, COMMANDS["train"][0])
     command, name, options = args.command, argv[0], argv[1:]
-    from_file = read_config(args.config, command, train)
+    if folder is None:
+        path = args.config
+        from_file = read_config(path, command, train)
+    else:
+        from fastopt.cli.resume import read_options
+
+        path, text = read_options(folder, options)
+        from_file = parse_config(path, text, command, train)
     try:
         parser.parse_args([name, *from_file])
     except UsageError as error:
         prog, message = error.args
-        raise UsageError(prog, f"{args.config}: {message}") from None
+        raise UsageError(prog, f"{path}: {message}") from None
     return parser.parse_args([name, *from_file, *options], argparse.Namespace(argv=argv))
 
 

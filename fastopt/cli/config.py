@@ -11,20 +11,29 @@ from fastopt._config import config as versions
 from fastopt._core.validation import suggest
 from fastopt.cli.parser import Parser
 
-_NOT_SAVED = ("config", "out", "overwrite")  # input and output of the run, not its settings
+_NOT_SAVED = ("config", "out", "overwrite", "resume")  # input and output of the run, not its settings
 
 
 def read_config(path: str, command: Parser, train: Parser) -> list[str]:
-    """Return the options of a TOML file as command-line arguments.
-
-    The options of `train` are allowed in the file; those that `command` does not have are skipped.
-    """
+    """Return the options of a TOML file as command-line arguments, see `parse_config`."""
     with open(path, "rb") as file:
         try:
-            settings = tomllib.load(file)
-        except (ValueError, RecursionError) as error:
+            text = file.read().decode()
+        except ValueError as error:
             raise ValueError(f"{path}: not a TOML file: {error}") from None
-    allowed = {name: action for name, action in train.options().items() if name != "config"}
+    return parse_config(path, text, command, train)
+
+
+def parse_config(path: str, text: str, command: Parser, train: Parser) -> list[str]:
+    """Return the options in the text of a TOML file as command-line arguments.
+
+    The options of `train` are allowed in it; those that `command` does not have are skipped.
+    """
+    try:
+        settings = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from None
+    allowed = {name: action for name, action in train.options().items() if name not in ("config", "resume")}
     arguments: list[str] = []
     for name, value in settings.items():
         if name not in allowed:

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 from fastopt._core.validation import suggest
 from fastopt.cli import registry
 from fastopt.cli.parser import Parser
+from fastopt.nn.callbacks.backup import parse_frequency
 from fastopt.nn.layers import ACTIVATIONS
 
 Container: TypeAlias = argparse._ActionsContainer   # a parser, or a group of its options
@@ -135,6 +136,19 @@ positive_or_inf = _number(float, lambda x: x > 0.0, "a positive number or inf")
 fraction = _number(float, lambda x: 0.0 <= x < 1.0, "a number from 0 to below 1")
 _seed = _number(int, lambda n: n >= 0, "a non-negative integer")
 _nonnegative = _number(float, lambda x: 0.0 <= x < math.inf, "a non-negative number")
+
+
+def save_freq(text: str) -> str | int:
+    """Return a number of batches, or ``"epoch"`` or a time such as ``"30s"``."""
+    try:
+        frequency: str | int = int(text)
+    except ValueError:
+        frequency = text
+    try:
+        parse_frequency(frequency)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("save_freq: ")) from None
+    return frequency
 
 
 def _column(text: str) -> int | str:

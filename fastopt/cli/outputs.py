@@ -12,8 +12,9 @@ from typing import Any, TextIO
 
 from fastopt import plots
 from fastopt._core.typing import AnyArray
-from fastopt.atomic_write import atomic_write
+from fastopt.atomic_write import atomic_write, remove_leftovers
 from fastopt.nn import History
+from fastopt.nn.callbacks.backup import backup_number, find_backups
 
 CONFIG = "config.toml"
 HISTORY = "history.csv"
@@ -24,6 +25,11 @@ CONFUSION_PLOT = "confusion_matrix.png"
 MODELS = {"npz": "model.npz", "safetensors": "model.safetensors"}
 RUN_FILES = {CONFIG, HISTORY, SUMMARY, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values()}
 _DEFAULT_FOLDER = "fastopt-run"
+
+
+def is_run_file(name: str) -> bool:
+    """Whether a run writes a file of this name."""
+    return name in RUN_FILES or backup_number(name) > 0
 
 
 def check_writable(option: str, path: str, *inputs: str) -> None:
@@ -82,10 +88,14 @@ def _create_default_folder() -> str:
 
 
 def _remove_run(path: str, overwrite: bool, data: str) -> None:
+    remove_leftovers(path)
     names = set(os.listdir(path))
     if names and not overwrite:
-        raise ValueError(f"--out: {path} is not empty; choose another folder, or add --overwrite")
-    foreign = min(names - RUN_FILES, default=None)
+        raise ValueError(
+            f"--out: {path} is not empty; choose another folder, replace the run with --overwrite, or resume "
+            "it with --resume"
+        )
+    foreign = min(names - RUN_FILES - {backup.name for backup in find_backups(path)}, default=None)
     if foreign is not None:
         raise ValueError(f"--overwrite: {path} contains {foreign}, which no run writes; nothing was removed")
     files = [os.path.join(path, name) for name in sorted(names)]

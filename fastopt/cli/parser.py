@@ -7,7 +7,7 @@ import sys
 import textwrap
 from typing import Any, NoReturn
 
-FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130  # shells report 130 after Ctrl-C
+FAILED, USAGE_ERROR, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the last two as shells report signals
 
 
 class UsageError(Exception):

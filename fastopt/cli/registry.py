@@ -12,7 +12,7 @@ from fastopt import callbacks, schedules
 from fastopt._core.typing import FloatOrSchedule, Params, Schedule
 from fastopt._core.validation import suggest
 from fastopt.cli.calls import Call, parse_call, parse_calls
-from fastopt.cli.outputs import RUN_FILES
+from fastopt.cli.outputs import is_run_file
 from fastopt.nn import Callback
 from fastopt.nn.data import Dataset
 from fastopt.optimizers.api import (
@@ -218,7 +218,7 @@ def _check_path(call: Call, fields: Mapping[str, float]) -> None:
             raise ValueError(f"{name}: expected only {', '.join(fields)} in braces, got {path!r}") from None
         if not os.path.basename(formatted) or "\0" in formatted:
             raise ValueError(f"{name}: expected a file name, got {path!r}")
-        if os.path.normpath(formatted) in RUN_FILES:
+        if is_run_file(os.path.normpath(formatted)):
             raise ValueError(f"{name}: {path} would overwrite a file of the run")
         if name == "filename" and os.path.dirname(path) and not os.path.isabs(path):
             raise ValueError(f"{name}: expected a name without folders, or an absolute path; got {path!r}")

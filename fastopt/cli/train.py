@@ -10,11 +10,12 @@ import time
 from typing import Any
 
 from fastopt import callbacks
-from fastopt.cli import options, outputs, registry, training
+from fastopt.cli import options, outputs, registry, resume, training
 from fastopt.cli.config import format_config
 from fastopt.cli.model import Model
 from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
 from fastopt.nn import Callback, History, Trainer, metrics
+from fastopt.nn.callbacks.backup import remove_backups
 from fastopt.nn.data import Dataset
 from fastopt.optimizers.api import arguments_of
 
@@ -24,6 +25,7 @@ fastopt train --data iris.csv --label species --epochs 50
 fastopt train --data images/ --hidden 256,128 --batch-size 128 --dropout 0.2
 fastopt train --lr-schedule cosine --callbacks "early_stopping(patience=5)"
 fastopt train --config fastopt-run/config.toml --seed 1
+fastopt train --resume fastopt-run --epochs 40
 """
 
 _MAX_CONFUSION_CLASSES = 100    # beyond which a confusion matrix is too large to read
@@ -54,6 +56,12 @@ def add_options(command: Parser) -> None:
     add("--out", metavar="FOLDER",
         help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
     add("--overwrite", action="store_true", help="replace the run in this folder")
+    add("--resume", metavar="FOLDER",
+        help="resume the run in this folder with its options, of which --epochs, --max-time and --save-freq "
+             "can be changed")
+    add("--save-freq", type=options.save_freq, default="30s", metavar="FREQ",
+        help="how often to save the training state for --resume: epoch, a number of batches, or seconds such "
+             "as 30s (default: %(default)s; it is also saved at the end and after Ctrl-C or SIGTERM)")
     add("--model-format", choices=outputs.MODELS, default="npz", metavar="NAME",
         help=f"{' or '.join(outputs.MODELS)} (default: %(default)s)")
 
@@ -73,17 +81,21 @@ def run(args: argparse.Namespace) -> int:
     config.encode()     # raises if a name is not text
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
         net.save(os.path.join(temporary, outputs.MODELS[args.model_format]))
-    folder = outputs.create_folder(args.out, args.overwrite, args.data)
+    folder = args.resume or outputs.create_folder(args.out, args.overwrite, args.data)
     outputs.write_config(folder, config)
     print(training.describe(args, dataset, net))
     schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
     print(f"Optimizer: {args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}\n")
 
-    trainer = Trainer(net, opt, _make_callbacks(args, folder), max_norm=training.none_if_off(args.max_norm))
+    kept = resume.RunOptions(config, args.data, dataset)
+    backup = resume.RunBackup(folder, args.save_freq, args.epochs)
+    run_callbacks = [*_make_callbacks(args, folder), kept, backup]
+    trainer = Trainer(net, opt, run_callbacks, max_norm=training.none_if_off(args.max_norm))
     start = time.perf_counter()
     history = training.fit(trainer, args, dataset, max_time=training.none_if_off(args.max_time))
     seconds = time.perf_counter() - start
     if history.epoch and not math.isfinite(history.last()["loss"]):
+        remove_backups(folder)
         return print_error(
             f"fastopt: training diverged in epoch {len(history.epoch)}, and no model was saved in {folder}; "
             f"try a lower --lr than {args.lr:g}",
@@ -93,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
     # The history lacks the epoch that Ctrl-C has interrupted.
     print(f"\nTime: {seconds:.2f} s{'' if history.interrupted else in_steps}")
     _save_results(args, dataset, net, history, folder)
+    if not (history.interrupted or history.stopped_by == "max_time"):
+        resume.keep_newest_backup(folder)
     return INTERRUPTED if history.interrupted else 0
 
 

@@ -273,7 +273,7 @@ def interrupt_in(monkeypatch, epoch):
     for module in (train, compare):
         monkeypatch.setattr(
             module, "Trainer", lambda net, opt, callbacks, **options: fastopt.Trainer(
-                net, opt, [*callbacks, InterruptIn(epoch)], **options
+                net, opt, [InterruptIn(epoch), *callbacks], **options
             )
         )
 
@@ -291,7 +291,7 @@ def test_interrupted_run_is_saved(run, folder, monkeypatch, plots, done):
 
 # --- The folder of a run ---------------------------------------------------------------------
 
-TABLES = ["config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"]
+TABLES = ["backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"]
 PLOTS = ["confusion_matrix.png", "curves.png"]
 
 
@@ -387,7 +387,9 @@ def test_overwrite_removes_only_a_run(run, check_error, plots):
     X, _ = blobs(60)
     np.savez("line.npz", X=X, y=X[:, 0])
     assert run("train", *QUICK, "--data", "line.npz", "--out", "run", "--overwrite")[0] == 0
-    assert names_in("run") == ["config.toml", "curves.png", "history.csv", "model.npz", "summary.json"]
+    assert names_in("run") == [
+        "backup-1.npz", "config.toml", "curves.png", "history.csv", "model.npz", "summary.json"
+    ]
     assert MLP.load("run/model.npz").sizes == (2, 8, 1)
     Path("run/notes.txt").touch()
     assert "--overwrite: run contains notes.txt, which no run writes" in check_error(
@@ -447,6 +449,7 @@ class-weight = "balanced"
 max-norm = 2.0
 max-time = inf
 callbacks = ["early_stopping(patience=2)", "csv_logger(filename='more.csv')"]
+save-freq = "30s"
 model-format = "npz"
 """
 

@@ -56,7 +56,7 @@ class BackupAndRestore(Callback):
     ) -> None:
         self.backup_dir: Path = Path(backup_dir)
         self.save_freq = save_freq
-        self._batches, self._seconds = _parse_frequency(save_freq)
+        self._batches, self._seconds = parse_frequency(save_freq)
         self.keep: int = check_int("keep", keep, 1)
         self.delete_checkpoint = delete_checkpoint
         self.reset()
@@ -138,13 +138,17 @@ def remove_backups(folder: StrPath) -> None:
     remove_leftovers(folder)
 
 
-def _number(path: Path) -> int:
-    """Return the number in the name of a backup, or 0 if it is the name of another file."""
-    match = re.fullmatch(r"backup-([1-9][0-9]*)\.npz", path.name)
+def backup_number(name: str) -> int:
+    """Return the number in the file name of a backup, or 0 if it is the name of another file."""
+    match = re.fullmatch(r"backup-([1-9][0-9]*)\.npz", name)
     return int(match[1]) if match else 0
 
 
-def _parse_frequency(save_freq: str | int) -> tuple[int, float]:
+def _number(path: Path) -> int:
+    return backup_number(path.name)
+
+
+def parse_frequency(save_freq: str | int) -> tuple[int, float]:
     """Return the number of batches and of seconds between backups; 0 and inf stand for never."""
     if save_freq == "epoch":
         return 0, math.inf
