@@ -193,7 +193,7 @@ class Network:
         if is_classifier:
             source.count_correct(sample_weight)
         loss = self._evaluate(source, name)
-        correct, seen = source.pop_counts()
+        correct, seen = source.counted
         return loss, correct / seen if is_classifier else None
 
     def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
