@@ -90,7 +90,8 @@ class History:
 
     def last(self) -> Logs:
         """Return the metrics of the last epoch as a dict, which is empty before the first epoch."""
-        return {name: values[-1] for name, values in self.history.items()}
+        # After an interrupted `record` of the first epoch there may be empty lists.
+        return {name: values[-1] for name, values in self.history.items() if values}
 
 
 def format_logs(logs: Mapping[str, float]) -> str:
