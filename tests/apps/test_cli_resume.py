@@ -72,7 +72,7 @@ def test_resumed_run_equals_an_uninterrupted_one(train, monkeypatch, number, n):
     status, out, err = train("--resume", "cut")
     epochs, batches = divmod(n, 8) if n % 8 else (n // 8 - 1, 8)
     word = "epoch" if epochs == 1 else "epochs"
-    assert out.startswith(f"Resuming from {backup}, after {epochs} {word} and {batches} of the batches of the")
+    assert out.startswith(f"Resuming from {backup}, after {epochs} {word} and {batches} of the batches")
     assert (status, err) == (0, "") and results("cut") == results("full")
     assert results("cut")[0] == [
         "backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"
