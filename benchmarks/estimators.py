@@ -17,6 +17,7 @@ from benchmarks.training import Workload
 ROWS, EPOCHS, INPUTS, OUTPUTS = 4000, 2, 784, 10
 HIDDEN = ((100,), (256, 128), (1024, 1024), (2048,))
 BATCHES = (32, 200, 1000)
+LARGE = 2e10        # operations of a fit that one thread does not run
 CALLS = ("predict", "predict_proba")
 
 
@@ -78,9 +79,9 @@ class CallBench:
     def __init__(self, contender, workload):
         X, y = workload.make_data()
         is_fit = workload.method == "fit"
-        batch_size = workload.batch if is_fit else 200
         model = contender.make_estimator(
-            workload.sizes[1:-1], batch_size=batch_size, max_iter=EPOCHS, random_state=0
+            workload.sizes[1:-1], batch_size=workload.batch if is_fit else 200,
+            max_iter=EPOCHS if is_fit else 1, random_state=0,
         )
         model.fit(X, y)
         self.probe = [model.loss_] if is_fit else model.predict_proba(X[:1])[0].tolist()
@@ -118,4 +119,5 @@ SUITE = Suite(
     timed="a call in microseconds",
     extra_threads=(1,),
     best_threads=True,
+    is_large=lambda call: call.method == "fit" and call.flops > LARGE,
 )
