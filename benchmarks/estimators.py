@@ -110,7 +110,7 @@ SUITE = Suite(
     find=find,
     contenders={"sklearn": sklearn.ScikitLearnEstimator, "fastopt": fastopt.FastOptEstimator},
     bench=CallBench,
-    full=Settings(tuple(workload.name for workload in WORKLOADS), rounds=5, seconds=0.1, limit=6.0),
+    full=Settings(tuple(workload.name for workload in WORKLOADS), rounds=5, seconds=0.05, limit=3.0),
     quick=Settings(("100/fit/200", "100/predict/1"), rounds=3, seconds=0.02),
     yardstick="sklearn",
     unit="GFLOP/s",

@@ -30,7 +30,7 @@ LONGEST = 0.5           # seconds of a step in the grid
 LARGE = 0.01            # seconds of a step that one thread does not run
 EPOCH = 0.03            # seconds of an epoch, about
 MOST_ROWS = 16_384      # samples
-PROBE = 0.5             # seconds of the steps after which losses are compared
+PROBE = 0.1             # seconds of the steps after which losses are compared
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ SUITE = Suite(
         "sklearn": sklearn.ScikitLearnTraining,
     },
     bench=TrainingBench,
-    full=Settings(tuple(cell.name for cell in DEFAULT), rounds=5, seconds=0.05, limit=4.0),
+    full=Settings(tuple(cell.name for cell in DEFAULT), rounds=5, seconds=0.04, limit=2.5),
     quick=Settings(("64x2/16", "256x2/64", "256x2/64/float64"), rounds=3, seconds=0.02, limit=1.0),
     yardstick="floor",
     unit="GFLOP/s",
