@@ -69,6 +69,7 @@ def plot_history(history: History, path: StrPath | None = None) -> Figure:
                 values = unit * np.asarray(history.history[key])
                 _draw(panel, np.asarray(history.epoch) + 1, values, index, part)
         _label_epochs(panel, label)
+        panel.set_title(name.title())
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
     panels[-1].legend(frameon=False)
     return _finish(figure, path)

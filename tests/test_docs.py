@@ -37,6 +37,7 @@ EXTRAS = {
     "docs/scikit-learn.md": "sklearn",
     "docs/scipy.md": "scipy",
     "docs/story.md": "matplotlib",
+    "docs/tables.md": "pandas",
 }
 
 
@@ -57,6 +58,7 @@ def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch, capsys):
     if page in EXTRAS:
         pytest.importorskip(EXTRAS[page])
     monkeypatch.chdir(tmp_path)
+    write_wine(Path("wine.csv"), Path("new-wine.csv"))
     text, names = TEXTS[page], {}
     for block in BLOCK.finditer(text):
         above = "\n" * text.count("\n", 0, block.start(1))  # so that errors give the page's lines
@@ -81,6 +83,21 @@ def write_data():
     rows = [f"{x:.3f},{height:.3f},{tree}" for tree, height in (("ash", 0), ("birch", 5), ("cedar", 10)) * 100
             for x in rng.normal(size=1)]
     Path("trees.csv").write_text("\n".join(["age,height,tree", *rows]))
+    write_wine(Path("wine.csv"), Path("new-wine.csv"))
+
+
+def write_wine(path, new):
+    """A table with semicolons, decimal commas, texts, missing values and an id; three rows without label."""
+    rng = np.random.default_rng(0)
+    lines = ["id;color;acidity;sugar;quality"]
+    for i in range(243):
+        quality = rng.integers(4, 7)
+        color = "red" if rng.random() < 0.3 * (quality - 3.5) else "white"
+        sugar = "?" if i % 10 == 9 else f"{rng.normal(20 * quality, 8):.1f}"
+        lines.append(f"{i + 1};{color};{rng.normal(quality, 0.5):.2f};{sugar};{quality}".replace(".", ","))
+    path.write_text("\n".join(lines[:241]) + "\n")
+    cells = [line.split(";") for line in [lines[0], *lines[241:]]]
+    new.write_text("".join(f"{sugar};{color};{acidity}\n" for _, color, acidity, sugar, _ in cells))
 
 
 @pytest.mark.parametrize("page", [name for name, text in TEXTS.items() if COMMAND.search(text)])
@@ -96,6 +113,27 @@ def test_the_commands_of_the_page_run(page, tmp_path, monkeypatch, capsys):
             assert cli.parse_args(words).run
         else:
             assert (cli.main(words), words) == (0, words)
+
+
+def test_the_output_on_the_page_of_tables_is_real(tmp_path, monkeypatch, capsys):
+    """But for digits, which matrix products may round otherwise on another machine."""
+    pytest.importorskip("pandas")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    write_data()
+    for block in re.findall(r"^```console\n\$ fastopt (.*?)^```", TEXTS["docs/tables.md"], re.M | re.S):
+        command, *shown = block.splitlines()
+        assert cli.main(shlex.split(command)) == 0
+        printed = iter(re.sub(r"\d+", "0", capsys.readouterr().out).splitlines())
+        for line in shown:      # in this order, with gaps where it says so
+            assert line == "..." or re.sub(r"\d+", "0", line) in printed, line
+            assert len(line) <= 80
+
+
+def test_the_head_of_the_table_on_its_page(tmp_path):
+    write_wine(tmp_path / "wine.csv", tmp_path / "new.csv")
+    lines = (tmp_path / "wine.csv").read_text().splitlines()[:4]
+    assert "\n".join(f"    {line}" for line in lines) in TEXTS["docs/tables.md"]
 
 
 def test_the_commands_are_found():

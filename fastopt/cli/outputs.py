@@ -19,11 +19,12 @@ from fastopt.nn.callbacks.backup import backup_number, find_backups
 CONFIG = "config.toml"
 HISTORY = "history.csv"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 CURVES = "curves.png"
 CONFUSION_TABLE = "confusion_matrix.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 MODELS = {"npz": "model.npz", "safetensors": "model.safetensors"}
-RUN_FILES = {CONFIG, HISTORY, SUMMARY, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values()}
+RUN_FILES = {CONFIG, HISTORY, SUMMARY, REPORT, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values()}
 _DEFAULT_FOLDER = "fastopt-run"
 
 
@@ -117,6 +118,12 @@ def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
     with _replacing(folder, SUMMARY) as file:
         json.dump(_replace_nonfinite(summary), file, indent=2)
         file.write("\n")
+
+
+def write_report(folder: str, text: str) -> None:
+    """Write the page of a run."""
+    with _replacing(folder, REPORT) as file:
+        file.write(text)
 
 
 def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> None:

@@ -14,6 +14,7 @@ from fastopt.cli import options, outputs, registry, resume, training
 from fastopt.cli.config import format_config
 from fastopt.cli.model import Model
 from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
+from fastopt.cli.report import Results, format_report
 from fastopt.nn import Callback, History, Trainer, metrics
 from fastopt.nn.callbacks.backup import remove_backups
 from fastopt.nn.data import Dataset
@@ -139,11 +140,14 @@ def _save_results(
     score = training.score(dataset.y_test, predicted, dataset.classes)
     print(f"Test {training.format_score(*score)}")
     net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
-    outputs.write_summary(folder, _summary(dataset, net, history, score))
+    summary = _summary(dataset, net, history, score)
+    outputs.write_summary(folder, summary)
     matrix = None
     if dataset.classes is not None and len(dataset.classes) <= _MAX_CONFUSION_CLASSES:
         matrix = metrics.confusion_matrix(dataset.y_test, predicted, len(dataset.classes))
         outputs.write_confusion_matrix(folder, matrix, dataset.classes)
+    results = Results(history, summary, score, predicted, matrix)
+    outputs.write_report(folder, format_report(args, dataset, net, results, folder))
     print(f"Saved the run in {folder}")
     try:
         outputs.write_plots(folder, history, matrix, dataset.classes)

@@ -291,7 +291,10 @@ def test_interrupted_run_is_saved(run, folder, monkeypatch, plots, done):
 
 # --- The folder of a run ---------------------------------------------------------------------
 
-TABLES = ["backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"]
+TABLES = [
+    "backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "report.html",
+    "summary.json",
+]
 PLOTS = ["confusion_matrix.png", "curves.png"]
 
 
@@ -388,7 +391,8 @@ def test_overwrite_removes_only_a_run(run, check_error, plots):
     np.savez("line.npz", X=X, y=X[:, 0])
     assert run("train", *QUICK, "--data", "line.npz", "--out", "run", "--overwrite")[0] == 0
     assert names_in("run") == [
-        "backup-1.npz", "config.toml", "curves.png", "history.csv", "model.npz", "summary.json"
+        "backup-1.npz", "config.toml", "curves.png", "history.csv", "model.npz", "report.html",
+        "summary.json",
     ]
     assert MLP.load("run/model.npz").sizes == (2, 8, 1)
     Path("run/notes.txt").touch()
@@ -1431,7 +1435,7 @@ def test_closed_streams_of_a_process(folder, streams):
     command = f"{shlex.quote(sys.executable)} -m fastopt train --hidden 8 --epochs 1 {streams}"
     result = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, "")
-    assert names_in("fastopt-run")[-2:] == ["model.npz", "summary.json"]
+    assert names_in("fastopt-run")[-2:] == ["report.html", "summary.json"]
 
 
 # --- As a process ----------------------------------------------------------------------------

@@ -39,11 +39,11 @@ def test_history_draws_loss_and_accuracy():
         [2.0, 1.0], val_loss=[2.5, 1.5], accuracy=[0.5, 0.75], val_accuracy=[0.25, 0.5]
     )
     loss, accuracy = plot_history(given).axes
-    assert curves(loss) == {"training": [[1, 2], [2, 1]], "test": [[1, 2], [2.5, 1.5]]}
-    assert curves(accuracy) == {"training": [[1, 2], [50, 75]], "test": [[1, 2], [25, 50]]}
+    assert curves(loss) == {"training": [[1, 2], [2, 1]], "validation": [[1, 2], [2.5, 1.5]]}
+    assert curves(accuracy) == {"training": [[1, 2], [50, 75]], "validation": [[1, 2], [25, 50]]}
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("Epoch", "Loss (mean per sample)")
     assert (accuracy.get_xlabel(), accuracy.get_ylabel()) == ("Epoch", "Accuracy (%)")
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "test"]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["training", "validation"]
 
 
 def test_history_without_accuracy_has_one_panel():

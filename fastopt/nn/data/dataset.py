@@ -108,7 +108,7 @@ def load(
         layout = TableFormat(header=header) if layout is None else layout
         table = fit_table(path, layout, label, ignore, categorical, task)
         return _load_table(table, files, sizes, seed, standardize)
-    parts = read(path, label=label, header=header, scale=scale)
+    parts, sample_shape = _read(path, label, header, None, scale)
     labels = [y for _, y in parts if y is not None]
     if len(labels) < len(parts):
         raise ValueError(f"{path}: expected labels, got features only")
@@ -125,7 +125,7 @@ def load(
     sizes = {name: size for name, size in sizes.items() if name not in given}
     rows = split_rows(given["train"][1], sizes, seed)
     given |= {name: (given["train"][0][part], given["train"][1][part]) for name, part in rows.items()}
-    return _make_dataset(given, classes, sample_shape=_sample_shape(path))
+    return _make_dataset(given, classes, sample_shape=sample_shape)
 
 
 def _load_table(
@@ -175,10 +175,6 @@ def split_rows(y: AnyArray, sizes: Mapping[str, float], seed: int) -> dict[str, 
     return rows
 
 
-def _sample_shape(path: StrPath) -> tuple[int, ...]:
-    return (8, 8) if os.fspath(path) == "digits" else ()
-
-
 def read(
     path: StrPath, *, label: str | int | None = -1, header: Header = "auto", features: int | None = None,
     scale: float | None = None,
@@ -202,13 +198,21 @@ def read(
         One pair, or two if the data set is split into training and test data. ``X`` is float32 of
         shape (n, features); ``y`` holds the labels as stored in the file, or None if it has none.
     """
+    return _read(path, label, header, features, scale)[0]
+
+
+def _read(
+    path: StrPath, label: str | int | None, header: Header, features: int | None, scale: float | None
+) -> tuple[list[Part], tuple[int, ...]]:
+    """Return the parts of a data set, see `read`, and the shape of a sample in the file."""
     if scale is not None:
         scale = check_float("scale", scale, 0.0, open_low=True)
-    parts = [(_features(path, X, scale), y) for X, y in _read_parts(path, label, header, features)]
+    given = _read_parts(path, label, header, features)
+    parts = [(_features(path, X, scale), y) for X, y in given]
     widths = [X.shape[1] for X, _ in parts]
     if len(set(widths)) > 1:
         raise ValueError(f"{path}: X_train has {widths[0]} features, X_test {widths[1]}")
-    return parts
+    return parts, (8, 8) if os.fspath(path) == "digits" else given[0][0].shape[1:]
 
 
 def _read_parts(path: StrPath, label: str | int | None, header: Header, features: int | None) -> list[Part]:
