@@ -75,7 +75,8 @@ def test_resumed_run_equals_an_uninterrupted_one(train, monkeypatch, number, n):
     assert out.startswith(f"Resuming from {backup}, after {epochs} {word} and {batches} of the batches")
     assert (status, err) == (0, "") and results("cut") == results("full")
     assert results("cut")[0] == [
-        "backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "summary.json"
+        "backup-1.npz", "config.toml", "confusion_matrix.csv", "history.csv", "model.npz", "report.html",
+        "summary.json",
     ]
     assert Path("cut", "config.toml").read_bytes() == Path("full", "config.toml").read_bytes()
 
