@@ -144,6 +144,7 @@ if __name__ == "__main__":
             extension("fastopt/_core/containers"),
             extension("fastopt/_core/gradients"),
             extension("fastopt/_core/step_table"),
+            extension("fastopt/_core/tensors"),
             extension("fastopt/_core/direct"),
             extension("fastopt/nn/_core/gemm"),
             extension("fastopt/nn/_core/net"),

@@ -58,6 +58,11 @@ cdef inline Format native_or(Format format, const SavedArray* param) noexcept:
     return NATIVE if format == (FLOAT64 if param.is_f64 else FLOAT32) else format
 
 
+cdef class GradSource:
+    # Gradients that are not NumPy arrays, see `tensors.pyx`.
+    cdef int bind_to(self, Gradients gradients) except -1
+
+
 cdef class Gradients:
     cdef const Kernels* kernels
     cdef Span* spans                # of the step table
@@ -100,6 +105,7 @@ cdef class Gradients:
     cdef void bind_absent(self, const Node* node) noexcept
     cdef void bind_no_grad(self, Py_ssize_t k) noexcept
     cdef int bind_grad(self, Py_ssize_t k, object grad) except -1
+    cdef bint bind_address(self, Py_ssize_t k, char* g) except -1
     cdef int bind_rows(self, Py_ssize_t k, Rows grad) except -1
     cdef object as_array(self, Py_ssize_t k, object grad)
     cdef int check(self, Py_ssize_t k, const fo_array* x, object grad) except -1

@@ -94,6 +94,14 @@ cdef inline bint has_layout(const fo_array* x, Py_ssize_t size, const SavedArray
     return same
 
 
+cdef class GradSource:
+    """Base class of objects that give the gradients of a step in another form than NumPy arrays."""
+
+    cdef int bind_to(self, Gradients gradients) except -1:
+        """Call `bind_no_grad`, `bind_address` or `bind_grad` for each parameter."""
+        raise NotImplementedError
+
+
 cdef class Gradients:
     """Binds the gradients of each step.
 
@@ -229,9 +237,12 @@ cdef class Gradients:
     cdef int bind(self, object grads) except -1:
         """Bind the gradients of a step; on an error the caller must call `release`."""
         cdef Py_ssize_t k
-        self.check_params()
-        if not self.bind_node(self.nodes, grads):
-            explain_mismatch(self.treedef, grads)
+        if isinstance(grads, GradSource):
+            (<GradSource> grads).bind_to(self)
+        else:
+            self.check_params()
+            if not self.bind_node(self.nodes, grads):
+                explain_mismatch(self.treedef, grads)
         if self.has_rows or self.layout_changed:
             for k in range(self.count):
                 if self.layouts[k] == ALL_ROWS:
@@ -352,6 +363,23 @@ cdef class Gradients:
         if grad is not self.bound[k]:
             self.bound[k] = grad
         return 0
+
+    cdef bint bind_address(self, Py_ssize_t k, char* g) except -1:
+        """Bind a gradient that has the dtype and the layout of its parameter.
+
+        Returns False if the kernels cannot read it where it is; it must then be bound as an array.
+        """
+        cdef const SavedArray* param = &self.saved[k]
+        if param.is_row_wise or param.first != 0 or <Py_ssize_t> g % param.itemsize != 0:
+            return False
+        if self.is_written(k, g, param.format):
+            return False
+        self.set_layout(k, DENSE)
+        self.set_grad(k, g, param.format)
+        self.writeable[k] = True
+        if self.bound[k] is not None:
+            self.bound[k] = None
+        return True
 
     cdef object as_array(self, Py_ssize_t k, object grad):
         """View a subclass of ndarray, or a NumPy scalar, as an array."""

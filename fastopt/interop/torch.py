@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 
 from fastopt.interop import state_dict as sd
+from fastopt.interop.torch_names import (
+    CONSTANTS,
+    DISTINCT_KEYS,
+    FLAGS,
+    SCALARS,
+    WITHOUT_STEP_COUNT,
+    asgd_scalars,
+)
 
-# Classes of torch.optim, and a key by which to tell their groups from those of the classes further down.
-# Hyperparameters and state arrays have the same names as in fastopt.
-_DISTINCT_KEYS = {
-    "Muon": "ns_coefficients", "Adafactor": "beta2_decay", "Rprop": "etas", "ASGD": "lambd",
-    "Adagrad": "lr_decay", "Adadelta": "rho", "RMSprop": "centered", "SGD": "dampening",
-    "NAdam": "momentum_decay", "AdamW": "amsgrad", "Adam": "amsgrad", "RAdam": "decoupled_weight_decay",
-    "Adamax": "weight_decay", "SparseAdam": "betas",
-}
-_SCALARS = ("step", "mu_product", "eta", "mu")
-_WITHOUT_STEP_COUNT = ("SGD", "Muon")
 # Keys of groups that do not change a step; the last ones are those of torch's learning rate schedulers.
 _IGNORED_OPTIONS = {
-    "foreach", "fused", "capturable", "differentiable", "name", "param_names",
+    *FLAGS, "name", "param_names",
     "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr",
 }
 
@@ -64,8 +62,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
         index = list(range(len(entries), len(entries) + len(group["params"])))
         groups.append(sd.make_group(name, convention, values, index))
         unknown = group.keys() - groups[-1].keys() - _IGNORED_OPTIONS
-        if torch_name in ("Adam", "AdamW"):
-            unknown -= {"decoupled_weight_decay"}   # which `_infer_name` has read
+        unknown -= CONSTANTS.get(torch_name, {}).keys()     # which `_infer_name` has read
         if unknown:
             raise ValueError(
                 f"state_dict['param_groups'][{i}]: expected options of torch.optim.{torch_name}, got "
@@ -77,7 +74,7 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
             arrays = {
                 n: sd.to_array(value, f"{path}['{n}']")
                 for n, value in state.items()
-                if n not in _SCALARS and value is not None
+                if n not in SCALARS and value is not None
             }
             entries.append(sd.make_entry(name, *_scalars(path, torch_name, state, arrays)))
     unused = state_dict["state"].keys() - used
@@ -105,7 +102,7 @@ def to_torch(optimizer: sd.OptimizerOrState, name: str | None = None) -> dict[st
         State dict with tensors. Options that only torch has, such as ``foreach``, have torch's defaults.
     """
     torch = sd.import_library("torch", "torch")
-    saved = sd.read_state_dict(optimizer, _DISTINCT_KEYS)
+    saved = sd.read_state_dict(optimizer, DISTINCT_KEYS)
     local = saved["optimizer"]
     torch_name: str = name or local
     expected, convention = _local_name(torch_name)
@@ -142,15 +139,15 @@ def to_torch(optimizer: sd.OptimizerOrState, name: str | None = None) -> dict[st
 
 def _infer_name(groups: Iterable[Mapping[str, Any]], optimizer: str | None) -> str:
     """Return the name of the class of torch.optim from the keys of its groups, or the given name."""
-    if optimizer is not None and optimizer not in _DISTINCT_KEYS:
-        raise ValueError(f"optimizer: expected one of {', '.join(_DISTINCT_KEYS)}, got {optimizer!r}")
+    if optimizer is not None and optimizer not in DISTINCT_KEYS:
+        raise ValueError(f"optimizer: expected one of {', '.join(DISTINCT_KEYS)}, got {optimizer!r}")
     names = set()
     for group in groups:
         sd.check_keys("state_dict['param_groups']", group, ("params", "lr"))
-        name = optimizer or next((n for n, key in _DISTINCT_KEYS.items() if key in group), None)
+        name = optimizer or next((n for n, key in DISTINCT_KEYS.items() if key in group), None)
         if name is None:
             raise ValueError(
-                f"state_dict: expected one of {', '.join(_DISTINCT_KEYS)} of torch.optim, "
+                f"state_dict: expected one of {', '.join(DISTINCT_KEYS)} of torch.optim, "
                 f"got groups with {', '.join(map(str, group))}"
             )
         if name in ("Adam", "AdamW"):
@@ -184,7 +181,7 @@ def _scalars(
     path: str, torch_name: str, state: Mapping[str, Any], arrays: sd.StateArrays
 ) -> tuple[int, sd.StateArrays, float]:
     """Return the step count of a parameter, its arrays, and NAdam's product of momentum coefficients."""
-    steps = int(bool(arrays)) if torch_name in _WITHOUT_STEP_COUNT else state.get("step", 0)
+    steps = int(bool(arrays)) if torch_name in WITHOUT_STEP_COUNT else state.get("step", 0)
     return sd.to_count(f"{path}['step']", steps), arrays, float(_to_python(state.get("mu_product", 1.0)))
 
 
@@ -193,7 +190,7 @@ def _torch_scalars(
 ) -> dict[str, Any]:
     """Return the scalar state of a parameter."""
     steps = entry["step"]
-    if torch_name in _WITHOUT_STEP_COUNT:
+    if torch_name in WITHOUT_STEP_COUNT:
         return {}
     if torch_name == "SparseAdam":
         return {"step": steps}
@@ -201,7 +198,6 @@ def _torch_scalars(
     if torch_name == "NAdam":
         scalars["mu_product"] = entry["scalars"]["mu_product"]
     if torch_name == "ASGD":
-        scalars["eta"] = group["lr"] / (1.0 + group["lambd"] * group["lr"] * steps) ** group["alpha"]
-        scalars["mu"] = 1.0 / max(1.0, steps - group["t0"])
+        scalars = asgd_scalars(group, steps)
     scalars = {n: torch.tensor(value, dtype=torch.float64) for n, value in scalars.items()}
     return {"step": torch.tensor(float(steps)), **scalars}      # torch's default dtype, as torch has it

@@ -15,11 +15,8 @@ from fastopt._core.step_table import NEW_COPIES, Exchange, StepCounter
 from fastopt._core.validation import check_bool, check_float, check_int
 from fastopt.optimizers.groups import ParamGroups
 from fastopt.optimizers.hyperparameters import check_number
-from fastopt.optimizers.options.base import Option, check_options
-from fastopt.optimizers.options.ema import EMA
-from fastopt.optimizers.options.lookahead import Lookahead
-from fastopt.optimizers.options.sparse import check_mode, index_of
-from fastopt.optimizers.options.storage import check_storage
+from fastopt.optimizers.options.sparse import index_of
+from fastopt.optimizers.options.training import check_training_options
 from fastopt.optimizers.parameter_docs import document
 from fastopt.optimizers.saving import Saving
 
@@ -53,24 +50,33 @@ def constructor(signature_of: Init) -> Init:
     given have the defaults of the signature, or those of the framework convention in `Rule.CONVENTIONS`.
     """
     signature = inspect.signature(signature_of)
-    names = [p.name for p in signature.parameters.values() if p.kind != p.VAR_KEYWORD][2:]
 
     @functools.wraps(signature_of)
     def __init__(self: Optimizer, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
-        given, rule = dict(bound.arguments), self.RULE
-        convention = rule.check_hyperparameter("convention", given.get("convention", "torch"))
-        bound.apply_defaults()
-        values = {**bound.arguments, **rule.CONVENTIONS[convention], **given}
-        unknown = bound.arguments["options"].keys() - _OPTIONS
-        if unknown:
-            known = ", ".join([*names, *_OPTIONS])
-            raise TypeError(f"{type(self).__name__}: unknown argument {min(unknown)!r}, expected {known}")
-        hyperparameters = {name: values[name] for name in names}
-        Optimizer.__init__(self, given["params"], hyperparameters, **bound.arguments["options"])
+        params, hyperparameters, options = read_arguments(type(self), bound)
+        Optimizer.__init__(self, params, hyperparameters, **options)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
     return cast(Init, __init__)
+
+
+def read_arguments(
+    cls: type[Optimizer], bound: inspect.BoundArguments
+) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Return the parameters, hyperparameters and options in the arguments of an optimizer's constructor."""
+    given, rule = dict(bound.arguments), cls.RULE
+    convention = rule.check_hyperparameter("convention", given.get("convention", "torch"))
+    bound.apply_defaults()
+    values = {**bound.arguments, **rule.CONVENTIONS[convention], **given}
+    names = [p.name for p in bound.signature.parameters.values() if p.kind != p.VAR_KEYWORD]
+    names = [name for name in names if name not in ("self", "params")]
+    options = bound.arguments["options"]
+    unknown = options.keys() - OPTIONS
+    if unknown:
+        known = ", ".join([*names, *OPTIONS])
+        raise TypeError(f"{cls.__name__}: unknown argument {min(unknown)!r}, expected {known}")
+    return given["params"], {name: values[name] for name in names}, options
 
 
 class Optimizer(Saving):
@@ -163,19 +169,16 @@ class Optimizer(Saving):
         skip_nonfinite: bool = False, sparse: Sparse | None = None, rounding: Rounding = "stochastic",
         seed: int = 0, state_dtype: StateDtype = "float32", block_size: int = 256,
     ) -> None:
-        self.skip_nonfinite: bool = check_bool("skip_nonfinite", skip_nonfinite)
-        self._unit_options = (
-            check_bool("centralize", centralize),
-            unit_clip if unit_clip is None else check_number("unit_clip", unit_clip),
+        checked = check_training_options(
+            self.RULE, ema=ema, lookahead=lookahead, centralize=centralize, unit_clip=unit_clip,
+            skip_nonfinite=skip_nonfinite, sparse=sparse, rounding=rounding, seed=seed, state_dtype=state_dtype,
+            block_size=block_size,
         )
-        options = [
-            None if ema is None else EMA(ema), None if lookahead is None else Lookahead(lookahead),
-        ]
-        self._options: dict[str, Option] = {option.name: option for option in options if option is not None}
-        check_options(self.RULE, self._options)
+        self._options, self._unit_options = checked.updates, checked.units
+        self.skip_nonfinite: bool = checked.skip_nonfinite
+        self.sparse: str = checked.sparse
         self._micro_batches = check_int("accumulate", accumulate, 1)
-        self.sparse: str = check_mode(sparse, self.RULE.SPARSE)
-        self._storage = check_storage(rounding, seed, state_dtype, block_size)
+        self._storage = checked.storage
         self._counter = StepCounter()
         self._refreshing = False
         self._accumulator = None
@@ -230,7 +233,7 @@ class Optimizer(Saving):
             return self._plan.table.step(grads)
         check_bool("zero_grad", zero_grad)
         scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
-        limits = _check_limits(max_norm, clip_value)
+        limits = check_limits(max_norm, clip_value)
         if self._accumulator is None:
             return self._full_step(grads, scale, limits, zero_grad)
         weight = check_float("weight", weight, 0.0, open_low=True)
@@ -249,7 +252,7 @@ class Optimizer(Saving):
         bool
             Whether a step was taken.
         """
-        limits = _check_limits(max_norm, clip_value)
+        limits = check_limits(max_norm, clip_value)
         if self._accumulator is None or not self._accumulator.count:
             return False
         if self._counter.stale:
@@ -366,7 +369,7 @@ class Optimizer(Saving):
         return "\n".join(lines)
 
 
-def _check_limits(max_norm: Number | None, clip_value: Number | None) -> tuple[bool, float, float]:
+def check_limits(max_norm: Number | None, clip_value: Number | None) -> tuple[bool, float, float]:
     """Return whether the norm is measured, and the bounds of the norm and of the elements."""
     clip = math.inf if clip_value is None else check_number("clip_value", clip_value)
     if max_norm is None or (isinstance(max_norm, float) and max_norm == math.inf):
@@ -374,6 +377,6 @@ def _check_limits(max_norm: Number | None, clip_value: Number | None) -> tuple[b
     return True, check_number("max_norm", max_norm), clip
 
 
-_OPTIONS = tuple(
+OPTIONS = tuple(
     p.name for p in inspect.signature(Optimizer).parameters.values() if p.kind == p.KEYWORD_ONLY
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from math import sqrt
 from typing import TYPE_CHECKING, Unpack
 
+import numpy as np
+
 from fastopt._core.arena import copy_all
 from fastopt._core.formats import decode
 from fastopt._core.scalar_math import power
@@ -66,7 +68,8 @@ class _ScheduleFree(Optimizer):
             momentum = state.scalars["momentum"]
             # With a momentum of 1 there has been no step, and so no average.
             factor = array.dtype.type(1.0 - 1.0 / momentum)
-            averages.append(array + factor * (state["z"] - array) if momentum < 1.0 else array.copy())
+            average = array + factor * (state["z"] - array) if momentum < 1.0 else array.copy()
+            averages.append(np.asarray(average))    # NumPy computes a number from arrays without axes
         return averages
 
 
