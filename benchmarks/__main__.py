@@ -16,6 +16,7 @@ STUDIES = {
     "learning-rates": "find the learning rates that suit each optimizer",
     "functions": "time the functions without an optimizer object",
     "sparse-rows": "time a step on some rows of a table",
+    "torch-steps": "compare optimizers for tensors with those of torch.optim",
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",
 }
 
