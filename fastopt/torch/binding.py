@@ -10,6 +10,7 @@ import torch
 
 from fastopt._core import dispatch
 from fastopt._core.arena import alloc_views
+from fastopt._core.formats import computing_dtype, decode
 from fastopt._core.layout import copy_with_layout, is_dense, same_layout
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 from fastopt._core.tensors import TensorWatch
@@ -88,7 +89,8 @@ class Binding:
         self.plan = StepPlan(
             self.rule, self.groups, self.group_of, [self._units(a) for a in arrays], self.kernels, self.state,
             self.counter, tuple(range(len(arrays))), [f"{path}.grad" for path in self.paths],
-            sparse=options.sparse, options=options.updates, unit_transform=unit_transform(*options.units),
+            sparse=options.sparse, options=options.updates, storage=options.storage,
+            unit_transform=unit_transform(*options.units),
         )
         names = (*optimizer.NAMES, *optimizer.FLAGS, *optimizer.CONSTANTS)
         self.watch = self._make_watch(names, places)
@@ -200,7 +202,7 @@ class Binding:
             }
             for name, view in zip(absent, fresh[k], strict=True):
                 hp = self.groups[self.group_of[k]].raw()
-                view[...] = array if name in buffers else self.rule.init_value(name, hp)
+                view[...] = decode(array) if name in buffers else self.rule.init_value(name, hp)
                 bound[name] = view
                 self.pending[k][name] = self._wrap(k, view)
             flags[k] = NEW_STATE * is_new + NEW_COPIES * all(name in absent for name in buffers)
@@ -232,12 +234,11 @@ class Binding:
         if found.shape != wanted:
             raise ValueError(f"{path}: expected shape {wanted}, got {found.shape}")
         is_usable = same_layout(found, array) if shape is None else found.flags.c_contiguous
-        if found.dtype == array.dtype and is_usable:
+        dtype = computing_dtype(array.dtype)
+        if found.dtype == dtype and is_usable:
             return found
-        if shape is None:
-            made = copy_with_layout(found, array, array.dtype)
-        else:
-            made = np.array(found, array.dtype, order="C")
+        found = decode(found, dtype)
+        made = copy_with_layout(found, array, dtype) if shape is None else np.array(found, order="C")
         self.pending[k][name] = self._wrap(k, made)
         return made
 

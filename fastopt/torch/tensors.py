@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fastopt._core.formats import BFLOAT16
 from fastopt._core.rows import Rows
 
 if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray
 
-DTYPES = (torch.float32, torch.float64, torch.complex64, torch.complex128)
-_GRADIENT_DTYPES = (*DTYPES, torch.float16)
+DTYPES = (
+    torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128,
+)
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -33,12 +35,16 @@ def unwrap(tensor: Any) -> Any:
 def to_array(tensor: Any) -> AnyArray:
     """View the memory of a dense tensor as an array; complex numbers have a last axis of length 2."""
     tensor = tensor.detach()
-    array: AnyArray = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
+    array: AnyArray
+    if tensor.dtype == torch.bfloat16:
+        array = tensor.view(torch.uint16).numpy().view(BFLOAT16)
+    else:
+        array = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
     return array
 
 
 def like(tensor: Any, array: AnyArray) -> Any:
-    """View an array that was made like `to_array` of a tensor as a tensor of its dtype."""
+    """View an array with the layout of `to_array` of a tensor as a tensor, complex if that one is."""
     made = torch.from_numpy(array)
     return torch.view_as_complex(made) if tensor.is_complex() else made
 
@@ -49,7 +55,7 @@ def check_parameter(tensor: Any, name: str) -> None:
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one with the layout {tensor.layout}")
     if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected dtype float32 or float64, got {tensor.dtype}")
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
 def to_gradient(tensor: Any, name: str) -> tuple[AnyArray | Rows, bool]:
@@ -62,7 +68,7 @@ def to_gradient(tensor: Any, name: str) -> tuple[AnyArray | Rows, bool]:
         return Rows(tensor._indices()[0].numpy(), to_array(tensor._values())), True
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense or sparse COO tensor, got the layout {tensor.layout}")
-    is_known = tensor.dtype in _GRADIENT_DTYPES
+    is_known = tensor.dtype in DTYPES
     if not is_known:
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{name}: expected a floating dtype, got {tensor.dtype}")

@@ -108,7 +108,59 @@ def test_gradients_of_another_dtype(dtype):
     assert_close(params, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int32, torch.float8_e4m3fn])
+@pytest.mark.parametrize("gradient", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["AdamW", "SGD momentum", "Adagrad"])
+def test_parameters_of_16_bits(kind, dtype, gradient):
+    """A step is that of float32, rounded, with state of float32; states are exchanged with torch."""
+    params = [torch.nn.Parameter(p.detach().to(dtype)) for p in make_params(shapes=((40, 30), (5,), ()))]
+    options = {"lr": 1e-2, **KINDS[kind]}
+    optimizer = class_of(ft, kind)(params, rounding="nearest", **options)
+    for step in range(8):
+        before = values(params)
+        for i, p in enumerate(params):
+            noise = torch.Generator().manual_seed(100 * step + i)
+            p.grad_dtype = None
+            p.grad = torch.randn(p.shape, generator=noise).to(gradient)
+        single = [torch.nn.Parameter(p.float()) for p in before]
+        other = class_of(torch.optim, kind)(single, **options)
+        state = copy.deepcopy(optimizer.state_dict())
+        other.load_state_dict(state)
+        for p, q in zip(params, single, strict=True):
+            q.grad = p.grad.float()
+        optimizer.step()
+        other.step()
+        for p, q in zip(params, single, strict=True):
+            torch.testing.assert_close(p.float(), q.float(), rtol=2.0**-7, atol=2.0**-9)
+        if step == 4:
+            saved = copy.deepcopy((values(params), optimizer.state_dict()))
+            optimizer = class_of(ft, kind)(params, rounding="nearest", **options)
+            optimizer.load_state_dict(saved[1])
+    assert all(t.dtype == torch.float32 for own in optimizer.state.values() for t in own.values())
+    theirs = class_of(torch.optim, kind)(params, **options)     # with state of the same 16 bits
+    theirs.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    optimizer.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    optimizer.step()
+    assert all(t.dtype == torch.float32 for own in optimizer.state.values() for t in own.values())
+
+
+def test_stochastic_rounding_resumes_exactly():
+    runs = []
+    for interrupted in (False, True):
+        params = [torch.nn.Parameter(p.detach().bfloat16()) for p in make_params(shapes=((50, 20),))]
+        optimizer = ft.AdamW(params, seed=7)
+        for step in range(6):
+            if interrupted and step == 3:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer = ft.AdamW(params, seed=7)
+                optimizer.load_state_dict(saved)
+            set_grads(params, step)
+            optimizer.step()
+        runs.append(values(params))
+    assert_equal(*runs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float8_e4m3fn])
 def test_parameters_of_other_dtypes_are_refused(dtype):
     p = torch.ones(3).to(dtype)
     p.grad = torch.ones(3).to(dtype)
