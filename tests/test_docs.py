@@ -34,6 +34,7 @@ EXTRAS = {
     "docs/command-line.md": "matplotlib",
     "docs/course.md": "matplotlib",
     "docs/interop.md": "torch",
+    "docs/pytorch.md": "torch",
     "docs/scikit-learn.md": "sklearn",
     "docs/scipy.md": "scipy",
     "docs/story.md": "matplotlib",

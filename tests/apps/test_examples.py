@@ -18,9 +18,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def output(name, folder):
+def output(name, folder, *arguments, start=START):
     """Run an example in an empty folder, in which it must write no files."""
-    command = [sys.executable, "-W", "error", "-c", START, str(EXAMPLES / name)]
+    command = [sys.executable, "-W", "error", "-c", start, str(EXAMPLES / name), *arguments]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
     assert list(folder.iterdir()) == []
@@ -73,6 +73,15 @@ def check_optimizer_table(out):
     assert errors["sgd"][-1] > 50 > 10 > errors["ada"][2]
 
 
+def check_torch_transformer(out):
+    pattern = r"^(\S.*\S) +loss (\S+) -> (\S+), (\S+) ms per clipped step$"
+    rows = re.findall(pattern, out, re.M)
+    assert [name for name, *_ in rows][::2] == ["torch.optim.AdamW", "fastopt.torch.AdamW"]
+    first, last = ({row[k] for row in rows} for k in (1, 2))
+    assert max(map(float, last)) < 0.9 * min(map(float, first))
+    assert max(map(float, last)) - min(map(float, last)) < 2e-4
+
+
 CHECKS = {
     "article.py": check_article,
     "evolution_strategy.py": check_evolution_strategy,
@@ -84,9 +93,15 @@ CHECKS = {
 
 
 def test_every_example_has_a_check():
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(CHECKS)
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*CHECKS, "torch_transformer.py"])
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_example(name, tmp_path):
     CHECKS[name](output(name, tmp_path))
+
+
+def test_example_with_torch(tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    start = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    check_torch_transformer(output("torch_transformer.py", tmp_path, "--steps", "30", start=start))
