@@ -171,8 +171,8 @@ class Optimizer(Saving):
     ) -> None:
         checked = check_training_options(
             self.RULE, ema=ema, lookahead=lookahead, centralize=centralize, unit_clip=unit_clip,
-            skip_nonfinite=skip_nonfinite, sparse=sparse, rounding=rounding, seed=seed, state_dtype=state_dtype,
-            block_size=block_size,
+            skip_nonfinite=skip_nonfinite, sparse=sparse, rounding=rounding, seed=seed,
+            state_dtype=state_dtype, block_size=block_size,
         )
         self._options, self._unit_options = checked.updates, checked.units
         self.skip_nonfinite: bool = checked.skip_nonfinite

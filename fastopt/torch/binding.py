@@ -183,7 +183,8 @@ class Binding:
             for own, names in zip(self.own, shapes, strict=True)
         ]
         fresh = alloc_views(arrays, [
-            [names.get(name) for name in absent] for names, absent in zip(shapes, missing, strict=True)
+            [(names.get(name), computing_dtype(array.dtype)) for name in absent]
+            for array, names, absent in zip(arrays, shapes, missing, strict=True)
         ])
         states: list[State] = []
         copies: dict[str, list[Array]] = {name: [] for name in buffers}

@@ -24,8 +24,12 @@ if TYPE_CHECKING:
     from fastopt.optimizers import Optimizer as ArrayOptimizer
     from fastopt.optimizers.rule import Rule
 
-# Options of `fastopt.Optimizer` that do not apply: gradients are accumulated in the tensors.
-NOT_SUPPORTED = ("accumulate",)
+# Options of `fastopt.Optimizer` that tensors do not have, with the reason.
+NOT_SUPPORTED = {
+    "accumulate": "tensors accumulate their gradients",
+    "state_dtype": "the state consists of tensors that can be exchanged with torch",
+    "block_size": "the state consists of tensors that can be exchanged with torch",
+}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -50,9 +54,9 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         flags = {name: kwargs.pop(name, value) for name, value in self.FLAGS.items()}
         constants = {name: kwargs.pop(name, value) for name, value in self.CONSTANTS.items()}
-        for name in NOT_SUPPORTED:
+        for name, reason in NOT_SUPPORTED.items():
             if name in kwargs:
-                raise TypeError(f"{name}: not supported for tensors, which accumulate their gradients")
+                raise TypeError(f"{name}: not supported for tensors, because {reason}")
         bound = self._signature.bind(*args, **kwargs)
         params, hyperparameters, options = read_arguments(self.OPTIMIZER, bound)
         hyperparameters["independent_weight_decay"] = options.pop("independent_weight_decay", 0.0)
