@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from fastopt import plots
@@ -60,18 +60,18 @@ def _is_same_file(path: str, other: str) -> bool:
     return os.path.abspath(path) == os.path.abspath(other)
 
 
-def create_folder(path: str | None, overwrite: bool, data: str) -> str:
+def create_folder(path: str | None, overwrite: bool, *inputs: str) -> str:
     """Create an empty folder for a run and return its path.
 
     If `path` is None, it is the first unused name of fastopt-run, fastopt-run-2, fastopt-run-3, ... With
-    `overwrite`, the files of an earlier run are removed, but not the data set or any other file.
+    `overwrite`, the files of an earlier run are removed, but none of the input files and no other file.
     """
     try:
         if path is None and not overwrite:
             return _create_default_folder()
         path = _DEFAULT_FOLDER if path is None else path
         os.makedirs(path, exist_ok=True)
-        _remove_run(path, overwrite, data)
+        _remove_run(path, overwrite, inputs)
         return path
     except OSError as error:
         raise ValueError(f"--out: cannot write {error.filename}: {error.strerror}") from None
@@ -88,7 +88,7 @@ def _create_default_folder() -> str:
             number += 1
 
 
-def _remove_run(path: str, overwrite: bool, data: str) -> None:
+def _remove_run(path: str, overwrite: bool, inputs: Sequence[str]) -> None:
     remove_leftovers(path)
     names = set(os.listdir(path))
     if names and not overwrite:
@@ -101,7 +101,7 @@ def _remove_run(path: str, overwrite: bool, data: str) -> None:
         raise ValueError(f"--overwrite: {path} contains {foreign}, which no run writes; nothing was removed")
     files = [os.path.join(path, name) for name in sorted(names)]
     for file in files:
-        if _is_same_file(file, data):
+        if any(_is_same_file(file, data) for data in inputs):
             raise ValueError(f"--overwrite: {file} is the data set of this run; nothing was removed")
     for file in files:
         os.remove(file)

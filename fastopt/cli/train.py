@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     config.encode()     # raises if a name is not text
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
         net.save(os.path.join(temporary, outputs.MODELS[args.model_format]))
-    folder = args.resume or outputs.create_folder(args.out, args.overwrite, args.data)
+    inputs = [path for path in (args.data, args.validation, args.test) if path is not None]
+    folder = args.resume or outputs.create_folder(args.out, args.overwrite, *inputs)
     outputs.write_config(folder, config)
     print(training.describe(args, dataset, net))
     schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"

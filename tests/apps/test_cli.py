@@ -411,9 +411,11 @@ def test_overwrite_keeps_the_data(check_error):
     X, y = blobs()
     Path("run").mkdir()
     np.savez("run/model.npz", X=X, y=y)
-    args = ["train", "--data", "run/model.npz", "--out", "run"]
-    assert "--out: run is not empty" in check_error(*args)
-    assert "--overwrite: run/model.npz is the data set of this run" in check_error(*args, "--overwrite")
+    np.savez("other.npz", X=X, y=y)
+    for option in ("data", "validation", "test"):
+        args = ["train", "--data", "other.npz", f"--{option}", "run/model.npz", "--out", "run"]
+        assert "--out: run is not empty" in check_error(*args)
+        assert "--overwrite: run/model.npz is the data set of this run" in check_error(*args, "--overwrite")
 
 
 def test_model_formats(run):

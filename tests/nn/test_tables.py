@@ -117,6 +117,8 @@ def test_quoted_newlines_and_separators_are_part_of_a_cell(write):
         ("age,bmi,outcome", "1,2,a\n3,4,b\n", True),
         (",a,b", "0,1,x\n1,2,y\n", True),               # an index column of pandas
         ("a,b", "x,y\nz,x\n", True),                    # all texts
+        ("p,x,p", "e,x,s\np,b,s\n", False),              # repeated: the texts are values
+        ("p,x,s", "e,x,s\np,b,n\n", False),              # they are values of the other lines
         ("2015,2016,total", "1,2,3\n4,5,6\n", True),
         ("5.1,3.5,setosa", "4.9,3.0,setosa\n7.0,3.2,virginica\n", False),
         ("1,2,3", "4,5,6\n7,8,9\n", False),

@@ -60,7 +60,8 @@ class TableFormat:
         Decimal point. Default: found.
     header : bool or "auto", default "auto"
         Whether the first line holds column names. ``"auto"``: it does if a cell is a text above numbers, if
-        no cell is a number, or if the cells count the columns from 0.
+        no cell is a number and they are not values of the other lines, or if the cells count the columns
+        from 0.
     na_values : tuple of str, default ()
         Texts that stand for a missing value, in addition to the empty text, ``?`` and those of pandas. In the
         label column, only these and the empty text are missing.
@@ -166,8 +167,9 @@ class TableReader:
         if first == [str(i) for i in range(len(first))] and len(first) > 1:
             return True
         is_number = self._numbers(self._pandas.Series(first)).notna()
-        if not is_number.any():
-            return True
+        if not is_number.any():     # names, unless they are repeated or all of them are also values
+            is_value = [bool((body[i].str.strip() == cell).any()) for i, cell in enumerate(first)]
+            return len({*first}) == len(first) and not all(is_value)
         missing = {*_MISSING, *self.layout.na_values}
         for i, cell in enumerate(first):
             if not is_number[i] and not cell.startswith("Unnamed: ") and cell not in missing:
