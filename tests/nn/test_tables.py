@@ -129,7 +129,8 @@ def test_quoted_newlines_and_separators_are_part_of_a_cell(write):
 def test_header_is_found(write, first, rows, named):
     reader = TableReader(write(f"{first}\n{rows}"))
     assert reader.named == named
-    for header in (True, False):
+    is_repeated = len({*first.split(",")}) < len(first.split(","))     # which names may not be
+    for header in (False,) if is_repeated else (True, False):
         assert TableReader(write(f"{first}\n{rows}"), TableFormat(header=header)).named == header
 
 
