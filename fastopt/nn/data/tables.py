@@ -167,16 +167,17 @@ class TableReader:
         if first == [str(i) for i in range(len(first))] and len(first) > 1:
             return True
         is_number = self._numbers(self._pandas.Series(first)).notna()
-        if not is_number.any():     # names, unless they are repeated or all of them are also values
-            is_value = [bool((body[i].str.strip() == cell).any()) for i, cell in enumerate(first)]
-            return len({*first}) == len(first) and not all(is_value)
         missing = {*_MISSING, *self.layout.na_values}
         for i, cell in enumerate(first):
             if not is_number[i] and not cell.startswith("Unnamed: ") and cell not in missing:
                 below = self._numbers(body[i][~body[i].isin(missing)].dropna())
                 if len(below) and below.notna().all():
                     return True
-        return False
+        if is_number.any():
+            return False
+        # Texts are names, unless they are repeated or all of them are also values.
+        is_value = [bool((body[i].str.strip() == cell).any()) for i, cell in enumerate(first)]
+        return len({*first}) == len(first) and not all(is_value)
 
     def _numbers(self, texts: pd.Series, decimal: str = "") -> pd.Series:
         """Return texts as numbers, NaN where they are none."""
