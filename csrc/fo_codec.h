@@ -112,6 +112,23 @@ static inline uint16_t fo_to_bfloat16_nearest(const float x)
     return fo_high_half(bits, 0x7fffu + ((bits >> 16) & 1u));
 }
 
+/* --- Split: a float as bfloat16, to nearest with ties away from zero, and its low 16 bits
+ * --------- */
+
+static inline float fo_from_split(const uint16_t high, const uint16_t low)
+{
+    return fo_float(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
+}
+
+static inline uint16_t fo_split_high(const float x) { return fo_high_half(fo_bits(x), 0x8000u); }
+
+/* Those of a NaN are 0, so that it stays one. */
+static inline uint16_t fo_split_low(const float x)
+{
+    const uint32_t bits = fo_bits(x);
+    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0u : bits);
+}
+
 /* --- float16 ------------------------------------------------------------------------------------
  */
 

@@ -35,6 +35,7 @@ LOOPS = {
         "add_unit_sums_row", "convert_half", "convert_bfloat16", "narrow", "widen", "round_bfloat16",
         "round_bfloat16_nearest", "round_half", "round_half_nearest",
         "encode_signed8", "encode_unsigned8", "decode_signed8", "decode_unsigned8", "max_magnitude",
+        "join_split", "split",
     ),
     "layers": (
         "activate", "multiply_derivative", "loss_elements", "exponentials", "logarithms", "multiply_add",

@@ -7,7 +7,7 @@ one that stores; `csrc/fo_codec.h` has the conversion of one element. All functi
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from fastopt._core.common cimport real
-from fastopt._core.span cimport BFLOAT16, FLOAT16, MAX_STATES, NATIVE, SIGNED8, UNSIGNED8, Format, Span
+from fastopt._core.span cimport BFLOAT16, FLOAT16, NATIVE, SIGNED8, SPLIT, Format, Span
 
 cdef extern from "fo_half.h" nogil:
     float fo_half_to_float(uint16_t half)
@@ -23,6 +23,9 @@ cdef extern from "fo_codec.h" nogil:
     float fo_from_bfloat16(uint16_t x)
     uint16_t fo_to_bfloat16(float x, uint32_t noise)
     uint16_t fo_to_bfloat16_nearest(float x)
+    float fo_from_split(uint16_t high, uint16_t low)
+    uint16_t fo_split_high(float x)
+    uint16_t fo_split_low(float x)
     uint16_t fo_to_half(float x, uint32_t noise)
     uint16_t fo_to_half_nearest(float x)
     const float fo_range_signed, fo_range_unsigned
@@ -95,6 +98,21 @@ cdef inline void round_half_nearest(uint16_t* restrict out, const float* restric
         out[i] = fo_to_half_nearest(x[i])
 
 
+cdef inline void join_split(float* restrict out, const uint16_t* restrict high, const uint16_t* restrict low,
+                            Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = fo_from_split(high[i], low[i])
+
+
+cdef inline void split(uint16_t* restrict high, uint16_t* restrict low, const float* restrict x,
+                       Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        high[i] = fo_split_high(x[i])
+        low[i] = fo_split_low(x[i])
+
+
 cdef inline uint32_t max_magnitude(const float* restrict x, Py_ssize_t n) noexcept nogil:
     """Bits of the largest magnitude, of a NaN if there is one."""
     cdef Py_ssize_t i
@@ -141,6 +159,14 @@ cdef inline void load(Format format, const char* base, Py_ssize_t lo, Py_ssize_t
         convert_bfloat16(out, <const uint16_t*> base + lo, n)
     else:
         convert_half(out, <const uint16_t*> base + lo, n)
+
+
+cdef inline void load_params(const Span* x, Py_ssize_t lo, Py_ssize_t n, float* out) noexcept nogil:
+    """Decode elements [lo, lo + n) of a parameter that is not NATIVE."""
+    if x.param_format == SPLIT:
+        join_split(out, <const uint16_t*> x.p + lo, <const uint16_t*> x.low + lo, n)
+    else:
+        load(x.param_format, x.p, lo, n, out)
 
 
 cdef inline const real* load_grad(const Span* x, Py_ssize_t lo, Py_ssize_t n, real* buffer) noexcept nogil:
@@ -193,7 +219,9 @@ cdef inline void store_params(const Span* x, uint64_t step_key, Py_ssize_t lo, P
     cdef const uint32_t* noise = fo_noise_words(hash) + first % SEGMENT
     cdef uint32_t key = fo_noise_key(hash)
     cdef uint16_t* out = <uint16_t*> x.p + lo
-    if x.to_nearest:
+    if x.param_format == SPLIT:
+        split(out, <uint16_t*> x.low + lo, p, n)
+    elif x.to_nearest:
         if x.param_format == BFLOAT16:
             round_bfloat16_nearest(out, p, n)
         else:

@@ -57,17 +57,32 @@ def code(dtype: np.dtype[Any], computing: np.dtype[Any]) -> int:
 def decode(array: AnyArray, dtype: np.dtype[Any] | None = None) -> AnyArray:
     """Return an array in its computing dtype, or in `dtype`; itself if it has that."""
     if array.dtype.kind == "V":
-        array = (normalize(array).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        bits = np.asarray(normalize(array).view(np.uint16).astype(np.uint32) << 16)     # also without axes
+        array = bits.view(np.float32)
         return array if dtype is None else array.astype(dtype, copy=False)
     with np.errstate(over="ignore"):    # as in the kernels, an overflow is an infinity
         return array.astype(computing_dtype(array.dtype) if dtype is None else dtype, copy=False)
 
 
+def join_split(high: AnyArray, low: AnyArray) -> AnyArray:
+    """Return the float32 values of an array of `BFLOAT16` and of their low 16 bits."""
+    bits = high.view(np.uint16).astype(np.uint32) << 16
+    return np.asarray(bits + low.view(np.int16).astype(np.uint32)).view(np.float32)
+
+
+def split(values: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """Return float32 values as `BFLOAT16`, to nearest with ties away from zero, and their low 16 bits."""
+    bits = values.view(np.uint32)
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    high = np.where(is_nan, bits >> 16 | 0x40, (bits + 0x8000) >> 16).astype(np.uint16)
+    return high.view(BFLOAT16), np.where(is_nan, 0, bits).astype(np.uint16)
+
+
 def encode(values: ArrayLike, dtype: np.dtype[Any]) -> AnyArray:
     """Return values as an array of a dtype, rounded to nearest."""
-    if dtype != BFLOAT16:
+    if dtype != BFLOAT16 or getattr(values, "dtype", None) == BFLOAT16:
         return np.asarray(values, dtype)
     bits = np.asarray(values, np.float32).view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
     is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(is_nan, bits >> 16 | 0x40, rounded).astype(np.uint16).view(BFLOAT16)
+    return np.asarray(np.where(is_nan, bits >> 16 | 0x40, rounded), np.uint16).view(BFLOAT16)

@@ -17,8 +17,8 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.codecs cimport (
-    MAX_TILE, SEGMENT, fill_noise_table, fo_noise_of_step, load, load_grad, load_state, state_base, store_params,
-    store_state,
+    MAX_TILE, SEGMENT, fill_noise_table, fo_noise_of_step, load_grad, load_params, load_state, state_base,
+    store_params, store_state,
 )
 from fastopt._core.common cimport fo_prefetch, real
 from fastopt._core.span cimport MAX_STATES, NATIVE, Kernels, Span, UpdateArgs, itemsize
@@ -924,6 +924,7 @@ cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t 
         prefetch(x.u, i, native)
         prefetch(x.v, i, native)
     prefetch(x.e, i, native)
+    prefetch(x.low, i, 2)
     if args.lookahead_alpha != 0.0:
         prefetch(x.w, i, native)
 
@@ -964,7 +965,7 @@ cdef void load_tile(const Span* x, Py_ssize_t lo, Py_ssize_t n, Tile* tile, Buff
     cdef int k
     locate(x, lo, tile, <float*> NULL)
     if x.param_format != NATIVE:
-        load(x.param_format, x.p, lo, n, &buffers.p[0])
+        load_params(x, lo, n, &buffers.p[0])
         tile.p = <char*> &buffers.p[0]
     if not x.has_encoded_state:
         return
@@ -1157,7 +1158,7 @@ cdef void add_unit_sums(const UpdateArgs* args, const Span* x, Py_ssize_t units,
         p = at(x.p, i, kind)
         if real is float:
             if x.param_format != NATIVE:
-                load(x.param_format, x.p, i, n, decoded)
+                load_params(x, i, n, decoded)
                 p = &decoded[0]
         unit_sum = sums + first
         add_unit_sums_row(args, p, load_grad(x, i, n, &converted[0]), unit_sum, unit_sum + units,
@@ -1176,7 +1177,7 @@ cdef void copy_params(const Span* x, Py_ssize_t n, char* out) noexcept nogil:
     if x.param_format == NATIVE:
         memcpy(out, x.p, n * itemsize(NATIVE, x.is_f64))
     else:
-        load(x.param_format, x.p, 0, n, <float*> out)
+        load_params(x, 0, n, <float*> out)
 
 
 fill_noise_table()

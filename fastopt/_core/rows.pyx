@@ -16,7 +16,7 @@ from fastopt._core.deferred_rows cimport (
     min_replay, reserve_step, resize,
 )
 from fastopt._core.runtime cimport Task, data_ptr, n_threads, run_parts
-from fastopt._core.span cimport Span, UpdateArgs, array_itemsize
+from fastopt._core.span cimport N_ARRAYS, Span, UpdateArgs, array_itemsize
 
 from numpy import arange, asarray, int64, ndarray, require, zeros
 
@@ -36,7 +36,6 @@ cdef enum:
     SERIAL_BELOW_NS = 16000  # shorter calls run serially
     MIN_PART_ROWS = 16      # rows that a thread claims at a time
     MAX_PARTS_PER_THREAD = 32
-    N_ARRAYS = 7            # of a span, the gradient apart
 
 MAX_DEFERRED_STEPS = MAX_LOGGED
 
@@ -123,7 +122,9 @@ cdef inline char** array_of(Span* x, int i) noexcept nogil:
         return &x.u
     if i == 4:
         return &x.v
-    return &x.w if i == 5 else &x.e
+    if i == 5:
+        return &x.w
+    return &x.e if i == 6 else &x.low
 
 
 cdef void prefetch_row(const RowContext* x, Py_ssize_t i) noexcept nogil:

@@ -14,9 +14,12 @@ cdef enum Format:
     BFLOAT16 = 4
     SIGNED8 = 5         # codes of 8 bits and one scale per block
     UNSIGNED8 = 6
+    SPLIT = 7           # a parameter of bfloat16 whose low 16 bits are in an array of their own
 
 cdef enum:
     MAX_STATES = 4      # state arrays of one parameter
+    LOW_ARRAY = 7       # number of `low` among the arrays of a span
+    N_ARRAYS = 8        # of a span, the gradient apart
 
 
 cdef struct UpdateArgs:
@@ -44,6 +47,7 @@ cdef struct Span:
     char* t
     char* u
     char* v
+    char* low                   # low 16 bits of a SPLIT parameter, or NULL
     char* w                     # slow parameters of Lookahead, or NULL
     char* e                     # moving average of the parameters, or NULL
     char* unit_scale            # per unit, g = unit_scale g - unit_shift; NULL if gradients are not
@@ -66,7 +70,7 @@ cdef struct Span:
 
 cdef inline Py_ssize_t itemsize(Format format, bint is_f64) noexcept nogil:
     """Bytes of an element."""
-    if format == FLOAT16 or format == BFLOAT16:
+    if format == FLOAT16 or format == BFLOAT16 or format == SPLIT:
         return 2
     if format == SIGNED8 or format == UNSIGNED8:
         return 1
@@ -76,9 +80,11 @@ cdef inline Py_ssize_t itemsize(Format format, bint is_f64) noexcept nogil:
 
 
 cdef inline Py_ssize_t array_itemsize(const Span* x, int i) noexcept nogil:
-    """Bytes of an element of array i of a span: p, s, t, u, v, and then those that are always NATIVE."""
+    """Bytes of an element of array i of a span: p, s, t, u, v, then those that are always NATIVE, and `low`."""
     if i == 0:
         return itemsize(x.param_format, x.is_f64)
+    if i == LOW_ARRAY:
+        return 2
     return itemsize(x.state_formats[i - 1] if i <= MAX_STATES else NATIVE, x.is_f64)
 
 

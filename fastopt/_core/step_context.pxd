@@ -9,7 +9,7 @@ from libc.string cimport memset
 from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
 from fastopt._core.gradients cimport ABSENT
 from fastopt._core.runtime cimport n_threads, run_parts
-from fastopt._core.span cimport Kernels, Span, UpdateArgs, array_itemsize, itemsize
+from fastopt._core.span cimport N_ARRAYS, Kernels, Span, UpdateArgs, array_itemsize, itemsize
 
 cdef enum:
     PART_ALIGN = 512            # elements: parts end on multiples, so no two threads write one cache line
@@ -160,10 +160,10 @@ cdef inline void commit(void* pointer) noexcept nogil:
 
 cdef inline Py_ssize_t bytes_of(const Span* x) noexcept nogil:
     """Bytes of the arrays that belong to a span, including its gradient."""
-    cdef const char** arrays = [x.p, x.s, x.t, x.u, x.v, x.w, x.e]
+    cdef const char** arrays = [x.p, x.s, x.t, x.u, x.v, x.w, x.e, x.low]
     cdef Py_ssize_t size = itemsize(x.grad_format, x.is_f64)
     cdef int i
-    for i in range(7):
+    for i in range(N_ARRAYS):
         if arrays[i] != NULL:
             size += array_itemsize(x, i)
     return x.n * size

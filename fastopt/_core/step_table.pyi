@@ -9,7 +9,7 @@ from fastopt._core.containers import ContainerWatch
 from fastopt._core.dispatch import Kernels
 from fastopt._core.encoded import Encoded
 from fastopt._core.tensors import TensorWatch
-from fastopt._core.typing import Array, Gradients, TreeDef
+from fastopt._core.typing import AnyArray, Array, Gradients, TreeDef
 
 NEW_STATE: int
 NEW_COPIES: int
@@ -24,6 +24,7 @@ class Entry(NamedTuple):
     to_nearest: bool = False
     seed: int = 0
     block_size: int = 256
+    low: AnyArray | None = None
 
 @disjoint_base
 class StepCounter:

@@ -21,7 +21,7 @@ from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport data_ptr, process_number
 from fastopt._core.span cimport (
-    BFLOAT16, FLOAT16, FLOAT32, MAX_SCALARS, NATIVE, Format, Kernels, Span, StepLease, UpdateArgs,
+    BFLOAT16, FLOAT16, FLOAT32, MAX_SCALARS, NATIVE, SPLIT, Format, Kernels, Span, StepLease, UpdateArgs,
 )
 from fastopt._core.step_context cimport (
     BYTES_PER_NS, NEW_COPIES_FLAG, NEW_STATE_FLAG, NORM_BLOCK, SERIAL_BELOW, StepContext, bytes_of, commit,
@@ -49,8 +49,8 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size",
-                   defaults=(None, None, "", None, False, 0, 256))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low",
+                   defaults=(None, None, "", None, False, 0, 256, None))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
@@ -207,6 +207,7 @@ cdef class Table:
         - ``to_nearest``: whether a parameter of 16 bits is rounded to nearest, else stochastically.
         - ``seed``: of the noise of stochastic rounding.
         - ``block_size``: elements of 8-bit state that have a scale in common.
+        - ``low``: low 16 bits of a parameter of bfloat16 whose high bits are `param`, or None.
     counter : StepCounter
     counts : ndarray of int64
         Number of steps that each parameter has taken.
@@ -274,7 +275,7 @@ cdef class Table:
             arrays.append(entries[k].param)
             for a in entries[k].state:
                 arrays += a.arrays() if isinstance(a, Encoded) else [a]
-            arrays += [a for a in (entries[k].slow, entries[k].average) if a is not None]
+            arrays += [a for a in (entries[k].slow, entries[k].average, entries[k].low) if a is not None]
         self.gradients = Gradients(
             treedef, paths, [e.param for e in entries], [e.sparse for e in entries],
             [e.row_sums for e in entries], arrays)
@@ -327,6 +328,8 @@ cdef class Table:
         computing = computing_dtype(entry.param.dtype)
         x.is_f64 = computing == F64
         x.param_format = <Format> <int> code(entry.param.dtype, computing)
+        if entry.low is not None:
+            x.low, x.param_format = data_ptr(entry.low, True), SPLIT
         x.is_encoded = x.param_format != NATIVE or x.has_encoded_state
         x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, k)
         return 0
@@ -689,6 +692,9 @@ cdef class Table:
             grad = normalize(self.gradients.original(k))
             param, grad = asarray(param, order="C"), asarray(grad, order="C")
             x.p, x.g = data_ptr(param, False), data_ptr(grad, False)
+            if x.low != NULL:
+                low = asarray(self.entries[k].low, order="C")
+                x.low = data_ptr(low, False)
         result = zeros((3, units))
         sums = <double*> data_ptr(result, True)
         with nogil:

@@ -61,6 +61,7 @@ Convention: TypeAlias = Literal["torch", "article", "keras", "sklearn", "optax"]
 Adjustment: TypeAlias = Literal["original", "match_rms_adamw"]
 Sparse: TypeAlias = Literal["lazy", "exact", "dense"]
 Rounding: TypeAlias = Literal["stochastic", "nearest"]
+MasterWeights: TypeAlias = Literal["split"]
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 # Class attributes of a rule, see `Rule`.
@@ -88,6 +89,7 @@ class Options(TypedDict, total=False):
     seed: int
     state_dtype: StateDtype
     block_size: int
+    master_weights: MasterWeights | None
 
 
 class StepOptions(TypedDict, total=False):

@@ -210,6 +210,10 @@ def entries_of(saved: Mapping[str, Any], group: Mapping[str, Any]) -> list[dict[
 
 def arrays_of(entry: Mapping[str, Any]) -> StateArrays:
     """Return the arrays of the state of a parameter, those that are stored with fewer bits as float32."""
+    if "low_bits" in entry:
+        raise ValueError(
+            "optimizer: cannot convert the low 16 bits of master_weights='split'; use parameters of float32"
+        )
     return {
         name: np.array(from_export(name, value).read()) if isinstance(value, Mapping) else value
         for name, value in entry.items() if name not in ("step", "scalars")

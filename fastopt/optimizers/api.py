@@ -57,7 +57,7 @@ BY_NAME = {name.lower(): globals()[name] for name in __all__ if name != "Optimiz
 # Options for training, which do not apply to the minimization of a function of one array.
 TRAINING_OPTIONS = (
     "maximize", "ema", "skip_nonfinite", "accumulate", "sparse", "rounding", "seed", "state_dtype",
-    "block_size",
+    "block_size", "master_weights",
 )
 
 

@@ -17,10 +17,10 @@ from fastopt.optimizers.options.accumulation import Accumulator
 from fastopt.optimizers.options.base import Option
 from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.sparse import check_dtypes, index_of
-from fastopt.optimizers.options.storage import Storage, check_state_dtype
+from fastopt.optimizers.options.storage import Storage, check_master_weights, check_state_dtype
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
-from fastopt.optimizers.state import Scalars, State, StateArrays, allocate, memory_of
+from fastopt.optimizers.state import LOW_BITS, Scalars, State, StateArrays, allocate, memory_of
 from fastopt.optimizers.state_dict import call_all, check_steps
 
 if TYPE_CHECKING:
@@ -139,6 +139,7 @@ class Arrangement:
     ) -> dict[str, Any]:
         """Return the attributes that depend on the parameters and their kernels."""
         check_dtypes(self.sparse, params.arrays, params.paths)
+        check_master_weights(self._storage, params.arrays, params.paths)
         check_state_dtype(self.RULE, self._storage, self.sparse, params.arrays, params.paths)
         buffer_names = [*self._options, *(["accumulated"] if self._micro_batches > 1 else [])]
         state = allocate(self.RULE, params.arrays, kernels, hps, buffer_names, self._counter,
@@ -223,6 +224,8 @@ class Arrangement:
         self._refuse_swapped("sync_params")
         self.catch_up()
         for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
+            if LOW_BITS in state:
+                state[LOW_BITS][...] = 0
             if not state.is_new:
                 hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
                 self.RULE.reset_copies(hp, decode(array), state)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Array,
         FloatOrSchedule,
         Gradients,
+        MasterWeights,
         Number,
         Params,
         Rounding,
@@ -134,6 +135,9 @@ class Optimizer(Saving):
         float32, and with "int8", arrays in which errors add up are bfloat16.
     block_size : {128, 256, 512}
         Elements of 8-bit state that have a scale in common.
+    master_weights : "split", optional
+        Keep the low 16 bits that parameters of bfloat16 lack in the state, as ``state[k]["low_bits"]``, so
+        that training has the bits of float32 parameters. The parameters are then rounded to nearest.
 
     Attributes
     ----------
@@ -168,11 +172,12 @@ class Optimizer(Saving):
         unit_clip: Number | None = None, independent_weight_decay: FloatOrSchedule = 0.0,
         skip_nonfinite: bool = False, sparse: Sparse | None = None, rounding: Rounding = "stochastic",
         seed: int = 0, state_dtype: StateDtype = "float32", block_size: int = 256,
+        master_weights: MasterWeights | None = None,
     ) -> None:
         checked = check_training_options(
             self.RULE, ema=ema, lookahead=lookahead, centralize=centralize, unit_clip=unit_clip,
             skip_nonfinite=skip_nonfinite, sparse=sparse, rounding=rounding, seed=seed,
-            state_dtype=state_dtype, block_size=block_size,
+            state_dtype=state_dtype, block_size=block_size, master_weights=master_weights,
         )
         self._options, self._unit_options = checked.updates, checked.units
         self.skip_nonfinite: bool = checked.skip_nonfinite

@@ -18,7 +18,7 @@ from fastopt._core.formats import computing_dtype, decode
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 from fastopt._core.validation import check_float
 from fastopt.optimizers.hyperparameters import Hyperparameters, is_schedule
-from fastopt.optimizers.state import Scalars, memory_of
+from fastopt.optimizers.state import LOW_BITS, Scalars, has_low_bits, memory_of
 from fastopt.optimizers.state_dict import (
     COPIES,
     VERSION,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fastopt._core.typing import AnyArray, Array, ScalarState
     from fastopt.optimizers.groups import Group, ParamGroups
     from fastopt.optimizers.options.accumulation import Accumulator
+    from fastopt.optimizers.options.storage import Storage
     from fastopt.optimizers.rule import Rule
     from fastopt.optimizers.state import StateArrays
 
@@ -221,9 +222,14 @@ class StateReader:
     params : ParamGroups
     buffers : collection of str
         Names of its option buffers.
+    storage : Storage
+        How its arrays are stored.
     """
 
-    def __init__(self, optimizer: str, params: ParamGroups, buffers: Collection[str]) -> None:
+    def __init__(
+        self, optimizer: str, params: ParamGroups, buffers: Collection[str], storage: Storage
+    ) -> None:
+        self.storage = storage
         self.optimizer, self.params, self.rule, self.buffers = optimizer, params, params.rule, buffers
         self.keys = param_keys(params)
 
@@ -394,6 +400,8 @@ class StateReader:
         scalars = saved.get("scalars", {})
         check_keys(f"{name}['scalars']", scalars, ())
         shapes = self.rule.state_shapes(self.loaded.kernels[k], array)
+        if has_low_bits(array, self.storage):
+            shapes |= {LOW_BITS: array.shape}
         if not arrays and (not step or (shapes and self.version > 1)):
             return LoadedState(step, True, {}, {})
         before = len(self.mismatched)
@@ -412,7 +420,8 @@ class StateReader:
                 continue
             if isinstance(arrays[n], Mapping):
                 arrays[n] = from_export(f"{name}['{n}']", arrays[n])
-            if problem := mismatch(arrays[n], computing_dtype(array.dtype), shape):
+            dtype = np.dtype(np.uint16) if n == LOW_BITS else computing_dtype(array.dtype)
+            if problem := mismatch(arrays[n], dtype, shape):
                 self.mismatched.append(f"{path}['{n}']: {problem}")
         self.unexpected += [f"{path}[{n!r}]" for n in arrays if n not in shapes]
         if len(self.mismatched) > before:

@@ -11,12 +11,11 @@ import numpy as np
 
 from fastopt._core import dispatch
 from fastopt._core.encoded import Encoded
-from fastopt._core.formats import decode
 from fastopt._core.step_table import Entry, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
 from fastopt.optimizers.options.sparse import idle_steps
 from fastopt.optimizers.options.storage import Storage
-from fastopt.optimizers.state import Scalars
+from fastopt.optimizers.state import Scalars, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -124,12 +123,13 @@ class StepPlan:
             compiled, treedef, paths,
             [
                 Entry(
-                    array, [] if kernels[k] in rule.PRECOMPUTED else list(own.stored.values()),
+                    array, [] if kernels[k] in rule.PRECOMPUTED else own.kernel_arrays(),
                     slow=buffers["lookahead"][k] if "lookahead" in buffers else None,
                     average=buffers["ema"][k] if "ema" in buffers else None,
                     sparse=self._sparse_mode(k),
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
                     to_nearest=storage.to_nearest, seed=storage.seed, block_size=storage.block_size,
+                    low=own.low_bits(),
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
@@ -286,7 +286,8 @@ class StepPlan:
         for k in present:
             scalar_group, g = self.scalar_groups[self.scalar_group_of[k]], table.transformed_grad(k)
             if scalar_group.kernel in rule.PRECOMPUTED:
-                state, p = self._state.states[k], np.asarray(decode(self.arrays[k]), order="C")
+                state = self._state.states[k]
+                p = np.asarray(values_of(self.arrays[k], state), order="C")
                 g, after = rule.compute_update(scalar_group.hp, state.steps + 1, p, g, state)
                 for name, value in after.items():
                     table.stage_state(state[name], value)

@@ -70,7 +70,9 @@ class Saving(Arrangement):
         """
         self._refuse_swapped("load_state_dict")
         check_bool("strict", strict)
-        loaded = StateReader(type(self).__name__, self._params, self._state.buffers).read(state_dict)
+        loaded = StateReader(
+            type(self).__name__, self._params, self._state.buffers, self._storage
+        ).read(state_dict)
         if strict:
             loaded.check_complete(type(self).__name__)
         if None in loaded.states:

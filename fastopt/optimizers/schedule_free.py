@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Unpack
 import numpy as np
 
 from fastopt._core.arena import copy_all
-from fastopt._core.formats import decode
+from fastopt._core.formats import split
 from fastopt._core.scalar_math import power
 from fastopt._core.step_table import Exchange
 from fastopt.optimizers.base import Optimizer, constructor
 from fastopt.optimizers.hyperparameters import RANGES
 from fastopt.optimizers.rule import Rule
+from fastopt.optimizers.state import LOW_BITS, values_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -60,11 +61,18 @@ class _ScheduleFree(Optimizer):
         """Copy the averages to the parameters; further steps continue from them."""
         self._refuse_swapped("keep_average")
         averages = self._averages()
-        copy_all([*self._params.arrays, *(state["z"] for state in self.state)], averages + averages)
+        arrays, values = [*self._params.arrays, *(state["z"] for state in self.state)], averages + averages
+        for k, state in enumerate(self.state):
+            if LOW_BITS in state:
+                values[k], low = split(averages[k])
+                arrays.append(state[LOW_BITS])
+                values.append(low)
+        copy_all(arrays, values)
 
     def _averages(self) -> list[Array]:
         averages = []
-        for array, state in zip(map(decode, self._params.arrays), self.state, strict=True):
+        for param, state in zip(self._params.arrays, self.state, strict=True):
+            array = values_of(param, state)
             momentum = state.scalars["momentum"]
             # With a momentum of 1 there has been no step, and so no average.
             factor = array.dtype.type(1.0 - 1.0 / momentum)

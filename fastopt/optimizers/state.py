@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from fastopt._core.arena import alloc_views
 from fastopt._core.encoded import Encoded
-from fastopt._core.formats import computing_dtype, decode
+from fastopt._core.formats import BFLOAT16, computing_dtype, decode, join_split
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from fastopt.optimizers.rule import Rule
 
     Stored: TypeAlias = "Array | Encoded"
+
+
+LOW_BITS = "low_bits"   # state array with the low 16 bits of a parameter of bfloat16
 
 
 class Scalars:
@@ -112,6 +115,15 @@ class State(Mapping[str, "Array"]):
     def __repr__(self) -> str:
         return repr(dict(self))
 
+    def kernel_arrays(self) -> list[Stored]:
+        """The arrays of the update rule as they are stored."""
+        return [array for name, array in self.stored.items() if name != LOW_BITS]
+
+    def low_bits(self) -> AnyArray | None:
+        """The low 16 bits of a parameter of bfloat16, if the state contains them."""
+        array: Any = self.stored.get(LOW_BITS)
+        return cast("AnyArray | None", array)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -140,6 +152,9 @@ class _StateLayout:
             else:
                 is_like = shape == array.shape and kernel not in rule.PRECOMPUTED
                 self.views.append((None if is_like else shape, self.dtype))
+        self.is_split = has_low_bits(array, storage)
+        if self.is_split:
+            self.views.append((None, np.uint16))
 
     def arrays(self, views: Sequence[AnyArray]) -> dict[str, Stored]:
         """Return the state arrays, made of the first of the views that were allocated."""
@@ -151,6 +166,8 @@ class _StateLayout:
                 result[name] = Encoded(encoding, array, next(remaining), block_size, self.array)
             else:
                 result[name] = array
+        if self.is_split:
+            result[LOW_BITS] = next(remaining)
         return result
 
 
@@ -180,6 +197,17 @@ def assign(array: Stored, value: Stored | ArrayLike) -> None:
         array.assign(value)
     else:
         array[...] = value.read() if isinstance(value, Encoded) else value
+
+
+def has_low_bits(array: Array, storage: Storage) -> bool:
+    """Whether the state of a parameter contains its low 16 bits."""
+    return storage.is_split and array.dtype == BFLOAT16
+
+
+def values_of(array: Array, state: State) -> AnyArray:
+    """Values of a parameter in its computing dtype, with the low 16 bits that its state may contain."""
+    low = state.low_bits()
+    return decode(array) if low is None else join_split(array, low)
 
 
 def memory_of(arrays: Iterable[Stored]) -> Iterator[AnyArray]:

@@ -29,6 +29,7 @@ NOT_SUPPORTED = {
     "accumulate": "tensors accumulate their gradients",
     "state_dtype": "the state consists of tensors that can be exchanged with torch",
     "block_size": "the state consists of tensors that can be exchanged with torch",
+    "master_weights": "the state consists of tensors that can be exchanged with torch",
 }
 
 

@@ -19,7 +19,9 @@ from rules import RULES
 
 import fastopt
 from fastopt._core import scalar_math
+from fastopt._core.formats import BFLOAT16, encode
 from fastopt.nn._core import dispatch
+from fastopt.optimizers.state import memory_of
 
 FILE = Path(__file__).parents[1] / "hashes.json"
 DTYPES = ["float32", "float64"]
@@ -77,6 +79,29 @@ def of_rule(rule, dtype):
     ])  # fmt: skip
 
 
+FORMATS = {
+    "bfloat16": ("bfloat16", {}), "float16": ("float16", {}),
+    "bfloat16 to nearest": ("bfloat16", {"rounding": "nearest"}),
+    "bfloat16 state": ("float32", {"state_dtype": "bfloat16"}),
+    "int8 state": ("float32", {"state_dtype": "int8"}),
+    "bfloat16, int8 state": ("bfloat16", {"state_dtype": "int8", "block_size": 512}),
+    "split": ("bfloat16", {"master_weights": "split", "state_dtype": "int8"}),
+}
+
+
+def of_format(kind, name):
+    """Steps on arrays that are stored with fewer bits."""
+    dtype, options = FORMATS[name]
+    stored = BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    values = [numbers((size,), "float32", i) for i, size in enumerate((LARGE, 5000, 67))]
+    params = [encode(x, stored).copy() for x in values]
+    opt = getattr(fastopt, kind)(params, lr=0.01, weight_decay=0.1, seed=11, **options)
+    for step in range(1, 6):
+        opt.step([numbers(p.shape, "float32", step * 16 + i) for i, p in enumerate(params)])
+    states = [a for state in opt.state for a in memory_of(state.stored.values())]
+    return digest([p.view(np.uint16) if p.dtype == BFLOAT16 else p for p in params] + states)
+
+
 def of_rows(sparse, dtype):
     """Steps on some rows of a table."""
     table = numbers((50, 7), dtype, 0).copy()
@@ -111,6 +136,7 @@ CASES = {
         for sparse in ("lazy", "exact", "dense")
         for dtype in DTYPES
     },
+    **{f"{kind}, {name}": (of_format, kind, name) for kind in ("AdamW", "SGD", "Lion") for name in FORMATS},
     **{f"layers, {dtype}": (of_layers, dtype) for dtype in DTYPES},
     "scalars": (of_scalars, "float64"),
 }

@@ -1,4 +1,4 @@
-"""``rounding=``, ``seed=``, ``state_dtype=`` and ``block_size=``: how parameters and state are stored."""
+"""``rounding=``, ``seed=``, ``state_dtype=``, ``block_size=``, ``master_weights=``: how arrays are stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastopt._core.encoded import BLOCK_SIZES
-from fastopt._core.formats import FLOAT64
+from fastopt._core.formats import FLOAT16, FLOAT64
 from fastopt._core.validation import check_choice, check_int
 
 if TYPE_CHECKING:
@@ -34,12 +34,15 @@ class Storage(NamedTuple):
     state_dtype : {"float32", "bfloat16", "int8"}
     block_size : int
         Elements of 8-bit state that have a scale in common.
+    is_split : bool
+        Whether the state contains the low 16 bits of parameters of bfloat16.
     """
 
     to_nearest: bool = False
     seed: int = 0
     state_dtype: str = "float32"
     block_size: int = 256
+    is_split: bool = False
 
     def encoding(self, kind: str | None, size: int) -> str:
         """Encoding of a state array of a kind of `Rule.STATE_KINDS` with `size` elements; "" for none."""
@@ -49,7 +52,8 @@ class Storage(NamedTuple):
 
 
 def check_storage(
-    rounding: Any = "stochastic", seed: Any = 0, state_dtype: Any = "float32", block_size: Any = 256
+    rounding: Any = "stochastic", seed: Any = 0, state_dtype: Any = "float32", block_size: Any = 256,
+    master_weights: Any = None,
 ) -> Storage:
     """Return the storage that the arguments of an optimizer describe."""
     check_choice("rounding", rounding, ("stochastic", "nearest"))
@@ -58,7 +62,8 @@ def check_storage(
         raise ValueError(f"seed: expected less than 2**64, got {seed}")
     state_dtype = check_choice("state_dtype", _name(state_dtype), STATE_DTYPES)
     block_size = check_choice("block_size", check_int("block_size", block_size, 1), BLOCK_SIZES)
-    return Storage(rounding == "nearest", seed, state_dtype, block_size)
+    check_choice("master_weights", master_weights, (None, "split"))
+    return Storage(rounding == "nearest", seed, state_dtype, block_size, master_weights == "split")
 
 
 def _name(dtype: Any) -> Any:
@@ -67,6 +72,18 @@ def _name(dtype: Any) -> Any:
         return dtype if isinstance(dtype, str) else np.dtype(dtype).name
     except TypeError:
         return dtype
+
+
+def check_master_weights(
+    storage: Storage, arrays: Sequence[Array], paths: Sequence[str]
+) -> None:
+    """Raise ValueError if a parameter has 16 bits that are not the high half of a float32."""
+    for array, path in zip(arrays if storage.is_split else (), paths, strict=False):
+        if array.dtype == FLOAT16:
+            raise ValueError(
+                "master_weights: 'split' needs parameters of bfloat16, float32 or float64, got float16 for "
+                f"params{path}"
+            )
 
 
 def check_state_dtype(

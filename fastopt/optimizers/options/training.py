@@ -42,6 +42,7 @@ def check_training_options(
     rule: type[Rule], *, ema: Any = None, lookahead: Any = None, centralize: Any = False,
     unit_clip: Any = None, skip_nonfinite: Any = False, sparse: Any = None, rounding: Any = "stochastic",
     seed: Any = 0, state_dtype: Any = "float32", block_size: Any = 256,
+    master_weights: Any = None,
 ) -> TrainingOptions:
     """Return the options, or raise if one has a wrong value or the rule does not support it."""
     skip_nonfinite = check_bool("skip_nonfinite", skip_nonfinite)
@@ -55,5 +56,5 @@ def check_training_options(
     check_options(rule, [option.name for option in updates])
     return TrainingOptions(
         {option.name: option for option in updates}, units, skip_nonfinite, check_mode(sparse, rule.SPARSE),
-        check_storage(rounding, seed, state_dtype, block_size),
+        check_storage(rounding, seed, state_dtype, block_size, master_weights),
     )
