@@ -30,6 +30,8 @@ LONGEST = 0.5           # seconds of a step in the grid
 LARGE = 0.01            # seconds of a step that one thread does not run
 EPOCH = 0.03            # seconds of an epoch, about
 MOST_ROWS = 16_384      # samples
+LEAST_ROWS = 16
+COMPARED = 256          # widths up to which the first steps of all contenders lead to about the same loss
 PROBE = 0.1             # seconds of the steps after which losses are compared
 
 
@@ -66,7 +68,7 @@ class Cell(Workload):
 
     @property
     def compared(self):
-        return self.form in ("", "float64")
+        return self.form in ("", "float64") and self.sizes[1] <= COMPARED
 
     @property
     def probe_steps(self):
@@ -77,6 +79,7 @@ class Cell(Workload):
 
     def make_data(self):
         X, y = super().make_data()
+        y[:OUTPUTS] = np.arange(OUTPUTS)        # in small data, too, every label occurs
         if self.form == "uint8":
             return (X * 2).astype(np.uint8), y      # larger values would need another learning rate
         if self.form == "sparse":
@@ -105,7 +108,7 @@ def make_cell(width, depth, batch, form=""):
     sizes = (INPUTS, *[width] * depth, OUTPUTS)
     steps = min(EPOCH / estimate(sizes, batch), MOST_ROWS / batch, 256)
     name = f"{width}x{depth}/{batch}{'/' * bool(form)}{form}"
-    return Cell(name, sizes, batch, batch * max(2, round(steps)), form)
+    return Cell(name, sizes, batch, batch * max(2, round(steps), LEAST_ROWS // batch), form)
 
 
 def make_grid(widths, depths, batches):

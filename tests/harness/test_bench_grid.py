@@ -38,6 +38,7 @@ def test_an_epoch_has_whole_batches_and_a_limited_length(cell):
     assert cell.rows <= max(grid.MOST_ROWS, 2 * cell.batch)
     seconds = len(cell.batches) * grid.estimate(cell.sizes, cell.batch)
     assert seconds <= max(2 * grid.LONGEST, 1.5 * grid.EPOCH)
+    assert cell.rows >= grid.LEAST_ROWS >= grid.OUTPUTS
     assert cell.memory(12) < 20 << 30
 
 
