@@ -73,7 +73,10 @@ def fsync_folder(folder: StrPath) -> None:
 
 
 def _create_locked_folder(parent: Path) -> tuple[Path, int]:
-    """Create a temporary folder; return it and the open lock file in it."""
+    """Create a temporary folder; return it and the open lock file in it.
+
+    Another process may take the folder for a leftover before it is locked; then the next one is created.
+    """
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         try:
@@ -85,9 +88,11 @@ def _create_locked_folder(parent: Path) -> tuple[Path, int]:
                 if error.errno not in _NO_LOCKS:
                     os.close(lock)
                     raise
-            return folder, lock
+            if (folder / _LOCK).exists():
+                return folder, lock
+            os.close(lock)
         except (FileNotFoundError, BlockingIOError):
-            continue  # another process has taken the folder for a leftover, because it was not locked yet
+            pass
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -95,16 +100,19 @@ def _create_locked_folder(parent: Path) -> tuple[Path, int]:
 
 def _remove_leftover(folder: Path) -> None:
     """Remove a temporary folder, or raise an OSError if its process still runs."""
-    lock = folder / _LOCK
+    path = folder / _LOCK
     try:
-        if fcntl is not None:
-            descriptor = os.open(lock, os.O_RDWR)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            finally:
-                os.close(descriptor)
-        lock.unlink()
+        lock = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         folder.rmdir()  # unless another process has just begun to write in it
-    else:
-        shutil.rmtree(folder)
+        return
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()   # before the lock is released: a process that has just created the file notices it
+            shutil.rmtree(folder)
+            return
+    finally:
+        os.close(lock)
+    path.unlink()
+    shutil.rmtree(folder)

@@ -419,7 +419,7 @@ def _train(
             logs = {"loss": float(loss), "accuracy": _evaluate(nnet, *train, minibatch_size)}
             if test is not None:
                 logs["val_accuracy"] = _evaluate(nnet, *test, minibatch_size)
-            print(format_logs(logs))
+            print(format_logs(logs, "Test"))
     return nnet
 
 

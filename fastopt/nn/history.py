@@ -94,10 +94,14 @@ class History:
         return {name: values[-1] for name, values in self.history.items() if values}
 
 
-def format_logs(logs: Mapping[str, float]) -> str:
-    """Return the line that reports an epoch, in the format of the article."""
+def format_logs(logs: Mapping[str, float], evaluated: str = "Validation") -> str:
+    """Return the line that reports an epoch, in the format of the article.
+
+    `evaluated` is the name of the data that the metrics ``val_...`` are of.
+    """
     metric = "accuracy" if "val_accuracy" in logs else "loss"
-    names = {"loss": "Loss", "accuracy": "Training Accuracy", f"val_{metric}": f"Validation {metric.title()}"}
+    names = {"loss": "Loss", "accuracy": "Training Accuracy"}
+    names[f"val_{metric}"] = f"{evaluated} {metric.title()}"
     return " | ".join(f"{text} = {logs[name]:.4f}" for name, text in names.items() if name in logs)
 
 

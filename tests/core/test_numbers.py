@@ -80,7 +80,9 @@ def test_numbers_in_tuples_and_options_become_floats(value):
     assert opt.groups[0]["betas"][0] == 0.5
     opt.step(np.ones(1))
     assert opt.ema[0] == 0.5 * opt.params[0]
-    assert fastopt.Trainer(fastopt.MLP([2, 2]), opt, max_norm=value)._step_options == {"max_norm": 0.5}
+    net = fastopt.MLP([2, 2])
+    trainer = fastopt.Trainer(net, fastopt.SGD(net.params, lr=0.1), max_norm=value)
+    assert trainer._step_options == {"max_norm": 0.5}
 
 
 @pytest.mark.parametrize("value", REFUSED, ids=kind)

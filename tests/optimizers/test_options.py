@@ -607,8 +607,8 @@ def test_setting_the_steps_never_makes_a_new_state_look_used(rule):
 @pytest.mark.parametrize("kind", [fastopt.FTRL, fastopt.SGDScheduleFree, fastopt.AdamWScheduleFree])
 def test_options_that_cannot_act_are_refused(kind):
     for name in kind.RULE.REFUSED_OPTIONS:
-        with pytest.raises(ValueError, match=f"^{name}: not supported by this optimizer: the parameters"):
-            kind(np.ones(3), **ACTIVE[name])
+        with pytest.raises(ValueError, match=f"^{name}: not supported by this optimizer: (the|its) "):
+            kind(np.ones(3), **(ACTIVE | {"state_dtype": {"state_dtype": "int8"}})[name])
     if "independent_weight_decay" in kind.RULE.REFUSED_OPTIONS:
         p = np.ones(3)
         opt = kind(p)
