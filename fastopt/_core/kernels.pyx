@@ -21,7 +21,7 @@ from fastopt._core.codecs cimport (
     store_params, store_state,
 )
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport MAX_STATES, NATIVE, Kernels, Span, UpdateArgs, itemsize
+from fastopt._core.span cimport BFLOAT16, Format, MAX_STATES, NATIVE, Kernels, Span, UpdateArgs, itemsize
 
 cdef enum:
     LINE = 64       # bytes of a cache line
@@ -898,44 +898,62 @@ cdef void update_tile(const UpdateArgs* args, const Span* x, const Tile* tile, P
         memset(x.g + lo * itemsize(x.grad_format, x.is_f64), 0, n * itemsize(x.grad_format, x.is_f64))
 
 
-cdef inline void prefetch(const char* base, Py_ssize_t i, Py_ssize_t size) noexcept nogil:
-    """Prefetch a tile of items of this size, from item i on.
-
-    The hardware prefetcher cannot follow this many streams (17 % slower from DRAM).
-    """
+cdef inline void prefetch(const real* start) noexcept nogil:
+    """Prefetch a tile: the hardware prefetcher cannot follow this many streams (17 % slower from DRAM)."""
     cdef Py_ssize_t line
+    if start != NULL:
+        for line in range(TILE * <Py_ssize_t> sizeof(real) // LINE):
+            fo_prefetch(<const char*> start + line * LINE)
+
+
+cdef inline void prefetch_native(const UpdateArgs* args, const Span* x, Py_ssize_t i, real* kind) noexcept nogil:
+    """Prefetch a tile of all arrays, which are NATIVE but for the gradient, from element i on."""
+    prefetch(at(x.p, i, kind))
+    if x.grad_format == NATIVE:
+        prefetch(at(x.g, i, kind))
+    prefetch(at(x.s, i, kind))
+    prefetch(at(x.t, i, kind))
+    prefetch(at(x.u, i, kind))
+    prefetch(at(x.v, i, kind))
+    prefetch(at(x.e, i, kind))
+    if args.lookahead_alpha != 0.0:
+        prefetch(at(x.w, i, kind))
+
+
+cdef void prefetch_items(const char* base, Py_ssize_t i, Py_ssize_t n, Format format) noexcept nogil:
+    """Prefetch n elements of this format, from element i on."""
+    cdef Py_ssize_t size = itemsize(format, False), line
     if base != NULL:
-        for line in range(TILE * size // LINE):
+        for line in range(n * size // LINE):
             fo_prefetch(base + i * size + line * LINE)
 
 
-cdef inline void prefetch_all(const UpdateArgs* args, const Span* x, Py_ssize_t i,
-                              Py_ssize_t native) noexcept nogil:
-    """Prefetch a tile of all arrays; `native` is the item size of those that are NATIVE."""
+cdef void prefetch_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    """Prefetch elements [lo, hi) of all arrays."""
     cdef int k
-    prefetch(x.p, i, native if x.param_format == NATIVE else itemsize(x.param_format, x.is_f64))
-    prefetch(x.g, i, native if x.grad_format == NATIVE else itemsize(x.grad_format, x.is_f64))
-    if x.has_encoded_state:
-        for k in range(MAX_STATES):
-            prefetch(state_base(x, k), i, itemsize(x.state_formats[k], x.is_f64))
-    else:
-        prefetch(x.s, i, native)
-        prefetch(x.t, i, native)
-        prefetch(x.u, i, native)
-        prefetch(x.v, i, native)
-    prefetch(x.e, i, native)
-    prefetch(x.low, i, 2)
+    cdef Py_ssize_t n = hi - lo
+    prefetch_items(x.p, lo, n, x.param_format)
+    prefetch_items(x.low, lo, n, BFLOAT16)
+    prefetch_items(x.g, lo, n, x.grad_format)
+    for k in range(MAX_STATES):
+        prefetch_items(state_base(x, k), lo, n, x.state_formats[k])
+    prefetch_items(x.e, lo, n, NATIVE)
     if args.lookahead_alpha != 0.0:
-        prefetch(x.w, i, native)
+        prefetch_items(x.w, lo, n, NATIVE)
 
 
-cdef inline void prefetch_ahead(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t n, Py_ssize_t hi,
-                                Py_ssize_t native) noexcept nogil:
-    """Prefetch what is PREFETCH_DISTANCE after elements [lo, lo + n) and before hi."""
-    cdef Py_ssize_t ahead = lo + PREFETCH_DISTANCE
-    while ahead < hi and ahead < lo + n + PREFETCH_DISTANCE:
-        prefetch_all(args, x, ahead, native)
-        ahead += TILE
+cdef void update_plain(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
+                       real* kind) noexcept nogil:
+    """Update elements [lo, hi) of a span whose arrays are all NATIVE, without options."""
+    cdef Tile tile
+    cdef Py_ssize_t n
+    while lo < hi:
+        if lo + PREFETCH_DISTANCE < hi:
+            prefetch_native(args, x, lo + PREFETCH_DISTANCE, kind)
+        n = min(TILE, hi - lo)
+        locate(x, lo, &tile, kind)
+        apply(args, &tile, at(x.g, lo, kind), n)
+        lo += n
 
 
 cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
@@ -945,16 +963,16 @@ cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_
     cdef Buffers* buffers = aligned(&memory)
     cdef Tile tile
     cdef Py_ssize_t n
-    cdef bint is_plain = not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
-                              or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != NATIVE)
+    if not (args.transforms_grad or args.zero_grad or args.decay_factor != 1.0
+            or args.lookahead_alpha != 0.0 or x.e != NULL or x.grad_format != NATIVE):
+        update_plain(args, x, lo, hi, kind)
+        return
     while lo < hi:
+        if lo + PREFETCH_DISTANCE < hi:
+            prefetch_native(args, x, lo + PREFETCH_DISTANCE, kind)
         n = min(TILE, hi - lo)
-        prefetch_ahead(args, x, lo, n, hi, sizeof(real))
         locate(x, lo, &tile, kind)
-        if is_plain:
-            apply(args, &tile, at(x.g, lo, kind), n)
-        else:
-            update_tile(args, x, &tile, lo, n, buffers, kind)
+        update_tile(args, x, &tile, lo, n, buffers, kind)
         lo += n
 
 
@@ -1008,7 +1026,7 @@ cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, P
     cdef Py_ssize_t n
     while lo < hi:
         n = tile_size(x, lo, hi)
-        prefetch_ahead(args, x, lo, n, hi, sizeof(float))
+        prefetch_encoded(args, x, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
         load_tile(x, lo, n, &tile, buffers, False)
         update_tile(args, x, &tile, lo, n, buffers, <float*> NULL)
         store_tile(x, step_key, lo, n, buffers)
@@ -1108,8 +1126,13 @@ cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo,
     memset(x_lane, 0, sizeof(x_lane))
     memset(y_lane, 0, sizeof(y_lane))
     while lo < hi:
-        n = tile_size(span, lo, hi) if span.is_encoded else min(TILE, hi - lo)
-        prefetch_ahead(args, span, lo, n, hi, sizeof(real))
+        if span.is_encoded:
+            n = tile_size(span, lo, hi)
+            prefetch_encoded(args, span, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
+        else:
+            n = min(TILE, hi - lo)
+            if lo + PREFETCH_DISTANCE < hi:
+                prefetch_native(args, span, lo + PREFETCH_DISTANCE, kind)
         measure_tile(args, span, lo, n, buffers, kind)
         add_lanes(x_lane, buffers.x, n)
         add_lanes(y_lane, buffers.y, n)
