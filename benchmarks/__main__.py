@@ -15,6 +15,7 @@ from fastopt.cli.options import positive_float, positive_int
 STUDIES = {
     "learning-rates": "find the learning rates that suit each optimizer",
     "functions": "time the functions without an optimizer object",
+    "formats": "time a step with every number format",
     "sparse-rows": "time a step on some rows of a table",
     "torch-steps": "compare optimizers for tensors with those of torch.optim",
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 
 from benchmarks import estimators, grid, machine, optimizers, steps, training
 from fastopt.cli import bench_worker
@@ -21,6 +21,9 @@ from fastopt.cli.bench import Worker, WorkerError, show_progress, turn_order
 FORMAT = 3      # of a saved run
 SUITES = {suite.SUITE.name: suite.SUITE for suite in (steps, optimizers, training, grid, estimators)}
 PROGRAM = Path(__file__).with_name("worker.py")
+
+# Seconds before each turn: idle threads of OpenBLAS run for up to 0.13 s before they sleep.
+PAUSE = 0.15
 
 
 def measure(
@@ -135,6 +138,7 @@ class Measurement:
         for i, worker in enumerate(turn_order(able, rounds)):
             if i % len(able) == 0 and i >= 2 * len(able) and perf_counter() - start > limit:
                 break
+            sleep(PAUSE)
             turns[worker].append(worker.attempt("round", seconds=seconds))
         for worker in able:
             if not worker.idle:

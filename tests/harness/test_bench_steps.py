@@ -281,7 +281,7 @@ def test_list(name, capsys):
     assert all(contender in text for contender in suite.contenders)
 
 
-@pytest.mark.parametrize("name", ["functions", "learning-rates", "sparse-rows"])
+@pytest.mark.parametrize("name", ["formats", "functions", "learning-rates", "sparse-rows"])
 def test_help_of_studies(name, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([name, "--help"])
@@ -294,6 +294,14 @@ def test_functions(capsys):
     assert cli.main([*words, "--threads", os.environ.get("FASTOPT_NUM_THREADS", "1")]) == 0
     out = capsys.readouterr().out
     assert "float64" in out and out.count("| rmsprop, 784-256-128-10 float32 |") == 2
+
+
+def test_formats(capsys):
+    pytest.importorskip("ml_dtypes")
+    words = ["formats", "--rounds", "1", "--sizes", "5000"]
+    assert cli.main([*words, "--threads", os.environ.get("FASTOPT_NUM_THREADS", "1")]) == 0
+    out = capsys.readouterr().out
+    assert out.count("1.00") >= 3 and "split / int8" in out
 
 
 def test_sparse_rows(capsys):
