@@ -1,9 +1,13 @@
 """Parameters with an optimizer of `fastopt.torch` or ``torch.optim``, for the tests of the former."""
 
-import torch
+import pytest
 
-import fastopt.torch as ft
-from fastopt.optimizers.api import BY_NAME
+torch = pytest.importorskip("torch", reason="torch is not installed")
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    pytest.skip("torch is older than 2.10", allow_module_level=True)
+
+import fastopt.torch as ft  # noqa: E402
+from fastopt.optimizers.api import BY_NAME  # noqa: E402
 
 NAMES = [cls.__name__ for cls in BY_NAME.values()]
 IN_TORCH = [name for name in NAMES if hasattr(torch.optim, name)]

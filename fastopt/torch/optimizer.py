@@ -195,12 +195,17 @@ class Optimizer(torch.optim.Optimizer):
         if self._is_swapped:
             raise RuntimeError("swapped_ema: not allowed inside swapped_ema")
         pairs = [(p, own["ema"]) for p, own in self.state.items() if "ema" in own]
+        averages = [average.clone() for _, average in pairs]    # which a parameter of 16 bits rounds
         _exchange(pairs)
         self._is_swapped = True
         try:
             yield
         finally:
             _exchange(pairs)
+            with torch.no_grad():
+                for (p, average), before in zip(pairs, averages, strict=True):
+                    is_same = average == before.to(p.dtype).to(before.dtype)
+                    average.copy_(torch.where(is_same, before, average))
             self._is_swapped = False
 
     # --- State ---

@@ -5,17 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-
-import fastopt
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    pytest.skip("torch is older than 2.10", allow_module_level=True)
-from torch.optim.optimizer import (  # noqa: E402
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
-from torch_optimizers import (  # noqa: E402
+from torch_optimizers import (
     IN_TORCH,
     KINDS,
     NAMES,
@@ -25,10 +15,12 @@ from torch_optimizers import (  # noqa: E402
     pair,
     run,
     set_grads,
+    torch,
     values,
 )
 
-import fastopt.torch as ft  # noqa: E402
+import fastopt
+import fastopt.torch as ft
 
 # --- The class --------------------------------------------------------------------------------------
 
@@ -309,6 +301,8 @@ def register_hooks(optimizer, log):
     def note(name):
         return lambda *arguments: log.append((name, len(arguments)))
 
+    from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
     return [
         register_optimizer_step_pre_hook(note("global pre")),
         register_optimizer_step_post_hook(note("global post")),
@@ -324,6 +318,7 @@ def register_hooks(optimizer, log):
 
 
 def test_hooks():
+
     logs = []
     for params, optimizer in pair():
         log = []

@@ -5,11 +5,7 @@ import io
 import pickle
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    pytest.skip("torch is older than 2.10", allow_module_level=True)
-from torch_optimizers import (  # noqa: E402
+from torch_optimizers import (
     KINDS,
     NAMES,
     assert_close,
@@ -18,10 +14,11 @@ from torch_optimizers import (  # noqa: E402
     pair,
     run,
     set_grads,
+    torch,
     values,
 )
 
-import fastopt.torch as ft  # noqa: E402
+import fastopt.torch as ft
 
 # --- State dicts, copies ----------------------------------------------------------------------------
 

@@ -6,13 +6,7 @@ import weakref
 
 import numpy as np
 import pytest
-
-import fastopt
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
-    pytest.skip("torch is older than 2.10", allow_module_level=True)
-from torch_optimizers import (  # noqa: E402
+from torch_optimizers import (
     KINDS,
     NAMES,
     assert_close,
@@ -21,10 +15,12 @@ from torch_optimizers import (  # noqa: E402
     make_params,
     run,
     set_grads,
+    torch,
     values,
 )
 
-import fastopt.torch as ft  # noqa: E402
+import fastopt
+import fastopt.torch as ft
 
 # --- Tensors ----------------------------------------------------------------------------------------
 
@@ -317,6 +313,21 @@ def test_options(options, name):
             with pytest.raises(RuntimeError, match="swapped_ema"):
                 optimizer.step()
         assert_equal(params, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_swapped_ema_gives_back_the_bits_of_parameters_and_averages(dtype):
+    params = make_params(dtype=dtype)
+    optimizer = ft.AdamW(params, lr=0.1, ema=0.9)
+    run(optimizer, params, 3)
+    state = [optimizer.state[p]["ema"] for p in params]
+    before, averages = values(params), values(state)
+    with optimizer.swapped_ema():
+        assert_equal(params, [average.to(dtype) for average in averages])
+        params[1].data.fill_(2.0)       # another value is kept as the average
+    assert_equal(params, before)
+    averages[1].fill_(2.0)
+    assert_equal(state, averages)
 
 
 @pytest.mark.parametrize("name", ["Adafactor", "Muon"])
