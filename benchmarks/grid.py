@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.contenders import fastopt, jax, numpy, sklearn, torch
 from benchmarks.suite import Settings, Suite
-from benchmarks.training import TrainingBench, Workload
+from benchmarks.training import CONTENDERS, TrainingBench, Workload
 
 WIDTHS = (16, 64, 256, 512, 1024, 2048, 4096)
 DEPTHS = (1, 2, 3, 4)
@@ -147,14 +146,7 @@ SUITE = Suite(
     purpose="time the training of networks of every size, next to their matrix products alone",
     workloads=tuple(WHOLE),
     find=find,
-    contenders={
-        "floor": numpy.Floor,
-        "fastopt": fastopt.FastOptTraining,
-        "optax": jax.OptaxTraining,
-        "torch-fused": torch.TorchTraining,
-        "numpy": numpy.NumPyTraining,
-        "sklearn": sklearn.ScikitLearnTraining,
-    },
+    contenders=CONTENDERS,
     bench=TrainingBench,
     full=Settings(tuple(cell.name for cell in DEFAULT), rounds=5, seconds=0.04, limit=2.5),
     quick=Settings(("64x2/16", "256x2/64", "256x2/64/float64"), rounds=3, seconds=0.02, limit=1.0),

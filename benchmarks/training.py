@@ -184,19 +184,21 @@ class TrainingBench:
         return {"epochs": {"median": step, "min": step}}
 
 
+CONTENDERS = {
+    "floor": numpy.Floor,
+    "fastopt": fastopt.FastOptTraining,
+    "optax": jax.OptaxTraining,
+    "torch-fused": torch.TorchTraining,
+    "numpy": numpy.NumPyTraining,
+    "sklearn": sklearn.ScikitLearnTraining,
+}
+
 SUITE = Suite(
     name="training",
     purpose="time the training of small networks, next to their matrix products alone",
     workloads=WORKLOADS,
     find=find,
-    contenders={
-        "floor": numpy.Floor,
-        "fastopt": fastopt.FastOptTraining,
-        "optax": jax.OptaxTraining,
-        "torch-fused": torch.TorchTraining,
-        "numpy": numpy.NumPyTraining,
-        "sklearn": sklearn.ScikitLearnTraining,
-    },
+    contenders=CONTENDERS,
     bench=TrainingBench,
     full=Settings(tuple(workload.name for workload in WORKLOADS), rounds=7, seconds=0.5),
     quick=Settings(("digits-32",), rounds=3, seconds=0.05),

@@ -14,7 +14,8 @@
 #define FO_CODEC_H
 
 #include <stdint.h>
-#include <string.h>
+
+#include "fo_bits.h"
 
 enum {
     FO_NOISE_SEGMENT = 512, /* elements whose noise follows one another in the table */
@@ -72,24 +73,10 @@ static inline uint32_t fo_noise_key(const uint64_t segment_hash)
     return (uint32_t)(segment_hash >> 32);
 }
 
-static inline uint32_t fo_bits(const float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float fo_float(const uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 /* --- bfloat16: the high half of a float --------------------------------------------------------
  */
 
-static inline float fo_from_bfloat16(const uint16_t x) { return fo_float((uint32_t)x << 16); }
+static inline float fo_from_bfloat16(const uint16_t x) { return fo_from_bitsf((uint32_t)x << 16); }
 
 /* The high half of a float after an addition to its bits, which must not turn a NaN into a number.
  */
@@ -102,13 +89,13 @@ static inline uint16_t fo_high_half(const uint32_t bits, const uint32_t added)
 /* Stochastic, with 16 bits of noise. */
 static inline uint16_t fo_to_bfloat16(const float x, const uint32_t noise)
 {
-    return fo_high_half(fo_bits(x), noise >> 16);
+    return fo_high_half(fo_bitsf(x), noise >> 16);
 }
 
 /* To nearest, ties to even. */
 static inline uint16_t fo_to_bfloat16_nearest(const float x)
 {
-    const uint32_t bits = fo_bits(x);
+    const uint32_t bits = fo_bitsf(x);
     return fo_high_half(bits, 0x7fffu + ((bits >> 16) & 1u));
 }
 
@@ -117,15 +104,15 @@ static inline uint16_t fo_to_bfloat16_nearest(const float x)
 
 static inline float fo_from_split(const uint16_t high, const uint16_t low)
 {
-    return fo_float(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
+    return fo_from_bitsf(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
 }
 
-static inline uint16_t fo_split_high(const float x) { return fo_high_half(fo_bits(x), 0x8000u); }
+static inline uint16_t fo_split_high(const float x) { return fo_high_half(fo_bitsf(x), 0x8000u); }
 
 /* Those of a NaN are 0, so that it stays one. */
 static inline uint16_t fo_split_low(const float x)
 {
-    const uint32_t bits = fo_bits(x);
+    const uint32_t bits = fo_bitsf(x);
     return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0u : bits);
 }
 
@@ -151,19 +138,19 @@ static inline uint16_t fo_join_half(const uint32_t bits, const uint32_t normal,
 /* Stochastic, with 13 bits of noise. */
 static inline uint16_t fo_to_half(const float x, const uint32_t noise)
 {
-    const uint32_t bits = fo_bits(x), magnitude = bits & 0x7fffffffu;
+    const uint32_t bits = fo_bitsf(x), magnitude = bits & 0x7fffffffu;
     const float fraction = (float)(int32_t)(noise >> 19) * 0x1p-13f;
-    const float units = fo_float(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
+    const float units = fo_from_bitsf(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
     return fo_join_half(bits, magnitude + (noise >> 19), (uint32_t)(int32_t)(units + fraction));
 }
 
 /* To nearest, ties to even. */
 static inline uint16_t fo_to_half_nearest(const float x)
 {
-    const uint32_t bits = fo_bits(x), magnitude = bits & 0x7fffffffu;
-    const float units = fo_float(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
+    const uint32_t bits = fo_bitsf(x), magnitude = bits & 0x7fffffffu;
+    const float units = fo_from_bitsf(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
     return fo_join_half(bits, magnitude + 0xfffu + ((magnitude >> 13) & 1u),
-                        fo_bits(units + 0x1p23f) & 0xffffu);
+                        fo_bitsf(units + 0x1p23f) & 0xffffu);
 }
 
 /* --- 8 bits: floats of few bits, in units of the largest magnitude of a block
@@ -187,7 +174,7 @@ typedef struct {
 /* The factors, from the bits of the largest magnitude. Subnormal ones count as zero. */
 static inline fo_block fo_block_of(const uint32_t max_bits, const float range)
 {
-    const float max = max_bits < 0x00800000u ? 0.0f : fo_float(max_bits);
+    const float max = max_bits < 0x00800000u ? 0.0f : fo_from_bitsf(max_bits);
     fo_block block = {{0.0f, 0.0f}, {1.0f / range, max}};
     if (max >= 0x1p100f) { /* 1 / max may be subnormal */
         block.encode[0] = range / max;
@@ -199,21 +186,21 @@ static inline fo_block fo_block_of(const uint32_t max_bits, const float range)
     return block;
 }
 
-static inline uint32_t fo_magnitude(const float x) { return fo_bits(x) & 0x7fffffffu; }
+static inline uint32_t fo_magnitude(const float x) { return fo_bitsf(x) & 0x7fffffffu; }
 
 static inline uint8_t fo_to_signed8(const float x, const float a, const float b,
                                     const uint32_t noise)
 {
-    const float y = fo_float(fo_magnitude(x)) * a * b + 1.0f;
-    const uint32_t code = ((fo_bits(y) & 0x7fffffffu) - 0x3f800000u + (noise >> 14)) >> 18;
-    return (uint8_t)((code < 127u ? code : 127u) | ((fo_bits(x) >> 24) & 0x80u));
+    const float y = fo_from_bitsf(fo_magnitude(x)) * a * b + 1.0f;
+    const uint32_t code = ((fo_bitsf(y) & 0x7fffffffu) - 0x3f800000u + (noise >> 14)) >> 18;
+    return (uint8_t)((code < 127u ? code : 127u) | ((fo_bitsf(x) >> 24) & 0x80u));
 }
 
 static inline float fo_from_signed8(const uint8_t code, const float a, const float b)
 {
     const uint32_t sign = (uint32_t)(code & 0x80u) << 24;
-    const float y = fo_float(((uint32_t)(code & 0x7fu) << 18) + 0x3f800000u) - 1.0f;
-    return fo_float(fo_bits(y * a * b) | sign);
+    const float y = fo_from_bitsf(((uint32_t)(code & 0x7fu) << 18) + 0x3f800000u) - 1.0f;
+    return fo_from_bitsf(fo_bitsf(y * a * b) | sign);
 }
 
 static inline uint8_t fo_to_unsigned8(const float x, const float a, const float b,
@@ -222,14 +209,14 @@ static inline uint8_t fo_to_unsigned8(const float x, const float a, const float 
     const float y = x * a * b;
     const float at_least = y < 0x1p-4f ? 0x1p-4f : y;
     const uint32_t code =
-        ((fo_bits(at_least + 1.0f) & 0x7fffffffu) - 0x3f800000u + (noise >> 13)) >> 19;
+        ((fo_bitsf(at_least + 1.0f) & 0x7fffffffu) - 0x3f800000u + (noise >> 13)) >> 19;
     const uint32_t limited = code < 255u ? code : 255u;
-    return (uint8_t)((fo_bits(x) & 0x7f800000u) == 0u ? 0u : limited);
+    return (uint8_t)((fo_bitsf(x) & 0x7f800000u) == 0u ? 0u : limited);
 }
 
 static inline float fo_from_unsigned8(const uint8_t code, const float a, const float b)
 {
-    return (fo_float(((uint32_t)code << 19) + 0x3f800000u) - 1.0f) * a * b;
+    return (fo_from_bitsf(((uint32_t)code << 19) + 0x3f800000u) - 1.0f) * a * b;
 }
 
 #endif

@@ -8,7 +8,8 @@
 #define FO_HALF_H
 
 #include <stdint.h>
-#include <string.h>
+
+#include "fo_bits.h"
 
 static inline float fo_half_to_float(const uint16_t half)
 {
@@ -16,15 +17,10 @@ static inline float fo_half_to_float(const uint16_t half)
     const uint32_t magnitude = half & 0x7fffu;
     const uint32_t rebias = 112u << 23;
     const float subnormal = (float)(int32_t)magnitude * 0x1p-24f;
-    uint32_t bits, subnormal_bits;
-    float result;
-    memcpy(&subnormal_bits, &subnormal, sizeof bits);
-    bits = (magnitude << 13) + rebias;
+    uint32_t bits = (magnitude << 13) + rebias;
     bits = magnitude >= 0x7c00u ? bits + rebias : bits; /* infinity and NaN */
-    bits = magnitude < 0x0400u ? subnormal_bits : bits;
-    bits |= sign;
-    memcpy(&result, &bits, sizeof result);
-    return result;
+    bits = magnitude < 0x0400u ? fo_bitsf(subnormal) : bits;
+    return fo_from_bitsf(bits | sign);
 }
 
 #endif

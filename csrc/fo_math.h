@@ -22,35 +22,8 @@
 
 #include <math.h>
 #include <stdint.h>
-#include <string.h>
 
-static inline uint32_t fo_bitsf(const float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline uint64_t fo_bits(const double x)
-{
-    uint64_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline float fo_from_bitsf(const uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static inline double fo_from_bits(const uint64_t bits)
-{
-    double x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
+#include "fo_bits.h"
 
 /* Returns r of x = n ln 2 + r with |r| <= ln(2) / 2, and stores n in the low bits of `*n`.
  *

@@ -1,6 +1,6 @@
 """A small character-level transformer, trained with ``torch.optim.AdamW`` and with `fastopt.torch.AdamW`.
 
-The text is generated: lines of arithmetic such as ``37+58=95;``, of which the model has to predict the next
+The text is generated: lines of arithmetic such as ``37+58=95;``, and the model predicts the next
 character. Both runs begin with the same weights and see the same minibatches, so their losses agree up to
 rounding. Clipping by the global norm, the step and zeroing the gradients are three calls in torch and one
 here.

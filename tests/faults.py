@@ -16,12 +16,15 @@ import dis
 import itertools
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -313,3 +316,26 @@ def signals(operation, count, seed=0):
 def _each(faults):
     for fault in faults:  # noqa: UP028 (it is sent values)
         yield fault
+
+
+def run_preloaded(source, program, folder, *arguments):
+    """Run a Python program that has functions of a C file in place of those of the C library.
+
+    Returns what it printed.
+
+    The file is compiled in `folder`. The program can import the modules next to this one.
+    """
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}) or not os.confstr("CS_GNU_LIBC_VERSION"):
+        pytest.skip("functions of the C library can be replaced for glibc only")
+    library = folder / "preloaded.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    program = f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{program}"
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout

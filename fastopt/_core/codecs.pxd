@@ -34,7 +34,7 @@ cdef extern from "fo_codec.h" nogil:
         float decode[2]
     fo_block fo_block_of(uint32_t max_bits, float range)
     uint32_t fo_magnitude(float x)
-    uint32_t fo_bits(float x)
+    uint32_t fo_bitsf(float x)
     uint8_t fo_to_signed8(float x, float a, float b, uint32_t noise)
     float fo_from_signed8(uint8_t code, float a, float b)
     uint8_t fo_to_unsigned8(float x, float a, float b, uint32_t noise)
@@ -203,7 +203,7 @@ cdef inline void load_state(const Span* x, int k, Py_ssize_t lo, Py_ssize_t n, f
         return
     while done < n:
         count = min(x.block, n - done)
-        block = fo_block_of(fo_bits(x.scales[k][(lo + done) // x.block]), range_of(x.state_formats[k]))
+        block = fo_block_of(fo_bitsf(x.scales[k][(lo + done) // x.block]), range_of(x.state_formats[k]))
         if x.state_formats[k] == SIGNED8:
             decode_signed8(out + done, codes + done, block.decode[0], block.decode[1], count)
         else:

@@ -132,7 +132,7 @@ def from_export(name: str, saved: Mapping[str, Any]) -> Encoded:
             raise ValueError(
                 f"{name}['{key}']: expected {np.dtype(dtype)} of shape {(length,)}, got {found}"
             )
-    # Strides of a dense array: a permutation of the axes, each of which may be reversed.
+    # Strides of a dense array: a permutation of the axes; any axis may be reversed.
     axes = sorted(range(len(shape)), key=lambda i: abs(strides[i]) if i < len(strides) else 0)
     step = 1
     is_dense = len(strides) == len(shape) and min(shape, default=0) >= 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import sys
 from numbers import Integral
@@ -109,6 +108,8 @@ def check_X_y(X_name: str, X: Any, y_name: str, y: Any) -> tuple[NDArray[Any], N
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the closest known one, else all of them."""
+    import difflib  # only for an error
+
     known = list(known)
     starting = [other for other in known if len(name) > 2 and other.startswith(name)]
     if closest := starting[:1] or difflib.get_close_matches(name, known, n=1):

@@ -1,4 +1,4 @@
-"""The page ``report.html`` of a training run: one file without references to others."""
+"""The page ``report.html`` of a training run: a single self-contained file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ figure img { width: 112px; image-rendering: pixelated; border: 1px solid #ddd }
 
 @dataclass(frozen=True)
 class Results:
-    """What a training run has come to: predictions of the test data and their score."""
+    """Results of a training run: predictions of the test data and their score."""
 
     history: History
     summary: dict[str, Any]

@@ -58,7 +58,7 @@ def add_options(command: Parser) -> None:
         help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
     add("--overwrite", action="store_true", help="replace the run in this folder")
     add("--resume", metavar="FOLDER",
-        help="resume the run in this folder with its options, of which --epochs, --max-time and --save-freq "
+        help="resume the run in this folder with its options; --epochs, --max-time and --save-freq "
              "can be changed")
     add("--save-freq", type=options.save_freq, default="30s", metavar="FREQ",
         help="how often to save the training state for --resume: epoch, a number of batches, or seconds such "

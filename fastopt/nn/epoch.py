@@ -46,13 +46,13 @@ class PartialEpoch:
 
     @classmethod
     def begin(cls, batches: Batches) -> PartialEpoch:
-        """Return an epoch of which nothing has been trained."""
+        """Return an epoch that has not started."""
         batches.counts = [0.0, 0.0]
         return cls(batches.n_samples, batches.batch_size)
 
     @classmethod
     def resume(cls, saved: Mapping[str, Any], batches: Batches) -> PartialEpoch:
-        """Return the epoch of which `state_dict` has returned the state, or raise a ValueError."""
+        """Return the epoch whose state `state_dict` returned, or raise a ValueError."""
         partial = cls(**saved)
         for name, given in (("n_samples", batches.n_samples), ("batch_size", batches.batch_size)):
             if (expected := getattr(partial, name)) != given:

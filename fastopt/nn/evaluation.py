@@ -56,7 +56,7 @@ def _evaluates_as_mlp(net: Any) -> bool:
 def subset(X: AnyArray, y: AnyArray, weights: AnyArray | None) -> EvaluationData:
     """Return evenly spaced samples on which the accuracy of the training data is estimated.
 
-    A prediction costs about a third of a training step, so that of a sixteenth of the samples takes 2 % of an
+    If a prediction costs a third of a training step, predicting a sixteenth of the samples takes 2 % of an
     epoch. Small data sets are used completely.
     """
     spacing = max(1, min(_MAX_SPACING, len(y) // _MIN_SUBSET))

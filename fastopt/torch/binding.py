@@ -1,4 +1,4 @@
-"""The step plan of an optimizer over tensors, made anew whenever one of its tensors was replaced."""
+"""The step plan of an optimizer over tensors, made again whenever one of its tensors was replaced."""
 
 from __future__ import annotations
 

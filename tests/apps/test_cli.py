@@ -51,15 +51,6 @@ def plots():
 
 
 @pytest.fixture
-def run(capsys):
-    def run(*args):
-        status = cli.main([str(arg) for arg in args])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def check_error(run, folder):
     """Run an invalid command: status 2, one line on standard error, no output, no changed file."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastopt import cli
 from fastopt.nn.data import TableReader
 
 pd = pytest.importorskip("pandas")
@@ -20,15 +19,6 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     return tmp_path
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*args):
-        status = cli.main([str(arg) for arg in args])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 # --- Tables in the shapes of well-known ones -----------------------------------------------------

@@ -1,14 +1,8 @@
 """Files: each system call of a write fails, once or for good, or the process is killed before it."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-TESTS = Path(__file__).parents[1]
+from faults import run_preloaded
 
 PROGRAM = """
 import contextlib
@@ -134,20 +128,8 @@ for name, subject in CASES:
 
 
 def test_failing_system_calls_of_a_write(tmp_path, memory_path):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}) or not os.confstr("CS_GNU_LIBC_VERSION"):
-        pytest.skip("the functions for files can be replaced for glibc only")
-    library = tmp_path / "failing_calls.so"
     source = Path(__file__).with_name("failing_calls.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    environment = os.environ | {"LD_PRELOAD": str(library)}
-    program = f"import sys\nsys.path.insert(0, {str(TESTS)!r})\n{PROGRAM}"
-    result = subprocess.run(
-        [sys.executable, "-c", program, memory_path], env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    counts = [list(map(int, line.split()[1:])) for line in result.stdout.splitlines()]
+    output = run_preloaded(source, PROGRAM, tmp_path, memory_path)
+    counts = [list(map(int, line.split()[1:])) for line in output.splitlines()]
     assert len(counts) in (3, 5)
     assert all(count > 10 for case in counts for count in case), counts

@@ -1,14 +1,8 @@
 """Memory of arrays: each allocation of the modules of NumPy and fastopt fails once, in another process."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-TESTS = Path(__file__).parents[1]
+from faults import run_preloaded
 
 PROGRAM = """
 import copy
@@ -83,18 +77,8 @@ for run, kind, options in [
 
 
 def test_failing_allocations_of_arrays(tmp_path):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    if "CS_GNU_LIBC_VERSION" not in getattr(os, "confstr_names", {}) or not os.confstr("CS_GNU_LIBC_VERSION"):
-        pytest.skip("the allocation functions can be replaced for glibc only")
-    library = tmp_path / "failing_malloc.so"
     source = Path(__file__).with_name("failing_malloc.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    environment = os.environ | {"LD_PRELOAD": str(library)}
-    program = f"import sys\nsys.path.insert(0, {str(TESTS)!r})\n{PROGRAM}"
-    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    raised = {line.rpartition(" ")[0]: int(line.split()[-1]) for line in result.stdout.splitlines()}
+    output = run_preloaded(source, PROGRAM, tmp_path)
+    raised = {line.rpartition(" ")[0]: int(line.split()[-1]) for line in output.splitlines()}
     assert len(raised) == 12
     assert [name for name, count in raised.items() if not count] == ["step Adam", "step Prodigy"]

@@ -10,6 +10,7 @@ import pytest
 measure = pytest.importorskip("benchmarks.measure", reason="benchmarks/ is not next to tests/")
 cli = pytest.importorskip("benchmarks.__main__", reason="benchmarks/ is not next to tests/")
 grid, estimators, report = measure.grid, measure.estimators, cli.report
+numpy_contenders = measure.training.numpy
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("sklearn", "matplotlib")}
 
@@ -60,7 +61,7 @@ def test_data_and_parameters_of_a_form(form):
     assert X.dtype == expected and X.shape == (cell.rows, 784) and y.shape == (cell.rows,)
     assert hasattr(X, "tocsr") == (form == "sparse")
     assert {a.dtype for layer in cell.make_params() for a in layer} == {cell.dtype}
-    products = grid.numpy.products([W for W, _ in cell.make_params()], cell.batch)
+    products = numpy_contenders.products([W for W, _ in cell.make_params()], cell.batch)
     assert {a.dtype for product in products for a in product} == {cell.dtype}
 
 

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 from faults import frozen
+from trainer_helpers import LinearNet
 
 import fastopt
 from fastopt import schedules
@@ -35,24 +36,6 @@ X, Y = RNG.standard_normal((N, 5)).astype(np.float32), RNG.integers(0, 3, N)
 WEIGHT = np.repeat([1.0, 0.0, 2.0, 0.5], 11)
 
 
-class OwnNet:
-    """A linear model with a random generator and no state dict."""
-
-    grads_reversed = False
-
-    def __init__(self):
-        self.params = [[np.zeros((5, 3), np.float32), np.zeros(3, np.float32)]]
-
-    def train_step(self, X, y, weight=None):
-        (W, b), = self.params
-        error = X @ W + b - np.eye(3, dtype=np.float32)[y]
-        return float((error**2).mean()), [[X.T @ error, error.sum(axis=0)]]
-
-    def predict(self, X):
-        (W, b), = self.params
-        return (X @ W + b).argmax(axis=1)
-
-
 def mlp(hidden=8, **options):
     return MLP([5, hidden, 3], seed=0, **options)
 
@@ -66,7 +49,7 @@ RUNS = {
     "plain": (mlp, {}, {}, list, {}),
     "dropout and norm": (functools.partial(mlp, dropout=0.3, norm="batch"), {}, {}, list, {}),
     "one call": (functools.partial(mlp, 1100, dropout=0.3), {}, {}, list, {}),
-    "own model": (OwnNet, {}, {"clip_value": 0.1}, list, {}),
+    "own model": (LinearNet, {}, {"clip_value": 0.1}, list, {}),
     "accumulation": (mlp, {"accumulate": 3, "ema": 0.9}, {}, list, {}),
     "weights": (mlp, {}, {"max_norm": 1.0}, list, {"sample_weight": WEIGHT, "class_weight": "balanced"}),
     "no shuffling": (mlp, {"lookahead": (3, 0.5)}, {}, list, {"shuffle": False}),

@@ -16,6 +16,7 @@ from faults import (
     interrupts,
     signals,
 )
+from trainer_helpers import LinearNet
 
 import fastopt
 from fastopt.callbacks import Callback, EarlyStopping, LearningRateScheduler, ModelCheckpoint, SwapEMAWeights
@@ -23,24 +24,6 @@ from fastopt.nn import MLP, History, Trainer
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((20, 5)).astype(np.float32), RNG.integers(0, 3, 20)
-
-
-class OwnNet:
-    """A linear model as a user writes it."""
-
-    grads_reversed = False
-
-    def __init__(self):
-        self.params = [[np.zeros((5, 3), np.float32), np.zeros(3, np.float32)]]
-
-    def train_step(self, X, y):
-        (W, b), = self.params
-        error = X @ W + b - np.eye(3, dtype=np.float32)[y]
-        return float((error**2).mean()), [[X.T @ error, error.sum(axis=0)]]
-
-    def predict(self, X):
-        (W, b), = self.params
-        return (X @ W + b).argmax(axis=1)
 
 
 def mlp(hidden, **options):
@@ -52,7 +35,7 @@ MODELS = {
     "one call": (functools.partial(mlp, 1100, dropout=0.3, norm="batch"), {}),
     "two calls": (functools.partial(mlp, 8), {}),
     "clipped": (functools.partial(mlp, 1100), {"max_norm": 0.1}),
-    "own model": (OwnNet, {}),
+    "own model": (LinearNet, {}),
 }
 
 
@@ -248,7 +231,7 @@ def test_error_in_a_callback(hook, error):
 
 @pytest.mark.parametrize("method", ["train_step", "predict", "evaluate"])
 def test_error_in_a_model(method):
-    class Net(OwnNet):
+    class Net(LinearNet):
         left = 2
 
         def evaluate(self, X, y):

@@ -101,7 +101,7 @@ cdef struct NetContext:
     Py_ssize_t depth
     Op* ops
     Py_ssize_t op_begin, op_end     # operations that are run now
-    Py_ssize_t n_tiles          # of all layers, each of which has one more for its vectors
+    Py_ssize_t n_tiles          # of all layers; each layer has one more for its vectors
     double* penalties           # per tile: sum of the squared weights
     double l2
     Batch batch

@@ -37,7 +37,7 @@ class Column:
     ----------
     name : str
     categories : list of str or None
-        Texts, each of which becomes a column of 0 and 1; None for a column of numbers.
+        Texts that become one column of 0 and 1 each; None for a column of numbers.
     has_missing : bool
         Whether a further column of 0 and 1 marks missing values, as some are missing in the training data.
     fill, mean, scale : float
@@ -161,7 +161,7 @@ class TablePreprocessor:
         return X
 
     def transform_arrays(self, path: StrPath, X: AnyArray) -> NDArray[np.float32]:
-        """Return the features of an array whose columns are those of the table, all of which are numbers."""
+        """Return the features of an array with the columns of the table, which must all be numbers."""
         n = len(self.columns)
         if X.shape[1] != n:
             raise ValueError(f"{path}: expected {n} features per sample, as the model has, got {X.shape[1]}")
