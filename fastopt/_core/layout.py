@@ -68,6 +68,14 @@ def with_layout(vector: AnyArray, like: AnyArray) -> AnyArray:
     return np.ndarray(like.shape, vector.dtype, vector, first_index(like) * size, strides)
 
 
+def memory_order(array: AnyArray) -> AnyArray:
+    """View a dense array as a vector of its elements in the order of memory: the inverse of `with_layout`."""
+    steps: Any = [slice(None, None, -1 if s < 0 else 1) for s in array.strides]
+    forward = array[(..., *steps)]
+    axes = sorted(range(array.ndim), key=lambda axis: -forward.strides[axis])
+    return forward.transpose(axes).reshape(-1)
+
+
 def copy_with_layout(array: AnyArray, like: AnyArray, dtype: DTypeLike) -> AnyArray:
     """Copy `array` into new memory with the layout of the dense array `like`."""
     copied = with_layout(np.empty(like.size, dtype), like)

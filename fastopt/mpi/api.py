@@ -1,0 +1,15 @@
+"""The public names of :mod:`fastopt.mpi`, which `__init__.py` imports when one of them is used."""
+
+from fastopt.mpi.broadcast import broadcast_optimizer_state, broadcast_parameters
+from fastopt.mpi.communicator import local_rank, local_size, rank, size
+from fastopt.mpi.optimizer import DistributedOptimizer
+
+__all__ = [
+    "DistributedOptimizer",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+    "local_rank",
+    "local_size",
+    "rank",
+    "size",
+]

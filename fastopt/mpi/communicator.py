@@ -1,0 +1,186 @@
+"""The ranks that take part in a run: those of an mpi4py communicator, or this process alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastopt._core.typing import AnyArray
+
+# Variables that launchers set in the processes of a job with the number of ranks: MPICH and Intel MPI (PMI),
+# Open MPI, MVAPICH, and Slurm's srun.
+_LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+class Communicator:
+    """Collective operations on the ranks of a communicator.
+
+    Every operation must be called by all ranks, in the same order. With one rank, none of them needs MPI.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Intracomm, optional
+        None stands for this process alone.
+
+    Attributes
+    ----------
+    comm
+        As passed to the constructor.
+    rank, size : int
+        Index of this process, and the number of processes.
+    """
+
+    def __init__(self, comm: Any = None) -> None:
+        self.comm = comm
+        self.rank: int = 0 if comm is None else comm.Get_rank()
+        self.size: int = 1 if comm is None else comm.Get_size()
+
+    @functools.cached_property
+    def local(self) -> Communicator:
+        """The ranks on the same machine. The first use is a collective operation."""
+        if self.size == 1:
+            return Communicator()
+        from mpi4py import MPI
+
+        return Communicator(self.comm.Split_type(MPI.COMM_TYPE_SHARED))
+
+    def allgather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, which may be any objects."""
+        return [value] if self.size == 1 else list(self.comm.allgather(value))
+
+    def broadcast(self, value: Any, root: int = 0) -> Any:
+        """Return the value of the rank `root`."""
+        return value if self.size == 1 else self.comm.bcast(value, root)
+
+    def check_equal(self, name: str, paths: Sequence[str], values: Sequence[Any]) -> None:
+        """Raise ValueError on all ranks unless their values are equal; `paths` follow `name` in the error."""
+        for other, theirs in enumerate(self.allgather(list(zip(paths, values, strict=True)))):
+            if other == 0:
+                first = theirs
+            elif len(theirs) != len(first):
+                raise ValueError(
+                    f"{name}: expected the same arrays on all ranks, got {len(first)} on rank 0 and "
+                    f"{len(theirs)} on rank {other}"
+                )
+            for (path, value), (_, expected) in zip(theirs, first, strict=True):
+                if value != expected:
+                    raise ValueError(
+                        f"{name}{path}: expected the same on all ranks, got {expected} on rank 0 and {value} "
+                        f"on rank {other}"
+                    )
+
+    def broadcast_array(self, vector: AnyArray, root: int) -> None:
+        """Copy the elements of a contiguous array from the rank `root` into those of the other ranks."""
+        if self.size > 1:
+            self.comm.Bcast(as_bits(vector), root)
+
+    def sum_in_place(self, values: AnyArray) -> None:
+        """Add up arrays over the ranks in place, in an order that MPI chooses."""
+        if self.size > 1:
+            from mpi4py import MPI
+
+            self.comm.Allreduce(MPI.IN_PLACE, values)
+
+    def exchange(
+        self,
+        vector: AnyArray,
+        starts: Sequence[int],
+        counts: Sequence[int],
+        received: AnyArray,
+        received_counts: Sequence[int],
+    ) -> None:
+        """Send a segment of `vector` to each rank, and receive one from each; there must be several ranks.
+
+        Parameters
+        ----------
+        vector : ndarray
+        starts, counts : sequence of int
+            Beginning and number of elements of the segment for each rank.
+        received : ndarray
+            The segments that the ranks have sent are written here, one after the other.
+        received_counts : sequence of int
+            Their numbers of elements.
+        """
+        offsets = np.cumsum([0, *received_counts[:-1]]).tolist()
+        self.comm.Alltoallv([vector, (counts, starts)], [received, (received_counts, offsets)])
+
+    def gather_segments(self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int]) -> None:
+        """Give all ranks all segments of `vector`, of which each rank has its own one."""
+        if self.size > 1:
+            from mpi4py import MPI
+
+            self.comm.Allgatherv(MPI.IN_PLACE, [vector, (counts, starts)])
+
+
+def as_bits(vector: AnyArray) -> AnyArray:
+    """View a vector as unsigned integers, because MPI does not know all dtypes of parameters."""
+    return vector.view(f"u{vector.itemsize}")
+
+
+def find_communicator(comm: Any = None) -> Communicator:
+    """Return the ranks of an mpi4py communicator; of all processes of the job without one.
+
+    Raises
+    ------
+    ImportError
+        If the process belongs to a job of several ranks, and mpi4py is not installed.
+    TypeError
+        If `comm` is not a communicator of mpi4py.
+    """
+    if comm is None:
+        return _world()
+    for name in ("Alltoallv", "Allgatherv", "Allreduce", "Split_type"):
+        if not hasattr(comm, name):
+            raise TypeError(f"comm: expected a communicator of mpi4py, got {type(comm).__name__}")
+    return Communicator(comm)
+
+
+@functools.cache
+def _world() -> Communicator:
+    launcher = next((name for name in _LAUNCHERS if os.environ.get(name, "1") != "1"), None)
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # the latter if there is no MPI library
+        if launcher is not None:
+            raise ImportError(
+                f"fastopt.mpi needs mpi4py, because this process is one of {os.environ[launcher]} ranks "
+                f"({launcher}): pip install 'fastopt[mpi]', and an MPI library such as mpich: {error}"
+            ) from error
+        return Communicator()
+    world = Communicator(MPI.COMM_WORLD)
+    if launcher is not None and world.size == 1:
+        raise RuntimeError(
+            f"fastopt.mpi: this process is one of {os.environ[launcher]} ranks ({launcher}), but the MPI "
+            f"library of mpi4py, {MPI.Get_library_version().splitlines()[0]}, sees only one; start the job "
+            "with the mpiexec of this library"
+        )
+    return world
+
+
+def rank() -> int:
+    """Return the index of this process among all processes of the job: 0 without MPI."""
+    return _world().rank
+
+
+def size() -> int:
+    """Return the number of processes of the job: 1 without MPI."""
+    return _world().size
+
+
+def local_rank() -> int:
+    """Return the index of this process among those on the same machine.
+
+    All ranks must call `local_rank` or `local_size` if one does.
+    """
+    return _world().local.rank
+
+
+def local_size() -> int:
+    """Return the number of processes of the job on this machine. See `local_rank`."""
+    return _world().local.size

@@ -1,0 +1,41 @@
+"""Run a program on several ranks, for tests that start `mpiexec` themselves."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAMS = Path(__file__).parent / "programs"
+MPIEXEC = shutil.which(
+    "mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+)
+
+needs_mpi = pytest.mark.skipif(
+    MPIEXEC is None or importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py and mpiexec"
+)
+
+# For Open MPI, which otherwise starts neither more ranks than cores nor any for root. MPICH ignores them.
+ENVIRONMENT = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+
+
+def launch(n_ranks, program, *args, timeout=120, check=True, **environment):
+    """Run ``programs/PROGRAM`` on some ranks, and return the completed process with its output as text."""
+    done = subprocess.run(
+        [MPIEXEC, "-n", str(n_ranks), sys.executable, PROGRAMS / program, *map(str, args)],
+        env=os.environ | ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
