@@ -69,7 +69,7 @@ def test_the_code_of_the_page_runs(page, tmp_path, monkeypatch, capsys):
 
 
 def test_the_pages_are_found():
-    assert {"README.md", "docs/article.md", "docs/schedules.md", "docs/rules/Adam.md"} <= set(PAGES)
+    assert {"README.md", "docs/article.md", "docs/schedules.md", "docs/optimizers/Adam.md"} <= set(PAGES)
     assert EXTRAS.keys() | RESULTS.keys() <= set(PAGES)
 
 
@@ -177,7 +177,7 @@ def formulas(pattern, text):
 @pytest.mark.parametrize("rule", BY_NAME.values(), ids=BY_NAME)
 def test_every_rule_has_its_page(rule):
     """With the formula of its docstring, its NumPy code, advice, an example, its papers, its arguments."""
-    text = TEXTS[f"docs/rules/{rule.__name__}.md"]
+    text = TEXTS[f"docs/optimizers/{rule.__name__}.md"]
     titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
     assert titles == [rule.__name__, "What to try", "Example", "In NumPy", "Paper", "API"]
     shown = formulas(FORMULA_OF_PAGE, text)
@@ -193,7 +193,7 @@ def test_every_rule_has_its_page(rule):
 
 
 def test_every_line_of_the_reference_is_on_a_page():
-    pages = [TEXTS[f"docs/rules/{rule.__name__}.md"] for rule in BY_NAME.values()]
+    pages = [TEXTS[f"docs/optimizers/{rule.__name__}.md"] for rule in BY_NAME.values()]
     assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
     assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
 
@@ -263,7 +263,7 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (folder / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rules.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/optimizers.md"])
 def test_every_rule_is_in_the_table(page):
     """In the first column of some table; in the README with its functions beside it."""
     rows = [line.split("|") for line in TEXTS[page].splitlines() if "|" in line]
@@ -279,7 +279,7 @@ def test_the_page_on_adding_a_rule_quotes_the_code():
     package = ROOT / "fastopt"
     sources = [*package.rglob("*.py"), *package.rglob("*.pyx"), ROOT / "tests" / "rules.py"]
     lines = {line for path in sources for line in path.read_text(encoding="utf-8").splitlines()}
-    blocks = re.findall(r"^```\n(.*?)^```$", TEXTS["docs/add-a-rule.md"], re.M | re.S)
+    blocks = re.findall(r"^```\n(.*?)^```$", TEXTS["docs/add-an-optimizer.md"], re.M | re.S)
     shown = [line for block in blocks for line in block.splitlines()]
     assert len(shown) > 30 and [line for line in shown if line not in lines] == []
 

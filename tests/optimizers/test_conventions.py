@@ -229,7 +229,7 @@ def numbers_of(kind, convention):
 
 
 def test_the_page_has_every_dialect_and_its_numbers():
-    text = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text(encoding="utf-8")
     rows = {(kind, convention): numbers for kind, convention, _, numbers in ROW.findall(text)}
     expected = {(kind.__name__, convention): numbers_of(kind, convention) for kind, convention in CELLS}
     assert rows == expected
