@@ -35,7 +35,13 @@ def make_batches(net: Net, columns: Sequence[Any], batch_size: int, rng: Generat
 
 def accumulates(opt: Any) -> bool:
     """Whether an optimizer takes weights of micro-batches and has to be flushed at the end of an epoch."""
-    return isinstance(opt, Optimizer) and opt._micro_batches > 1
+    is_ours = isinstance(opt, Optimizer) or is_distributed(opt)
+    return is_ours and opt._micro_batches > 1
+
+
+def is_distributed(opt: Any) -> bool:
+    """Whether an optimizer is a `fastopt.mpi.DistributedOptimizer`, on however many ranks."""
+    return hasattr(opt, "ranks") and isinstance(getattr(opt, "opt", None), Optimizer)
 
 
 class Batches:
@@ -43,6 +49,7 @@ class Batches:
 
     Attributes
     ----------
+    y : ndarray
     n_samples, batch_size : int
     counts : list of float
         Sums for the training accuracy over the batches; empty if the steps do not count. They are set
@@ -52,7 +59,8 @@ class Batches:
     def __init__(self, net: Any, columns: Sequence[Any], batch_size: int, rng: Generator | None) -> None:
         self._net = net
         self._columns = columns
-        self.n_samples = len(columns[1])
+        self.y = columns[1]
+        self.n_samples = len(self.y)
         self.batch_size = batch_size
         self._rng = rng
         self._order: NDArray[np.int64] | None = None
@@ -98,6 +106,10 @@ class Batches:
         """Take a step on a batch and return its loss."""
         raise NotImplementedError
 
+    def gradients(self, begin: int, end: int) -> tuple[float, Any]:
+        """Return the loss of a batch and its gradients, in the order of the parameters."""
+        raise NotImplementedError
+
     def count_correct(self, weight: NDArray[np.float64] | None) -> bool:
         """Count the samples that the outputs of the steps predict correctly, if the steps provide outputs.
 
@@ -132,9 +144,12 @@ class CompiledBatches(Batches):
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)
         if may_lease and opt._can_lease(self._net.params):
             return self._data.step(self._order, begin, end - begin, opt)
-        loss = self._data.step(self._order, begin, end - begin)
-        opt.step(self._data.grads, **options)
+        loss, grads = self.gradients(begin, end)
+        opt.step(grads, **options)
         return loss
+
+    def gradients(self, begin: int, end: int) -> tuple[float, Any]:
+        return self._data.step(self._order, begin, end - begin), self._data.grads
 
     @property
     def counts(self) -> list[float]:
@@ -180,6 +195,10 @@ class GatheredBatches(Batches):
                 self._converts = True
         opt.step(self._arrange.convert(grads), **options)
         return float(loss)
+
+    def gradients(self, begin: int, end: int) -> tuple[float, Any]:
+        loss, grads = self._net.train_step(*self._gather(begin, end))
+        return float(loss), self._arrange(grads)
 
     def _gather(self, begin: int, end: int) -> list[Any]:
         if self._order is None:

@@ -33,8 +33,8 @@ def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
     """
     logs: Logs = {}
     for prefix, (X, y, weights) in data_sets.items():
-        if prefix and _evaluates_as_mlp(net):
-            loss, share = net.evaluate_with_accuracy(X, y, weights)
+        if prefix and evaluates_as_mlp(net):
+            loss, share = net.metrics_of(*net.evaluation_sums(X, y, weights))
             logs |= {} if share is None else {f"{prefix}accuracy": share}
             logs[f"{prefix}loss"] = loss
             continue
@@ -48,7 +48,7 @@ def evaluate(net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
     return logs
 
 
-def _evaluates_as_mlp(net: Any) -> bool:
+def evaluates_as_mlp(net: Any) -> bool:
     """Whether a model predicts and evaluates as MLP, so that one forward pass is enough for both."""
     return isinstance(net, MLP) and type(net).predict is MLP.predict and type(net).evaluate is MLP.evaluate
 

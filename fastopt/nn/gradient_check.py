@@ -85,12 +85,12 @@ def _repeatable_step(net: Net) -> _TrainStep:
         return net.train_step
 
     def train_step(*args: Any) -> tuple[SupportsFloat, Sequence[Any]]:
-        dropout_step = net._pass.step
+        dropout_step = net.dropout_step
         running = [[array.copy() for array in pair] for pair in net.running]
         try:
             return net.train_step(*args)
         finally:
-            net._pass.step = dropout_step
+            net.dropout_step = dropout_step
             for pair, saved_pair in zip(net.running, running, strict=True):
                 for array, saved in zip(pair, saved_pair, strict=True):
                     array[...] = saved

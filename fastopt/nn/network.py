@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     XArrays = tuple[AnyArray, AnyArray | None, AnyArray | None]
 
 _FEW = 16      # samples up to which the memory of a prediction is kept for the next one
-_CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
+CHUNK = 1024  # samples per forward pass of a prediction, which bounds its memory
 
 
 class Network:
@@ -102,6 +102,15 @@ class Network:
         self._pass = self._make_pass(training=True)
         self._idle: list[Pass] = []
 
+    @property
+    def dropout_step(self) -> int:
+        """Training steps so far; each draws new dropout masks."""
+        return self._pass.step
+
+    @dropout_step.setter
+    def dropout_step(self, step: int) -> None:
+        self._pass.step = step
+
     def _rebind_params(self) -> None:
         """Make a new training pass if an array in `params` has been replaced or reallocated."""
         if not self._pass.is_bound_to(self.params):
@@ -158,8 +167,8 @@ class Network:
     ) -> Iterator[tuple[Array, float, float]]:
         """Yield outputs, total loss and total weight of one chunk of samples after another."""
         forward = self._take_forward_pass()
-        for start in range(0, source.rows, _CHUNK):
-            n = min(_CHUNK, source.rows - start)
+        for start in range(0, source.rows, CHUNK):
+            n = min(CHUNK, source.rows - start)
             outputs, loss, weight = forward.outputs(source, start, n, loss_args)
             if outputs is None:
                 raise _not_finite(self.dtype)
@@ -177,24 +186,34 @@ class Network:
 
     def _evaluate(self, source: Source, name: LossName) -> float:
         """Return the loss of samples, including the penalty."""
+        return self.metrics_of(*self._loss_sums(source, name), 0.0, 0.0)[0]
+
+    def _loss_sums(self, source: Source, name: LossName) -> tuple[float, float]:
+        """Return the total loss of samples and their total weight."""
         total_loss = total_weight = 0.0
         for _, loss, weight in self._chunks(source, self._loss_args(name)):
             total_loss += loss
             total_weight += weight
-        penalty = 0.5 * self.l2 * sum(float(np.vdot(layer[0], layer[0])) for layer in self.params)
-        return (total_loss / total_weight if total_weight else 0.0) + penalty
+        return total_loss, total_weight
 
-    def evaluate_with_accuracy(
+    def evaluation_sums(
         self, X: Samples, y: ArrayLike, sample_weight: NDArray[np.float64] | None = None
-    ) -> tuple[float, float | None]:
-        """Return loss and accuracy from one forward pass; the accuracy of a regression is None."""
+    ) -> tuple[float, float, float, float]:
+        """Return total loss and weight of samples, and those predicted correctly and counted.
+
+        The counts, numbers or weights of the samples, are 0 for a regression.
+        """
         source, name = self._source(X, y, sample_weight)
-        is_classifier = LOSSES[name].probabilities is not None
-        if is_classifier:
+        if LOSSES[name].probabilities is not None:
             source.count_correct(sample_weight)
-        loss = self._evaluate(source, name)
-        correct, seen = source.counted
-        return loss, correct / seen if is_classifier else None
+        return *self._loss_sums(source, name), *source.counted
+
+    def metrics_of(
+        self, loss: float, weight: float, correct: float, seen: float
+    ) -> tuple[float, float | None]:
+        """Return loss and accuracy from the sums of `evaluation_sums`; that of a regression is None."""
+        penalty = 0.5 * self.l2 * sum(float(np.vdot(layer[0], layer[0])) for layer in self.params)
+        return (loss / weight if weight else 0.0) + penalty, correct / seen if seen else None
 
     def _outputs(self, X: Samples, function: Callable[[Array], AnyArray]) -> AnyArray:
         """Return `function` of the outputs of all samples."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastopt.nn.callbacks.base import Callback
     from fastopt.nn.epoch import PartialEpoch
     from fastopt.nn.history import History
+    from fastopt.nn.ranks import SingleRank
 
 _STATE_KEYS = frozenset((
     "net", "loss", "opt", "epoch", "history", "stopped_by", "partial_epoch", "seed", "rng", "callbacks",
@@ -40,6 +41,7 @@ class Saving:
     _seed: int | np.random.Generator | None
     _running: tuple[PartialEpoch, Batches] | None   # the epoch that is being trained
     _resumed: dict[str, Any] | None     # the state of a partial epoch that the next one continues
+    _ranks: SingleRank
 
     @property
     def is_untrained(self) -> bool:
@@ -113,7 +115,9 @@ class Saving:
         """Write `state_dict` to a file.
 
         The file has a checksum for each array. It is read back, and then replaces an existing file
-        atomically: after a crash there is either the old file or the complete new one.
+        atomically: after a crash there is either the old file or the complete new one. With a
+        `fastopt.mpi.DistributedOptimizer`, all ranks call `save`, and rank 0 writes the file, which any
+        number of ranks can load.
 
         Parameters
         ----------
@@ -121,7 +125,9 @@ class Saving:
             Path of the file, used as it is. If it ends in ``.safetensors``, the file has that format
             (``pip install 'fastopt[safetensors]'``), else it is an archive of NumPy arrays (``.npz``).
         """
-        save_tree(path, self.state_dict())
+        state = self.state_dict()
+        if self._ranks.is_main:
+            save_tree(path, state)
 
     def load(self, path: StrPath) -> None:
         """Resume from a file that `save` wrote; see `load_state_dict`.
@@ -135,7 +141,7 @@ class Saving:
         ValueError, TypeError
             If the file is damaged, or as for `load_state_dict`; nothing has been changed then.
         """
-        self.load_state_dict(load_tree(path))
+        self.load_state_dict(self._ranks.from_main(lambda: load_tree(path)))
 
     def _load(self, state: Mapping[str, Any]) -> None:
         with self._swapped_out():

@@ -22,14 +22,20 @@ class DeferredSignals:
     Signals that are ignored or handled by code other than Python's are left alone; so are all signals if
     `install` is called in another thread than the main one.
 
+    Parameters
+    ----------
+    is_shared : bool, default False
+        Whether a signal counts only when all ranks of a training run know of it, see `agree`.
+
     Attributes
     ----------
     received : int or None
         The signal that has been received.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_shared: bool = False) -> None:
         self.received: int | None = None
+        self._counts = not is_shared
         self._before: dict[int, Callable[[int, FrameType | None], Any] | int] = {}
         self._is_raising = False
 
@@ -61,9 +67,14 @@ class DeferredSignals:
         if received is not None and not is_ctrl_c:
             signal.raise_signal(received)
 
+    def agree(self, number: int) -> None:
+        """Let a signal count that some rank has received; 0 stands for none."""
+        if number:
+            self.received, self._counts = number, True
+
     def check(self) -> None:
         """Raise an Interruption if a signal has been received."""
-        if self.received is not None:
+        if self.received is not None and self._counts:
             raise Interruption
 
     @contextlib.contextmanager
@@ -82,5 +93,5 @@ class DeferredSignals:
             signal.raise_signal(number)
             return
         self.received = number
-        if self._is_raising:
+        if self._is_raising and self._counts:
             raise Interruption

@@ -5,26 +5,25 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-import time
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from fastopt._core.validation import check_float, check_int, check_X_y
-from fastopt.nn.batches import Batches, accumulates, make_batches
+from fastopt.nn.batches import Batches, accumulates, is_distributed, make_batches
 from fastopt.nn.callbacks.base import Callback
 from fastopt.nn.epoch import PartialEpoch
 from fastopt.nn.evaluation import (
     check_accepts_weights,
     check_validation_data,
     combined_weights,
-    evaluate,
     split_validation,
     subset,
 )
 from fastopt.nn.gradients import leaves
 from fastopt.nn.history import History, Progress, format_logs, format_stop, print_line
+from fastopt.nn.ranks import Ranks, SingleRank
 from fastopt.nn.saving import Saving
 from fastopt.nn.signals import DeferredSignals, Interruption
 from fastopt.optimizers.base import Optimizer
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 
     from fastopt.nn.evaluation import EvaluationData
     from fastopt.nn.typing import ClassWeight, Logs, Net, Samples, Stepper, Validation
+
+T = TypeVar("T")
 
 
 class Trainer(Saving):
@@ -53,7 +54,8 @@ class Trainer(Saving):
         validation loss. With sample weights, both are called with a third argument, the weights, and
         return the weighted mean loss.
     opt : object
-        A fastopt optimizer of ``net.params``, or any object with ``step(grads)``.
+        A fastopt optimizer of ``net.params``, or any object with ``step(grads)``. With a
+        `fastopt.mpi.DistributedOptimizer`, the ranks share the work, see the notes of `fit`.
     callbacks : iterable of Callback, default ()
         Callbacks, run in this order at every hook; see `fastopt.callbacks`.
     max_norm, clip_value : float, optional
@@ -85,7 +87,7 @@ class Trainer(Saving):
                 raise TypeError(f"net: expected an object with {name!r}, got {type(net).__name__}")
         if not hasattr(opt, "step"):
             raise TypeError(f"opt: expected an object with 'step', got {type(opt).__name__}")
-        _check_same_arrays(net, opt)
+        _check_same_arrays(net, opt.opt if is_distributed(opt) else opt)    # type: ignore[attr-defined]
         # Callbacks may use attributes beyond the protocols.
         self.net: Any = net
         self.opt: Any = opt
@@ -103,6 +105,7 @@ class Trainer(Saving):
         self._seed: int | np.random.Generator | None = None
         self._progress = Progress()
         self._running = self._resumed = None
+        self._ranks: SingleRank = Ranks(opt) if is_distributed(opt) else SingleRank()
 
     def fit(
         self, X: Samples, y: ArrayLike, batch_size: int = 32, epochs: int = 1,
@@ -173,6 +176,17 @@ class Trainer(Saving):
         With an optimizer that accumulates gradients (``accumulate=n``), each batch is a micro-batch whose
         weight is the number of its samples, or the sum of their weights, so a step uses the mean over all
         samples. The micro-batches that are left at the end of an epoch make a step with a smaller batch.
+
+        With a `fastopt.mpi.DistributedOptimizer`, all ranks call `fit` with the same arguments; the weights,
+        the order of the samples and the times are those of rank 0. `batch_size` is that of all ranks
+        together. Each batch is cut into the micro-shards of the optimizer, and each rank computes the
+        gradients of its own ones. Dropout masks depend on the micro-shard and the sample's position in it,
+        and batch normalization uses the mean and variance of a micro-shard; its running averages are averaged
+        over the micro-shards of a batch. So the results have the same bits for any number of ranks, except
+        ``history["seconds"]``, if the gradients of the model do not depend on the number of threads, as those
+        of `fastopt.MLP`. Callbacks run on all ranks with the same logs and must decide alike; those of
+        fastopt write files on rank 0 only, as `write` does. An MLP is evaluated by all ranks, another model
+        by rank 0.
         """
         if validation_split:
             if validation_data is not None:
@@ -184,11 +198,13 @@ class Trainer(Saving):
         weights = combined_weights(y, sample_weight, class_weight)
         validation = check_validation_data(validation_data, X)
         check_accepts_weights(self.net, weights, validation)
+        ranks = self._ranks
+        ranks.synchronize(self.net, len(y), batch_size, epochs)
         deadline = math.inf
         if max_time is not None:
-            deadline = time.perf_counter() + check_float("max_time", max_time, 0.0, open_low=True)
+            deadline = ranks.clock() + check_float("max_time", max_time, 0.0, open_low=True)
         if self._rng is None or (seed is not None and seed != self._seed):
-            self._rng, self._seed = np.random.default_rng(seed), seed
+            self._rng, self._seed = ranks.from_main(lambda: np.random.default_rng(seed)), seed
 
         columns = (X, y) if weights is None else (X, y, weights)
         batches = make_batches(self.net, columns, batch_size, self._rng if shuffle else None)
@@ -202,11 +218,12 @@ class Trainer(Saving):
 
         history = self.history
         history.stopped_by, self.stop_training = None, False
-        signals = DeferredSignals()
+        signals = ranks.signals = DeferredSignals(is_shared=is_distributed(self.opt))
         last = len(history.epoch) + epochs
         with contextlib.ExitStack() as stack:
             stack.callback(signals.close)
             stack.callback(setattr, self, "_running", None)
+            stack.callback(setattr, ranks, "signals", None)
             for callback in self.callbacks:
                 self._adopt(callback)
                 stack.callback(callback.close)
@@ -215,12 +232,12 @@ class Trainer(Saving):
                 self._call("on_train_begin", {})
                 done = 0 if self._resumed is None else self._resumed["batch"]
                 n_batches = (last - len(history.epoch)) * len(batches) - done
-                self._progress = Progress(last, n_batches, verbose == 1)
+                self._progress = Progress(last, n_batches, verbose == 1 and self.is_main)
                 stack.callback(self._progress.close)
                 while len(history.epoch) < last and (self._resumed is not None or not history.stopped_by):
                     self._run_epoch(len(history.epoch), batches, evaluated, deadline, verbose, signals)
                     signals.check()
-                    if len(history.epoch) < last and time.perf_counter() >= deadline:
+                    if len(history.epoch) < last and self.clock() >= deadline:
                         self._record_stop("max_time")
             except Interruption:
                 self._call("on_interrupt", {})
@@ -233,8 +250,21 @@ class Trainer(Saving):
             self._progress.close()
             self._call("on_train_end", history.last())
             if verbose and history.stopped_by:
-                print_line(format_stop(history))
+                self.write(format_stop(history))
         return history
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files: False on ranks other than 0."""
+        return self._ranks.is_main
+
+    def clock(self) -> float:
+        """Return the time in seconds, that of rank 0 after the last step on all ranks."""
+        return self._ranks.clock()
+
+    def from_main(self, function: Callable[[], T]) -> T:
+        """Return what `function` returns on rank 0, the only one that calls it."""
+        return self._ranks.from_main(function)
 
     def _adopt(self, callback: Callback) -> None:
         """Reset a callback that another trainer has used."""
@@ -248,9 +278,10 @@ class Trainer(Saving):
                 raise
 
     def write(self, text: str) -> None:
-        """Print a line of text, above the progress bar if there is one."""
-        with self._progress.paused():
-            print_line(text)
+        """Print a line of text, above the progress bar if there is one; only on rank 0."""
+        if self.is_main:
+            with self._progress.paused():
+                print_line(text)
 
     def _run_epoch(
         self, epoch: int, batches: Batches, evaluated: Mapping[str, EvaluationData], deadline: float,
@@ -267,8 +298,7 @@ class Trainer(Saving):
         partial.shuffle(batches)
         logs = self._train_epoch(epoch, partial, batches, deadline, signals)
         self._call("on_test_begin", {})
-        with signals.raising():
-            logs |= evaluate(self.net, evaluated)
+        logs |= self._ranks.evaluate(self.net, evaluated)
         self._call("on_test_end", logs)
         self.history.record(epoch, logs)
         self._running = None
@@ -285,6 +315,7 @@ class Trainer(Saving):
         before = _overriding(self.callbacks, "on_train_batch_begin")
         after = _overriding(self.callbacks, "on_train_batch_end")
         is_accumulated = accumulates(opt)
+        step = self._ranks.make_step(batches, self.net, opt)
 
         def metrics() -> str:
             lr = "".join(f", lr={lr:.3g}" for lr in _learning_rate(opt).values())
@@ -293,27 +324,27 @@ class Trainer(Saving):
         # A run that a callback has stopped in this epoch takes no further step when it is resumed.
         is_over = partial.batch and self.history.stopped_by is not None
         ranges = batches.ranges(len(batches) if is_over else partial.batch)
-        start = time.perf_counter() - partial.seconds
+        start = self.clock() - partial.seconds
         for i, (begin, end) in enumerate(self._progress.track(ranges, epoch, metrics), partial.batch):
             weight = batches.weight(begin, end)
             if not weight:
                 continue
             if before:
                 self._call("on_train_batch_begin", i, {}, callbacks=before)
-            loss = batches.step(begin, end, opt, {**options, "weight": weight} if is_accumulated else options)
-            partial.add(i, loss, weight, time.perf_counter() - start)
+            loss = step(begin, end, {**options, "weight": weight} if is_accumulated else options)
+            partial.add(i, loss, weight, self.clock() - start)
             if after:
                 self._call("on_train_batch_end", i, {"loss": loss}, callbacks=after)
             if self.stop_training:
                 self._record_stop("stop_training")
                 break
             signals.check()
-            if time.perf_counter() >= deadline and i + 1 < len(batches):
+            if self.clock() >= deadline and i + 1 < len(batches):
                 self._record_stop("max_time")
                 break
         if is_accumulated:
             opt.flush(**options)
-        partial.seconds = time.perf_counter() - start
+        partial.seconds = self.clock() - start
         partial.batch = len(batches)
         logs = {"loss": partial.loss / partial.weight, **_learning_rate(opt), "seconds": partial.seconds}
         return logs | batches.metrics()

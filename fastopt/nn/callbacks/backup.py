@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,20 +62,20 @@ class BackupAndRestore(Callback):
 
     def reset(self) -> None:
         self._n_batches = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0
 
     def on_train_begin(self, logs: Logs) -> None:
         if self.trainer.callbacks[-1] is not self:
             raise ValueError("BackupAndRestore: it must be the last of the callbacks")
-        self.reset()
+        self._n_batches, self._saved_at = 0, self.trainer.clock()
         if self.trainer.is_untrained:
-            newest = load_newest_backup(self.backup_dir)
+            newest = self.trainer.from_main(lambda: load_newest_backup(self.backup_dir))
             if newest is not None:
                 self.trainer.load_state_dict(newest[1])
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         self._n_batches += 1
-        is_late = self._seconds < math.inf and time.monotonic() - self._saved_at >= self._seconds
+        is_late = self._seconds < math.inf and self.trainer.clock() - self._saved_at >= self._seconds
         if is_late or self._n_batches == self._batches:
             self._save()
 
@@ -90,7 +89,8 @@ class BackupAndRestore(Callback):
 
     def on_train_end(self, logs: Logs) -> None:
         history = self.trainer.history
-        if self.delete_checkpoint and not (history.interrupted or history.stopped_by == "max_time"):
+        is_over = not (history.interrupted or history.stopped_by == "max_time")
+        if self.trainer.is_main and self.delete_checkpoint and is_over:
             remove_backups(self.backup_dir)
             with contextlib.suppress(OSError):
                 self.backup_dir.rmdir()
@@ -100,9 +100,9 @@ class BackupAndRestore(Callback):
         old = find_backups(self.backup_dir)
         path = self.backup_dir / f"backup-{_number(old[-1]) + 1 if old else 1}.npz"
         self.trainer.save(path)
-        for each in old[: len(old) + 1 - self.keep]:
+        for each in old[: len(old) + 1 - self.keep] if self.trainer.is_main else ():
             each.unlink(missing_ok=True)
-        self._n_batches, self._saved_at = 0, time.monotonic()
+        self._n_batches, self._saved_at = 0, self.trainer.clock()
         return path
 
 

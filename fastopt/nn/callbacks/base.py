@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from fastopt._core.validation import check_choice, check_float, suggest
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from fastopt.nn.history import History
     from fastopt.nn.typing import Logs, Mode
+
+T = TypeVar("T")
 
 # Whether a smaller or a larger value is better, by the metric's name without "val_".
 _MODES: dict[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
@@ -27,6 +29,10 @@ class TrainerProtocol(Protocol):
     history: History
     stop_training: bool
 
+    @property
+    def is_main(self) -> bool: ...
+    def clock(self) -> float: ...
+    def from_main(self, function: Callable[[], T]) -> T: ...
     def write(self, text: str) -> None: ...
     @property
     def is_untrained(self) -> bool: ...
@@ -40,7 +46,8 @@ class Callback:
     Epochs are numbered from 0 over the lifetime of the trainer, batches from 0 in each epoch. ``logs``
     is a dict of floats: those of an epoch are described in `fastopt.History`; those of a batch are
     ``{"loss": loss_of_the_batch}``. Set ``self.trainer.stop_training = True`` to stop training after
-    the current batch. Print with ``self.trainer.write(text)``, which keeps the progress bar intact.
+    the current batch. Print with ``self.trainer.write(text)``, which keeps the progress bar intact. If
+    several ranks train together, hooks run on all of them; write files if ``self.trainer.is_main``.
 
     Attributes
     ----------

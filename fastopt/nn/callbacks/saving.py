@@ -122,7 +122,9 @@ class ModelCheckpoint(MonitorCallback):
             raise ValueError(
                 f"filepath: {self.filepath!r} has the field {error}, expected one of {', '.join(fields)}"
             ) from None
-        if self.save_weights_only:
+        if not self.trainer.is_main:
+            pass
+        elif self.save_weights_only:
             write_arrays(path, get_weights(self.trainer.net))
         else:
             with atomic_write(path) as temporary:
@@ -172,6 +174,8 @@ class CSVLogger(StatefulCallback):
         self._resumed = True
 
     def on_train_begin(self, logs: Logs) -> None:
+        if not self.trainer.is_main:
+            return
         if not self.filename.parent.is_dir():
             raise FileNotFoundError(f"filename: there is no folder {self.filename.parent}")
         columns = self._read_columns()
@@ -181,6 +185,8 @@ class CSVLogger(StatefulCallback):
             )
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        if not self.trainer.is_main:
+            return
         row = {"epoch": epoch, **logs}
         columns = self._read_columns()
         if self._resumed or not row.keys() <= set(columns):

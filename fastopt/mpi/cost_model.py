@@ -1,0 +1,367 @@
+"""Predicted time per step and memory per rank of distributed training on many ranks.
+
+A message of m bytes takes ``alpha + m beta`` seconds: the latency and the inverse bandwidth of the network.
+The collective operations cost what Thakur, Rabenseifner and Gropp derive from that ("Optimization of
+collective communication operations in MPICH", IJHPCA 2005), with ``gamma`` seconds per byte of a local sum.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from fastopt._core.threads import get_num_threads, set_num_threads
+from fastopt._core.validation import check_float, check_int
+
+_SHORT = 512 * 1024  # bytes from which MPICH's algorithms use the bandwidth rather than few messages
+_TINY = 2 * 1024  # bytes up to which its Allreduce sends everything in each message
+_RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_MAX_BATCH = 1 << 40  # samples, beyond which more ranks are said never to pay
+
+
+@dataclass(frozen=True)
+class Network:
+    """Times of communication.
+
+    Attributes
+    ----------
+    alpha : float
+        Latency: seconds per message.
+    beta : float
+        Seconds per byte of a message.
+    gamma : float
+        Seconds per byte that a rank adds to a sum of its own.
+    """
+
+    alpha: float
+    beta: float
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "gamma"):
+            check_float(name, getattr(self, name), 0.0)
+
+    def alltoall(self, ranks: int, nbytes: float) -> float:
+        """Return the seconds of an Alltoall by pairwise exchange; `nbytes` are those of a rank's buffer."""
+        return (ranks - 1) * self.alpha + (ranks - 1) / ranks * nbytes * self.beta
+
+    def allgather(self, ranks: int, nbytes: float) -> float:
+        """Return the seconds of an Allgather, by recursive doubling or in a ring, of `nbytes` in all."""
+        messages = math.ceil(math.log2(ranks)) if nbytes < _SHORT else ranks - 1
+        return messages * self.alpha + (ranks - 1) / ranks * nbytes * self.beta
+
+    def reduce_scatter(self, ranks: int, nbytes: float) -> float:
+        """Return the seconds of a Reduce_scatter, by recursive halving or pairwise exchange."""
+        messages = math.ceil(math.log2(ranks)) if nbytes < _SHORT else ranks - 1
+        return messages * self.alpha + (ranks - 1) / ranks * nbytes * (self.beta + self.gamma)
+
+    def allreduce(self, ranks: int, nbytes: float) -> float:
+        """Return the seconds of an Allreduce, by recursive doubling or Rabenseifner's algorithm."""
+        steps = math.ceil(math.log2(ranks))
+        if nbytes <= _TINY:
+            return steps * (self.alpha + nbytes * (self.beta + self.gamma))
+        return 2 * steps * self.alpha + (ranks - 1) / ranks * nbytes * (2 * self.beta + self.gamma)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Measured times of the work of one rank.
+
+    Attributes
+    ----------
+    fixed, per_sample : float
+        The gradients of a micro-shard of m samples take ``fixed + per_sample m`` seconds.
+    step : float
+        Seconds of an optimizer step on all parameters.
+    """
+
+    fixed: float
+    per_sample: float
+    step: float
+
+    def __post_init__(self) -> None:
+        for name in ("fixed", "per_sample", "step"):
+            check_float(name, getattr(self, name), 0.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of a training step; one entry of the result of `predict`.
+
+    Attributes
+    ----------
+    ranks : int
+    seconds : float
+        Time per step: the sum of the next three.
+    compute, communication, update : float
+        Seconds for the gradients, for their exchange and sums, and for the optimizer.
+    speedup : float
+        Time on one rank divided by the time on all.
+    efficiency : float
+        The speedup divided by the number of ranks.
+    state_bytes : float
+        Bytes of the optimizer's state on each rank.
+    total_bytes : float
+        Bytes of parameters, gradients, buffers of the exchange, and state on each rank.
+    pays_from : int or None
+        Smallest batch size at which a step is faster than on the next smaller number of ranks; None for the
+        first, or if there is none.
+    """
+
+    ranks: int
+    seconds: float
+    compute: float
+    communication: float
+    update: float
+    speedup: float
+    efficiency: float
+    state_bytes: float
+    total_bytes: float
+    pays_from: int | None
+
+
+def predict(
+    n_params: int,
+    batch_size: int,
+    compute: Compute | Mapping[int, Compute],
+    network: Network,
+    *,
+    ranks: Iterable[int] = _RANKS,
+    sharded: bool = False,
+    deterministic: bool = True,
+    micro_shards: int = 8,
+    itemsize: int = 4,
+    state_bytes: float = 8.0,
+    cores: int = 1,
+    ranks_per_machine: int | None = None,
+) -> list[Cost]:
+    """Predict time per step, efficiency and memory of training with `DistributedOptimizer`.
+
+    Parameters
+    ----------
+    n_params : int
+        Number of parameters of the model.
+    batch_size : int
+        Samples per step, over all ranks.
+    compute : Compute or dict of Compute
+        Measured times of one rank, see `measure_compute`; in a dict by its number of threads.
+    network : Network
+        Measured times of the network, see `measure_network`.
+    ranks : iterable of int, default 1, 2, 4, ..., 1024
+        Numbers of ranks, ascending.
+    sharded : bool, default False
+        Whether the state of the optimizer is divided between the ranks.
+    deterministic : bool, default True
+        Whether sums have a fixed order (Alltoall, local sums, Allgather), or those of MPI are used.
+    micro_shards : int, default 8
+        Micro-shards of a batch; at least one per rank is assumed.
+    itemsize : int, default 4
+        Bytes per parameter and gradient.
+    state_bytes : float, default 8
+        Bytes of optimizer state per parameter: 8 for Adam, 4 for SGD with momentum.
+    cores : int, default 1
+        Cores of a machine. Ranks have at least one thread, and share cores if there are fewer.
+    ranks_per_machine : int, optional
+        Ranks on a machine, default one per core.
+
+    Returns
+    -------
+    list of Cost
+        One entry for each number of ranks.
+    """
+    model = _Model(
+        check_int("n_params", n_params, 1),
+        {1: compute} if isinstance(compute, Compute) else compute,
+        network,
+        sharded,
+        deterministic,
+        check_int("micro_shards", micro_shards, 1),
+        check_int("itemsize", itemsize, 1),
+        check_int("cores", cores, 1),
+        check_int("ranks_per_machine", cores if ranks_per_machine is None else ranks_per_machine, 1),
+    )
+    if 1 not in model.compute:
+        raise ValueError(f"compute: expected an entry for one thread, got {sorted(model.compute)}")
+    batch_size = check_int("batch_size", batch_size, 1)
+    state_bytes = check_float("state_bytes", state_bytes, 0.0)
+    costs: list[Cost] = []
+    alone = sum(model.times(1, batch_size))
+    before = None
+    for p in ranks:
+        check_int("ranks", p, 1)
+        times = model.times(p, batch_size)
+        seconds = sum(times)
+        state = n_params * state_bytes / (p if sharded else 1)
+        costs.append(Cost(
+            p, seconds, *times, alone / seconds, alone / seconds / p, state,
+            state + n_params * itemsize * (4 if p > 1 else 3),
+            None if before is None else model.break_even(before, p),
+        ))  # fmt: skip
+        before = p
+    return costs
+
+
+@dataclass(frozen=True)
+class _Model:
+    n_params: int
+    compute: Mapping[int, Compute]
+    network: Network
+    sharded: bool
+    deterministic: bool
+    micro_shards: int
+    itemsize: int
+    cores: int
+    ranks_per_machine: int
+
+    def times(self, ranks: int, batch_size: int) -> tuple[float, float, float]:
+        """Return the seconds per step for gradients, communication and update."""
+        local = min(ranks, self.ranks_per_machine)
+        threads = max(n for n in self.compute if n <= max(1, self.cores // local))
+        cost, sharing = self.compute[threads], max(1.0, local / self.cores)
+        shards = max(self.micro_shards, ranks)
+        own = -(-shards // ranks)
+        nbytes = self.n_params * self.itemsize
+        compute = own * (cost.fixed + cost.per_sample * batch_size / shards + nbytes * self.network.gamma)
+        update = cost.step / (ranks if self.sharded else 1)
+        return sharing * compute, self._communication(ranks, nbytes), sharing * update
+
+    def _communication(self, ranks: int, nbytes: int) -> float:
+        network = self.network
+        if ranks == 1:
+            return 0.0
+        if self.deterministic:
+            sums = (ranks - 1) / ranks * nbytes * network.gamma
+            return network.alltoall(ranks, nbytes) + sums + network.allgather(ranks, nbytes)
+        if self.sharded:
+            return network.reduce_scatter(ranks, nbytes) + network.allgather(ranks, nbytes)
+        return network.allreduce(ranks, nbytes)
+
+    def break_even(self, fewer: int, ranks: int) -> int | None:
+        """Return the smallest batch size at which `ranks` ranks are faster than `fewer`."""
+
+        def pays(batch_size: int) -> bool:
+            return sum(self.times(ranks, batch_size)) < sum(self.times(fewer, batch_size))
+
+        high = 1
+        while not pays(high):
+            high *= 2
+            if high > _MAX_BATCH:
+                return None
+        low = high // 2  # does not pay
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if pays(middle) else (middle, high)
+        return high
+
+
+def measure_compute(
+    net: Any,
+    opt: Any,
+    X: Any,
+    y: Any,
+    samples: tuple[int, int],
+    *,
+    threads: int | None = None,
+    repetitions: int = 20,
+) -> Compute:
+    """Measure the work of one rank: the gradients of a micro-shard, and a step.
+
+    The steps are taken: model and optimizer change.
+
+    Parameters
+    ----------
+    net : object
+        Model with ``train_step(X, y) -> (loss, grads)``, such as `fastopt.MLP`.
+    opt : Optimizer
+        Optimizer of its parameters.
+    X, y : array_like
+        Training data, at least as many samples as the larger of `samples`.
+    samples : pair of int
+        Two numbers of samples per micro-shard, between which the model interpolates.
+    threads : int, optional
+        Threads of the rank. Default: those that are set.
+    repetitions : int, default 20
+        Number of measurements, whose median is taken.
+
+    Returns
+    -------
+    Compute
+    """
+    few, many = (check_int(f"samples[{i}]", n, 1) for i, n in enumerate(samples))
+    if not few < many <= len(y):
+        raise ValueError(f"samples: expected two ascending numbers up to {len(y)}, got {samples}")
+    before = get_num_threads()
+    set_num_threads(before if threads is None else threads)
+    try:
+        times = [_median(partial(net.train_step, X[:n], y[:n]), repetitions) for n in (few, many)]
+        grads = net.train_step(X[:few], y[:few])[1]
+        step = _median(lambda: opt.step(grads), repetitions)
+    finally:
+        set_num_threads(before)
+    per_sample = max(times[1] - times[0], 0.0) / (many - few)
+    return Compute(max(times[0] - few * per_sample, 0.0), per_sample, step)
+
+
+def measure_network(
+    comm: Any, sizes: Iterable[int] = (1 << 12, 1 << 16, 1 << 20, 1 << 22), *, repetitions: int = 20
+) -> Network:
+    """Measure latency and bandwidth between the ranks of a communicator; all of them call it.
+
+    They are those of the exchange that training uses, an Alltoall and an Allgather, and so include what
+    ranks on one machine cost each other.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+        Communicator of at least two ranks.
+    sizes : iterable of int
+        Bytes of the buffers of the ranks.
+    repetitions : int, default 20
+        Number of measurements per size, whose median is taken.
+
+    Returns
+    -------
+    Network
+        The same on all ranks.
+    """
+    p = comm.Get_size()
+    if p < 2:
+        raise ValueError("comm: expected a communicator of at least two ranks, got one rank")
+    rows, times = [], []
+    for nbytes in sizes:
+        send = np.zeros((p, max(nbytes // p, 1)), np.uint8)
+        receive = np.empty_like(send)
+
+        def exchange(send: Any = send, receive: Any = receive) -> None:
+            comm.Alltoall(send, receive)
+            comm.Allgather(send[0], receive)
+
+        messages = p - 1 + (math.ceil(math.log2(p)) if send.nbytes < _SHORT else p - 1)
+        rows.append((messages, 2 * (p - 1) / p * send.nbytes))
+        times.append(_median(exchange, repetitions, comm.Barrier))
+    # Relative errors, so that small and large messages count alike.
+    weights = 1.0 / np.array(times)
+    fitted = np.linalg.lstsq(np.array(rows) * weights[:, None], np.ones(len(times)), rcond=None)[0]
+    a, b = np.ones((2, 1 << 18), np.float32)
+    gamma = _median(lambda: np.add(a, b, out=a), repetitions) / a.nbytes
+    alpha, beta, gamma = comm.bcast((*np.maximum(fitted, 0.0).tolist(), gamma))
+    return Network(alpha, beta, gamma)
+
+
+def _median(
+    function: Callable[[], Any], repetitions: int, prepare: Callable[[], Any] = lambda: None
+) -> float:
+    """Return the median of the seconds of a call, after one that is not counted."""
+    times = []
+    for _ in range(repetitions + 1):
+        prepare()
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
