@@ -127,19 +127,9 @@ class Cost:
 
 
 def predict(
-    n_params: int,
-    batch_size: int,
-    compute: Compute | Mapping[int, Compute],
-    network: Network,
-    *,
-    ranks: Iterable[int] = _RANKS,
-    sharded: bool = False,
-    deterministic: bool = True,
-    micro_shards: int = 8,
-    itemsize: int = 4,
-    state_bytes: float = 8.0,
-    cores: int = 1,
-    ranks_per_machine: int | None = None,
+    n_params: int, batch_size: int, compute: Compute | Mapping[int, Compute], network: Network, *,
+    ranks: Iterable[int] = _RANKS, sharded: bool = False, deterministic: bool = True, micro_shards: int = 8,
+    itemsize: int = 4, state_bytes: float = 8.0, cores: int = 1, ranks_per_machine: int | None = None
 ) -> list[Cost]:
     """Predict time per step, efficiency and memory of training with `DistributedOptimizer`.
 
@@ -176,14 +166,9 @@ def predict(
         One entry for each number of ranks.
     """
     model = _Model(
-        check_int("n_params", n_params, 1),
-        {1: compute} if isinstance(compute, Compute) else compute,
-        network,
-        sharded,
-        deterministic,
-        check_int("micro_shards", micro_shards, 1),
-        check_int("itemsize", itemsize, 1),
-        check_int("cores", cores, 1),
+        check_int("n_params", n_params, 1), {1: compute} if isinstance(compute, Compute) else compute,
+        network, sharded, deterministic, check_int("micro_shards", micro_shards, 1),
+        check_int("itemsize", itemsize, 1), check_int("cores", cores, 1),
         check_int("ranks_per_machine", cores if ranks_per_machine is None else ranks_per_machine, 1),
     )
     if 1 not in model.compute:
@@ -202,7 +187,7 @@ def predict(
             p, seconds, *times, alone / seconds, alone / seconds / p, state,
             state + n_params * itemsize * (4 if p > 1 else 3),
             None if before is None else model.break_even(before, p),
-        ))  # fmt: skip
+        ))
         before = p
     return costs
 
@@ -261,14 +246,8 @@ class _Model:
 
 
 def measure_compute(
-    net: Any,
-    opt: Any,
-    X: Any,
-    y: Any,
-    samples: tuple[int, int],
-    *,
-    threads: int | None = None,
-    repetitions: int = 20,
+    net: Any, opt: Any, X: Any, y: Any, samples: tuple[int, int], *, threads: int | None = None,
+    repetitions: int = 20
 ) -> Compute:
     """Measure the work of one rank: the gradients of a micro-shard, and a step.
 
