@@ -13,7 +13,7 @@ from fastopt import get_num_threads
 from fastopt.cli.options import positive_float, positive_int
 
 STUDIES = {
-    "learning-rates": "find the learning rates that suit each optimizer",
+    "learning-rates": "find the best learning rate of each optimizer",
     "functions": "time the functions without an optimizer object",
     "formats": "time a step with every number format",
     "sparse-rows": "time a step on some rows of a table",

@@ -103,7 +103,7 @@ def estimate(sizes, batch):
 
 
 def make_cell(width, depth, batch, form=""):
-    """Return a cell whose epoch has a limited length and a whole number of batches."""
+    """Return a cell whose epoch has a limited length and an integral number of batches."""
     sizes = (INPUTS, *[width] * depth, OUTPUTS)
     steps = min(EPOCH / estimate(sizes, batch), MOST_ROWS / batch, 256)
     name = f"{width}x{depth}/{batch}{'/' * bool(form)}{form}"

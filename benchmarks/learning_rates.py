@@ -1,4 +1,4 @@
-"""Find the learning rates that suit each optimizer: the table of docs/learning-rates.md.
+"""Find the best learning rate of each optimizer: the table of docs/learning-rates.md.
 
 A network with hidden layers of 256 and 128 ReLU units is trained for six epochs in minibatches of 128,
 always from the same initial weights, with a learning rate that is annealed to zero with a cosine schedule;

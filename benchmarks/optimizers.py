@@ -115,7 +115,7 @@ class Workload:
         return self.make_params(), [self.gradient(0).copy()]
 
     def gradient(self, k):
-        """Return the gradient of step `k`, from 0 on: normal numbers."""
+        """Return the gradient of step `k`, counted from 0: normal numbers."""
         return self._normal(k + 1)
 
     def _normal(self, k):

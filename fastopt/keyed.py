@@ -1,4 +1,4 @@
-"""An optimizer for code that updates one array per call and goes on with the array that is returned."""
+"""An optimizer for code that updates one array per call and continues with the array that is returned."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@
     minimize(fun, x0, jac=True, method=fastopt.scipy.adam, options={"lr": 0.01, "maxiter": 5000})
 
 There is one function per fastopt optimizer, with the name of the class in lower case. It takes one step per
-gradient, without a line search. This suits functions that are cheap, noisy, or have very many variables.
+gradient, without a line search. Use them for functions that are cheap, noisy, or have very many variables.
 Options are the hyperparameters of the optimizer, and for all optimizers
 
 maxiter : int, default 10000

@@ -29,7 +29,7 @@ TEXTS = {
     if "_build" not in page.parts
 }
 PAGES = [name for name, text in TEXTS.items() if BLOCK.search(text)]
-# What a page's code needs beside NumPy.
+# What a page's code needs in addition to NumPy.
 EXTRAS = {
     "docs/command-line.md": "matplotlib",
     "docs/course.md": "matplotlib",
@@ -179,13 +179,14 @@ def test_every_rule_has_its_page(rule):
     """With the formula of its docstring, its NumPy code, advice, an example, its papers, its arguments."""
     text = TEXTS[f"docs/optimizers/{rule.__name__}.md"]
     titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
-    assert titles == [rule.__name__, "What to try", "Example", "In NumPy", "Paper", "API"]
+    sections = ["Hyperparameters", "When to use it", "Example", "NumPy implementation", "References", "API"]
+    assert titles[0].startswith(rule.__name__) and titles[1:] == sections
     shown = formulas(FORMULA_OF_PAGE, text)
     assert shown and formulas(FORMULA_OF_DOCSTRING, inspect.getdoc(rule)) <= shown
     quoted = QUOTED.findall(text)
     assert quoted and all(hasattr(fastopt.reference, name) for name in quoted)
     assert f"```{{eval-rst}}\n.. autoclass:: fastopt.{rule.__name__}\n```" in text
-    papers = re.search(r"^## Paper$(.*?)^## ", text, re.M | re.S)[1]
+    papers = re.search(r"^## References$(.*?)^## ", text, re.M | re.S)[1]
     authors = re.search(r"References\n-+\n(.*?)(?:\n\n|\Z)", inspect.getdoc(rule), re.S)[1]
     first = re.findall(r"^([A-Z][\w-]+)[ ,]", authors, re.M)
     assert first and [name for name in first if name not in papers] == []
@@ -195,7 +196,7 @@ def test_every_rule_has_its_page(rule):
 def test_every_line_of_the_reference_is_on_a_page():
     pages = [TEXTS[f"docs/optimizers/{rule.__name__}.md"] for rule in BY_NAME.values()]
     assert set(fastopt.reference.__all__) <= {name for page in pages for name in QUOTED.findall(page)}
-    assert f"**{len(pages)} rules**" in TEXTS["docs/index.md"]
+    assert f"{len(pages)} optimizers" in TEXTS["docs/index.md"]
 
 
 # --- The site -------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/optimizers.md"])
 def test_every_rule_is_in_the_table(page):
-    """In the first column of some table; in the README with its functions beside it."""
+    """In the first column of some table; in the README with its functions in the next column."""
     rows = [line.split("|") for line in TEXTS[page].splitlines() if "|" in line]
     first = {name for row in rows for name in re.findall(r"`(\w+)[`(]", row[1])}
     assert set(fastopt.optimizers.__all__) - {"Optimizer"} <= first

@@ -45,7 +45,7 @@ def get_num_threads() -> int:
 
 def _check_threads(name: str, n: Any) -> int:
     if isinstance(n, bool) or not isinstance(n, Integral):
-        raise TypeError(f"{name}: expected a whole number of threads, got {type(n).__name__}")
+        raise TypeError(f"{name}: expected an integer, got {type(n).__name__}")
     threads = int(n)
     if not 1 <= threads < 10**9:
         raise ValueError(f"{name}: expected at least 1 thread and fewer than 10**9, got {threads}")

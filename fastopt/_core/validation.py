@@ -32,9 +32,9 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_int(name: str, value: Any, least: int) -> int:
-    """Return `value` as an int, or raise if it is not a whole number of at least `least`."""
+    """Return `value` as an int, or raise if it is not an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value!r}")
     return int(value)

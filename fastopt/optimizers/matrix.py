@@ -110,7 +110,7 @@ class MuonRule(Rule):
     @staticmethod
     def check(hp: Hyperparameters) -> None:
         if not callable(hp.ns_steps) and hp.ns_steps % 1:
-            raise ValueError(f"ns_steps: expected a whole number, got {hp.ns_steps}")
+            raise ValueError(f"ns_steps: expected an integer, got {hp.ns_steps}")
 
     @staticmethod
     def kernel(hp: Hyperparameters) -> str:

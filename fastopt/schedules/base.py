@@ -28,7 +28,7 @@ def _check_reduction(name: str, value: Any) -> float:
 
 
 def _check_milestones(name: str, value: Any) -> tuple[int, ...]:
-    items = _check_sequence(name, value, "whole numbers")
+    items = _check_sequence(name, value, "integers")
     milestones = tuple(nonnegative_int(f"{name}[{index}]", item) for index, item in enumerate(items))
     if list(milestones) != sorted(milestones):
         raise ValueError(f"{name}: expected increasing order, got {value!r}")
@@ -54,7 +54,7 @@ def _check_schedules(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _check_lengths(name: str, value: Any) -> tuple[int, ...]:
-    items = _check_sequence(name, value, "whole numbers")
+    items = _check_sequence(name, value, "integers")
     return tuple(_positive_int(f"{name}[{index}]", item) for index, item in enumerate(items))
 
 
@@ -107,7 +107,7 @@ def check_step(step: int) -> int:
     try:
         step = operator.index(step)
     except TypeError:
-        raise TypeError(f"step: expected a whole number, got {step!r}") from None
+        raise TypeError(f"step: expected an integer, got {step!r}") from None
     if step < 0:
         raise ValueError(f"step: expected the number of finished steps, at least 0, got {step}")
     return step

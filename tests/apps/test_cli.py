@@ -1260,7 +1260,7 @@ def test_wrong_arguments(check_error, plots, args, message):
         ),
         (
             "--lr-schedule", "join(schedules=[cosine,cosine],lengths=['a'])",
-            "--lr-schedule: join: lengths[0]: expected a whole number, got 'a'",
+            "--lr-schedule: join: lengths[0]: expected an integer, got 'a'",
         ),
         ("--callbacks", "early_stoping", "unknown name 'early_stoping'; did you mean 'early_stopping'?"),
         ("--callbacks", "early_stopping(5)", "expected arguments as in name(argument=value), got 'early_s"),

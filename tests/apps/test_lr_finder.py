@@ -289,7 +289,7 @@ def test_plot_of_the_result(tmp_path):
     ("options", "error", "message"),
     [
         ({"steps": 9}, ValueError, "steps: expected at least 10, got 9"),
-        ({"steps": 20.0}, TypeError, "steps: expected a whole number"),
+        ({"steps": 20.0}, TypeError, "steps: expected an integer"),
         ({"start_lr": 0.0}, ValueError, "expected 0 < start_lr < end_lr, got 0.0 and 10.0"),
         ({"start_lr": 1.0, "end_lr": 1.0}, ValueError, "expected 0 < start_lr < end_lr"),
         ({"end_lr": math.inf}, ValueError, "end_lr: expected a finite number"),

@@ -354,7 +354,7 @@ def test_equal_bounds():
         ({"accumulate": 2}, TypeError, "adam: unknown option 'accumulate'"),
         ({"lr": -1}, ValueError, "lr: expected a finite number in"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas: expected"),
-        ({"maxiter": 1.5}, TypeError, "maxiter: expected a whole number, got 1.5"),
+        ({"maxiter": 1.5}, TypeError, "maxiter: expected an integer, got 1.5"),
         ({"maxiter": -1}, ValueError, "maxiter: expected at least 0, got -1"),
         ({"patience": 0}, ValueError, "patience: expected at least 1, got 0"),
         ({"gtol": -1.0}, ValueError, r"gtol: expected a finite number in \[0, inf\), got -1.0"),

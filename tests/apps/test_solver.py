@@ -129,7 +129,7 @@ def plain_adam(lr, beta1=0.9, beta2=0.999, eps=1e-4):
 def plain_training(net, X, y, minibatch_size, epoch, rule, restart=False, redraw=True):
     """The article's loop in plain NumPy.
 
-    `restart` and ``redraw=False`` put two of the printed faults back: state made anew in every
+    `restart` and ``redraw=False`` put two of the printed faults back: state created again in every
     epoch, and minibatches drawn once and for all.
     """
     start, update = rule
@@ -638,9 +638,9 @@ BAD_TRAINING = [
     ({"X_train": np.zeros((0, 2)), "y_train": []}, ValueError, "X_train: expected at least one"),
     ({"X_train": 3.0}, ValueError, "X_train: expected one entry a sample"),
     ({"minibatch_size": 0}, ValueError, "minibatch_size: expected at least 1"),
-    ({"minibatch_size": 2.0}, TypeError, "minibatch_size: expected a whole number"),
+    ({"minibatch_size": 2.0}, TypeError, "minibatch_size: expected an integer"),
     ({"epoch": -1}, ValueError, "epoch: expected at least 0"),
-    ({"epoch": True}, TypeError, "epoch: expected a whole number"),
+    ({"epoch": True}, TypeError, "epoch: expected an integer"),
     ({"X_test": X4}, ValueError, "y_test: expected an array, as X_test is given"),
     ({"y_test": Y4}, ValueError, "X_test: expected an array, as y_test is given"),
     ({"X_test": X4, "y_test": np.zeros(5)}, ValueError, "y_test: expected 4 labels"),

@@ -85,7 +85,7 @@ def test_diverging_path_ends_early():
 @pytest.mark.parametrize(
     ("steps", "start", "error", "message"),
     [
-        (1.5, None, TypeError, "steps: expected a whole number, got 1.5"),
+        (1.5, None, TypeError, "steps: expected an integer, got 1.5"),
         (-1, None, ValueError, "steps: expected at least 0, got -1"),
         (1, (1.0,), ValueError, r"start: expected two numbers, got \(1.0,\)"),
         (1, (1.0, np.inf), ValueError, "start: expected a finite number, got inf"),

@@ -266,7 +266,7 @@ def test_ml_dtypes():
         ({"rounding": "up"}, ValueError, "rounding: expected one of stochastic, nearest, got 'up'"),
         ({"seed": -1}, ValueError, "seed: expected at least 0, got -1"),
         ({"seed": 2**64}, ValueError, r"seed: expected less than 2\*\*64, got 18446744073709551616"),
-        ({"seed": 1.5}, TypeError, "seed: expected a whole number, got 1.5"),
+        ({"seed": 1.5}, TypeError, "seed: expected an integer, got 1.5"),
         ({"sparse": "exact"}, ValueError, "sparse: 'exact' needs parameters of float32 or float64, got bf"),
     ],
 )

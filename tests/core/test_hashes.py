@@ -122,7 +122,7 @@ def of_layers(dtype):
 
 
 def of_scalars(dtype):
-    """Powers as they stand in bias corrections, and others; logarithms."""
+    """Powers as in bias corrections, and others; logarithms."""
     steps = range(1, 2000)
     powers = [scalar_math.power(beta, t) for beta in (0.5, 0.9, 0.99, 0.999, 0.9999) for t in steps]
     roots = [scalar_math.power(t, exponent) for exponent in (0.25, 0.75, -0.8, 2.5) for t in steps]

@@ -164,7 +164,7 @@ G = np.ones((2, 3))
         (lambda o, p: o.step_rows(p, [0, 1], G, max_norm=-1.0), ValueError, "max_norm: "),
         (lambda o, p: o.step_rows(p.copy(), [0, 1], G), ValueError, "param: expected one of the arrays"),
         (lambda o, p: o.step_rows(1, [0, 1], G), ValueError, r"param: expected an index in \[0, 1\), got 1"),
-        (lambda o, p: o.step_rows("W", [0, 1], G), TypeError, "param: expected a whole number, got 'W'"),
+        (lambda o, p: o.step_rows("W", [0, 1], G), TypeError, "param: expected an integer, got 'W'"),
         (lambda o, p: o.catch_up(p, [4]), ValueError, r"rows\[0\]: expected a row in \[0, 4\), got 4"),
         (lambda o, p: o.catch_up(p, [1.5]), TypeError, "rows: expected integers"),
         (lambda o, p: o.catch_up(rows=[1]), ValueError, "rows: expected a param"),

@@ -210,7 +210,7 @@ def test_rows(state_dtype):
         (fastopt.Adam, {"state_dtype": "int4"}, ValueError, "state_dtype: expected one of float32, bf"),
         (fastopt.Adam, {"state_dtype": 8}, ValueError, "state_dtype: expected one of"),
         (fastopt.Adam, {"block_size": 100}, ValueError, "block_size: expected one of 128, 256, 51"),
-        (fastopt.Adam, {"block_size": "x"}, TypeError, "block_size: expected a whole number"),
+        (fastopt.Adam, {"block_size": "x"}, TypeError, "block_size: expected an integer"),
         (fastopt.Adam, {"state_dtype": "int8", "sparse": "exact"}, ValueError, "state_dtype: 'int8' can"),
         (fastopt.Muon, {"state_dtype": "int8"}, ValueError, "state_dtype: not supported by this opt"),
         (fastopt.ASGD, {"state_dtype": "bfloat16"}, ValueError, "state_dtype: not supported by this opt"),

@@ -138,7 +138,7 @@ def test_messages_of_the_checkpoint(tmp_path, capsys):
     ("options", "error", "message"),
     [
         ({"save_freq": 0}, ValueError, "save_freq: expected at least 1, got 0"),
-        ({"save_freq": "batch"}, TypeError, "save_freq: expected a whole number, got 'batch'"),
+        ({"save_freq": "batch"}, TypeError, "save_freq: expected an integer, got 'batch'"),
         ({"save_weights_only": True, "filepath": "w.h5"}, ValueError, "filepath: .*npz.*got 'w.h5'"),
         ({"save_best_only": True, "monitor": "f1"}, ValueError, "mode: cannot infer .* maximize 'f1'"),
         ({"mode": "best", "save_best_only": True}, ValueError, "mode: expected one of auto, min, max"),

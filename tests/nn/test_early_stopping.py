@@ -150,7 +150,7 @@ def test_messages_of_early_stopping(capsys):
         ({"mode": "low"}, ValueError, "mode: expected one of auto, min, max, got 'low'"),
         ({"monitor": "f1"}, ValueError, "mode: cannot infer whether to minimize or maximize 'f1'"),
         ({"patience": -1}, ValueError, "patience: expected at least 0, got -1"),
-        ({"patience": 1.5}, TypeError, "patience: expected a whole number, got 1.5"),
+        ({"patience": 1.5}, TypeError, "patience: expected an integer, got 1.5"),
         ({"min_delta": "1"}, TypeError, "min_delta: expected a number, got '1'"),
         ({"min_delta": math.nan}, ValueError, "min_delta: expected a finite number, got nan"),
         ({"baseline": True}, TypeError, "baseline: expected a number, got True"),

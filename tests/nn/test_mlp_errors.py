@@ -14,7 +14,7 @@ from fastopt.nn import MLP
         ({"sizes": []}, ValueError, "sizes: expected at least two"),
         ({"sizes": [3, 0, 2]}, ValueError, r"sizes\[1\]: expected at least 1, got 0"),
         ({"sizes": [3, -1]}, ValueError, r"sizes\[1\]: expected at least 1, got -1"),
-        ({"sizes": [3, 2.5]}, TypeError, r"sizes\[1\]: expected a whole number, got 2.5"),
+        ({"sizes": [3, 2.5]}, TypeError, r"sizes\[1\]: expected an integer, got 2.5"),
         ({"sizes": 3}, TypeError, "sequence of integers"),
         ({"activation": "cubic"}, ValueError, "activation: expected one of .*'cubic'"),
         ({"activation": None}, ValueError, "activation: expected one of"),

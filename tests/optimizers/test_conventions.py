@@ -1,4 +1,4 @@
-"""Every dialect begins where the library does that it is named after; with options, see `test_parity`."""
+"""Every convention has the defaults of its library; with options, see `test_parity`."""
 
 import inspect
 import re
@@ -218,7 +218,7 @@ ROW = re.compile(r"^\| `(\w+)` \| `(\w+)` \| (.+) \| (.+) \|$", re.M)
 
 
 def numbers_of(kind, convention):
-    """What a rule begins with: of torch's dialect all that others have otherwise, of the others that."""
+    """Return the defaults of a row: for torch all that differ anywhere, for others those that they set."""
     signature = inspect.signature(kind).parameters
     elsewhere = [n for n in signature if any(n in numbers for numbers in kind.RULE.CONVENTIONS.values())]
     numbers = {n: signature[n].default for n in elsewhere}

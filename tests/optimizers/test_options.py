@@ -347,7 +347,7 @@ def test_groups_of_one_and_of_two_passes():
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"lookahead": 5}, ValueError, "lookahead: expected a pair"),
     ({"lookahead": (0, 0.5)}, ValueError, "lookahead: expected at least 1"),
-    ({"lookahead": (2.5, 0.5)}, TypeError, "lookahead: expected a whole number"),
+    ({"lookahead": (2.5, 0.5)}, TypeError, "lookahead: expected an integer"),
     ({"lookahead": (2, 1.5)}, ValueError, "lookahead: "),
     ({"accumulate": 0}, ValueError, "accumulate: expected at least 1"),
     ({"centralize": 1}, TypeError, "centralize: expected True or False"),
@@ -407,7 +407,7 @@ def batches(n, shapes=SHAPES, seed=0):
 
 
 def everything(opt):
-    """All arrays and numbers of an optimizer, as bytes and values."""
+    """All arrays and scalars of an optimizer, as bytes and values."""
     arrays = [*opt._params.arrays, *(a for state in opt.state for a in state.values())]
     arrays += [] if opt.ema is None else flatten(opt.ema)
     counts = [(state.steps, state.scalars) for state in opt.state]

@@ -25,7 +25,7 @@ def walk(theirs, optimizer, **options):
 
 @pytest.mark.parametrize(("alpha", "beta", "l1", "l2"), [(0.1, 1.0, 0.0, 0.0), (0.5, 0.1, 1.5, 0.3)])
 def test_ftrl(alpha, beta, l1, l2):
-    """McMahan 2013, algorithm 1; z is started so that the first weights are the given ones."""
+    """McMahan 2013, algorithm 1; z is started so that the initial weights are the given ones."""
     z, n = [0.0] * SIZE, [0.0] * SIZE
     seen_zero = []
 

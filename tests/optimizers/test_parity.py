@@ -44,7 +44,7 @@ def test_every_counterpart_is_of_a_row():
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_every_dialect_is_walked(library):
-    """Every optimizer that speaks a library's dialect has a row there."""
+    """Every optimizer with a library's convention has a row there."""
     kind = LIBRARIES[library]
     paper_only = (fastopt.FTRL, fastopt.Lion, fastopt.LAMB) if library == "torch" else ()
     speakers = {
