@@ -1,4 +1,4 @@
-"""The table "Your formula, our call" in docs/numpy-loop.md: both columns are run."""
+"""The table "Formulas and equivalent calls" in docs/numpy-loop.md: both columns are run."""
 
 import copy
 import pickle
@@ -12,9 +12,10 @@ import fastopt
 from fastopt import schedules
 
 PAGE = (Path(__file__).parents[2] / "docs" / "numpy-loop.md").read_text(encoding="utf-8")
-TABLE = PAGE.partition("## Your formula, our call")[2].partition("\n## ")[0]
+TABLE = PAGE.partition("## Formulas and equivalent calls")[2].partition("\n## ")[0]
 ROW = re.compile(r"^\| (.+?) \| `(.+?)` \| `(.+?)` \|$", re.M)
 ROWS = {name: (formula, call) for name, formula, call in ROW.findall(TABLE)}
+OPTIMIZERS = {name: getattr(fastopt.optimizers, name) for name in fastopt.optimizers.__all__}
 VALUES = {"lr": 0.1, "mu": 0.9, "rho": 0.8, "b1": 0.7, "b2": 0.95, "decay": 0.02}
 
 
@@ -39,7 +40,7 @@ def test_the_formula_and_the_call_are_the_same(name):
         grads = list(np.random.default_rng(0).standard_normal((6, 5)))
         w = np.ones(5)
         names = {**VALUES, "eps": eps, "sqrt": np.sqrt, "schedules": schedules, "w": w}
-        opt = eval(ROWS[name][1], vars(fastopt.optimizers) | names)
+        opt = eval(ROWS[name][1], OPTIMIZERS | names)
         for g in grads:
             opt.step(g)
         np.testing.assert_allclose(w, run_formula(name, eps, grads), rtol=1e-12, atol=1e-12)
