@@ -19,6 +19,9 @@ from types import FrameType
 
 from fastopt._version import __version__
 from fastopt.cli.parser import FAILED, INTERRUPTED, TERMINATED, USAGE_ERROR, Parser, UsageError, print_error
+from fastopt.cli.ranks import find_ranks, only_main_prints
+from fastopt.mpi.communicator import Communicator
+from fastopt.mpi.failure import end_job, let_main_report
 
 __all__ = ["COMMANDS", "main"]
 
@@ -46,36 +49,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     Return the exit status: 0 on success; 1 if training diverged; 2 if an argument or a file is invalid, with
     a one-line message on standard error; 130 after Ctrl-C, 143 after SIGTERM.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    ranks = Communicator()
     with contextlib.ExitStack() as stack:
         _replace_closed_streams(stack)
         _handle_sigterm(stack)
-        return _run(sys.argv[1:] if argv is None else argv)
+        try:
+            ranks = find_ranks()
+            with only_main_prints(ranks, " ".join(argv[:1])):
+                return _run(argv)
+        except BaseException as error:
+            let_main_report(ranks)
+            status = _print_exception(error, ranks)
+            end_job(ranks, status)
+            return status
 
 
 def _run(argv: Sequence[str]) -> int:
-    """Run a command and print its error, if there is one; return the exit status."""
-    try:
-        args = parse_args(argv)
-        status: int = args.run(args)
-        if hasattr(sys.stdout, "flush"):
-            sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return print_error("fastopt: interrupted", INTERRUPTED)
-    except Terminated:
-        return print_error("fastopt: terminated", TERMINATED)
-    except BrokenPipeError:
-        # The reader closed the pipe (`fastopt predict ... | head`). Redirecting standard output keeps the
-        # interpreter from failing again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except UsageError as error:
-        return print_error(": ".join(error.args), USAGE_ERROR)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return print_error(f"fastopt: {where}{error.strerror or error}", USAGE_ERROR)
-    except (ValueError, MemoryError, ImportError) as error:
-        return print_error(f"fastopt: {error}", USAGE_ERROR)
+    """Run a command and return its exit status."""
+    args = parse_args(argv)
+    status: int = args.run(args)
+    if hasattr(sys.stdout, "flush"):
+        sys.stdout.flush()
+    return status
+
+
+def _print_exception(error: BaseException, ranks: Communicator) -> int:
+    """Print the error that an exception stands for, and return the exit status; raise it if it is unknown."""
+    status = USAGE_ERROR
+    match error:
+        case KeyboardInterrupt():
+            message, status = "fastopt: interrupted", INTERRUPTED
+        case Terminated():
+            message, status = "fastopt: terminated", TERMINATED
+        case BrokenPipeError():
+            # The reader closed the pipe (`fastopt predict ... | head`). Redirecting standard output keeps the
+            # interpreter from failing again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return FAILED
+        case UsageError():
+            message = ": ".join(error.args)
+        case OSError():
+            where = f"{error.filename}: " if error.filename is not None else ""
+            message = f"fastopt: {where}{error.strerror or error}"
+        case ValueError() | MemoryError() | ImportError():
+            message = f"fastopt: {error}"
+        case _:
+            raise error
+    return print_error(f"rank {ranks.rank}: {message}" if ranks.rank else message, status)
 
 
 def _replace_closed_streams(stack: contextlib.ExitStack) -> None:

@@ -9,15 +9,17 @@ import tempfile
 import time
 from typing import Any
 
-from fastopt import callbacks
+from fastopt import callbacks, mpi
 from fastopt.cli import options, outputs, registry, resume, training
 from fastopt.cli.config import format_config
 from fastopt.cli.model import Model
 from fastopt.cli.parser import FAILED, INTERRUPTED, Parser, print_error
 from fastopt.cli.report import Results, format_report
+from fastopt.mpi.communicator import is_launched
 from fastopt.nn import Callback, History, Trainer, metrics
 from fastopt.nn.callbacks.backup import remove_backups
 from fastopt.nn.data import Dataset
+from fastopt.nn.ranks import ranks_of
 from fastopt.optimizers.api import arguments_of
 
 EXAMPLES = """
@@ -27,8 +29,10 @@ fastopt train --data images/ --hidden 256,128 --batch-size 128 --dropout 0.2
 fastopt train --lr-schedule cosine --callbacks "early_stopping(patience=5)"
 fastopt train --config fastopt-run/config.toml --seed 1
 fastopt train --resume fastopt-run --epochs 40
+mpiexec -n 4 fastopt train --batch-size 256
 """
 
+_MICRO_SHARDS = 8               # of a minibatch under mpiexec
 _MAX_CONFUSION_CLASSES = 100    # beyond which a confusion matrix is too large to read
 
 
@@ -53,6 +57,9 @@ def add_options(command: Parser) -> None:
     add("--callbacks", type=registry.parse_callbacks, default="", metavar="LIST",
         help=f"comma-separated list of {', '.join(registry.CALLBACKS)}, for example "
              "'early_stopping(patience=5)' (default: none)")
+    add("--micro-shards", type=options.positive_int, metavar="N",
+        help="cut each minibatch into N parts whose gradients are added up in a fixed order, so that the "
+             "model is the same for any number of MPI ranks up to N (default: 8 under mpiexec, else off)")
     add = command.add_argument_group("results").add_argument
     add("--out", metavar="FOLDER",
         help="folder of the run (default: the first unused name of fastopt-run, fastopt-run-2, ...)")
@@ -74,17 +81,22 @@ def run(args: argparse.Namespace) -> int:
     net = training.make_model(args, dataset)
     steps = args.epochs * -(-len(dataset.X_train) // args.batch_size)
     lr = registry.make_schedule(args.lr_schedule, args.lr, steps)
-    opt = registry.make_optimizer(
+    opt: Any = registry.make_optimizer(
         args.optimizer, net.params, lr, weight_decay=args.weight_decay, ema=args.ema or None
     )
     registry.check_callbacks(args.callbacks, args.lr_schedule, dataset)
+    if args.micro_shards is not None:
+        opt = mpi.DistributedOptimizer(opt, shards=args.micro_shards)
+    ranks = ranks_of(opt)
     config = format_config(args, args.command)
     config.encode()     # raises if a name is not text
     with tempfile.TemporaryDirectory() as temporary:    # raises if the model cannot be saved in this format
         net.save(os.path.join(temporary, outputs.MODELS[args.model_format]))
     inputs = [path for path in (args.data, args.validation, args.test) if path is not None]
-    folder = args.resume or outputs.create_folder(args.out, args.overwrite, *inputs)
-    outputs.write_config(folder, config)
+    folder = args.resume or ranks.from_main(
+        lambda: outputs.create_folder(args.out, args.overwrite, *inputs)
+    )
+    ranks.from_main(lambda: outputs.write_config(folder, config))
     print(training.describe(args, dataset, net))
     schedule = "" if args.lr_schedule.name == "constant" else f", {args.lr_schedule}"
     print(f"Optimizer: {args.optimizer}, learning rate {args.lr:g}{schedule}, batch size {args.batch_size}\n")
@@ -97,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     history = training.fit(trainer, args, dataset, max_time=training.none_if_off(args.max_time))
     seconds = time.perf_counter() - start
     if history.epoch and not math.isfinite(history.last()["loss"]):
-        remove_backups(folder)
+        ranks.from_main(lambda: remove_backups(folder))
         return print_error(
             f"fastopt: training diverged in epoch {len(history.epoch)}, and no model was saved in {folder}; "
             f"try a lower --lr than {args.lr:g}",
@@ -106,20 +118,23 @@ def run(args: argparse.Namespace) -> int:
     in_steps = f", {sum(history.history.get('seconds', ())):.2f} s of it in training steps"
     # The history lacks the epoch that Ctrl-C has interrupted.
     print(f"\nTime: {seconds:.2f} s{'' if history.interrupted else in_steps}")
-    _save_results(args, dataset, net, history, folder)
-    if not (history.interrupted or history.stopped_by == "max_time"):
-        resume.keep_newest_backup(folder)
+    if ranks.is_main:
+        _save_results(args, dataset, net, history, folder)
+        if not (history.interrupted or history.stopped_by == "max_time"):
+            resume.keep_newest_backup(folder)
     return INTERRUPTED if history.interrupted else 0
 
 
 def _resolve_defaults(args: argparse.Namespace) -> None:
-    """Replace options that are None by the defaults of the optimizer."""
+    """Replace options that are None by the defaults of the optimizer, and by those under mpiexec."""
     cls, lr, _ = registry.OPTIMIZERS[args.optimizer.name]
     if args.lr is None:
         args.lr = lr
     if args.weight_decay is None:
         decay = arguments_of(cls).get("weight_decay")
         args.weight_decay = 0.0 if decay is None else decay.default
+    if args.micro_shards is None and is_launched():
+        args.micro_shards = max(_MICRO_SHARDS, mpi.size())
 
 
 def _make_callbacks(args: argparse.Namespace, folder: str) -> list[Callback]:

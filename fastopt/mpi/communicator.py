@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastopt.mpi.failure import install_excepthook
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -141,6 +143,11 @@ def find_communicator(comm: Any = None) -> Communicator:
     return Communicator(comm)
 
 
+def is_launched() -> bool:
+    """Whether an MPI launcher has started this process, also if it is the only one."""
+    return any(name in os.environ for name in _LAUNCHERS)
+
+
 @functools.cache
 def _world() -> Communicator:
     launcher = next((name for name in _LAUNCHERS if os.environ.get(name, "1") != "1"), None)
@@ -160,6 +167,8 @@ def _world() -> Communicator:
             f"library of mpi4py, {MPI.Get_library_version().splitlines()[0]}, sees only one; start the job "
             "with the mpiexec of this library"
         )
+    if world.size > 1:
+        install_excepthook(world)
     return world
 
 

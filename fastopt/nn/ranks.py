@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
+from fastopt.nn.batches import is_distributed
 from fastopt.nn.evaluation import evaluate, evaluates_as_mlp
 from fastopt.nn.files import get_weights, set_weights
 from fastopt.nn.layers import loss_for
@@ -137,6 +138,11 @@ class Ranks(SingleRank):
         loss, share = net.metrics_of(*_add_up(sums).tolist())
         logs: Logs = {} if share is None else {f"{prefix}accuracy": share}
         return logs | {f"{prefix}loss": loss}
+
+
+def ranks_of(opt: Any) -> SingleRank:
+    """Return the ranks that use an optimizer together."""
+    return Ranks(opt) if is_distributed(opt) else SingleRank()
 
 
 class ShardedStep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -125,9 +126,7 @@ class Saving:
             Path of the file, used as it is. If it ends in ``.safetensors``, the file has that format
             (``pip install 'fastopt[safetensors]'``), else it is an archive of NumPy arrays (``.npz``).
         """
-        state = self.state_dict()
-        if self._ranks.is_main:
-            save_tree(path, state)
+        self._ranks.from_main(partial(save_tree, path, self.state_dict()))
 
     def load(self, path: StrPath) -> None:
         """Resume from a file that `save` wrote; see `load_state_dict`.

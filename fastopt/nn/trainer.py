@@ -23,7 +23,7 @@ from fastopt.nn.evaluation import (
 )
 from fastopt.nn.gradients import leaves
 from fastopt.nn.history import History, Progress, format_logs, format_stop, print_line
-from fastopt.nn.ranks import Ranks, SingleRank
+from fastopt.nn.ranks import ranks_of
 from fastopt.nn.saving import Saving
 from fastopt.nn.signals import DeferredSignals, Interruption
 from fastopt.optimizers.base import Optimizer
@@ -105,7 +105,7 @@ class Trainer(Saving):
         self._seed: int | np.random.Generator | None = None
         self._progress = Progress()
         self._running = self._resumed = None
-        self._ranks: SingleRank = Ranks(opt) if is_distributed(opt) else SingleRank()
+        self._ranks = ranks_of(opt)
 
     def fit(
         self, X: Samples, y: ArrayLike, batch_size: int = 32, epochs: int = 1,

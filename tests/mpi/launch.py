@@ -26,10 +26,15 @@ ENVIRONMENT = {
 }
 
 
-def launch(n_ranks, program, *args, timeout=120, check=True, **environment):
+def launch(n_ranks, program, *args, **options):
     """Run ``programs/PROGRAM`` on some ranks, and return the completed process with its output as text."""
+    return launch_python(n_ranks, PROGRAMS / program, *args, **options)
+
+
+def launch_python(n_ranks, *args, timeout=120, check=True, **environment):
+    """Run Python with some arguments on some ranks, see `launch`."""
     done = subprocess.run(
-        [MPIEXEC, "-n", str(n_ranks), sys.executable, PROGRAMS / program, *map(str, args)],
+        [MPIEXEC, "-n", str(n_ranks), sys.executable, *map(str, args)],
         env=os.environ | ENVIRONMENT | environment,
         capture_output=True,
         text=True,
