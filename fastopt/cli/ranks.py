@@ -17,7 +17,7 @@ def find_ranks() -> Communicator:
 
 @contextlib.contextmanager
 def only_main_prints(ranks: Communicator, command: str) -> Iterator[None]:
-    """Return a context in which ranks other than 0 print nothing; raise if a command runs on one rank only."""
+    """Return a context in which ranks other than 0 print nothing, or raise if one must run the command."""
     if ranks.size > 1 and command != "train":
         raise UsageError("fastopt", f"only 'train' runs on several ranks; start {command!r} without mpiexec")
     with contextlib.ExitStack() as stack:

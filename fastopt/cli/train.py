@@ -29,7 +29,6 @@ fastopt train --data images/ --hidden 256,128 --batch-size 128 --dropout 0.2
 fastopt train --lr-schedule cosine --callbacks "early_stopping(patience=5)"
 fastopt train --config fastopt-run/config.toml --seed 1
 fastopt train --resume fastopt-run --epochs 40
-mpiexec -n 4 fastopt train --batch-size 256
 """
 
 _MICRO_SHARDS = 8               # of a minibatch under mpiexec

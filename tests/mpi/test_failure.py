@@ -33,7 +33,8 @@ def check_ended(done):
 
 @pytest.mark.parametrize("rank", (0, 2))
 @pytest.mark.parametrize(
-    ("how", "message"), [("raise", "RuntimeError: the disk is full"), ("nan", "ValueError: X: expected finite")]
+    ("how", "message"),
+    [("raise", "RuntimeError: the disk is full"), ("nan", "ValueError: X: expected finite")],
 )
 def test_error_on_one_rank(how, message, rank):
     done = launch(3, "fail.py", how, rank, check=False)

@@ -1,4 +1,4 @@
-"""The command line, killed on one rank once a run has some backups: ``killed.py RANK FOLDER BACKUPS train ...``."""
+"""The command line, killed on a rank once a run has some backups: ``killed.py RANK FOLDER NUMBER train ...``."""
 
 import os
 import signal
@@ -12,7 +12,8 @@ from fastopt.nn.callbacks.backup import backup_number
 
 
 def kill_later():
-    while max((backup_number(path.name) for path in Path(sys.argv[2]).iterdir()), default=0) < int(sys.argv[3]):
+    folder, n_backups = Path(sys.argv[2]), int(sys.argv[3])
+    while max((backup_number(path.name) for path in folder.iterdir()), default=0) < n_backups:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
 
