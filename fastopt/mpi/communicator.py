@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from fastopt.mpi.failure import install_excepthook
 
@@ -109,7 +108,7 @@ class Communicator:
         received_counts : sequence of int
             Their numbers of elements.
         """
-        offsets = np.cumsum([0, *received_counts[:-1]]).tolist()
+        offsets = [0, *itertools.accumulate(received_counts[:-1])]
         self.comm.Alltoallv([vector, (counts, starts)], [received, (received_counts, offsets)])
 
     def gather_segments(self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""The command line, killed on a rank once a run has some backups: ``killed.py RANK FOLDER NUMBER train ...``."""
+"""The command line, killed on a rank after some backups: ``killed.py RANK FOLDER NUMBER train ...``."""
 
 import os
 import signal
