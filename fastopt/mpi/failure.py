@@ -1,19 +1,19 @@
-"""The end of a job of which one rank fails; otherwise the other ranks would wait for it forever."""
+"""The end of a job of which one rank fails; otherwise the other ranks would wait for it forever.
+
+The argument `world` is the `Communicator` of all processes of the job, whose module imports this one.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from fastopt.mpi.communicator import Communicator
+from typing import Any
 
 _HEAD_START = 0.5   # seconds in which rank 0 can report an error that all ranks have, and end the job
 
 
-def install_excepthook(world: Communicator) -> None:
+def install_excepthook(world: Any) -> None:
     """Let an exception that nothing catches end all ranks, after its traceback and the number of the rank."""
     print_exception = sys.excepthook
 
@@ -26,13 +26,13 @@ def install_excepthook(world: Communicator) -> None:
     sys.excepthook = excepthook
 
 
-def let_main_report(world: Communicator) -> None:
+def let_main_report(world: Any) -> None:
     """Wait on other ranks than 0, so that an error that all of them have is printed once."""
     if world.rank:
         time.sleep(_HEAD_START)
 
 
-def end_job(world: Communicator, status: int) -> None:
+def end_job(world: Any, status: int) -> None:
     """End the processes of all ranks with an exit status; return if this is the only one."""
     if world.size > 1:
         for stream in (sys.stdout, sys.stderr):
