@@ -9,10 +9,11 @@ from fastopt._core.containers import ContainerWatch
 from fastopt._core.dispatch import Kernels
 from fastopt._core.encoded import Encoded
 from fastopt._core.tensors import TensorWatch
-from fastopt._core.typing import AnyArray, Array, Gradients, TreeDef
+from fastopt._core.typing import AnyArray, Array, Gradients, Partition, TreeDef
 
 NEW_STATE: int
 NEW_COPIES: int
+SUM_BLOCK: int
 
 class Entry(NamedTuple):
     param: Array
@@ -25,6 +26,7 @@ class Entry(NamedTuple):
     seed: int = 0
     block_size: int = 256
     low: AnyArray | None = None
+    origin: int = 0
 
 @disjoint_base
 class StepCounter:
@@ -48,6 +50,7 @@ class Exchange:
 @disjoint_base
 class Table:
     watch: ContainerWatch | None
+    partition: Partition | None
     def __new__(
         cls, kernels: Kernels, treedef: TreeDef, paths: list[str], entries: list[Entry], counter: StepCounter,
         counts: NDArray[np.int64], flags: NDArray[np.uint8],

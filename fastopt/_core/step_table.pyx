@@ -13,6 +13,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport fabs, isfinite, sqrt
 from libc.stdint cimport int64_t, uint16_t, uint64_t
+from libc.string cimport memcpy
 
 from fastopt._core.containers cimport ContainerWatch
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
@@ -49,13 +50,15 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low",
-                   defaults=(None, None, "", None, False, 0, 256, None))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low origin",
+                   defaults=(None, None, "", None, False, 0, 256, None, 0))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
 NEW_STATE = NEW_STATE_FLAG
 NEW_COPIES = NEW_COPIES_FLAG
+
+SUM_BLOCK = NORM_BLOCK      # elements of a parameter over which the sums of a step are formed
 
 cdef class StepCounter:
     """Counts of an optimizer, and marks on what its step plan has cached.
@@ -208,6 +211,7 @@ cdef class Table:
         - ``seed``: of the noise of stochastic rounding.
         - ``block_size``: elements of 8-bit state that have a scale in common.
         - ``low``: low 16 bits of a parameter of bfloat16 whose high bits are `param`, or None.
+        - ``origin``: if `param` is a part of a parameter, the index of its first element there.
     counter : StepCounter
     counts : ndarray of int64
         Number of steps that each parameter has taken.
@@ -221,6 +225,14 @@ cdef class Table:
 
     pending : StepCounter, optional
         Counter of accumulated gradients, which is set to 0 when a step was taken or skipped.
+
+    Attributes
+    ----------
+    watch : ContainerWatch, optional
+        Called before each step.
+    partition : Partition, optional
+        If this table has the part of the parameters that one of several processes updates, the object that
+        combines sums over the gradients of all parts.
     """
     cdef StepContext context
     cdef Gradients gradients
@@ -239,6 +251,7 @@ cdef class Table:
     cdef tuple count_arrays         # keeps the addresses of counts and flags valid
     cdef StepLease lease
     cdef public ContainerWatch watch
+    cdef public object partition
 
     def __cinit__(self, object kernels, object treedef, list paths, list entries, StepCounter counter not None,
                   object counts, object flags, object step_scalars, object written=(),
@@ -332,6 +345,7 @@ cdef class Table:
             x.low, x.param_format = data_ptr(entry.low, True), SPLIT
         x.is_encoded = x.param_format != NATIVE or x.has_encoded_state
         x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, k)
+        x.origin = entry.origin
         return 0
 
     cdef void assign_offsets(self) noexcept:
@@ -468,7 +482,7 @@ cdef class Table:
                 self.gradients.check_zeroable()
             if need_norm or skip_nonfinite:
                 norm = fabs(scale) * self.global_norm()
-                if skip_nonfinite and not norm < MAX_NORM and not self.all_finite(scale):
+                if skip_nonfinite and not norm < MAX_NORM and not self.are_all_finite(scale):
                     self.skip(norm if need_norm else None, zero_grad)
                     return False
                 if max_norm < INFINITE and not max_norm / (norm + 1e-6) >= 1.0:     # also if it is NaN
@@ -620,20 +634,43 @@ cdef class Table:
 
     # --- Sums and replaced gradients ---
 
-    cdef double global_norm(self) noexcept:
+    cdef object block_sums(self, Py_ssize_t width):
+        """Return the sums of each block after a reduction, `width` per block, and the blocks per parameter.
+
+        If there are other parts of the parameters, their blocks are included, in the order of the parameters.
+        """
+        cdef Py_ssize_t k
+        cdef const Py_ssize_t* first = self.context.first_block
+        sums = empty((first[self.context.count], width))
+        memcpy(data_ptr(sums, True), self.context.partial, sums.nbytes)
+        counts = [first[k + 1] - first[k] for k in range(self.context.count)]
+        return (sums, counts) if self.partition is None else self.partition.gather_sums(sums, counts)
+
+    cdef double global_norm(self) except? -1.0:
         """Euclidean norm over all gradients; those that are bound by row come last."""
         cdef double total
+        cdef const double* sums
         cdef Py_ssize_t k
         if self.context.bytes < SERIAL_BELOW:
             total = sum_squares(&self.context)
         else:
             with nogil:
                 total = sum_squares(&self.context)
+        if self.partition is not None:
+            total, (blocks, _) = 0.0, self.block_sums(1)
+            sums = <const double*> data_ptr(blocks, False)
+            for k in range(len(blocks)):
+                total += sums[k]
         if self.gradients.has_rows:
             for k in range(self.context.count):
                 if self.gradients.layouts[k] != DENSE and self.gradients.layouts[k] != ABSENT:
                     total += (<RowUpdater> self.gradients.row_updaters[k]).sum_squares()
         return sqrt(total)
+
+    cdef bint are_all_finite(self, double scale) except -1:
+        """`all_finite`, also in the other parts of the parameters."""
+        cdef bint finite = self.all_finite(scale)
+        return finite if self.partition is None else self.partition.all(finite)
 
     cdef bint all_finite(self, double scale) noexcept:
         """Whether every scaled gradient is finite: a sum of squares may have overflowed."""
@@ -658,14 +695,18 @@ cdef class Table:
 
     cdef list two_sums(self):
         """Return the two sums of each parameter after `reduce_pass`; zeros if its kernel has one pass."""
-        cdef Py_ssize_t k, i
+        cdef Py_ssize_t i, count
         cdef double x, y
+        cdef const double* block
         cdef list sums = []
-        for k in range(self.context.count):
+        blocks, counts = self.block_sums(2)
+        block = <const double*> data_ptr(blocks, False)
+        for count in counts:
             x = y = 0.0
-            for i in range(self.context.first_block[k], self.context.first_block[k + 1]):
-                x += self.context.partial[2 * i]
-                y += self.context.partial[2 * i + 1]
+            for i in range(count):
+                x += block[0]
+                y += block[1]
+                block += 2
             sums.append((x, y))
         return sums
 

@@ -64,6 +64,33 @@ Rounding: TypeAlias = Literal["stochastic", "nearest"]
 MasterWeights: TypeAlias = Literal["split"]
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
+
+class Partition(Protocol):
+    """The part of all parameters that one of several processes updates.
+
+    Attributes
+    ----------
+    origins : list of int
+        Index of the first element of each array in its parameter.
+    sizes : list of int
+        Elements of each parameter.
+    """
+
+    origins: list[int]
+    sizes: list[int]
+
+    def gather_sums(self, sums: Array, counts: list[int]) -> tuple[Array, list[int]]:
+        """Return the sums over all blocks of gradients, and the number of blocks of each parameter.
+
+        `sums` and `counts` are those of this part. The blocks are in the order of the parameters.
+        """
+        ...
+
+    def all(self, value: bool) -> bool:
+        """Whether the value is true for all parts."""
+        ...
+
+
 # Class attributes of a rule, see `Rule`.
 States: TypeAlias = Mapping[str, tuple[str, ...]]
 Conventions: TypeAlias = Mapping[str, Mapping[str, Any]]

@@ -55,6 +55,10 @@ class Communicator:
         """Return the values of all ranks, which may be any objects."""
         return [value] if self.size == 1 else list(self.comm.allgather(value))
 
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks on rank 0, and an empty list on the others."""
+        return [value] if self.size == 1 else list(self.comm.gather(value) or [])
+
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Return the value of the rank `root`."""
         return value if self.size == 1 else self.comm.bcast(value, root)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import AnyArray, Array, Gradients, TreeDef
     from fastopt.mpi.communicator import Communicator
+    from fastopt.mpi.partition import Partition
     from fastopt.optimizers.groups import ParamGroups
 
 _ALIGN = 16  # elements: every parameter begins on a cache line
@@ -66,33 +67,32 @@ def tree_sum(node: Node, values: Mapping[Node, Any], add: Callable[[Any, Any], A
 
 
 class Layout:
-    """Places of arrays in one vector per dtype.
+    """Places of parameters in vectors, of which there is one for each dtype of parameters.
 
     Attributes
     ----------
-    dtypes : list of dtype
-        The dtype in which the gradients of each array are summed.
+    arrays : sequence of ndarray
+        The parameters.
     starts : list of int
-        Index of the first element of each array in the vector of its dtype.
+        Index of the first element of each parameter in the vector of its dtype.
     sizes : dict of dtype to int
         Elements of the vectors.
     """
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self.arrays = arrays
-        self.dtypes = [computing_dtype(array.dtype) for array in arrays]
         self.sizes: dict[Any, int] = {}
-        self.starts = []
-        for array, dtype in zip(arrays, self.dtypes, strict=True):
-            start = self.sizes.get(dtype, 0)
+        self.starts: list[int] = []
+        for array in arrays:
+            start = self.sizes.get(array.dtype, 0)
             self.starts.append(start)
-            self.sizes[dtype] = -(-(start + array.size) // _ALIGN) * _ALIGN
+            self.sizes[array.dtype] = -(-(start + array.size) // _ALIGN) * _ALIGN
 
     def views(self, vectors: Mapping[Any, AnyArray]) -> list[Array]:
-        """Return the part of each array, with its shape and memory layout."""
+        """Return the part of each parameter, with its shape and memory layout."""
         return [
-            with_layout(vectors[dtype][start : start + array.size], array)
-            for array, dtype, start in zip(self.arrays, self.dtypes, self.starts, strict=True)
+            with_layout(vectors[array.dtype][start : start + array.size], array)
+            for array, start in zip(self.arrays, self.starts, strict=True)
         ]
 
 
@@ -110,20 +110,16 @@ class Buffer:
         1 for the parameters that had a gradient, else 0.
     """
 
-    def __init__(self, layout: Layout, params: ParamGroups) -> None:
-        self.vectors = {dtype: aligned_zeros(size, dtype) for dtype, size in layout.sizes.items()}
+    def __init__(self, layout: Layout, params: ParamGroups, sparse: str) -> None:
+        self.vectors = {
+            dtype: aligned_zeros(size, computing_dtype(dtype)) for dtype, size in layout.sizes.items()
+        }
         self.views = layout.views(self.vectors)
         self.counts = np.zeros(len(self.views), np.int64)
         self._table = Table(
-            dispatch.kernels,
-            params.treedef,
-            [f"grads{path}" for path in params.paths],
-            [Entry(array, []) for array in self.views],
-            StepCounter(),
-            self.counts,
-            np.zeros(len(self.views), np.uint8),
-            lambda hp, t: {},
-            params.arrays,
+            dispatch.kernels, params.treedef, [f"grads{path}" for path in params.paths],
+            [Entry(array, [], sparse=sparse) for array in self.views], StepCounter(), self.counts,
+            np.zeros(len(self.views), np.uint8), lambda hp, t: {}, params.arrays,
         )
         self._table.set_scalar_groups([0] * len(self.views), ["sgd"], [Hyperparameters({})])
         self._table.watch = params.watch
@@ -143,11 +139,16 @@ class ShardSums:
     Parameters
     ----------
     params : ParamGroups
+    layout : Layout
     ranks : Communicator
     n_shards : int
         Number of micro-shards, at least that of the ranks.
     deterministic : bool
         Whether the sums over ranks have a fixed order.
+    sparse : str
+        Meaning of `Rows`: "dense" sums them as dense gradients, otherwise they are gathered.
+    partition : Partition, optional
+        If there is one, a rank gets its part of the sums only.
 
     Attributes
     ----------
@@ -155,10 +156,13 @@ class ShardSums:
         The micro-shards of this rank.
     """
 
-    def __init__(self, params: ParamGroups, ranks: Communicator, n_shards: int, deterministic: bool) -> None:
-        self._params, self._ranks, self._deterministic = params, ranks, deterministic
+    def __init__(
+        self, params: ParamGroups, layout: Layout, ranks: Communicator, n_shards: int, deterministic: bool,
+        sparse: str, partition: Partition | None,
+    ) -> None:
+        self._params, self._layout, self._ranks, self._deterministic = params, layout, ranks, deterministic
+        self._sparse, self._partition = sparse, partition
         self._root = Node((n_shards - 1).bit_length(), 0)
-        self._layout = Layout(params.arrays)
         self._shards = [
             range(r * n_shards // ranks.size, (r + 1) * n_shards // ranks.size) for r in range(ranks.size)
         ]
@@ -177,7 +181,11 @@ class ShardSums:
     def add(self, grads: Gradients, shard: int, weight: float, zero_grad: bool) -> None:
         """Add the gradients of a shard, which must not be before `next_shard`."""
         found: list[tuple[int, Rows]] = []
-        grads = _without_rows(self._params.treedef, grads, found)
+        if self._sparse != "dense":
+            grads = _without_rows(self._params.treedef, grads, found)
+        if found and self._partition is not None:
+            path = self._params.paths[found[0][0]]
+            raise ValueError(f"grads{path}: a sharded optimizer takes rows only with sparse='dense'")
         buffer = self._take_buffer()
         try:
             buffer.set(grads, weight, zero_grad)
@@ -198,8 +206,16 @@ class ShardSums:
         self._nodes, self._rows = {}, []
         self._weights[:], self._present[:] = 0.0, 0.0
 
+    def scratch(self) -> dict[Any, AnyArray]:
+        """Return a vector per dtype that may be overwritten. They are valid until the next `add`."""
+        buffer = self._take_buffer()
+        self._free.append(buffer)
+        return buffer.vectors
+
     def _take_buffer(self) -> Buffer:
-        return self._free.pop() if self._free else Buffer(self._layout, self._params)
+        if self._free:
+            return self._free.pop()
+        return Buffer(self._layout, self._params, "dense" if self._sparse == "dense" else "")
 
     def _add_up(self, nodes: list[Node]) -> dict[Node, Buffer]:
         """Return the values of those nodes that have one."""
@@ -238,8 +254,9 @@ class ShardSums:
         total = self._sum_in_order if is_ordered else self._sum_in_any_order
         buffer = total(*nodes.values())
         self._nodes = {self._root: buffer}      # so that `clear` returns it
+        views = buffer.views if self._partition is None else self._partition.parts(buffer.views)
         grads: list[Array | Rows | None] = [
-            array if count else None for array, count in zip(buffer.views, self._present[0], strict=True)
+            array if count else None for array, count in zip(views, self._present[0], strict=True)
         ]
         if self._present[1].any():
             self._gather_rows(grads)
@@ -258,12 +275,14 @@ class ShardSums:
         result = own[0] if own else self._take_buffer()
         for dtype, size in self._layout.sizes.items():
             bounds = [r * size // self._ranks.size for r in range(self._ranks.size + 1)]
+            if self._partition is not None:
+                bounds = self._partition.bounds[dtype]
             self._reduce(result.vectors[dtype], [buffer.vectors[dtype] for buffer in own], bounds)
         self._free += own[1:]
         return result
 
     def _reduce(self, result: AnyArray, own: list[AnyArray], bounds: list[int]) -> None:
-        """Write the sum over all ranks to `result`.
+        """Write the sum over all ranks, or the part of this rank in it, to `result`.
 
         Parameters
         ----------
@@ -296,7 +315,8 @@ class ShardSums:
                 )
                 values |= zip((nodes[r][i] for r in senders), received, strict=True)
             result[starts[rank] : starts[rank] + count] = tree_sum(self._root, values, _add_vectors)
-            ranks.gather_segments(result, starts, counts)
+            if self._partition is None:
+                ranks.gather_segments(result, starts, counts)
 
     def _gather_rows(self, grads: list[Array | Rows | None]) -> None:
         """Set the gradients of some rows to those of all shards, one after the other."""
@@ -308,15 +328,11 @@ class ShardSums:
             )
 
     def _pack_rows(self) -> list[tuple[int, int, AnyArray, AnyArray]]:
-        return [
-            (
-                k,
-                shard,
-                rows.rows,
-                rows.grads.astype(self._layout.dtypes[k]) * self._layout.dtypes[k].type(weight),
-            )
-            for k, shard, weight, rows in self._rows
-        ]
+        packed = []
+        for k, shard, weight, rows in self._rows:
+            dtype = computing_dtype(self._params.arrays[k].dtype)
+            packed.append((k, shard, rows.rows, rows.grads.astype(dtype) * dtype.type(weight)))
+        return packed
 
 
 def _shards_of(node: Node) -> slice:

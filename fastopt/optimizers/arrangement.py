@@ -158,7 +158,7 @@ class Arrangement:
         plan = StepPlan(
             self.RULE, params.groups, params.group_of, params.arrays, kernels, state, self._counter,
             params.treedef, paths, sparse=self.sparse, options=self._options, watch=params.watch,
-            storage=self._storage,
+            storage=self._storage, partition=params.partition,
             unit_transform=unit_transform(*self._unit_options),
             pending=None if accumulator is None else accumulator.counter,
         )

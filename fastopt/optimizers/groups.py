@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from fastopt._core.pytree import Slots
     from fastopt._core.step_table import StepCounter
-    from fastopt._core.typing import Array, Params, ScalarState, TreeDef
+    from fastopt._core.typing import Array, Params, Partition, ScalarState, TreeDef
     from fastopt.optimizers.rule import Rule
     from fastopt.optimizers.state import State
 
@@ -183,6 +183,8 @@ class ParamGroups:
         Dtype and shape of each array when it was read.
     group_of : list of int
         Index of the group of each array.
+    partition : Partition, optional
+        If the arrays are the parts of the parameters that this process updates.
     """
 
     params: Any
@@ -192,6 +194,7 @@ class ParamGroups:
     paths: list[str]
     types: list[tuple[Any, tuple[int, ...]]]
     group_of: list[int]
+    partition: Partition | None = None
 
     def __init__(
         self, params: Params, rule: type[Rule], defaults: Mapping[str, Any], owner: str, counter: StepCounter
@@ -244,6 +247,12 @@ class ParamGroups:
             result._selected = selected.rebound(result.trees[0], result.arrays)
         return result
 
+    def partitioned(self, partition: Partition, arrays: list[Array]) -> ParamGroups:
+        """Return these groups with the parts of the arrays that this process updates."""
+        result = self._copy()
+        result.arrays, result.partition = arrays, partition
+        return result
+
     def _trees_of(self, params: Any) -> list[Any]:
         """Nesting of each group in parameters that are to replace the present ones."""
         nestings = 0 if self._selected is None else 1   # entries that are no group
@@ -285,6 +294,8 @@ class ParamGroups:
         With `order`, the treedef and the paths of an earlier time, the arrays keep that order, although the
         keys of a dict may have another one now.
         """
+        if self.partition is not None:
+            raise ValueError("params: the parameters of a sharded optimizer are fixed")
         slots: Slots = []
         treedef, arrays, paths = flatten(self._tree(), slots=slots)
         if order is not None:
@@ -324,6 +335,8 @@ class ParamGroups:
         return [self.rule.kernel_for(hp, array) for hp, array in zip(hps, self.arrays, strict=True)]
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.partition is not None:
+            raise TypeError("a sharded optimizer cannot be copied or pickled; use its state_dict")
         self.watch.check()
         derived = ("arrays", "group_of", "types", "watch")
         return {name: value for name, value in self.__dict__.items() if name not in derived}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastopt._core.containers import ContainerWatch
     from fastopt._core.step_table import StepCounter
-    from fastopt._core.typing import Array, TreeDef
+    from fastopt._core.typing import Array, Partition, TreeDef
     from fastopt.optimizers.groups import Group
     from fastopt.optimizers.options.base import Option
     from fastopt.optimizers.options.gradients import UnitTransform
@@ -87,6 +87,8 @@ class StepPlan:
         Counter of accumulated gradients.
     watch : ContainerWatch, optional
         Notices that the caller's containers have other arrays.
+    partition : Partition, optional
+        If the arrays are parts of parameters, combines what several processes compute.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class StepPlan:
         storage: Storage | None = None, unit_transform: UnitTransform | None = None,
         written: Sequence[Array] = (),
         pending: StepCounter | None = None, watch: ContainerWatch | None = None,
+        partition: Partition | None = None,
     ) -> None:
         self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
         self._kernels, self._state, self._counter = kernels, state, counter
@@ -115,10 +118,13 @@ class StepPlan:
             self._second_scalars if two_pass else None
         )
         row_wise = [kernel in compiled.ROWWISE for kernel in kernels]
+        if partition is not None and any(row_wise):
+            raise ValueError("rowwise: not supported by a sharded optimizer; its state is one value per row")
         self.needs_full_step: bool = self.prepass is not None or two_pass or any(row_wise)
         pairs = zip(state.states, kernels, strict=True)
         precomputed = itertools.chain(*(own.values() for own, name in pairs if name in rule.PRECOMPUTED))
         buffers = state.buffers
+        self._sizes = [array.size for array in arrays] if partition is None else partition.sizes
         self.table = Table(
             compiled, treedef, paths,
             [
@@ -129,13 +135,13 @@ class StepPlan:
                     sparse=self._sparse_mode(k),
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
                     to_nearest=storage.to_nearest, seed=storage.seed, block_size=storage.block_size,
-                    low=own.low_bits(),
+                    low=own.low_bits(), origin=0 if partition is None else partition.origins[k],
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],
             counter, state.counts, state.flags, rule.step_scalars, [*written, *precomputed], pending,
         )
-        self.table.watch = watch
+        self.table.watch, self.table.partition = watch, partition
 
     def _sparse_mode(self, k: int) -> str:
         """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""
@@ -210,7 +216,7 @@ class StepPlan:
         """Compute everything of a new scalar group."""
         hp, first = scalar_group.hp, scalar_group.first
         hp.kernel, hp.is_new = scalar_group.kernel, self._state.states[first].is_new
-        hp.size, hp.sums, hp.totals = self.arrays[first].size, None, None
+        hp.size, hp.sums, hp.totals = self._sizes[first], None, None
         vars(hp).update(vars(scalar_group.group.current))
         recorded = hp.recorded()
         self._set_constants(i, recorded)

@@ -1,9 +1,14 @@
-"""Train small models in many ways on all ranks, and write the results: ``train.py DIRECTORY``.
+"""Train small models in many ways on all ranks, and write hashes of the results: ``train.py DIRECTORY``.
 
-Each case is a function that returns arrays by name. Those of rank r are written to ``CASE-r.npz``.
+A case is an optimizer with options. It is trained with and without ``sharded=True``. Rank r writes the file
+``r.json`` with the hash of each array of each case.
 """
 
+import functools
+import hashlib
+import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,109 +16,188 @@ import numpy as np
 import fastopt
 from fastopt import mpi
 
-SHAPES = {"W": (5, 7), "b": (7,), "V": (7, 3), "s": ()}
+sys.path.append(str(Path(__file__).parents[2]))
+
+from rules import MATRIX_RULES, RULES
+
+# The first is divided between ranks; the norm of the others is summed in one block.
+SHAPES = {"W": (160, 140), "b": (7,), "V": (7, 3), "s": ()}
+LARGE = {"W": (300, 140), "b": (7,), "V": (200, 100)}
+STEPS = 3
 
 
-def make_params(dtypes=("f4",), seed=0):
-    rng = np.random.default_rng(seed + mpi.rank())  # the ranks differ until they are made equal
+def make_params(dtypes=("f4",), order="C", shapes=SHAPES):
+    rng = np.random.default_rng(mpi.rank())     # the ranks differ until they are made equal
     params = {}
-    for k, (name, shape) in enumerate(SHAPES.items()):
+    for k, (name, shape) in enumerate(shapes.items()):
         dtype = dtypes[k % len(dtypes)]
-        params[name] = np.asarray(rng.normal(size=shape), dtype)
+        params[name] = np.asarray(0.1 * rng.normal(size=shape), order=order).astype(dtype)
     mpi.broadcast_parameters(params)
     return params
 
 
-def gradients(params, samples):
-    """Mean gradients of some samples: made up, but of these samples and parameters alone."""
-    grads = {}
-    for name, p in params.items():
-        own = [np.random.default_rng([i, p.size]).normal(size=p.shape) for i in samples]
-        grads[name] = np.asarray(np.mean(own, axis=0) + 0.1 * p, p.dtype)
-    return grads
+@functools.cache
+def noise(step, shard, shape):
+    return np.random.default_rng([step, shard]).normal(size=shape)
 
 
-def train(opt, params, n_samples=21, steps=4, gradients=gradients, **options):
-    """Take some steps, each on another global batch."""
+def gradients(params, step, shard):
+    """Gradients of a micro-shard: made up, but of this micro-shard and the parameters alone."""
+    return {
+        name: np.asarray(noise(step, shard, p.shape) + 0.1 * np.asarray(p, "f8")).astype(p.dtype)
+        for name, p in params.items()
+    }
+
+
+def train(opt, params, gradients=gradients, n_samples=21, steps=STEPS, **options):
+    """Take some steps, and return everything that has been computed."""
     for step in range(steps):
         for shard, part in opt.split(n_samples):
-            samples = np.arange(part.start, part.stop) + 100 * step
-            opt.accumulate(gradients(params, samples), shard, weight=len(samples))
+            opt.accumulate(gradients(params, step, shard), shard, weight=part.stop - part.start)
         opt.step(**options)
-    return dict(params)
+    return results(opt, params)
 
 
-def adam():
-    params = make_params()
-    return train(mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1)), params)
+def results(opt, params):
+    state = opt.state_dict()
+    found = dict(params) | {"steps": opt.steps, "skipped": opt.skipped_steps, "norm": opt.grad_norm or 0.0}
+    for key, own in [*state["state"].items(), *((n, state[n]) for n in ("ema", "lookahead") if n in state)]:
+        for name, value in own.items():
+            if isinstance(value, dict):
+                found |= {f"{key}.{name}.{n}": a for n, a in value.items()}
+            else:
+                found[f"{key}.{name}"] = value
+    return found
 
 
-def two_dtypes():
-    params = make_params(("f4", "f8"))
-    return train(mpi.DistributedOptimizer(fastopt.AdamW(params, lr=0.1)), params)
+# --- Cases ---
 
 
-def fortran_order():
-    params = {name: np.asfortranarray(a) for name, a in make_params().items()}
-    return train(mpi.DistributedOptimizer(fastopt.SGD(params, lr=0.1, momentum=0.9)), params)
+def simple(optimizer, *, step_options=None, params=None, wrap=None, **options):
+    """A case that trains an optimizer of some parameters."""
+
+    def case(sharded):
+        own = make_params(**params or {})
+        opt = mpi.DistributedOptimizer(optimizer(own, **options), sharded=sharded, **wrap or {})
+        return train(opt, own, **step_options or {})
+
+    return case
 
 
-def eleven_shards():
-    params = make_params()
-    return train(mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1), shards=11), params)
-
-
-def few_samples():
-    """Some micro-shards have no samples, and two ranks may have none at all."""
-    params = make_params()
-    return train(mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1)), params, n_samples=3)
-
-
-def clipped():
-    params = make_params()
-    opt = mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1, ema=0.9))
-    result = train(opt, params, max_norm=0.5, clip_value=0.2)
-    return result | {f"ema {name}": a for name, a in opt.ema.items()} | {"norm": opt.grad_norm}
-
-
-def missing():
+def missing(sharded):
     """A parameter without gradients in some micro-shards, and one without any in the second step."""
     params = make_params()
 
-    def some_gradients(params, samples):
-        grads = gradients(params, samples)
-        if samples[0] % 2:
+    def some_gradients(params, step, shard):
+        grads = gradients(params, step, shard)
+        if shard % 2:
             grads["W"] = None
-        if samples[0] // 100 == 1:
+        if step == 1:
             del grads["b"]
         return grads
 
-    opt = mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1))
-    result = train(opt, params, gradients=some_gradients)
-    return result | {"steps": [state.steps for state in opt.state]}
+    return train(mpi.DistributedOptimizer(fastopt.Adam(params), sharded=sharded), params, some_gradients)
 
 
-def rows():
+def rows(sharded, sparse="dense"):
     params = make_params()
 
-    def some_rows(params, samples):
-        chosen = np.random.default_rng(samples[0]).integers(5, size=3)
-        return {"W": fastopt.Rows(chosen, gradients(params, samples)["W"][chosen])}
+    def some_rows(params, step, shard):
+        chosen = np.random.default_rng(shard).integers(160, size=30)
+        return {"W": fastopt.Rows(chosen, gradients(params, step, shard)["W"][chosen])}
 
-    return train(mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1)), params, gradients=some_rows)
+    opt = mpi.DistributedOptimizer(fastopt.Adam(params, sparse=sparse), sharded=sharded)
+    return train(opt, params, some_rows)
 
 
-def accumulated():
+def lazy_rows(sharded):
+    return rows(False, "lazy")
+
+
+def not_finite(sharded):
     params = make_params()
-    return train(mpi.DistributedOptimizer(fastopt.Adam(params, lr=0.1, accumulate=2)), params, steps=5)
+
+    def some_gradients(params, step, shard):
+        grads = gradients(params, step, shard)
+        if step == 1 and shard == 7:
+            grads["W"][150, 3] = np.inf
+        return grads
+
+    opt = mpi.DistributedOptimizer(fastopt.Adam(params, skip_nonfinite=True), sharded=sharded)
+    return train(opt, params, some_gradients, max_norm=1.0)
 
 
-CASES = [accumulated, adam, clipped, few_samples, fortran_order, missing, rows, eleven_shards, two_dtypes]
+def averages(sharded):
+    params = make_params()
+    opt = mpi.DistributedOptimizer(fastopt.Adam(params, ema=0.5), sharded=sharded)
+    found = train(opt, params)
+    found |= {f"ema.{name}": average.copy() for name, average in opt.ema.items()}
+    before = {name: p.copy() for name, p in params.items()}
+    with opt.swapped_ema():
+        found |= {f"swapped.{name}": p.copy() for name, p in params.items()}
+    assert all(np.array_equal(p, before[name]) for name, p in params.items())
+    return found
+
+
+def schedule_free(sharded):
+    params = make_params()
+    opt = mpi.DistributedOptimizer(fastopt.SGDScheduleFree(params, lr=0.1), sharded=sharded)
+    found = train(opt, params)
+    with opt.averaged():
+        found |= {f"averaged.{name}": p.copy() for name, p in params.items()}
+    opt.keep_average()
+    return found | {f"kept.{name}": p.copy() for name, p in params.items()}
+
+
+def flushed(sharded):
+    params = make_params()
+    opt = mpi.DistributedOptimizer(fastopt.Adam(params, accumulate=2), sharded=sharded)
+    train(opt, params, steps=3)
+    assert opt.flush(max_norm=1.0)
+    return results(opt, params)
+
+
+CASES = {
+    "lr schedule": simple(fastopt.Adam, lr=fastopt.schedules.Exponential(0.1, 0.5)),
+    "clipping": simple(fastopt.Adam, step_options={"max_norm": 0.5, "clip_value": 0.2, "grad_scale": 0.3}),
+    "few samples": simple(fastopt.Adam, step_options={"n_samples": 3}),
+    "eleven micro-shards": simple(fastopt.Adam, wrap={"shards": 11}),
+    "Fortran order": simple(fastopt.AdamW, params={"order": "F"}),
+    "two dtypes": simple(fastopt.AdamW, params={"dtypes": ("f4", "f8")}, step_options={"max_norm": 1.0}),
+    "float16": simple(fastopt.Adam, params={"dtypes": ("f2", "f4")}, ema=0.9),
+    "int8 state": simple(fastopt.Adam, params={"shapes": LARGE}, state_dtype="int8"),
+    "bfloat16 state": simple(fastopt.Adam, state_dtype="bfloat16"),
+    "lookahead": simple(fastopt.Adam, lookahead=(2, 0.5)),
+    "SWA": simple(fastopt.SGD, ema=fastopt.schedules.SWA(1)),
+    "accumulation": simple(fastopt.Adam, accumulate=2),
+    "independent decay": simple(fastopt.Adam, independent_weight_decay=0.1),
+    "centralized": simple(fastopt.Adam, centralize=True),
+    "unit clipping": simple(fastopt.Adam, unit_clip=0.01),
+    "LAMB, clipped": simple(fastopt.LAMB, step_options={"max_norm": 0.5}, ema=0.9),
+    "Muon, clipped": simple(fastopt.Muon, step_options={"max_norm": 0.5}),
+} | {case.__name__: case for case in (missing, rows, lazy_rows, not_finite, averages, schedule_free, flushed)}
+if find_spec("ml_dtypes"):
+    from ml_dtypes import bfloat16
+
+    CASES["bfloat16"] = simple(fastopt.Adam, params={"dtypes": (bfloat16,)}, ema=0.9)
+    CASES["split"] = simple(fastopt.Adam, params={"dtypes": (bfloat16,)}, master_weights="split")
+CASES |= {str(rule): simple(rule.make) for rule in (*RULES, *MATRIX_RULES)}
+NOT_SHARDED = {str(rule) for rule in RULES if rule.options.get("rowwise")}
+
+
+def digest(value):
+    array = np.asarray(value)
+    return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
 def main(directory):
-    for case in CASES:
-        np.savez(Path(directory, f"{case.__name__}-{mpi.rank()}.npz"), **case())
+    found = {}
+    for name, case in CASES.items():
+        for sharded in (False, True):
+            if not (sharded and name in NOT_SHARDED):
+                arrays = case(sharded)
+                found[f"{name} {sharded}"] = {key: digest(value) for key, value in arrays.items()}
+    Path(directory, f"{mpi.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
