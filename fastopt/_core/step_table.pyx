@@ -695,7 +695,7 @@ cdef class Table:
 
     cdef list two_sums(self):
         """Return the two sums of each parameter after `reduce_pass`; zeros if its kernel has one pass."""
-        cdef Py_ssize_t i, count
+        cdef Py_ssize_t _i, count
         cdef double x, y
         cdef const double* block
         cdef list sums = []
@@ -703,7 +703,7 @@ cdef class Table:
         block = <const double*> data_ptr(blocks, False)
         for count in counts:
             x = y = 0.0
-            for i in range(count):
+            for _i in range(count):
                 x += block[0]
                 y += block[1]
                 block += 2

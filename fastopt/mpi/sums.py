@@ -170,8 +170,10 @@ class ShardSums:
         self._nodes: dict[Node, Buffer] = {}
         self._free: list[Buffer] = []
         self._rows: list[tuple[int, int, float, Rows]] = []  # index of the parameter, shard, weight
-        self._weights = np.zeros(n_shards)
-        self._present = np.zeros((2, len(params.arrays)))  # shards with dense gradients, and with rows
+        n = len(params.arrays)
+        self._counts = np.zeros(n_shards + 2 * n)       # of all ranks after one sum
+        self._weights, present = np.split(self._counts, [n_shards])
+        self._present = present.reshape(2, n)           # shards with dense gradients, and with rows
 
     @property
     def next_shard(self) -> int:
@@ -204,7 +206,7 @@ class ShardSums:
         """Forget all gradients."""
         self._free += self._nodes.values()
         self._nodes, self._rows = {}, []
-        self._weights[:], self._present[:] = 0.0, 0.0
+        self._counts[:] = 0.0
 
     def scratch(self) -> dict[Any, AnyArray]:
         """Return a vector per dtype that may be overwritten. They are valid until the next `add`."""
@@ -238,8 +240,7 @@ class ShardSums:
         weight : float
             Sum of the weights of all shards.
         """
-        self._ranks.sum_in_place(self._weights)  # exact, because only one rank has each weight
-        self._ranks.sum_in_place(self._present)
+        self._ranks.sum_in_place(self._counts)  # exact: one rank has each weight, the others are integers
         weight = 0.0
         for own in self._weights.tolist():
             weight += own

@@ -31,7 +31,7 @@ def launch(n_ranks, program, *args, **options):
     return launch_python(n_ranks, PROGRAMS / program, *args, **options)
 
 
-def launch_python(n_ranks, *args, timeout=120, check=True, **environment):
+def launch_python(n_ranks, *args, timeout=300, check=True, **environment):
     """Run Python with some arguments on some ranks, see `launch`."""
     done = subprocess.run(
         [MPIEXEC, "-n", str(n_ranks), sys.executable, *map(str, args)],

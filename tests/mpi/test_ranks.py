@@ -8,9 +8,6 @@ from mpi.launch import PROGRAMS, launch, needs_mpi
 
 pytestmark = needs_mpi
 
-RANKS = (1, 2, 3, 4, 8)
-
-
 def load_program(name):
     spec = importlib.util.spec_from_file_location(name, PROGRAMS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -19,6 +16,8 @@ def load_program(name):
 
 
 train = load_program("train")
+# On 3 and 8 ranks only the options are tested: waiting ranks use up the processors.
+CASES = {n: list(train.CASES)[: None if n in (1, 2, 4) else train.N_OPTIONS] for n in (1, 2, 3, 4, 8)}
 
 
 @pytest.fixture(scope="session")
@@ -29,16 +28,15 @@ def results(tmp_path_factory):
     def run(n):
         if n not in known:
             directory = tmp_path_factory.mktemp(f"ranks-{n}")
-            launch(n, "train.py", directory)
+            launch(n, "train.py", directory, len(CASES[n]))
             known[n] = [json.loads((directory / f"{rank}.json").read_text()) for rank in range(n)]
         return known[n]
 
     return run
 
 
-@pytest.mark.parametrize("n", RANKS)
-@pytest.mark.parametrize("case", train.CASES)
-def test_same_bits(results, case, n):
+@pytest.mark.parametrize(("n", "case"), [(n, case) for n, cases in CASES.items() for case in cases])
+def test_same_bits(results, n, case):
     expected = results(1)[0][f"{case} False"]
     assert len(expected) > 4
     for found in results(n):

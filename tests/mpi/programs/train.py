@@ -1,7 +1,8 @@
-"""Train small models in many ways on all ranks, and write hashes of the results: ``train.py DIRECTORY``.
+"""Train small models in many ways on all ranks, and write hashes of the results.
 
-A case is an optimizer with options. It is trained with and without ``sharded=True``. Rank r writes the file
-``r.json`` with the hash of each array of each case.
+Usage: ``train.py DIRECTORY NUMBER``, with the number of cases. A case is an optimizer with options, which is
+trained with and without ``sharded=True``. Rank r writes the file ``r.json`` with the hash of each array of
+each case.
 """
 
 import functools
@@ -181,6 +182,7 @@ if find_spec("ml_dtypes"):
 
     CASES["bfloat16"] = simple(fastopt.Adam, params={"dtypes": (bfloat16,)}, ema=0.9)
     CASES["split"] = simple(fastopt.Adam, params={"dtypes": (bfloat16,)}, master_weights="split")
+N_OPTIONS = len(CASES)
 CASES |= {str(rule): simple(rule.make) for rule in (*RULES, *MATRIX_RULES)}
 NOT_SHARDED = {str(rule) for rule in RULES if rule.options.get("rowwise")}
 
@@ -190,9 +192,9 @@ def digest(value):
     return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
 
 
-def main(directory):
+def main(directory, number):
     found = {}
-    for name, case in CASES.items():
+    for name, case in [*CASES.items()][: int(number)]:
         for sharded in (False, True):
             if not (sharded and name in NOT_SHARDED):
                 arrays = case(sharded)
@@ -201,4 +203,4 @@ def main(directory):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
