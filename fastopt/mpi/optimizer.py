@@ -12,8 +12,9 @@ from fastopt._core.rows import Rows
 from fastopt._core.validation import check_bool, check_float, check_int
 from fastopt.checkpoint import load_tree, save_tree
 from fastopt.mpi.communicator import find_communicator
+from fastopt.mpi.layout import Layout
 from fastopt.mpi.partition import Partition
-from fastopt.mpi.sums import Layout, ShardSums
+from fastopt.mpi.sums import ShardSums
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.hyperparameters import check_number
 from fastopt.optimizers.options.sparse import index_of

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from fastopt._core.typing import AnyArray, Array
     from fastopt.mpi.communicator import Communicator
-    from fastopt.mpi.sums import Layout
+    from fastopt.mpi.layout import Layout
     from fastopt.optimizers.groups import ParamGroups
 
 

@@ -17,20 +17,19 @@ import numpy as np
 from fastopt._core import dispatch
 from fastopt._core.arena import aligned_zeros
 from fastopt._core.formats import computing_dtype
-from fastopt._core.layout import with_layout
 from fastopt._core.rows import Rows
 from fastopt._core.step_table import Entry, StepCounter, Table
 from fastopt.optimizers.hyperparameters import Hyperparameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from fastopt._core.typing import AnyArray, Array, Gradients, TreeDef
     from fastopt.mpi.communicator import Communicator
+    from fastopt.mpi.layout import Layout
     from fastopt.mpi.partition import Partition
     from fastopt.optimizers.groups import ParamGroups
 
-_ALIGN = 16  # elements: every parameter begins on a cache line
 _BUCKET = 1 << 22  # elements that are exchanged at once, which limits the memory for received values
 
 
@@ -64,36 +63,6 @@ def tree_sum(node: Node, values: Mapping[Node, Any], add: Callable[[Any, Any], A
     if left is None or right is None:
         return right if left is None else left
     return add(left, right)
-
-
-class Layout:
-    """Places of parameters in vectors, of which there is one for each dtype of parameters.
-
-    Attributes
-    ----------
-    arrays : sequence of ndarray
-        The parameters.
-    starts : list of int
-        Index of the first element of each parameter in the vector of its dtype.
-    sizes : dict of dtype to int
-        Elements of the vectors.
-    """
-
-    def __init__(self, arrays: Sequence[Array]) -> None:
-        self.arrays = arrays
-        self.sizes: dict[Any, int] = {}
-        self.starts: list[int] = []
-        for array in arrays:
-            start = self.sizes.get(array.dtype, 0)
-            self.starts.append(start)
-            self.sizes[array.dtype] = -(-(start + array.size) // _ALIGN) * _ALIGN
-
-    def views(self, vectors: Mapping[Any, AnyArray]) -> list[Array]:
-        """Return the part of each parameter, with its shape and memory layout."""
-        return [
-            with_layout(vectors[array.dtype][start : start + array.size], array)
-            for array, start in zip(self.arrays, self.starts, strict=True)
-        ]
 
 
 class Buffer:
