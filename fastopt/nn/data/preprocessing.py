@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +60,14 @@ class Column:
             return [self.name, *missing]
         return [f"{self.name}={text}" for text in self.categories] + missing
 
-    def transform(self, cells: AnyArray, is_missing: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the features of the cells: float64 numbers, or texts."""
-        missing = [is_missing.astype(np.float64)] * self.has_missing
+    def transform(self, cells: AnyArray, is_missing: NDArray[np.bool_]) -> Iterator[AnyArray]:
+        """Yield the features of the cells: float64 numbers, or texts."""
         if self.categories is None:
-            values = (np.where(is_missing, self.fill, cells) - self.mean) / self.scale
-            return np.column_stack([values, *missing])
-        return np.column_stack([*((cells == text).astype(np.float64) for text in self.categories), *missing])
+            yield (np.where(is_missing, self.fill, cells) - self.mean) / self.scale
+        else:
+            yield from (cells == text for text in self.categories)
+        if self.has_missing:
+            yield is_missing
 
 
 @dataclass
@@ -140,17 +141,15 @@ class TablePreprocessor:
 
     def transform(self, table: TableData) -> NDArray[np.float32]:
         """Return the features, shape (n, features)."""
-        parts = []
-        for column in self.columns:
+
+        def cells(column: Column) -> tuple[AnyArray, NDArray[np.bool_]]:
             if column.categories is None:
-                cells = table.numbers(column.name)
-                missing = np.isnan(cells)
-            else:
-                texts = table.frame[column.name]
-                cells, missing = texts.to_numpy(object), texts.isna().to_numpy()
-            parts.append(column.transform(cells, missing))
-        with np.errstate(over="ignore"):
-            X = np.concatenate(parts, axis=1).astype(np.float32)
+                values = table.numbers(column.name)
+                return values, np.isnan(values)
+            texts = table.frame[column.name]
+            return texts.to_numpy(object), texts.isna().to_numpy()
+
+        X = self._stack(len(table), cells)
         if not (finite := np.isfinite(X)).all():
             row, feature = np.argwhere(~finite)[0].tolist()
             ends = np.cumsum([len(column.feature_names) for column in self.columns])
@@ -168,8 +167,19 @@ class TablePreprocessor:
         if encoded := [column.name for column in self.columns if column.categories is not None]:
             raise ValueError(f"{path}: expected a table, as the model has categories in {_list(encoded)}")
         is_missing = np.zeros(len(X), bool)
-        parts = [c.transform(X[:, i].astype(np.float64), is_missing) for i, c in enumerate(self.columns)]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        cells = iter(X.T.astype(np.float64))
+        return self._stack(len(X), lambda column: (next(cells), is_missing))
+
+    def _stack(
+        self, n: int, cells: Callable[[Column], tuple[AnyArray, NDArray[np.bool_]]]
+    ) -> NDArray[np.float32]:
+        """Return the features of all columns, whose `n` cells and missing cells the function returns."""
+        features = np.empty((self.n_features, n), np.float32)
+        with np.errstate(over="ignore"):
+            values = (each for column in self.columns for each in column.transform(*cells(column)))
+            for row, each in zip(features, values, strict=True):
+                row[:] = each
+        return np.ascontiguousarray(features.T)
 
     def unknown_categories(self, table: TableData) -> dict[str, list[str]]:
         """Return the texts that the training data did not have, by column."""
@@ -294,6 +304,8 @@ class TableData:
         """Return a column of numbers, NaN where a cell is missing; a text or an infinity is an error."""
         cells = self.frame[name]
         values: NDArray[np.float64] = self._reader.numbers(cells).to_numpy(np.float64)
+        if cells.dtype.kind in "iu":
+            return values
         wrong = np.isinf(values) | (np.isnan(values) & cells.notna().to_numpy())
         if wrong.any():
             row = int(np.argmax(wrong))
@@ -446,6 +458,8 @@ def choose_columns(
 
 def _is_numeric(reader: TableReader, cells: pd.Series, index: int) -> bool:
     """Whether all cells are numbers; raise if more than half are, as the others are probably errors."""
+    if cells.dtype.kind in "iuf":
+        return True
     values = reader.numbers(cells)
     is_text = (values.isna() & cells.notna()).to_numpy()
     if not is_text.any():
