@@ -183,7 +183,7 @@ def import_safetensors() -> ModuleType:
 
 
 def _write_safetensors(path: Path, name: str, text: str, arrays: Mapping[str, AnyArray]) -> None:
-    checksums = {"": _checksum(name.encode(), text.encode()), **_checksums(arrays)}
+    checksums = {"": checksum(name.encode(), text.encode()), **_checksums(arrays)}
     contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
     metadata = {name: text, _CHECKSUMS: json.dumps(checksums)}
     save_file = import_safetensors().save_file
@@ -213,7 +213,7 @@ def _read_safetensors(path: StrPath, name: str) -> tuple[str, dict[str, AnyArray
         if isinstance(error, OSError):
             raise
         raise damage from error
-    texts = {_checksum(key.encode(), text.encode()): (key, text) for key, text in metadata.items()}
+    texts = {checksum(key.encode(), text.encode()): (key, text) for key, text in metadata.items()}
     if not isinstance(expected, dict) or len(texts) != 1 or expected.pop("", None) not in texts:
         raise damage
     if expected != _checksums(arrays):
@@ -225,12 +225,13 @@ def _read_safetensors(path: StrPath, name: str) -> tuple[str, dict[str, AnyArray
 def _checksums(arrays: Mapping[str, AnyArray]) -> dict[str, str]:
     """Return a checksum of dtype, shape and content of each array."""
     return {
-        name: _checksum(f"{array.dtype.str} {array.shape}".encode(), array.tobytes())
+        name: checksum(f"{array.dtype.str} {array.shape}".encode(), array.tobytes())
         for name, array in arrays.items()
     }
 
 
-def _checksum(*parts: bytes) -> str:
+def checksum(*parts: bytes) -> str:
+    """Return the CRC-32 of bytes as eight hexadecimal digits."""
     import zlib
 
     value = 0

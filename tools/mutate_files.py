@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastopt
+from fastopt.callbacks import EarlyStopping, SwapEMAWeights
 from fastopt.checkpoint import load_tree, save_tree
+from fastopt.cli import outputs
 from fastopt.nn import MLP, data
 
 _MEMORY = 512 << 20     # bytes that the process may allocate beyond what it has at the start
@@ -76,6 +79,43 @@ def _write_tree(path: Path) -> None:
     save_tree(path, {"a": [1, 2.5, None, {"b": np.arange(5)}], "c": "text", "d": np.ones((2, 2), np.float32)})
 
 
+def _trainer() -> fastopt.Trainer:
+    net = MLP([3, 4, 2], dropout=0.2, seed=0)
+    return fastopt.Trainer(net, fastopt.Adam(net.params, ema=0.9), [EarlyStopping(), SwapEMAWeights()])
+
+
+def _write_trainer(path: Path) -> None:
+    X, y = np.arange(12.0).reshape(4, 3), np.arange(4) % 2
+    trainer = _trainer()
+    trainer.fit(X, y, batch_size=2, epochs=2, validation_data=(X, y), seed=0, verbose=0)
+    trainer.save(path)
+
+
+def _read_trainer(path: Path) -> Any:
+    trainer = _trainer()
+    trainer.load(path)
+    return trainer.state_dict()
+
+
+def _write_run(path: Path) -> None:
+    (path.parent / outputs.HISTORY).write_text("epoch,loss,lr\n0,0.25,0.1\n1,0.125,0.1\n", encoding="utf-8")
+    outputs.write_summary(str(path.parent), {"epochs": 2, "stopped_by": None, "test": {"loss": 0.125}})
+
+
+def _write_table(path: Path) -> None:
+    rows = [f"{i};{i / 8:.3f};{'red' if i % 3 else 'blue'};{'?' if i % 5 == 0 else i % 7}" for i in range(30)]
+    text = "\n".join(["id;size;color;grade", *rows]).replace(".", ",") + "\n"
+    content = text.encode()
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def _read_table(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")     # of many different integers as labels
+        table = data.load(path, ignore=["id"])
+    return [table.X_train, table.y_train, table.X_test, table.y_test, table.classes, table.table.state_dict()]
+
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -84,9 +124,15 @@ KINDS = {
         Kind("network.npz", _write_network, _read_network),
         Kind("network.safetensors", _write_network, _read_network),
         Kind("state.npz", _write_tree, load_tree),
+        Kind("checkpoint.npz", _write_trainer, _read_trainer),
+        Kind("checkpoint.safetensors", _write_trainer, _read_trainer),
+        Kind(outputs.SUMMARY, _write_run, lambda path: outputs.read_summary(str(path.parent))),
+        Kind(outputs.HISTORY, _write_run, lambda path: outputs.read_summary(str(path.parent))),
         Kind("data.npz", _write_data, data.read_arrays),
         Kind("images-idx3-ubyte", _write_idx, data.read_idx, has_checksums=False),
         Kind("images-idx3-ubyte.gz", _write_idx, data.read_idx),
+        Kind("table.csv", _write_table, _read_table, has_checksums=False),
+        Kind("table.csv.gz", _write_table, _read_table, has_checksums=False),
     )
 }
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": ("fastopt.cli.compare", "train with six optimizers and compare the results"),
     "lr-find": ("fastopt.cli.lr_find", "suggest a learning rate"),
     "bench": ("fastopt.cli.bench", "time optimizer steps and compare with other libraries"),
-    "info": ("fastopt.cli.info", "print versions, instruction set, threads and BLAS"),
+    "info": ("fastopt.cli.info", "print versions, instruction set, threads and BLAS, or results of a run"),
 }
 
 _EXAMPLES = """

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from fastopt import plots
 from fastopt._core.typing import AnyArray
 from fastopt.atomic_write import atomic_write, remove_leftovers
+from fastopt.checkpoint import checksum
 from fastopt.nn import History
 from fastopt.nn.callbacks.backup import backup_number, find_backups
 
@@ -24,6 +25,7 @@ CURVES = "curves.png"
 CONFUSION_TABLE = "confusion_matrix.csv"
 CONFUSION_PLOT = "confusion_matrix.png"
 MODELS = {"npz": "model.npz", "safetensors": "model.safetensors"}
+_CHECKSUMS = "crc32"    # the entry of the summary with a checksum for each file
 RUN_FILES = {CONFIG, HISTORY, SUMMARY, REPORT, CURVES, CONFUSION_TABLE, CONFUSION_PLOT, *MODELS.values()}
 _DEFAULT_FOLDER = "fastopt-run"
 
@@ -114,10 +116,50 @@ def write_config(folder: str, text: str) -> None:
 
 
 def write_summary(folder: str, summary: Mapping[str, Any]) -> None:
-    """Write a nested dict as JSON; NaN and infinity become null."""
+    """Write a nested dict as JSON, with checksums of itself and of the other files of the run.
+
+    NaN and infinity become null.
+    """
+    content = _replace_nonfinite(summary)
+    names = sorted(RUN_FILES.intersection(os.listdir(folder)) - {SUMMARY})
+    content[_CHECKSUMS] = {name: _checksum_file(folder, name) for name in names}
+    content[_CHECKSUMS][SUMMARY] = _checksum_json(content)
     with _replacing(folder, SUMMARY) as file:
-        json.dump(_replace_nonfinite(summary), file, indent=2)
+        json.dump(content, file, indent=2)
         file.write("\n")
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """Return what `write_summary` wrote, without the checksums.
+
+    Raises a ValueError if a file of the run does not have its checksum.
+    """
+    path = os.path.join(folder, SUMMARY)
+    with open(path, "rb") as file:
+        text = file.read()
+    try:
+        content: dict[str, Any] = json.loads(text)
+        expected: dict[str, str] = content[_CHECKSUMS]
+        is_complete = expected.pop(SUMMARY) == _checksum_json(content)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_complete = False
+    if not is_complete:
+        raise ValueError(f"{path}: damaged, or not the summary of a run")
+    for name in content.pop(_CHECKSUMS):
+        if not os.path.exists(os.path.join(folder, name)):
+            raise ValueError(f"{folder}: {name} is missing")
+        if _checksum_file(folder, name) != expected[name]:
+            raise ValueError(f"{os.path.join(folder, name)}: damaged, or changed after the end of the run")
+    return content
+
+
+def _checksum_file(folder: str, name: str) -> str:
+    with open(os.path.join(folder, name), "rb") as file:
+        return checksum(file.read())
+
+
+def _checksum_json(content: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(content, sort_keys=True).encode())
 
 
 def write_report(folder: str, text: str) -> None:

@@ -156,18 +156,18 @@ def _save_results(
     print(f"Test {training.format_score(*score)}")
     net.save(os.path.join(folder, outputs.MODELS[args.model_format]))
     summary = _summary(dataset, net, history, score)
-    outputs.write_summary(folder, summary)
     matrix = None
     if dataset.classes is not None and len(dataset.classes) <= _MAX_CONFUSION_CLASSES:
         matrix = metrics.confusion_matrix(dataset.y_test, predicted, len(dataset.classes))
         outputs.write_confusion_matrix(folder, matrix, dataset.classes)
     results = Results(history, summary, score, predicted, matrix)
     outputs.write_report(folder, format_report(args, dataset, net, results, folder))
-    print(f"Saved the run in {folder}")
     try:
         outputs.write_plots(folder, history, matrix, dataset.classes)
     except ImportError as error:
         print(f"No plots: {error}")
+    outputs.write_summary(folder, summary)  # last, because it has checksums of the other files
+    print(f"Saved the run in {folder}")
 
 
 def _summary(dataset: Dataset, net: Model, history: History, score: tuple[str, float]) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_train_prints_each_epoch_and_saves_the_run(run, folder):
     assert all(re.fullmatch(LINE, line) for line in lines[6:45:2])
     assert re.fullmatch(r"Time: \d+\.\d\d s, \d+\.\d\d s of it in training steps", lines[46])
     assert re.fullmatch(r"Test Accuracy = 0\.9\d{3}", lines[47])
-    assert lines[48:] == ["Saved the run in fastopt-run", NO_PLOTS]
+    assert lines[48:] == [NO_PLOTS, "Saved the run in fastopt-run"]
     assert max(map(len, lines)) <= 80
     assert [path.name for path in folder.iterdir()] == ["fastopt-run"]
 
@@ -310,7 +310,7 @@ def test_folder_with_plots(run, plots):
 
 def test_folder_without_matplotlib(run):
     status, out, err = run("train", *QUICK)
-    assert (status, err) == (0, "") and out.endswith(f"\nSaved the run in fastopt-run\n{NO_PLOTS}\n")
+    assert (status, err) == (0, "") and out.endswith(f"\n{NO_PLOTS}\nSaved the run in fastopt-run\n")
     assert names_in("fastopt-run") == TABLES
 
 
@@ -1087,6 +1087,30 @@ def test_info(run, capsys):
     assert run("info") == (0, shown, "")
     for word in (fastopt.__version__, "instruction set", "threads", "BLAS"):
         assert word in shown
+
+
+def test_info_of_a_run(run, folder):
+    run("train", *QUICK)
+    status, out, err = run("info", "fastopt-run")
+    shown = json.loads(out)
+    assert (status, err) == (0, "") and shown["epochs"] == 2 and "crc32" not in shown
+    path = Path("fastopt-run", "summary.json")
+    assert json.loads(path.read_text())["crc32"].keys() == set(names_in("fastopt-run")) - {"backup-1.npz"}
+
+    history, text = Path("fastopt-run", "history.csv"), path.read_text()
+    history.write_text(history.read_text().replace("1", "2"))
+    assert run("info", "fastopt-run")[2] == (
+        f"fastopt: {history}: damaged, or changed after the end of the run\n"
+    )
+    history.unlink()
+    assert run("info", "fastopt-run")[2] == "fastopt: fastopt-run: history.csv is missing\n"
+    for other in (text.replace('"epochs": 2', '"epochs": 1'), text[:-9], "[]", "[" * 100_000, "{}"):
+        path.write_text(other)
+        assert run("info", "fastopt-run") == (
+            2, "", f"fastopt: {path}: damaged, or not the summary of a run\n"
+        )
+    path.unlink()
+    assert run("info", "fastopt-run")[::2] == (2, f"fastopt: {path}: No such file or directory\n")
 
 
 def test_no_argument_prints_the_help(run):

@@ -68,6 +68,42 @@ def test_csv_of_a_resumed_run_after_an_older_run(tmp_path):
     assert [row["val_loss"] for row in read_table(path)[4:]] == ["1.0", "4.0", "5.0"]
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_resumed_run_writes_the_whole_file(tmp_path, epochs):
+    """Whatever has happened to it: lines of epochs that are undone, half a line, other numbers, removal."""
+    path = tmp_path / "log.csv"
+    first = make_trainer([1.0, 2.0, 3.0], CSVLogger(path))
+    run(first, 1)
+    state, text = first.state_dict(), path.read_text()
+    for damage in (text.replace("1.0", "1.5"), text[:-4], text + text, "name,age\n", None):
+        path.unlink() if damage is None else path.write_text(damage)
+        second = make_trainer([4.0, 5.0], CSVLogger(path))
+        second.load_state_dict(state)
+        run(second, epochs)
+        assert path.read_text().startswith(text)
+        assert [row["val_loss"] for row in read_table(path)] == ["1.0", "4.0", "5.0"][: 1 + epochs]
+
+
+def test_a_line_that_could_not_be_written_is_written_later(tmp_path, monkeypatch):
+    path = tmp_path / "log.csv"
+    trainer = make_trainer([1.0, 2.0, 3.0], CSVLogger(path))
+    run(trainer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", None)    # calling it is a TypeError
+        with pytest.raises(TypeError):
+            run(trainer, 1)
+    run(trainer, 1)
+    assert [row["val_loss"] for row in read_table(path)] == ["1.0", "2.0", "3.0"]
+
+
+def test_append_to_a_file_without_a_last_line_break(tmp_path):
+    path = tmp_path / "log.csv"
+    run(make_trainer([1.0], CSVLogger(path)))
+    path.write_text(path.read_text().removesuffix("\n"))
+    run(make_trainer([2.0], CSVLogger(path, append=True)))
+    assert [row["val_loss"] for row in read_table(path)] == ["1.0", "2.0"]
+
+
 def test_csv_logger_refuses_invalid_arguments_and_files(tmp_path):
     with pytest.raises(ValueError, match="separator: expected one character, got ', '"):
         CSVLogger("log.csv", separator=", ")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import math
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastopt._core.validation import check_float, check_int
 from fastopt.atomic_write import atomic_write
@@ -139,7 +139,8 @@ class CSVLogger(StatefulCallback):
     """Write the metrics of each epoch to a CSV file.
 
     The first column is ``epoch``, from 0. A metric that first appears in a later epoch adds a column;
-    missing values are written as ``NA``.
+    missing values are written as ``NA``. The lines are part of the training state, so a run that is resumed
+    writes the whole file again, whatever has happened to it.
 
     Parameters
     ----------
@@ -152,7 +153,8 @@ class CSVLogger(StatefulCallback):
         always append.
     """
 
-    begun: bool
+    columns: list[str]
+    lines: list[str]
 
     def __init__(self, filename: StrPath, separator: str = ",", append: bool = False) -> None:
         if not isinstance(separator, str) or len(separator) != 1:
@@ -163,60 +165,66 @@ class CSVLogger(StatefulCallback):
         self.reset()
 
     def initial_state(self) -> dict[str, Any]:
-        return {"begun": bool(self.append)}
+        return {"columns": [], "lines": []}
 
     def reset(self) -> None:
         super().reset()
-        self._resumed = False
+        self._is_written = False    # whether the file has all lines and nothing else
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"columns": list(self.columns), "lines": list(self.lines)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._resumed = True
+        super().load_state_dict({name: list(value) for name, value in state.items()})
+        self._is_written = False
 
     def on_train_begin(self, logs: Logs) -> None:
         if not self.trainer.is_main:
             return
         if not self.filename.parent.is_dir():
             raise FileNotFoundError(f"filename: there is no folder {self.filename.parent}")
-        columns = self._read_columns()
+        if self.append and not self.lines and self.filename.exists():
+            self._begin_with_file()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        row = {"epoch": epoch, **logs}
+        if not row.keys() <= set(self.columns):
+            rows = list(csv.DictReader(io.StringIO("".join(self.lines)), delimiter=self.separator))
+            columns = list(dict.fromkeys([*self.columns, *row]))
+            header = dict(zip(columns, columns, strict=True))
+            self.lines = [self._format(each, columns) for each in (header, *rows)]
+            self.columns, self._is_written = columns, False
+        self.lines.append(self._format(row, self.columns))
+        self._write()
+
+    def on_train_end(self, logs: Logs) -> None:
+        if self.lines and not self._is_written:     # of a run that has ended before
+            self._write()
+
+    def _begin_with_file(self) -> None:
+        text = self.filename.read_text(encoding="utf-8")
+        columns = next(csv.reader(io.StringIO(text), delimiter=self.separator), [])
         if columns and columns[0] != "epoch":
             raise ValueError(
                 f"filename: expected 'epoch' as the first column of {self.filename}, got {columns[0]!r}"
             )
+        self.columns, self.lines = columns, [text if text.endswith("\n") else f"{text}\n"] * bool(columns)
 
-    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+    def _write(self) -> None:
+        """Append the last line to the file, or write all of them if it may have others."""
         if not self.trainer.is_main:
             return
-        row = {"epoch": epoch, **logs}
-        columns = self._read_columns()
-        if self._resumed or not row.keys() <= set(columns):
-            columns = list(dict.fromkeys([*columns, *row]))
-            self._rewrite(columns, epoch if self._resumed else math.inf)
-        with open(self.filename, "a", newline="", encoding="utf-8") as file:
-            self._writer(file, columns).writerow(row)
-        self.begun, self._resumed = True, False
+        is_written, self._is_written = self._is_written, False
+        if is_written and self.filename.exists():
+            with open(self.filename, "a", newline="", encoding="utf-8") as file:
+                file.write(self.lines[-1])
+        else:
+            with atomic_write(self.filename) as path, open(path, "w", newline="", encoding="utf-8") as file:
+                file.writelines(self.lines)
+        self._is_written = True
 
-    def _read_columns(self) -> list[str]:
-        if not self.begun or not self.filename.exists():
-            return []
-        with open(self.filename, newline="", encoding="utf-8") as file:
-            return next(csv.reader(file, delimiter=self.separator), [])
-
-    def _rewrite(self, columns: list[str], end: float) -> None:
-        """Rewrite the file with these columns, without the trailing rows of epoch `end` or later."""
-        rows = []
-        if self._read_columns():
-            with open(self.filename, newline="", encoding="utf-8") as file:
-                lines = file.read().splitlines(keepends=True)
-            if not lines[-1].endswith("\n"):
-                del lines[-1]   # of a process that was killed
-            rows = list(csv.DictReader(lines, delimiter=self.separator))
-        while rows and int(rows[-1]["epoch"]) >= end:
-            rows.pop()
-        with atomic_write(self.filename) as path, open(path, "w", newline="", encoding="utf-8") as file:
-            writer = self._writer(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    def _writer(self, file: TextIO, columns: list[str]) -> csv.DictWriter[str]:
-        return csv.DictWriter(file, columns, restval="NA", delimiter=self.separator, lineterminator="\n")
+    def _format(self, row: Mapping[str, Any], columns: list[str]) -> str:
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, columns, "NA", delimiter=self.separator, lineterminator="\n")
+        writer.writerow(row)
+        return stream.getvalue()

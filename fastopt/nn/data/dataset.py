@@ -123,7 +123,7 @@ def load(
             raise ValueError(f"{file}: expected labels and {parts[0][0].shape[1]} features, as {path} has")
         given[name] = X, _encode(file, y, classes)
     sizes = {name: size for name, size in sizes.items() if name not in given}
-    rows = split_rows(given["train"][1], sizes, seed)
+    rows = split_rows(path, given["train"][1], sizes, seed)
     given |= {name: (given["train"][0][part], given["train"][1][part]) for name, part in rows.items()}
     return _make_dataset(given, classes, sample_shape=sample_shape)
 
@@ -135,7 +135,7 @@ def _load_table(
     """Split a table and preprocess its parts with the statistics of the training part."""
     preprocessor, table = fitted.preprocessor, fitted.table
     y = preprocessor.encode(table)
-    rows = split_rows(y, {name: size for name, size in sizes.items() if name not in files}, seed)
+    rows = split_rows(fitted.path, y, {name: size for name, size in sizes.items() if name not in files}, seed)
     preprocessor.fit(table, rows["train"], standardize)
     X = preprocessor.transform(table)
     given = {name: (X[part], y[part]) for name, part in rows.items()}
@@ -161,7 +161,9 @@ def _make_dataset(
     return Dataset(*given["train"], *given["test"], classes, X_val, y_val, **options)
 
 
-def split_rows(y: AnyArray, sizes: Mapping[str, float], seed: int) -> dict[str, NDArray[np.intp]]:
+def split_rows(
+    path: StrPath, y: AnyArray, sizes: Mapping[str, float], seed: int
+) -> dict[str, NDArray[np.intp]]:
     """Return the indices of the training rows and of the other parts, see `train_test_split`.
 
     Each part in `sizes` takes a fraction of the rows that are left. The validation part is left out if it
@@ -171,6 +173,12 @@ def split_rows(y: AnyArray, sizes: Mapping[str, float], seed: int) -> dict[str, 
     for name, size in sizes.items():
         if name == "validation" and not round(len(rows["train"]) * size):
             continue
+        n = len(rows["train"])
+        if not 0 < round(n * size) < n:
+            raise ValueError(
+                f"{path}: expected more samples to split off a {name} part of {size:g} from, got {n}; pass a "
+                f"file with the {name} data (--{name})"
+            )
         rows["train"], rows[name], _, _ = train_test_split(rows["train"], y[rows["train"]], size, seed)
     return rows
 
