@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import fastopt
 from fastopt import callbacks, cli, schedules, surfaces
-from fastopt.cli import compare, config, registry, train
+from fastopt.cli import compare, config, outputs, registry, train
 from fastopt.nn import MLP, Callback, data, metrics
 from fastopt.optimizers import BY_NAME
 
@@ -342,7 +342,7 @@ def test_contents_of_the_tables(run):
     losses = re.findall(r"^Loss = (\S+)", out, re.M)
     assert [f"{float(loss):.4f}" for loss in history["loss"]] == losses
 
-    summary = json.loads(Path("fastopt-run/summary.json").read_text())
+    summary = outputs.read_summary("fastopt-run")
     assert summary.pop("seconds") > 0.0
     assert summary == {
         "epochs": 2,
