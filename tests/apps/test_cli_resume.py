@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import fastopt
 from fastopt import cli
 from fastopt.checkpoint import load_tree, read_arrays, save_tree
 from fastopt.cli import outputs, resume, training
-from fastopt.nn.callbacks import backup
 from fastopt.nn.callbacks.backup import find_backups
 
 ROOT = Path(__file__).parents[2]
@@ -77,21 +77,13 @@ def assert_equal_runs(name, other):
     outputs.read_summary(name)      # raises if a checksum is wrong
 
 
-class Clock:
-    """A clock that stands still, or jumps at every look, as if the process had been stopped in between."""
-
-    def __init__(self, step):
-        self.seconds = itertools.count(step=step)
-
-    def monotonic(self):
-        return next(self.seconds)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("n", [1, 8, 13, 24])
 @pytest.mark.parametrize("step", [0.0, 31.0], ids=["still", "jumps"])     # --save-freq is 30 s
 def test_resumed_run_equals_an_uninterrupted_one(train, monkeypatch, number, n, step):
-    monkeypatch.setattr(backup, "time", Clock(step))
+    # A clock that stands still, or that jumps at every look, as if the process had been stopped in between.
+    clock = itertools.count(step=step)
+    monkeypatch.setattr(fastopt.Trainer, "clock", lambda self: next(clock))
     assert train(*QUICK, "--out=full")[0] == 0
     with monkeypatch.context() as patch:
         signal_after(patch, number, n)
