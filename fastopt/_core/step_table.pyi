@@ -27,6 +27,7 @@ class Entry(NamedTuple):
     block_size: int = 256
     low: AnyArray | None = None
     origin: int = 0
+    position: int = 0
 
 @disjoint_base
 class StepCounter:

@@ -50,8 +50,9 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low origin",
-                   defaults=(None, None, "", None, False, 0, 256, None, 0))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low origin "
+                            "position",
+                   defaults=(None, None, "", None, False, 0, 256, None, 0, 0))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
@@ -212,6 +213,7 @@ cdef class Table:
         - ``block_size``: elements of 8-bit state that have a scale in common.
         - ``low``: low 16 bits of a parameter of bfloat16 whose high bits are `param`, or None.
         - ``origin``: if `param` is a part of a parameter, the index of its first element there.
+        - ``position``: index of the parameter in the optimizer, which the noise depends on.
     counter : StepCounter
     counts : ndarray of int64
         Number of steps that each parameter has taken.
@@ -344,7 +346,7 @@ cdef class Table:
         if entry.low is not None:
             x.low, x.param_format = data_ptr(entry.low, True), SPLIT
         x.is_encoded = x.param_format != NATIVE or x.has_encoded_state
-        x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, k)
+        x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, entry.position)
         x.origin = entry.origin
         return 0
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastopt._core.formats import decode
 from fastopt._core.step_table import NEW_COPIES, StepCounter
 from fastopt.optimizers.groups import ParamGroups
 from fastopt.optimizers.hyperparameters import Hyperparameters
@@ -20,7 +19,7 @@ from fastopt.optimizers.options.sparse import check_dtypes, index_of
 from fastopt.optimizers.options.storage import Storage, check_master_weights, check_state_dtype
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.rule import Rule
-from fastopt.optimizers.state import LOW_BITS, Scalars, State, StateArrays, allocate, memory_of
+from fastopt.optimizers.state import Scalars, State, StateArrays, allocate, memory_of, reset_copies
 from fastopt.optimizers.state_dict import call_all, check_steps
 
 if TYPE_CHECKING:
@@ -224,11 +223,8 @@ class Arrangement:
         self._refuse_swapped("sync_params")
         self.catch_up()
         for k, (array, state) in enumerate(zip(self._params.arrays, self.state, strict=True)):
-            if LOW_BITS in state:
-                state[LOW_BITS][...] = 0
-            if not state.is_new:
-                hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
-                self.RULE.reset_copies(hp, decode(array), state)
+            hp = Hyperparameters(self.groups[self._params.group_of[k]].evaluated(self.steps))
+            reset_copies(self.RULE, hp, array, state)
         self._state.flags[...] |= NEW_COPIES
         self._counter.stale = self._counter.stale_counts = True
 

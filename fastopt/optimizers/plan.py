@@ -89,6 +89,8 @@ class StepPlan:
         Notices that the caller's containers have other arrays.
     partition : Partition, optional
         If the arrays are parts of parameters, combines what several processes compute.
+    positions : sequence of int, optional
+        Index of each parameter in the optimizer, if some of its parameters are left out.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class StepPlan:
         storage: Storage | None = None, unit_transform: UnitTransform | None = None,
         written: Sequence[Array] = (),
         pending: StepCounter | None = None, watch: ContainerWatch | None = None,
-        partition: Partition | None = None,
+        partition: Partition | None = None, positions: Sequence[int] | None = None,
     ) -> None:
         self.rule, self.groups, self.group_of, self.arrays = rule, groups, group_of, arrays
         self._kernels, self._state, self._counter = kernels, state, counter
@@ -136,6 +138,7 @@ class StepPlan:
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
                     to_nearest=storage.to_nearest, seed=storage.seed, block_size=storage.block_size,
                     low=own.low_bits(), origin=0 if partition is None else partition.origins[k],
+                    position=k if positions is None else positions[k],
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
             ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
@@ -130,45 +131,52 @@ class State(Mapping[str, "Array"]):
         return sum(array.nbytes for array in self.stored.values())
 
 
-class _StateLayout:
-    """Shapes and dtypes of the arrays that the state of one parameter consists of."""
+class StateLayout:
+    """Shapes and dtypes of the arrays that the state of one parameter consists of.
+
+    Attributes
+    ----------
+    shapes : dict of tuple
+        Shape of each state array of the rule.
+    encodings : dict of str
+        Encoding of each of them; "" for those that are not `Encoded`.
+    views : dict of list
+        What `alloc_views` has to allocate for each state array.
+    """
 
     def __init__(self, rule: type[Rule], kernel: str, array: Array, storage: Storage) -> None:
         self.array, self.storage = array, storage
         self.dtype = computing_dtype(array.dtype)
-        shapes = rule.state_shapes(kernel, array)
+        self.shapes = shapes = rule.state_shapes(kernel, array)
         self.encodings = dict.fromkeys(shapes, "")
         if storage.state_dtype != "float32" and array.size:
             kinds = rule.state_kinds(kernel)
             self.encodings = {n: storage.encoding(kinds.get(n), array.size) for n in shapes}
         # State of the shape of its parameter also has its memory layout. `compute_update` works in C order.
-        self.views: list[View] = []
+        self.views: dict[str, list[View]] = {}
         for name, shape in shapes.items():
             if encoding := self.encodings[name]:
                 is_bf16 = encoding == "bfloat16"
                 n_scales = 0 if is_bf16 else -(-array.size // storage.block_size)
-                self.views.append(((array.size,), np.uint16 if is_bf16 else np.uint8))
-                self.views.append(((n_scales,), np.float32))
+                dtype = np.uint16 if is_bf16 else np.uint8
+                self.views[name] = [((array.size,), dtype), ((n_scales,), np.float32)]
             else:
                 is_like = shape == array.shape and kernel not in rule.PRECOMPUTED
-                self.views.append((None if is_like else shape, self.dtype))
-        self.is_split = has_low_bits(array, storage)
-        if self.is_split:
-            self.views.append((None, np.uint16))
+                self.views[name] = [(None if is_like else shape, self.dtype)]
+        if has_low_bits(array, storage):
+            self.views[LOW_BITS] = [(None, np.uint16)]
 
-    def arrays(self, views: Sequence[AnyArray]) -> dict[str, Stored]:
-        """Return the state arrays, made of the first of the views that were allocated."""
-        remaining, block_size = iter(views), self.storage.block_size
-        result: dict[str, Stored] = {}
-        for name, encoding in self.encodings.items():
-            array = next(remaining)
-            if encoding:
-                result[name] = Encoded(encoding, array, next(remaining), block_size, self.array)
-            else:
-                result[name] = array
-        if self.is_split:
-            result[LOW_BITS] = next(remaining)
-        return result
+    def make(self, name: str, views: Iterator[AnyArray]) -> Stored:
+        """Return a state array, made of the next of the views that were allocated."""
+        array, encoding = next(views), self.encodings.get(name)
+        if not encoding:
+            return array
+        return Encoded(encoding, array, next(views), self.storage.block_size, self.array)
+
+    def has_noise(self) -> bool:
+        """Whether a step rounds the parameter or its state stochastically."""
+        is_rounded = self.array.itemsize == 2 and LOW_BITS not in self.views
+        return any(self.encodings.values()) or (is_rounded and not self.storage.to_nearest)
 
 
 class StateArrays(NamedTuple):
@@ -210,6 +218,14 @@ def values_of(array: Array, state: State) -> AnyArray:
     return decode(array) if low is None else join_split(array, low)
 
 
+def reset_copies(rule: type[Rule], hp: Hyperparameters, array: Array, state: State) -> None:
+    """Set the low bits of a parameter to zero, and its copies in the state to the present value."""
+    if LOW_BITS in state:
+        state[LOW_BITS][...] = 0
+    if not state.is_new:
+        rule.reset_copies(hp, decode(array), state)
+
+
 def memory_of(arrays: Iterable[Stored]) -> Iterator[AnyArray]:
     """The arrays that state arrays consist of."""
     for array in arrays:
@@ -242,14 +258,14 @@ def allocate(
     """
     counts, flags = np.zeros(len(arrays), np.int64), np.full(len(arrays), NEW_STATE | NEW_COPIES, np.uint8)
     layouts = [
-        _StateLayout(rule, kernel, array, storage) for kernel, array in zip(kernels, arrays, strict=True)
+        StateLayout(rule, kernel, array, storage) for kernel, array in zip(kernels, arrays, strict=True)
     ]
     views = alloc_views(arrays, [
-        [*layout.views, *[(None, layout.dtype)] * len(buffer_names)] for layout in layouts
+        [*chain(*layout.views.values()), *[(None, layout.dtype)] * len(buffer_names)] for layout in layouts
     ])
     states = tuple(
-        State(layout.arrays(own_views), counts, flags, k)
-        for k, (layout, own_views) in enumerate(zip(layouts, views, strict=True))
+        State({name: layout.make(name, remaining) for name in layout.views}, counts, flags, k)
+        for k, (layout, remaining) in enumerate(zip(layouts, map(iter, views), strict=True))
     )
     old_states = old.states if old is not None else ()
     shared = Scalars(dict(rule.SCALAR_STATE), counter)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -10,22 +12,28 @@ import torch
 
 from fastopt._core import dispatch
 from fastopt._core.arena import alloc_views
-from fastopt._core.formats import computing_dtype, decode
-from fastopt._core.layout import copy_with_layout, is_dense, same_layout
-from fastopt._core.step_table import NEW_COPIES, NEW_STATE
+from fastopt._core.encoded import Encoded
+from fastopt._core.formats import decode
+from fastopt._core.layout import is_dense
+from fastopt._core.step_table import NEW_COPIES, NEW_STATE, Exchange
 from fastopt._core.tensors import TensorWatch
 from fastopt._core.validation import check_disjoint
 from fastopt.interop.torch_names import WITHOUT_STEP_COUNT, asgd_scalars
 from fastopt.optimizers.options.gradients import unit_transform
+from fastopt.optimizers.options.storage import check_master_weights, check_state_dtype
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.sgd import ASGDRule
-from fastopt.optimizers.state import Scalars, State, StateArrays
+from fastopt.optimizers.state import Scalars, State, StateArrays, StateLayout, reset_copies
 from fastopt.optimizers.state_dict import check_steps
 from fastopt.torch import tensors
+from fastopt.torch.state import ParamState, all_keys, keys_of, to_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from fastopt._core.rows import Rows
     from fastopt._core.typing import AnyArray, Array
+    from fastopt.optimizers.state import Stored
 
 _COUNT_DTYPES = (torch.float32, torch.float64, torch.int64)
 
@@ -78,19 +86,22 @@ class Binding:
         self.copied: list[tuple[Any, Any]] = []     # parameters with gaps in memory, and their dense copies
         self.converted: list[Any] = []              # gradients of this step that were copied
         options = optimizer._training_options
+        self.name, self.storage = type(optimizer).OPTIMIZER.__name__, options.storage
         self._moves_units = options.units != (False, None)
         arrays = [self._bind_param(k) for k in range(len(self.params))]
         check_disjoint(arrays, self.paths, "")
+        check_master_weights(self.storage, arrays, self.paths, "")
+        check_state_dtype(self.rule, self.storage, options.sparse, arrays, self.paths, "")
         self.kernels = self._select_kernels(arrays)
         self._check_kernels()
-        uncounted = () if options.updates else WITHOUT_STEP_COUNT.get(type(optimizer).OPTIMIZER.__name__, ())
-        self._counts_steps = [kernel not in uncounted for kernel in self.kernels]
+        self._counts_steps: list[bool] = []
         self._bind_state(arrays, list(options.updates))
         self.plan = StepPlan(
             self.rule, self.groups, self.group_of, [self._units(a) for a in arrays], self.kernels, self.state,
             self.counter, tuple(range(len(arrays))), [f"{path}.grad" for path in self.paths],
             sparse=options.sparse, options=options.updates, storage=options.storage,
             unit_transform=unit_transform(*options.units),
+            positions=[i for i, place in enumerate(places) if place >= 0],
         )
         names = (*optimizer.NAMES, *optimizer.FLAGS, *optimizer.CONSTANTS)
         self.watch = self._make_watch(names, places)
@@ -158,6 +169,11 @@ class Binding:
             if self._moves_units and (by_axis or p.is_complex()):
                 reason = "its state is per row or column" if by_axis else "it is complex"
                 raise ValueError(f"centralize, unit_clip: not supported for {path}, because {reason}")
+            if tensors.is_wrapper(p) and self.storage.state_dtype == "int8":
+                raise ValueError(
+                    f"state_dtype: 'int8' is not supported for {path}, because blocks of codes cannot be "
+                    f"divided as the {type(p).__name__} is; use 'bfloat16'"
+                )
             if tensors.is_wrapper(p) and (by_axis or self._moves_units or kernel in compiled.TWO_PASS):
                 raise ValueError(
                     f"{path}: expected a whole tensor, because the update of an element depends on others, "
@@ -173,85 +189,92 @@ class Binding:
 
     def _bind_state(self, arrays: list[Array], buffers: list[str]) -> None:
         """Bind the state that the parameters have, and allocate what they do not have."""
-        n = len(arrays)
-        counts, flags = np.zeros(n, np.int64), np.zeros(n, np.uint8)
+        counts, flags = np.zeros(len(arrays), np.int64), np.zeros(len(arrays), np.uint8)
         self.own: list[dict[str, Any]] = [self.torch_state.get(p, {}) for p in self.params]
-        self.pending: list[dict[str, Any]] = [{} for _ in range(n)]     # new items of `own`
-        shapes = [self._state_shapes(k, array) for k, array in enumerate(arrays)]
-        missing = [
-            [name for name in (*names, *buffers) if own.get(name) is None]
-            for own, names in zip(self.own, shapes, strict=True)
+        self.pending: list[dict[str, Any]] = [{} for _ in arrays]   # new items of `own`
+        self.replaced: list[list[str]] = [[] for _ in arrays]       # keys of `own` that they replace
+        bound = [
+            ParamState(
+                StateLayout(self.rule, self.kernels[k], array, self.storage), buffers, self.own[k],
+                f"state[{self.paths[k]}]",
+            )
+            for k, array in enumerate(arrays)
         ]
-        fresh = alloc_views(arrays, [
-            [(names.get(name), computing_dtype(array.dtype)) for name in absent]
-            for array, names, absent in zip(arrays, shapes, missing, strict=True)
-        ])
+        fresh = alloc_views(arrays, [x.missing_views() for x in bound])
         states: list[State] = []
-        copies: dict[str, list[Array]] = {name: [] for name in buffers}
-        for k, array in enumerate(arrays):
-            own, absent = self.own[k], missing[k]
-            is_new = all(name in absent for name in shapes[k])
-            if not is_new and (unknown := [name for name in shapes[k] if name in absent]):
-                found = ", ".join(own)
+        for k, (x, views) in enumerate(zip(bound, fresh, strict=True)):
+            required, hp = x.layout.shapes.keys(), self.groups[self.group_of[k]].raw()
+            is_new = x.absent.issuperset(required)
+            if not is_new and (unknown := sorted(x.absent.intersection(required))):
+                found = ", ".join(self.own[k])
                 raise KeyError(f"{unknown[0]}: expected in the state of {self.paths[k]}, got {found}")
+            for name in x.add_missing(iter(views), partial(self.rule.init_value, hp=hp)):
+                items = to_tensors(name, x.arrays[name], self.locals[k])
+                self.pending[k] |= {key: self._wrap(k, tensor) for key, tensor in items.items()}
+                self.replaced[k] += [key for key in all_keys(name) if key not in items]
+            always = self.kernels[k] not in WITHOUT_STEP_COUNT.get(self.name, ())
+            self._counts_steps.append(always or bool(buffers) or x.layout.has_noise())
             if self._counts_steps[k]:
                 counts[k] = self._bind_count(k)
-                is_new = is_new or not counts[k]
-            bound = {
-                name: self._bind_array(k, name, array, shapes[k].get(name))
-                for name in (*shapes[k], *buffers) if name not in absent
-            }
-            for name, view in zip(absent, fresh[k], strict=True):
-                hp = self.groups[self.group_of[k]].raw()
-                view[...] = decode(array) if name in buffers else self.rule.init_value(name, hp)
-                bound[name] = view
-                self.pending[k][name] = self._wrap(k, view)
-            flags[k] = NEW_STATE * is_new + NEW_COPIES * all(name in absent for name in buffers)
-            states.append(State({n: self._units(bound[n]) for n in shapes[k]}, counts, flags, k))
-            for name in buffers:
-                copies[name].append(self._units(bound[name]))
+                is_new = is_new or (not counts[k] and (always or self.own[k].get("step") is not None))
+            flags[k] = NEW_STATE * is_new + NEW_COPIES * x.absent.issuperset(buffers)
+            stored = {name: self._stored_units(x.arrays[name]) for name in x.layout.views}
+            states.append(State(stored, counts, flags, k))
+        copies = {name: [self._units(x.arrays[name]) for x in bound] for name in buffers}
         self.state = StateArrays(tuple(states), copies, counts, flags)
         self.counter.steps = int(counts.max(initial=0))
         self.counter.mark()
         self._bind_scalars()
 
-    def _state_shapes(self, k: int, array: Array) -> dict[str, tuple[int, ...] | None]:
-        """Shapes of the state arrays by name; None for those with the shape and layout of the parameter."""
-        kernel = self.kernels[k]
-        return {
-            name: None if shape == array.shape and kernel not in self.rule.PRECOMPUTED else shape
-            for name, shape in self.rule.state_shapes(kernel, array).items()
-        }
+    def _stored_units(self, stored: Stored) -> Stored:
+        """View a state array with the axes of `_units`."""
+        if not isinstance(stored, Encoded):
+            return self._units(stored)
+        like = self._units(stored.view)
+        return Encoded(stored.encoding, stored.stored, stored.scales, stored.block_size, like)
 
-    def _bind_array(self, k: int, name: str, array: Array, shape: tuple[int, ...] | None) -> Array:
-        """Return the array of a state tensor, which is replaced if the kernels cannot update it."""
-        tensor = tensors.unwrap(self.own[k][name])
-        path = f"state[{self.paths[k]}][{name!r}]"
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{path}: expected a tensor, got {tensor!r}")
-        tensors.check_parameter(tensor, path)
-        found: Array = tensors.to_array(tensor)
-        wanted = array.shape if shape is None else shape
-        if found.shape != wanted:
-            raise ValueError(f"{path}: expected shape {wanted}, got {found.shape}")
-        is_usable = same_layout(found, array) if shape is None else found.flags.c_contiguous
-        dtype = computing_dtype(array.dtype)
-        if found.dtype == dtype and is_usable:
-            return found
-        found = decode(found, dtype)
-        made = copy_with_layout(found, array, dtype) if shape is None else np.array(found, order="C")
-        self.pending[k][name] = self._wrap(k, made)
-        return made
-
-    def _wrap(self, k: int, array: Array) -> Any:
-        """Return state of a parameter as a tensor of its kind."""
-        param, made = self.params[k], tensors.like(self.locals[k], array)
+    def _wrap(self, k: int, made: Any) -> Any:
+        """Return a tensor with state of a parameter as a tensor of its kind."""
+        param = self.params[k]
         if not tensors.is_wrapper(param):
             return made
         return type(param).from_local(
             made, param.device_mesh, param.placements, run_check=False, shape=param.shape,
             stride=param.stride(),
         )
+
+    @contextmanager
+    def swapped(self, name: str) -> Iterator[None]:
+        """Exchange the parameters and the copies of an option for the time of a ``with`` block."""
+        arrays, copies = list(self.plan.arrays), self.state.buffers[name]
+        exchange = Exchange(self.counter, f"swapped_{name}", arrays, copies)
+        self.watch.release()
+        with self._writing():
+            exchange.__enter__()
+        try:
+            yield
+        finally:
+            with self._writing():
+                exchange.__exit__()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Let the parameters have what is written to their arrays, also those with gaps in memory."""
+        with torch.no_grad():
+            for tensor, copied in self.copied:
+                copied.copy_(tensor)
+            yield
+            for tensor, copied in self.copied:
+                tensor.copy_(copied)
+        torch.autograd.graph.increment_version(self.params)
+
+    def reset_copies(self) -> None:
+        """Set the copies of parameters in the state to the present values of the parameters."""
+        for k, (array, state) in enumerate(zip(self.plan.arrays, self.state.states, strict=True)):
+            reset_copies(self.rule, self.groups[self.group_of[k]].raw(), array, state)
+            for copies in self.state.buffers.values():
+                copies[k][...] = decode(array)
+        self._commit([bool(own) for own in self.own])
 
     def _bind_count(self, k: int) -> int:
         """Return the number of steps that a parameter has taken; its tensor is made if it is missing."""
@@ -312,10 +335,11 @@ class Binding:
         return watch
 
     def _tensors(self, k: int) -> dict[str, Any]:
-        """Return the state tensors of a parameter by name."""
-        names = [*self.state.states[k], *self.state.buffers, *(["step"] if self._counts_steps[k] else [])]
+        """Return the state tensors of a parameter by their keys."""
+        stored = self.state.states[k].stored
+        keys = [key for name in stored for key in keys_of(name, stored[name])] + list(self.state.buffers)
         state = self.own[k] | self.pending[k]
-        return {name: state[name] for name in names}
+        return {key: state[key] for key in [*keys, *(["step"] if self._counts_steps[k] else [])]}
 
     def _to_gradient(self, grad: Any, k: int) -> AnyArray | Rows:
         """Return a gradient that the kernels cannot read where it is as an array or as `Rows`."""
@@ -350,6 +374,16 @@ class Binding:
             self.converted.clear()
         return taken
 
+    def _commit(self, selected: list[bool]) -> None:
+        """Give the optimizer the new state of the selected parameters."""
+        for k, p in enumerate(self.params):
+            own = self.own[k]
+            for key in self.replaced[k] if selected[k] else ():
+                own.pop(key, None)
+            own |= self.pending[k] if selected[k] else {}
+            if own:
+                self.torch_state[p] = own
+
     def _finish(self) -> None:
         """Give the optimizer what has changed in the step, apart from the memory of its tensors."""
         watch, scalars = self.watch, tuple(self._scalars(0))
@@ -359,10 +393,7 @@ class Binding:
         for tensor, copied in self.copied:
             tensor.copy_(copied)
         if self.pending:
-            for p, own, pending in zip(self.params, self.own, self.pending, strict=True):
-                own |= pending
-                if own:
-                    self.torch_state[p] = own
+            self._commit([True] * len(self.own))
             names = [(*scalars, *self._tensors(k)) for k in range(len(self.own))]
             self.pending = []
             watch.save_state(self.torch_state, self.own, names)

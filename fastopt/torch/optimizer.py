@@ -15,8 +15,11 @@ from fastopt._core.validation import check_bool
 from fastopt.optimizers.base import check_limits, read_arguments
 from fastopt.optimizers.groups import Group
 from fastopt.optimizers.hyperparameters import check_number
+from fastopt.optimizers.options.storage import check_state_dtype
 from fastopt.optimizers.options.training import check_training_options
+from fastopt.optimizers.state import LOW_BITS
 from fastopt.torch.binding import Binding, to_value
+from fastopt.torch.state import decode_items
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +28,7 @@ if TYPE_CHECKING:
     from fastopt.optimizers.rule import Rule
 
 # Options of `fastopt.Optimizer` that tensors do not have, with the reason.
-NOT_SUPPORTED = {
-    "accumulate": "tensors accumulate their gradients",
-    "state_dtype": "the state consists of tensors that can be exchanged with torch",
-    "block_size": "the state consists of tensors that can be exchanged with torch",
-    "master_weights": "the state consists of tensors that can be exchanged with torch",
-}
+NOT_SUPPORTED = {"accumulate": "tensors accumulate their gradients"}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -61,13 +59,13 @@ class Optimizer(torch.optim.Optimizer):
         bound = self._signature.bind(*args, **kwargs)
         params, hyperparameters, options = read_arguments(self.OPTIMIZER, bound)
         hyperparameters["independent_weight_decay"] = options.pop("independent_weight_decay", 0.0)
-        self._training_options = check_training_options(self.RULE, **options)
-        if self._training_options.sparse == "exact":
+        self._training_options = checked = check_training_options(self.RULE, **options)
+        if checked.sparse == "exact":
             raise ValueError("sparse: expected 'lazy' or 'dense' for tensors, got 'exact'")
+        check_state_dtype(self.RULE, checked.storage, checked.sparse, (), ())
         self._counter = StepCounter()
         self._binding: Binding | None = None
         self._loaded: dict[str, Any] = {}
-        self._is_swapped = False
         super().__init__(params, hyperparameters | flags | constants)
 
     # --- Groups ---
@@ -137,7 +135,7 @@ class Optimizer(torch.optim.Optimizer):
         -------
         The result of `closure`, or None.
         """
-        if self._is_swapped:
+        if self._counter.exchanged:
             self._refuse_swapped("step")
         loss = None
         if closure is not None:
@@ -176,7 +174,7 @@ class Optimizer(torch.optim.Optimizer):
         return binding
 
     def _refuse_swapped(self, name: str) -> None:
-        if self._is_swapped:
+        if self._counter.exchanged:
             raise RuntimeError(f"{name}: not allowed inside swapped_ema, where the parameters are averages")
 
     @property
@@ -192,21 +190,20 @@ class Optimizer(torch.optim.Optimizer):
         """``with optimizer.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
         if "ema" not in self._training_options.updates:
             raise ValueError("swapped_ema: the optimizer keeps no average; pass ema=0.999 to it")
-        if self._is_swapped:
-            raise RuntimeError("swapped_ema: not allowed inside swapped_ema")
-        pairs = [(p, own["ema"]) for p, own in self.state.items() if "ema" in own]
-        averages = [average.clone() for _, average in pairs]    # which a parameter of 16 bits rounds
-        _exchange(pairs)
-        self._is_swapped = True
-        try:
+        self._refuse_swapped("swapped_ema")
+        with self._current_binding().swapped("ema"):
             yield
-        finally:
-            _exchange(pairs)
-            with torch.no_grad():
-                for (p, average), before in zip(pairs, averages, strict=True):
-                    is_same = average == before.to(p.dtype).to(before.dtype)
-                    average.copy_(torch.where(is_same, before, average))
-            self._is_swapped = False
+
+    def sync_params(self) -> None:
+        """Take the parameters as they are now, after other weights were loaded into them.
+
+        Copies of the parameters in the state, such as averages and the iterates of the schedule-free
+        optimizers, are set to the present values, and the low bits of split master weights to zero. Gradient
+        moments and step counts are left unchanged.
+        """
+        self._refuse_swapped("sync_params")
+        self._binding = None
+        Binding(self).reset_copies()
 
     # --- State ---
 
@@ -239,13 +236,13 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._binding = None
         loaded = self.__dict__.setdefault("_loaded", {})
-        self._is_swapped = False
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            for name in (*self.NAMES, *self.FLAGS):     # torch adds items to `defaults`
+                group.setdefault(name, self.defaults[name])
             group |= self.CONSTANTS
         if loaded:
             self._restore_dtypes(loaded)
+            self._convert_storage()
 
     def _restore_dtypes(self, loaded: Mapping[str, Any]) -> None:
         """Give the state the dtypes that it had before torch cast it to those of the parameters."""
@@ -256,6 +253,15 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in loaded["state"].get(key, {}).items():
                 if isinstance(value, torch.Tensor) and own[name].dtype != value.dtype:
                     own[name] = value.to(own[name].device)
+
+    def _convert_storage(self) -> None:
+        """Give the state a form that torch has too, as far as this optimizer does not have another one."""
+        storage = self._training_options.storage
+        for p, own in self.state.items():
+            if storage.state_dtype != "int8":
+                decode_items(own, p)
+            if not storage.is_split:
+                own.pop(LOW_BITS, None)
 
 
 class ScheduleFreeOptimizer(Optimizer):
@@ -283,15 +289,6 @@ class ScheduleFreeOptimizer(Optimizer):
     def eval(self) -> None:
         """Let the parameters be their averages."""
         self.train(False)
-
-
-def _exchange(pairs: list[tuple[Any, Any]]) -> None:
-    """Exchange the elements of two tensors of each pair."""
-    with torch.no_grad():
-        for p, q in pairs:
-            before = p.clone()
-            p.copy_(q)
-            q.copy_(before)
 
 
 _NO_LIMITS = check_limits(None, None)

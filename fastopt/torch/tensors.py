@@ -51,11 +51,16 @@ def like(tensor: Any, array: AnyArray) -> Any:
 
 def check_parameter(tensor: Any, name: str) -> None:
     """Raise unless the kernels can update a tensor."""
+    check_dense(tensor, name)
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
+
+
+def check_dense(tensor: Any, name: str) -> None:
+    """Raise unless a tensor has memory on the CPU with all its elements."""
     _check_memory(tensor, name)
     if tensor.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got one with the layout {tensor.layout}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {tensor.dtype}")
 
 
 def to_gradient(tensor: Any, name: str) -> tuple[AnyArray | Rows, bool]:

@@ -318,12 +318,14 @@ def test_options(options, name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_swapped_ema_gives_back_the_bits_of_parameters_and_averages(dtype):
     params = make_params(dtype=dtype)
+    params[0].data = torch.stack([params[0].data] * 2, -1)[..., 0]      # has gaps in memory
     optimizer = ft.AdamW(params, lr=0.1, ema=0.9)
     run(optimizer, params, 3)
     state = [optimizer.state[p]["ema"] for p in params]
-    before, averages = values(params), values(state)
+    before, averages, versions = values(params), values(state), [p._version for p in params]
     with optimizer.swapped_ema():
         assert_equal(params, [average.to(dtype) for average in averages])
+        assert all(p._version > n for p, n in zip(params, versions, strict=True))
         params[1].data.fill_(2.0)       # another value is kept as the average
     assert_equal(params, before)
     averages[1].fill_(2.0)

@@ -75,19 +75,20 @@ def _name(dtype: Any) -> Any:
 
 
 def check_master_weights(
-    storage: Storage, arrays: Sequence[Array], paths: Sequence[str]
+    storage: Storage, arrays: Sequence[Array], paths: Sequence[str], root: str = "params"
 ) -> None:
     """Raise ValueError if a parameter has 16 bits that are not the high half of a float32."""
     for array, path in zip(arrays if storage.is_split else (), paths, strict=False):
         if array.dtype == FLOAT16:
             raise ValueError(
                 "master_weights: 'split' needs parameters of bfloat16, float32 or float64, got float16 for "
-                f"params{path}"
+                f"{root}{path}"
             )
 
 
 def check_state_dtype(
-    rule: type[Rule], storage: Storage, sparse: str, arrays: Sequence[Array], paths: Sequence[str]
+    rule: type[Rule], storage: Storage, sparse: str, arrays: Sequence[Array], paths: Sequence[str],
+    root: str = "params",
 ) -> None:
     """Raise ValueError if the state of these parameters cannot be stored in this way."""
     state_dtype = storage.state_dtype
@@ -104,5 +105,5 @@ def check_state_dtype(
         if array.dtype == FLOAT64:
             raise ValueError(
                 f"state_dtype: {state_dtype!r} needs parameters of float32, bfloat16 or float16, got float64 "
-                f"for params{path}"
+                f"for {root}{path}"
             )
