@@ -58,6 +58,8 @@ def add_table_options(group: Container) -> None:
     header("--no-header", action="store_true", help="the first line holds data (default: found)")
     add("--na-values", type=_list_of(str), metavar="TEXTS",
         help="comma-separated texts that stand for a missing value, besides ?, NA, NaN and the empty text")
+    add("--thousands", metavar="CHARACTER", help="separator of thousands in numbers (default: none)")
+    add("--encoding", metavar="NAME", help="encoding of the text, for example latin-1 (default: utf-8)")
     add("--ignore", type=_columns, metavar="COLUMNS",
         help="comma-separated names or indices of columns to leave out, such as an id")
 

@@ -14,7 +14,8 @@ from fastopt.nn.data import Dataset
 from fastopt.nn.typing import Header
 
 _OPTIONS = (
-    "label", "sep", "decimal", "header", "no_header", "na_values", "ignore", "categorical", "no_standardize",
+    "label", "sep", "decimal", "header", "no_header", "na_values", "thousands", "encoding", "ignore",
+    "categorical", "no_standardize",
 )
 _WIDTH = 80
 _MAX_NAMES = 10     # of columns on a line
@@ -30,7 +31,9 @@ def check_options(args: argparse.Namespace) -> None:
 def make_layout(args: argparse.Namespace) -> data.TableFormat:
     """Return the layout of a table that the options describe."""
     header: Header = "auto" if args.header == args.no_header else args.header
-    return data.TableFormat(args.sep, args.decimal, header, args.na_values or ())
+    return data.TableFormat(
+        args.sep, args.decimal, header, args.na_values or (), args.thousands, args.encoding
+    )
 
 
 def standardize_target(args: argparse.Namespace, dataset: Dataset) -> Dataset:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastopt.nn.data import TableReader
+from fastopt.nn.data import TableFormat, TableReader
 
 pd = pytest.importorskip("pandas")
 
@@ -98,13 +98,53 @@ def titanic(rng):
     return frame.to_csv(sep="\t", index=False), "titanic.tsv", "Survived", ["--label", "Survived"]
 
 
-SHAPES = [wine, automobiles, adult, iris, numeric_header, housing, titanic]
+def mushrooms(rng):
+    """Texts only; booleans and missing ones."""
+    y = rng.integers(0, 2, 300)
+    X = scores(rng, y) > 0.5
+    frame = pd.DataFrame({"bruises": X[:, 0], "ring": X[:, 1].astype(object)})
+    frame["odor"] = np.array(["a", "n"])[X[:, 2].astype(int)]
+    frame.loc[::6, "ring"] = None
+    frame["class"] = np.array(["e", "p"])[y]
+    return frame.to_csv(index=False), "mushrooms.data.csv", "class", []
+
+
+def cities(rng):
+    """Separators of thousands, an encoding of its own, missing values in any case."""
+    y = rng.integers(0, 2, 300)
+    X = scores(rng, y)
+    frame = pd.DataFrame({
+        "Einwohner": [f"{round(abs(x)):,}".replace(",", ".") for x in 1e6 * X[:, 0]],
+        "Höhe": [("na", "NULL", "None", "N/a")[i % 4] if i % 8 == 0 else f"{x:.2f}".replace(".", ",")
+                  for i, x in enumerate(X[:, 1])],
+        "Fläche": [f"{1000 + x:,.1f}".translate({44: ".", 46: ","}) for x in X[:, 2]],
+        "Größe": np.array(["groß", "klein"])[y],
+    })
+    options = ["--thousands", ".", "--encoding", "latin-1"]
+    return frame.to_csv(sep=";", index=False), "cities.csv", "Größe", options
+
+
+def accounts(rng):
+    """Integers that are too large for 64 bits, and labels of them; constant columns."""
+    y = rng.integers(0, 2, 300)
+    frame = pd.DataFrame(scores(rng, y), columns=["a", "b", "c"])
+    frame.insert(0, "account", [10**30 + i for i in range(300)])
+    frame.insert(1, "time", [2**63 - 1 - i for i in range(300)])
+    frame.insert(2, "version", 3)
+    frame["kind"] = [10**25 + int(k) for k in y]
+    return frame.to_csv(index=False), "accounts.csv", "kind", []
+
+
+SHAPES = [
+    wine, automobiles, adult, iris, numeric_header, housing, titanic, mushrooms, cities, accounts,
+]
 
 
 @pytest.mark.parametrize("make", SHAPES, ids=lambda make: make.__name__)
 def test_tables_are_learned_with_the_defaults_and_predicted_by_name(run, make):
     content, name, label, options = make(np.random.default_rng(0))
-    Path(name).write_text(content, encoding="utf-8", newline="")
+    encoding = options[-1] if "--encoding" in options else "utf-8"
+    Path(name).write_text(content, encoding=encoding, newline="")
     status, out, err = run("train", "--data", name, *options)
     assert (status, err) == (0, "") and max(map(len, out.splitlines())) <= 80
     score = float(re.search(r"^Test (?:Accuracy|R2) = (.*)$", out, re.M)[1])
@@ -119,14 +159,17 @@ def test_tables_are_learned_with_the_defaults_and_predicted_by_name(run, make):
     if label is None:
         return
     assert predicted.splitlines()[0] == label
-    sep = TableReader(name).sep
-    frame = pd.read_csv(name, sep=sep, dtype=str, keep_default_na=False, skipinitialspace=True)
+    sep = TableReader(name, TableFormat(encoding=encoding)).sep
+    layout = {"sep": ";" if ";" in content else ",", "encoding": encoding, "index": False}
+    frame = pd.read_csv(
+        name, sep=sep, dtype=str, keep_default_na=False, skipinitialspace=True, encoding=encoding
+    )
     shuffled = frame[frame.columns[np.random.default_rng(1).permutation(len(frame.columns))]]
-    shuffled.to_csv("shuffled.csv", sep=";" if ";" in content else ",", index=False)
+    shuffled.to_csv("shuffled.csv", **layout)
     assert run("predict", "fastopt-run", "shuffled.csv")[1] == predicted
-    frame.drop(columns=label).to_csv("unlabeled.csv", sep=";" if ";" in content else ",", index=False)
+    frame.drop(columns=label).to_csv("unlabeled.csv", **layout)
     assert run("predict", "fastopt-run", "unlabeled.csv")[1:] == (predicted, "")
-    frame.drop(columns=frame.columns[-2]).to_csv("less.csv", sep=";" if ";" in content else ",", index=False)
+    frame.drop(columns=frame.columns[-2]).to_csv("less.csv", **layout)
     status, out, err = run("predict", "fastopt-run", "less.csv")
     assert (status, out) == (2, "") and "expected the columns of the training data, missing are" in err
 
@@ -155,6 +198,48 @@ def test_a_warning_is_printed_once_on_standard_error(run):
         "--task regression (task='regression' in Python) predicts them as values\n"
     )
     assert run("train", "--data", "t.csv", "--epochs", 1, "--task", "regression")[2] == ""
+
+
+WARNINGS = {
+    "column 'x' has texts that look like numbers, such as '1,233'; "
+    "--thousands CHARACTER reads them as numbers":
+        (lambda i: f'"{1000 + i % 234:,}"', ["--thousands", ","]),
+    "column 'x' has texts that look like numbers, such as '9.5%'; remove the unit to use them as numbers":
+        (lambda i: f"{i % 10}.5%", ["--ignore", "x"]),
+    "column 'x' has texts that look like numbers, such as '$ 9'; remove the unit to use them as numbers":
+        (lambda i: f"$ {i % 10}", ["--ignore", "x"]),
+}
+
+
+@pytest.mark.parametrize("message", WARNINGS)
+def test_texts_that_look_like_numbers(run, message):
+    cell, remedy = WARNINGS[message]
+    Path("t.csv").write_text("x,z,y\n" + "".join(f"{cell(i)},{i % 7},{'ab'[i % 2]}\n" for i in range(300)))
+    assert run("train", "--data", "t.csv", "--epochs", 1)[::2] == (0, f"fastopt: warning: t.csv: {message}\n")
+    assert run("train", "--data", "t.csv", "--epochs", 1, *remedy)[::2] == (0, "")
+    status, out, err = run("predict", "fastopt-run-2", "t.csv")
+    assert status == 0 and "Accuracy" in err
+
+
+def test_a_header_of_numbers_may_be_data(run):
+    Path("t.csv").write_text("10,20,30\n" + "".join(f"{i / 8},{i % 7},{i % 2}\n" for i in range(100)))
+    assert run("train", "--data", "t.csv", "--epochs", 1)[2] == (
+        "fastopt: warning: t.csv: the first line is taken for data, but no other line has its label '30'; "
+        "--header takes it for column names\n"
+    )
+    for option in ("--header", "--no-header"):
+        assert run("train", "--data", "t.csv", "--epochs", 1, option)[::2] == (0, "")
+
+
+def test_errors_of_the_layout(run):
+    Path("t.csv").write_text("größe,y\n" + "1,a\n2,b\n" * 20, encoding="latin-1")
+    status, _, err = run("train", "--data", "t.csv")
+    assert status == 2 and "--encoding selects another encoding, for example latin-1 or utf-16" in err
+    for option, value in (("encoding", "klingon"), ("thousands", ",,"), ("thousands", "")):
+        status, _, err = run("train", "--data", "t.csv", f"--{option}={value}")
+        assert status == 2 and err.startswith(f"fastopt: {option}: expected ") and repr(value) in err
+    status, _, err = run("train", "--data", "digits", "--thousands", ".")
+    assert status == 2 and "--thousands: expected a table as data" in err
 
 
 def test_no_confusion_matrix_beyond_a_hundred_classes(run, folder):

@@ -7,6 +7,7 @@ It follows scikit-learn's `SimpleImputer(strategy="median", add_indicator=True)`
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 _MAX_CATEGORIES = 100   # of a text column; a column with more is left out
 _MAX_FLOAT_CLASSES = 20 # of labels that are whole floating-point numbers; integers with more may be values
 _MISSING_NAME = "missing"
+_SAVED_FORMAT = ("sep", "decimal", "na_values", "thousands", "encoding")    # what other tables have in common
+# Numbers as pandas does not read them: with separators of thousands, and with a unit.
+_THOUSANDS = r"[-+]?\d{1,3}(?:([.,' ])\d{3})(?:\1\d{3})*(?:[.,]\d+)?"
+_WITH_UNIT = r"[-+]?(?:[$€£]\s?\d[\d.,]*|\d[\d.,]*\s?[%$€£])"
 
 
 @dataclass
@@ -378,7 +383,7 @@ def fit_table(
     reader = TableReader(path, layout)
     if label is None or len(reader.names) < 2:
         raise ValueError(
-            f"{reader.path}: expected features and a label column, found {len(reader.names)} columns"
+            f"{reader.path}: expected features and a label column, found one column"
         )
     label_index = reader.index_of("label", label)
     ignored = {reader.index_of("ignore", column) for column in ignore}
@@ -390,8 +395,9 @@ def fit_table(
     indices = {name: i for i, name in enumerate(reader.names)}
     features = frame[[indices[c.name] for c in columns]].set_axis([c.name for c in columns], axis=1)
     table = TableData(reader, features, indices, frame[label_index], label_index)
+    _warn_of_header(reader, frame[label_index])
     numbers = table.numeric_labels()
-    given = {name: getattr(layout, name) for name in ("sep", "decimal", "na_values")}
+    given = {name: getattr(layout, name) for name in _SAVED_FORMAT}
     preprocessor = TablePreprocessor(
         columns, reader.names, reader.named, reader.names[label_index], layout=given, left_out=left_out
     )
@@ -403,6 +409,18 @@ def fit_table(
             classes.sort(key=dict(zip(texts, numbers.tolist(), strict=True)).__getitem__)
         preprocessor.classes = classes
     return FittedTable(reader.path, preprocessor, table)
+
+
+def _warn_of_header(reader: TableReader, labels: pd.Series) -> None:
+    """Warn if the first line is taken for data and may be a header of numbers."""
+    counts = labels.value_counts()
+    is_unique = not reader.named and counts.get(labels.iloc[0]) == 1 and counts.iloc[1:-1].min() > 1
+    if is_unique and reader.layout.header == "auto":
+        warnings.warn(
+            f"{reader.path}: the first line is taken for data, but no other line has its label "
+            f"{labels.iloc[0]!r}; --header takes it for column names",
+            stacklevel=4,
+        )
 
 
 def is_regression(path: StrPath, numbers: AnyArray | None, is_float: bool, task: Task) -> bool:
@@ -447,6 +465,7 @@ def choose_columns(
             columns.append(Column(name, None, bool(cells.isna().any())))
         else:
             texts = sorted({*cells.dropna()})
+            _warn_of_numbers(reader, texts, name)
             if i not in categorical and len(texts) > min(_MAX_CATEGORIES, max(10, len(cells) // 2)):
                 left_out[name] = f"{len(texts)} different texts"
             else:
@@ -470,6 +489,20 @@ def _is_numeric(reader: TableReader, cells: pd.Series, index: int) -> bool:
     raise ValueError(_not_a_number(reader.cell(row, index), cells.iloc[row], reader.names[index]))
 
 
+def _warn_of_numbers(reader: TableReader, texts: Sequence[str], name: str) -> None:
+    """Warn if texts look like numbers that are written with separators of thousands or units."""
+    remedies = {_THOUSANDS: "--thousands CHARACTER reads", _WITH_UNIT: "remove the unit to use"}
+    for pattern, remedy in remedies.items():
+        found = [text for text in texts if re.fullmatch(pattern, text)]
+        if texts and 2 * len(found) > len(texts):
+            warnings.warn(
+                f"{reader.path}: column {name!r} has texts that look like numbers, such as {found[-1]!r}; "
+                f"{remedy} them as numbers",
+                stacklevel=5,
+            )
+            return
+
+
 def _counts_rows(cells: pd.Series) -> bool:
     values = cells.to_numpy()
     if values.dtype.kind not in "iu" or len(values) < 2:
@@ -478,10 +511,16 @@ def _counts_rows(cells: pd.Series) -> bool:
 
 
 def _moments(values: AnyArray) -> tuple[float, float]:
-    """Return mean and standard deviation, 1 for constant values."""
+    """Return mean and standard deviation, 1 for constant values.
+
+    If they differ by rounding errors only, as large integers do, the deviation is the size of the numbers.
+    """
+    if (values == values[0]).all():
+        return float(values[0]), 1.0
     mean, scale = float(np.mean(values)), float(np.std(values))
-    constant = not math.isfinite(scale) or scale <= 1e-12 * abs(mean)
-    return (mean, 1.0 if constant else scale) if math.isfinite(mean) else (0.0, 1.0)
+    if not math.isfinite(scale):
+        return mean if math.isfinite(mean) else 0.0, 1.0
+    return mean, scale if scale > 1e-12 * abs(mean) else abs(mean)
 
 
 def _list(names: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import operator
 import os
 import sys
@@ -25,12 +26,17 @@ SUFFIXES = (*(text + archive for text in _TEXT_SUFFIXES for archive in _ARCHIVE_
 
 # In the order in which they are tried: a comma may be a decimal comma, a space may be part of a text.
 _SEPARATORS = ("\t", ";", "|", ",", r"\s+")
+_UTF8 = "utf-8-sig"     # with a byte order mark or without
 _SAMPLE_ROWS = 100      # from which separator, header and decimal point are found
 # Texts that stand for a missing value: those of pandas, and the question mark of older data sets.
-_MISSING = (
-    "", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
-    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
-)  # fmt: skip
+_MISSING = [
+    case(text)
+    for text in (
+        "", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+        "NA", "NULL", "NaN", "None",
+    )
+    for case in (str, str.lower, str.upper, str.capitalize)
+]  # fmt: skip
 
 
 def is_table(path: StrPath) -> bool:
@@ -65,12 +71,18 @@ class TableFormat:
     na_values : tuple of str, default ()
         Texts that stand for a missing value, in addition to the empty text, ``?`` and those of pandas. In the
         label column, only these and the empty text are missing.
+    thousands : str, optional
+        Separator of thousands in numbers, one character. Default: there is none.
+    encoding : str, optional
+        Encoding of the text, such as ``"latin-1"``. Default: UTF-8, with a byte order mark or without.
     """
 
     sep: str | None = None
     decimal: str | None = None
     header: Header = "auto"
     na_values: tuple[str, ...] = ()
+    thousands: str | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("header", self.header, (True, False, "auto"))
@@ -78,6 +90,16 @@ class TableFormat:
             raise ValueError(f"sep: expected one character, or '\\\\s+' for blanks, got {self.sep!r}")
         if self.decimal is not None:
             check_choice("decimal", self.decimal, (".", ","))
+        if self.thousands is not None and (len(self.thousands) != 1 or self.thousands == self.decimal):
+            raise ValueError(
+                f"thousands: expected one character that is not the decimal point, got {self.thousands!r}"
+            )
+        try:
+            codecs.lookup(self.encoding or _UTF8)
+        except LookupError:
+            raise ValueError(
+                f"encoding: expected a name such as 'utf-8', 'latin-1' or 'utf-16', got {self.encoding!r}"
+            ) from None
 
 
 class TableReader:
@@ -161,7 +183,9 @@ class TableReader:
         def count(decimal: str) -> int:
             return sum(self._numbers(body[i], decimal).notna().sum() for i in body)
 
-        return "," if self.sep != "," and count(",") > count(".") else "."
+        if self.sep == "," or self.layout.thousands == ",":
+            return "."
+        return "," if self.layout.thousands == "." or count(",") > count(".") else "."
 
     def _is_header(self, first: Sequence[str], body: pd.DataFrame) -> bool:
         if first == [str(i) for i in range(len(first))] and len(first) > 1:
@@ -181,6 +205,8 @@ class TableReader:
 
     def _numbers(self, texts: pd.Series, decimal: str = "") -> pd.Series:
         """Return texts as numbers, NaN where they are none."""
+        if self.layout.thousands is not None:
+            texts = texts.str.replace(self.layout.thousands, "", regex=False)
         if (decimal or self.decimal) == ",":
             texts = texts.str.replace(".", "x", regex=False).str.replace(",", ".", regex=False)
         return self._pandas.to_numeric(texts, errors="coerce")
@@ -189,8 +215,6 @@ class TableReader:
         """Return a column as numbers, NaN where a cell is missing or not a number."""
         if cells.dtype.kind in "iuf":
             return cells.astype("float64")
-        if cells.dtype.kind == "b":
-            return self._pandas.Series(float("nan"), cells.index)
         return self._numbers(cells.astype("object").astype(str).where(cells.notna())).astype("float64")
 
     def _read_csv(self, **options: Any) -> pd.DataFrame:
@@ -207,14 +231,15 @@ class TableReader:
                 # Of a line with more cells than the first one.
                 warnings.simplefilter("error", self._pandas.errors.ParserWarning)
                 return self._pandas.read_csv(
-                    source, keep_default_na=False, skipinitialspace=True, encoding="utf-8-sig",
-                    **{"header": None, **options},
+                    source, keep_default_na=False, skipinitialspace=True,
+                    encoding=self.layout.encoding or _UTF8, thousands=self.layout.thousands, **{"header": None, **options},
                 )
         except FileNotFoundError:
             raise
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.path}: not a valid CSV file (expected UTF-8: {error}); convert the file to UTF-8"
+                f"{self.path}: not a valid CSV file (expected {self.layout.encoding or 'UTF-8'}: {error}); "
+                "--encoding selects another encoding, for example latin-1 or utf-16"
             ) from None
         except (*damage, too_long) as error:
             raise ValueError(f"{self.path}: not a valid CSV file ({' '.join(str(error).split())})") from None
@@ -248,16 +273,21 @@ class TableReader:
         if self._parquet is not None:
             frame = self._parquet.set_axis(range(len(self.names)), axis=1)
             for i in frame:
-                if i in text or not self._pandas.api.types.is_numeric_dtype(frame[i].dtype):
+                if i in text or frame[i].dtype.kind not in "iuf":
                     frame[i] = frame[i].astype("object").astype(str).where(frame[i].notna(), None)
         else:
             frame = self._read_columns(text, label)
-            if booleans := [i for i in frame if frame[i].dtype.kind == "b"]:   # without their texts
-                frame = self._read_columns({*text, *booleans}, label)
+            # Without their texts: booleans, and integers that are too large.
+            if others := [i for i in frame if not self._is_number_or_text(frame[i])]:
+                frame = self._read_columns({*text, *others}, label)
         for i in frame:
-            if frame[i].dtype.kind not in "iufb":
+            if frame[i].dtype.kind not in "iuf":
                 frame[i] = frame[i].astype("object").str.strip()
         return frame
+
+    def _is_number_or_text(self, cells: pd.Series) -> bool:
+        kinds = ("string", "empty")
+        return cells.dtype.kind in "iuf" or self._pandas.api.types.infer_dtype(cells, skipna=True) in kinds
 
     def _read_columns(self, text: Collection[int], label: int | None) -> pd.DataFrame:
         missing = [*_MISSING, *self.layout.na_values]
