@@ -16,6 +16,7 @@ STUDIES = {
     "learning-rates": "find the best learning rate of each optimizer",
     "functions": "time the functions without an optimizer object",
     "formats": "time a step with every number format",
+    "ranks": "compare the cost model of fastopt.mpi with measured steps",
     "sparse-rows": "time a step on some rows of a table",
     "torch-steps": "compare optimizers for tensors with those of torch.optim",
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",

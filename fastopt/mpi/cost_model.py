@@ -18,10 +18,14 @@ import numpy as np
 
 from fastopt._core.threads import get_num_threads, set_num_threads
 from fastopt._core.validation import check_float, check_int
+from fastopt.mpi.communicator import find_communicator, size
+from fastopt.mpi.optimizer import DistributedOptimizer
+from fastopt.optimizers.base import Optimizer
 
-_SHORT = 512 * 1024  # bytes from which MPICH's algorithms use the bandwidth rather than few messages
-_TINY = 2 * 1024  # bytes up to which its Allreduce sends everything in each message
+_SHORT = 512 * 1024     # bytes from which MPICH's algorithms use the bandwidth rather than few messages
+_TINY = 1024            # bytes up to which its Allreduce sends everything in each message
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_N_SCALARS = 3          # sums per step over small values: weights, losses, which gradients there are
 _MAX_BATCH = 1 << 40  # samples, beyond which more ranks are said never to pay
 
 
@@ -76,7 +80,7 @@ class Compute:
     Attributes
     ----------
     fixed, per_sample : float
-        The gradients of a micro-shard of m samples take ``fixed + per_sample m`` seconds.
+        The gradients of a micro-shard of m samples and their sum take ``fixed + per_sample m`` seconds.
     step : float
         Seconds of an optimizer step on all parameters.
     """
@@ -212,7 +216,7 @@ class _Model:
         shards = max(self.micro_shards, ranks)
         own = -(-shards // ranks)
         nbytes = self.n_params * self.itemsize
-        compute = own * (cost.fixed + cost.per_sample * batch_size / shards + nbytes * self.network.gamma)
+        compute = own * (cost.fixed + cost.per_sample * batch_size / shards)
         update = cost.step / (ranks if self.sharded else 1)
         return sharing * compute, self._communication(ranks, nbytes), sharing * update
 
@@ -220,12 +224,13 @@ class _Model:
         network = self.network
         if ranks == 1:
             return 0.0
+        scalars = _N_SCALARS * network.allreduce(ranks, _TINY)
         if self.deterministic:
             sums = (ranks - 1) / ranks * nbytes * network.gamma
-            return network.alltoall(ranks, nbytes) + sums + network.allgather(ranks, nbytes)
+            return scalars + network.alltoall(ranks, nbytes) + sums + network.allgather(ranks, nbytes)
         if self.sharded:
-            return network.reduce_scatter(ranks, nbytes) + network.allgather(ranks, nbytes)
-        return network.allreduce(ranks, nbytes)
+            return scalars + network.reduce_scatter(ranks, nbytes) + network.allgather(ranks, nbytes)
+        return scalars + network.allreduce(ranks, nbytes)
 
     def break_even(self, fewer: int, ranks: int) -> int | None:
         """Return the smallest batch size at which `ranks` ranks are faster than `fewer`."""
@@ -246,12 +251,12 @@ class _Model:
 
 
 def measure_compute(
-    net: Any, opt: Any, X: Any, y: Any, samples: tuple[int, int], *, threads: int | None = None,
-    repetitions: int = 20
+    net: Any, opt: Optimizer, X: Any, y: Any, samples: tuple[int, int], *, threads: int | None = None,
+    repetitions: int = 20,
 ) -> Compute:
-    """Measure the work of one rank: the gradients of a micro-shard, and a step.
+    """Measure the work of one rank: the gradients of a micro-shard and their sum, and a step.
 
-    The steps are taken: model and optimizer change.
+    Steps are taken: model and optimizer change.
 
     Parameters
     ----------
@@ -262,7 +267,7 @@ def measure_compute(
     X, y : array_like
         Training data, at least as many samples as the larger of `samples`.
     samples : pair of int
-        Two numbers of samples per micro-shard, between which the model interpolates.
+        Two numbers of samples per micro-shard; the time is a linear function of them.
     threads : int, optional
         Threads of the rank. Default: those that are set.
     repetitions : int, default 20
@@ -275,16 +280,36 @@ def measure_compute(
     few, many = (check_int(f"samples[{i}]", n, 1) for i, n in enumerate(samples))
     if not few < many <= len(y):
         raise ValueError(f"samples: expected two ascending numbers up to {len(y)}, got {samples}")
+    n_shards = 8
+    times: dict[int, list[float]] = {few: [], many: []}
+    steps: list[float] = []
     before = get_num_threads()
     set_num_threads(before if threads is None else threads)
     try:
-        times = [_median(partial(net.train_step, X[:n], y[:n]), repetitions) for n in (few, many)]
-        grads = net.train_step(X[:few], y[:few])[1]
-        step = _median(lambda: opt.step(grads), repetitions)
+        distributed = DistributedOptimizer(opt, _alone(), shards=n_shards)
+        for _ in range(repetitions + 1):
+            for n, own in times.items():
+                start = time.perf_counter()
+                for shard in range(n_shards):
+                    distributed.accumulate(net.train_step(X[:n], y[:n])[1], shard)
+                end = time.perf_counter()
+                distributed.step()
+                own.append((end - start) / n_shards)
+                steps.append(time.perf_counter() - end)
     finally:
         set_num_threads(before)
-    per_sample = max(times[1] - times[0], 0.0) / (many - few)
-    return Compute(max(times[0] - few * per_sample, 0.0), per_sample, step)
+    short, long = (float(np.median(own[1:])) for own in times.values())
+    per_sample = max(long - short, 0.0) / (many - few)
+    return Compute(max(short - few * per_sample, 0.0), per_sample, float(np.median(steps[2:])))
+
+
+def _alone() -> Any:
+    """Return the communicator of this rank alone."""
+    if size() == 1:
+        return None
+    from mpi4py import MPI
+
+    return MPI.COMM_SELF
 
 
 def measure_network(
@@ -292,15 +317,15 @@ def measure_network(
 ) -> Network:
     """Measure latency and bandwidth between the ranks of a communicator; all of them call it.
 
-    They are those of the exchange that training uses, an Alltoall and an Allgather, and so include what
-    ranks on one machine cost each other.
+    They are fitted to the times of the operations that training uses, an Alltoall and an Allgather of each
+    size and an Allreduce of 1 kB, and so include what ranks on one machine cost each other.
 
     Parameters
     ----------
-    comm : mpi4py.MPI.Comm
+    comm : mpi4py.MPI.Intracomm
         Communicator of at least two ranks.
     sizes : iterable of int
-        Bytes of the buffers of the ranks.
+        Bytes of the vectors that are added up.
     repetitions : int, default 20
         Number of measurements per size, whose median is taken.
 
@@ -309,33 +334,35 @@ def measure_network(
     Network
         The same on all ranks.
     """
-    p = comm.Get_size()
-    if p < 2:
+    ranks = find_communicator(comm)
+    if (p := ranks.size) < 2:
         raise ValueError("comm: expected a communicator of at least two ranks, got one rank")
-    rows, times = [], []
+    unit = Network(1.0, 0.0), Network(0.0, 1.0)
+    model: list[list[float]] = []
+    times: list[float] = []
+    scalars = np.zeros(128)
     for nbytes in sizes:
-        send = np.zeros((p, max(nbytes // p, 1)), np.uint8)
-        receive = np.empty_like(send)
+        part = max(check_int("sizes", nbytes, 1) // 4 // p, 1)
+        vector, received = np.zeros((2, p * part), np.float32)
+        starts, counts = list(range(0, p * part, part)), [part] * p
 
-        def exchange(send: Any = send, receive: Any = receive) -> None:
-            comm.Alltoall(send, receive)
-            comm.Allgather(send[0], receive)
-
-        messages = p - 1 + (math.ceil(math.log2(p)) if send.nbytes < _SHORT else p - 1)
-        rows.append((messages, 2 * (p - 1) / p * send.nbytes))
-        times.append(_median(exchange, repetitions, comm.Barrier))
+        exchange = partial(ranks.exchange, vector, starts, counts, received, counts)
+        gather = partial(ranks.gather_segments, vector, starts, counts)
+        total = sum(_median(call, repetitions, comm.Barrier) for call in (exchange, gather))
+        times += [total, _median(partial(ranks.sum_in_place, scalars), repetitions, comm.Barrier)]
+        model += [
+            [each.alltoall(p, vector.nbytes) + each.allgather(p, vector.nbytes) for each in unit],
+            [each.allreduce(p, scalars.nbytes) for each in unit],
+        ]
     # Relative errors, so that small and large messages count alike.
     weights = 1.0 / np.array(times)
-    fitted = np.linalg.lstsq(np.array(rows) * weights[:, None], np.ones(len(times)), rcond=None)[0]
+    fitted = np.linalg.lstsq(np.array(model) * weights[:, None], np.ones(len(times)), rcond=None)[0]
     a, b = np.ones((2, 1 << 18), np.float32)
-    gamma = _median(lambda: np.add(a, b, out=a), repetitions) / a.nbytes
-    alpha, beta, gamma = comm.bcast((*np.maximum(fitted, 0.0).tolist(), gamma))
-    return Network(alpha, beta, gamma)
+    gamma = _median(lambda: np.add(a, b, out=a), repetitions, comm.Barrier) / a.nbytes
+    return Network(*ranks.broadcast((*np.maximum(fitted, 0.0).tolist(), gamma)))
 
 
-def _median(
-    function: Callable[[], Any], repetitions: int, prepare: Callable[[], Any] = lambda: None
-) -> float:
+def _median(function: Callable[[], Any], repetitions: int, prepare: Callable[[], Any]) -> float:
     """Return the median of the seconds of a call, after one that is not counted."""
     times = []
     for _ in range(repetitions + 1):

@@ -1,0 +1,100 @@
+"""Measure steps on several ranks and compare them with the cost model: tables of docs/distributed.md.
+
+Each number of ranks is a job of its own, started by ``mpiexec``. The times of the network are measured in it,
+those of the gradients and of the update in the job of one rank.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+import fastopt
+from fastopt import mpi
+from fastopt.cli.options import positive_int
+
+SIZES = {"small": (64, 64, 10), "medium": (784, 256, 128, 10), "large": (784, 1024, 512, 10)}
+BATCH = 512
+RANKS = (1, 2, 4)
+CORES = os.cpu_count() or 1
+
+
+def add_options(command):
+    add = command.add_argument
+    add("--mpiexec", default=str(Path(sys.executable).with_name("mpiexec")), metavar="PATH")
+    add("--epochs", type=positive_int, default=9, help="epochs per size (default: %(default)s)")
+
+
+def run(options):
+    jobs = {n: start(options, n) for n in RANKS}
+    network = {n: mpi.Network(*job["network"]) for n, job in jobs.items() if n > 1}
+    for n, each in network.items():
+        print(f"{n} ranks: alpha {each.alpha * 1e6:.1f} us, beta {1e-9 / each.beta:.2f} GB/s, "
+              f"gamma {1e-9 / each.gamma:.1f} GB/s")
+    print("\n| network | parameters | ranks | measured ms | predicted ms | ratio |\n|---|" + 5 * "---:|")
+    for name, sizes in SIZES.items():
+        n_params = count(sizes)
+        compute = {int(k): mpi.Compute(*v) for k, v in jobs[1]["compute"][name].items()}
+        for n in RANKS:
+            (cost,) = mpi.predict(
+                n_params, BATCH, compute, network.get(n, mpi.Network(0.0, 0.0)), ranks=[n], cores=CORES,
+                ranks_per_machine=n,
+            )
+            measured = jobs[n]["steps"][name]
+            print(f"| {name} | {n_params:,} | {n} | {measured * 1e3:.3f} | {cost.seconds * 1e3:.3f} | "
+                  f"{cost.seconds / measured:.2f} |")
+    print(json.dumps(jobs))
+
+
+def start(options, n):
+    """Run `measure` on n ranks, and return what rank 0 prints."""
+    command = [options.mpiexec, "-n", str(n), sys.executable, "-m", "benchmarks.ranks", str(options.epochs)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"{' '.join(command)}: {done.stderr}")
+    return json.loads(done.stdout)
+
+
+def count(sizes):
+    return sum((m + 1) * n for m, n in itertools.pairwise(sizes))
+
+
+def measure(epochs):
+    """Return the times of this job as numbers."""
+    fastopt.set_num_threads(max(1, CORES // mpi.size()))
+    result = {"steps": {}, "compute": {}}
+    if mpi.size() > 1:
+        from mpi4py import MPI
+
+        result["network"] = dataclasses.astuple(mpi.measure_network(MPI.COMM_WORLD))
+    for name, sizes in SIZES.items():
+        X, y, net, opt = make(sizes)
+        trainer = fastopt.Trainer(net, mpi.DistributedOptimizer(opt))
+        trainer.fit(X, y, BATCH, epochs=epochs, verbose=0, seed=0, training_accuracy=False)
+        seconds = trainer.history.history["seconds"][1:]
+        result["steps"][name] = median(seconds) / (len(y) // BATCH)
+        if mpi.size() == 1:
+            result["compute"][name] = {}
+            for threads in range(1, CORES + 1):
+                X, y, net, opt = make(sizes)
+                measured = mpi.measure_compute(net, opt, X, y, (BATCH // 16, BATCH // 8), threads=threads)
+                result["compute"][name][threads] = dataclasses.astuple(measured)
+    return result
+
+
+def make(sizes):
+    rng = np.random.default_rng(0)
+    X = rng.random((16 * BATCH, sizes[0]), np.float32)
+    net = fastopt.MLP(sizes, seed=0)
+    return X, rng.integers(10, size=len(X)), net, fastopt.Adam(net.params)
+
+
+if __name__ == "__main__":
+    times = measure(int(sys.argv[1]))
+    if mpi.rank() == 0:
+        print(json.dumps(times))
