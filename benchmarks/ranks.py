@@ -5,6 +5,7 @@ those of the gradients and of the update in the job of one rank.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import subprocess

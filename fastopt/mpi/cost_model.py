@@ -25,7 +25,7 @@ from fastopt.optimizers.base import Optimizer
 _SHORT = 512 * 1024     # bytes from which MPICH's algorithms use the bandwidth rather than few messages
 _TINY = 1024            # bytes up to which its Allreduce sends everything in each message
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_N_SCALARS = 3          # sums per step over small values: weights, losses, which gradients there are
+_N_SCALARS = 2          # sums per step over few values: weights of the micro-shards, and their losses
 _MAX_BATCH = 1 << 40  # samples, beyond which more ranks are said never to pay
 
 

@@ -35,8 +35,8 @@ def make_batches(net: Net, columns: Sequence[Any], batch_size: int, rng: Generat
 
 def accumulates(opt: Any) -> bool:
     """Whether an optimizer takes weights of micro-batches and has to be flushed at the end of an epoch."""
-    is_ours = isinstance(opt, Optimizer) or is_distributed(opt)
-    return is_ours and opt._micro_batches > 1
+    own = opt.opt if is_distributed(opt) else opt
+    return isinstance(own, Optimizer) and own._micro_batches > 1
 
 
 def is_distributed(opt: Any) -> bool:

@@ -53,7 +53,7 @@ class SingleRank:
         return time.perf_counter()
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns on the main rank, the only one that calls it."""
+        """Return what `function` returns on the main rank, the only one that calls it, or raise its error."""
         return function()
 
     def synchronize(self, net: Any, *values: object) -> None:
@@ -86,8 +86,16 @@ class Ranks(SingleRank):
         return self._time
 
     def from_main(self, function: Callable[[], T]) -> T:
-        pair = self._ranks.broadcast((function(), time.perf_counter()) if self.is_main else None)
-        value, self._time = pair
+        value: Any = None
+        error: Exception | None = None
+        if self.is_main:
+            try:
+                value = function()
+            except Exception as raised:
+                error = raised
+        value, error, self._time = self._ranks.broadcast((value, error, time.perf_counter()))
+        if error is not None:
+            raise error
         return cast(T, value)
 
     def synchronize(self, net: Any, *values: object) -> None:

@@ -59,3 +59,11 @@ def test_without_mpi(fits, tmp_path):
     subprocess.run([sys.executable, PROGRAMS / "fit.py", tmp_path], check=True, capture_output=True)
     for case in CASES:
         assert load(tmp_path, case, 0) == load(fits(4)[0], case, 0)
+
+
+def test_sharded_state_gives_the_same_bits(fits):
+    directory = fits(4)[0]
+    for whole, sharded in (
+        ("dropout_and_penalty", "sharded_dropout_and_penalty"), ("resumed_in_an_epoch", "sharded_and_resumed")
+    ):
+        assert load(directory, sharded, 0) == load(directory, whole, 0)

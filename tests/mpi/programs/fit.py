@@ -39,15 +39,19 @@ def data(n=203, seed=0):
     return X, (X[:, :5] + 0.5 * rng.normal(size=(n, 5))).argmax(axis=1)
 
 
-def trainer(net, opt, *args, **options):
-    return fastopt.Trainer(net, mpi.DistributedOptimizer(opt), *args, **options)
+def trainer(net, opt, *args, sharded=False, **options):
+    return fastopt.Trainer(net, mpi.DistributedOptimizer(opt, sharded=sharded), *args, **options)
 
 
-def dropout_and_penalty(directory):
+def dropout_and_penalty(directory, sharded=False):
     net = fastopt.MLP([12, 24, 16, 5], dropout=0.3, l2=1e-3, label_smoothing=0.1, seed=1)
-    run = trainer(net, fastopt.Adam(net.params, lr=1e-2), max_norm=0.5)
+    run = trainer(net, fastopt.Adam(net.params, lr=1e-2), max_norm=0.5, sharded=sharded)
     run.fit(*data(), batch_size=50, epochs=3, validation_data=data(1500, 1), seed=2, class_weight="balanced")
     return run
+
+
+def sharded_dropout_and_penalty(directory):
+    return dropout_and_penalty(directory, sharded=True)
 
 
 def batch_norm_and_averages(directory):
@@ -94,12 +98,12 @@ def accumulated(directory):
     return run
 
 
-def resumed_in_an_epoch(directory):
+def resumed_in_an_epoch(directory, sharded=False):
     """Ends after a few batches; another run continues from the file, which rank 0 reads."""
     def make():
         net = fastopt.MLP([12, 16, 5], dropout=0.2, norm="batch", seed=1)
         backup = callbacks.BackupAndRestore(directory / "b", 1)
-        return trainer(net, fastopt.Adam(net.params), [Stop(), backup])
+        return trainer(net, fastopt.Adam(net.params, ema=0.9), [Stop(), backup], sharded=sharded)
 
     class Stop(callbacks.Callback):
         def on_train_batch_end(self, batch, logs):
@@ -118,9 +122,19 @@ def resumed_in_an_epoch(directory):
     return run
 
 
+def sharded_and_resumed(directory):
+    return resumed_in_an_epoch(directory, sharded=True)
+
+
+def leaves(tree):
+    if not isinstance(tree, (dict, list, tuple)):
+        return [tree] if isinstance(tree, np.ndarray) else []
+    return [leaf for inner in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(inner)]
+
+
 CASES = (
-    dropout_and_penalty, batch_norm_and_averages, fewer_samples_than_ranks, callbacks_decide_alike,
-    custom_model_with_weights, accumulated, resumed_in_an_epoch,
+    dropout_and_penalty, sharded_dropout_and_penalty, batch_norm_and_averages, fewer_samples_than_ranks,
+    callbacks_decide_alike, custom_model_with_weights, accumulated, resumed_in_an_epoch, sharded_and_resumed,
 )
 
 
@@ -131,8 +145,7 @@ def main(directory):
         state = run.state_dict()
         arrays = {f"net.{name}": array for name, array in state["net"].items()}
         arrays |= {f"history.{k}": np.array(v) for k, v in state["history"].items() if k != "seconds"}
-        for i, own in enumerate(run.opt.opt.state):
-            arrays |= {f"opt.{i}.{name}": own[name] for name in own}
+        arrays |= {f"opt.{i}": np.asarray(value) for i, value in enumerate(leaves(state["opt"]))}
         np.savez(directory / f"{case.__name__}-{mpi.rank()}.npz", **arrays)
 
 
