@@ -257,13 +257,13 @@ def test_results_are_identical_for_any_number_of_threads():
             np.testing.assert_array_equal(g, e)
 
 
-# Sizes at which products are divided differently: on blocks of few and of many samples, in pieces of columns
-# because there are few samples, in pieces of columns and rows because there are many weights, and products
-# with vectors; tiles of whole rows, and of some columns.
+# Sizes at which products are divided differently: on blocks of few and of many samples; by the inputs or in
+# pieces of columns because there are few samples; in pieces of columns and rows because there are many
+# weights; products with vectors; tiles of whole rows, and of some columns.
 DIVISIONS = [
     ((64, 48, 10), 3), ((64, 48, 10), 700), ((600, 256, 130, 10), 1), ((600, 256, 130, 10), 17),
-    ((600, 256, 130, 10), 300), ((600, 256, 130, 1), 130), ((784, 300, 2), 40), ((530, 523, 540, 3), 5),
-    ((530, 523, 540, 3), 640), ((20, 4100, 70), 33),
+    ((600, 256, 130, 10), 80), ((600, 256, 130, 10), 300), ((600, 256, 130, 1), 130), ((784, 300, 2), 40),
+    ((530, 523, 540, 3), 5), ((530, 523, 540, 3), 640), ((20, 4100, 70), 33), ((401, 33, 10), 61),
 ]
 
 
@@ -291,6 +291,24 @@ def test_every_division_of_the_products_computes_the_gradients(sizes, rows, dtyp
         delta = delta @ W.T * (1 - a * a)
     expected = values[-1].reshape(net.predict(X).shape)     # a single output has the shape (n,)
     np.testing.assert_allclose(net.predict(X), expected, rtol=1e-3, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize(("sizes", "rows"), DIVISIONS)
+def test_every_division_reads_pixels_and_sparse_data_as_their_values(sizes, rows):
+    sparse = pytest.importorskip("scipy.sparse")
+    rng = np.random.default_rng(0)
+    X = rng.integers(0, 4, (rows + 5, sizes[0])).astype("uint8")
+    y = rng.standard_normal((rows + 5, sizes[-1])).astype("float32")
+    index = rng.permutation(rows + 5)[:rows]
+    results = []
+    for data in X.astype("float32"), X, sparse.csr_matrix(X.astype("float32")):
+        net = MLP(sizes, "tanh", "squared_error", seed=0)
+        opt = fastopt.SGD(net.params, lr=0.01)
+        losses = [net.bind_data(data, y).step(index, 0, rows, opt) for _ in range(2)]
+        results.append([losses, *flat(net.params)])
+    for result in results[1:]:
+        for a, b in zip(result, results[0], strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "batch", "dropout": 0.3, "activation": "gelu"}])

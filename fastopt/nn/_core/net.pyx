@@ -27,14 +27,15 @@ from fastopt.nn._core.layer_kernels cimport (
     FLOAT32, FLOAT64, SPARSE, UINT8, Criterion, DataType, Dropout, LayerKernels,
 )
 from fastopt.nn._core.net_context cimport (
-    ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD, LAYER_NORM,
-    LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer, NetContext, Op,
+    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER,
+    INPUT_GRAD, LAYER_NORM, LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Layer,
+    NetContext, Op,
 )
 from fastopt.nn._core.net_ops cimport (
     MULS_PER_ELEMENT, compute_tile_grad, element_size, is_stopped, parallel_for, run_ops, total_weight,
     transpose_weights,
 )
-from fastopt.nn._core.work_division cimport SMALL_BLOCK_ROWS, divide_work
+from fastopt.nn._core.work_division cimport INNER_PARTS, INNER_ROWS, SMALL_BLOCK_ROWS, divide_work
 
 import numpy as np
 
@@ -160,7 +161,7 @@ cdef class Pass:
         self.ctx.training, self.ctx.eps, self.ctx.momentum = training, 1e-5, 0.1      # as in torch
         self.ctx.depth = depth
         self.ctx.layers = <Layer*> PyMem_Calloc(depth, sizeof(Layer))
-        self.ctx.ops = <Op*> PyMem_Calloc(8 * depth + 3, sizeof(Op))
+        self.ctx.ops = <Op*> PyMem_Calloc(9 * depth + 3, sizeof(Op))
         self.arrays = []
         if self.ctx.layers == NULL or self.ctx.ops == NULL:
             raise MemoryError()
@@ -197,7 +198,7 @@ cdef class Pass:
         cdef bint batch_norm
         for i in range(self.ctx.depth):
             batch_norm = self.ctx.layers[i].norm == BATCH_NORM
-            ops.append((MATMUL, i))
+            ops += [(MATMUL, i), (ADD_PARTIAL, i)]
             if i == 0:
                 ops.append((CHECK_FINITE, i))
             if batch_norm and self.ctx.training:
@@ -287,6 +288,7 @@ cdef class Pass:
             layer = &ctx.layers[i]
             n = layer.outputs
             layer.z = self.alloc(rows * n)
+            layer.partial = self.alloc((INNER_PARTS - 1) * min(rows, INNER_ROWS) * n)
             layer.h = self.alloc(rows * n) if training and layer.norm != NO_NORM else layer.z
             layer.a = self.alloc(rows * n) if layer.keeps_z else layer.h
             layer.out = self.alloc(rows * n) if layer.drops else layer.a

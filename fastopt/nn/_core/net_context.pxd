@@ -11,7 +11,8 @@ cdef enum Norm:
 
 cdef enum Opcode:
     # Operations on one block; MATMUL and INPUT_GRAD may also be computed in pieces (`work_division.pxd`).
-    GATHER, MATMUL, CHECK_FINITE, MOMENTS, ACTIVATE, LOSS, ACTIVATION_BACKWARD, BATCH_NORM_BACKWARD, INPUT_GRAD,
+    GATHER, MATMUL, ADD_PARTIAL, CHECK_FINITE, MOMENTS, ACTIVATE, LOSS, ACTIVATION_BACKWARD, BATCH_NORM_BACKWARD,
+    INPUT_GRAD,
     # Operations that need the results of all blocks.
     MERGE_MOMENTS, MERGE_PRODUCTS
 
@@ -29,6 +30,7 @@ cdef struct Grid:
     Py_ssize_t columns
     Py_ssize_t n_columns        # parts side by side
     Py_ssize_t parts            # 0: the matrix is not divided
+    bint inner                  # the matrix is the weights of a product, which is the sum of the parts' products
 
 
 cdef struct Piece:
@@ -62,6 +64,7 @@ cdef struct Layer:
     # Matrices have a row per sample. z, h, a and out share memory as far as norm, keeps_z and dropout permit.
     char* transposed            # W.T, for a BLAS that multiplies small matrices without packing; or NULL
     char* z                     # inputs W, normalized if the layer has a norm
+    char* partial               # summands of z, each of its shape, if its product is divided by the inputs
     char* h                     # argument of the activation
     char* a                     # output of the activation
     char* out                   # after dropout

@@ -8,7 +8,7 @@ from fastopt._core.span cimport Span
 from fastopt.nn._core.gemm cimport Matrix, matmul
 from fastopt.nn._core.layer_kernels cimport FLOAT32, FLOAT64, SPARSE, UINT8, Block, DataType
 from fastopt.nn._core.net_context cimport (
-    ACTIVATE, ACTIVATION_BACKWARD, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD,
+    ACTIVATE, ACTIVATION_BACKWARD, ADD_PARTIAL, BATCH_NORM, BATCH_NORM_BACKWARD, CHECK_FINITE, GATHER, INPUT_GRAD,
     LAYER_NORM, LOSS, MATMUL, MERGE_MOMENTS, MERGE_PRODUCTS, MOMENTS, NO_NORM, Batch, Grid, Layer, NetContext, Op,
     Piece, block_ptr, inputs_of, matrix_from, row_ptr,
 )
@@ -36,26 +36,29 @@ cdef inline int64_t source_row(const Batch* batch, Py_ssize_t i) noexcept nogil:
     return i if batch.index == NULL else batch.index[i]
 
 
-cdef inline void gather(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
-    """Copy the samples [first, last), unless the batch is the data itself."""
+cdef inline void expand_rows(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+    """Copy the samples [first, last) of a sparse matrix."""
     cdef const Batch* batch = &ctx.batch
-    cdef Py_ssize_t i, k, n = ctx.layers[0].inputs, size = element_size(batch.dtype)
+    cdef Py_ssize_t i, n = ctx.layers[0].inputs
     cdef int64_t row, stored
-    cdef char* out
-    if not batch.copied:
-        return
     for i in range(first, last):
         row = source_row(batch, i)
-        out = row_ptr(ctx, batch.x, i, n)
-        if batch.dtype == SPARSE:
-            stored = batch.indptr[row]
-            ctx.kernels.expand_row(batch.indptr[row + 1] - stored, batch.columns + stored,
-                                   batch.source_X + stored * ctx.itemsize, n, out)
-            continue
-        if i + 1 < last:        # the hardware prefetcher cannot predict a random row
-            for k from 0 <= k < n * size by CACHE_LINE:
-                fo_prefetch(batch.source_X + source_row(batch, i + 1) * n * size + k)
-        ctx.kernels.convert(n, batch.dtype, batch.source_X + row * n * size, out)
+        stored = batch.indptr[row]
+        ctx.kernels.expand_row(batch.indptr[row + 1] - stored, batch.columns + stored,
+                               batch.source_X + stored * ctx.itemsize, n, row_ptr(ctx, batch.x, i, n))
+
+
+cdef inline void gather(const NetContext* ctx, const Piece* x) noexcept nogil:
+    """Copy columns of samples, converted to the network's dtype."""
+    cdef const Batch* batch = &ctx.batch
+    cdef Py_ssize_t i, k, n = ctx.layers[0].inputs, size = element_size(batch.dtype)
+    cdef const char* source = batch.source_X + x.begin * size
+    for i in range(x.first, x.last):
+        if i + 1 < x.last:      # the hardware prefetcher cannot predict a random row
+            for k from 0 <= k < (x.end - x.begin) * size by CACHE_LINE:
+                fo_prefetch(source + source_row(batch, i + 1) * n * size + k)
+        ctx.kernels.convert(x.end - x.begin, batch.dtype, source + source_row(batch, i) * n * size,
+                            row_ptr(ctx, batch.x, i, n) + x.begin * ctx.itemsize)
 
 
 cdef inline void gather_targets(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
@@ -81,8 +84,42 @@ cdef inline double total_weight(const NetContext* ctx) noexcept nogil:
 
 cdef inline void gather_block(const NetContext* ctx, const Block* x, Py_ssize_t part) noexcept nogil:
     cdef Py_ssize_t first = part * ctx.block_rows
+    cdef Piece block = Piece(first, first + x.rows, 0, ctx.layers[0].inputs)
     gather_targets(ctx, first, first + x.rows)
-    gather(ctx, first, first + x.rows)
+    if ctx.batch.dtype == SPARSE:
+        expand_rows(ctx, first, first + x.rows)
+    elif ctx.batch.copied and not ctx.layers[0].product.inner:
+        gather(ctx, &block)
+
+
+cdef inline void multiply_inputs(const NetContext* ctx, const Layer* layer, int part) noexcept nogil:
+    """One of the products whose sum is z, of some inputs with their rows of the weights, a block at a time."""
+    cdef Piece weights = piece_at(&layer.product, part), x
+    cdef Py_ssize_t first
+    cdef char* z = layer.z if part == 0 else partial_of(ctx, layer, part)
+    for first from 0 <= first < ctx.batch.rows by ctx.block_rows:
+        x = Piece(first, min(first + ctx.block_rows, ctx.batch.rows), weights.first, weights.last)
+        if layer == ctx.layers and ctx.batch.copied and ctx.batch.dtype != SPARSE:
+            gather(ctx, &x)
+        matmul(ctx.gemm, x.last - x.first, layer.outputs, x.end - x.begin,
+               matrix_from(ctx, inputs_of(ctx, layer), x.first, x.begin, layer.inputs),
+               matrix_from(ctx, layer.W, x.begin, 0, layer.outputs),
+               matrix_from(ctx, z, x.first, 0, layer.outputs))
+
+
+cdef inline char* partial_of(const NetContext* ctx, const Layer* layer, int part) noexcept nogil:
+    return row_ptr(ctx, layer.partial, (part - 1) * ctx.batch.rows, layer.outputs)
+
+
+cdef inline void add_partial(const NetContext* ctx, const Layer* layer, const Block* x,
+                             Py_ssize_t part) noexcept nogil:
+    """z = the sum of its summands, in their order"""
+    cdef int k
+    if not layer.product.inner:
+        return
+    for k in range(1, <int> layer.product.parts):
+        ctx.kernels.add_scaled(x.rows * x.n, 1.0, block_ptr(ctx, partial_of(ctx, layer, k), part, x.n),
+                               block_ptr(ctx, layer.z, part, x.n))
 
 
 cdef inline void multiply_weights(const NetContext* ctx, const Layer* layer, const Piece* x) noexcept nogil:
@@ -185,6 +222,8 @@ cdef inline void run_block(void* context, int part, int parts) noexcept nogil:
         elif op.opcode == MATMUL:
             block.end = x.n
             multiply_weights(ctx, layer, &block)
+        elif op.opcode == ADD_PARTIAL:
+            add_partial(ctx, layer, &x, part)
         elif op.opcode == CHECK_FINITE:
             check_finite(ctx, layer, &x, part)
         elif op.opcode == MOMENTS:
@@ -213,7 +252,9 @@ cdef inline void run_piece(void* context, int part, int parts) noexcept nogil:
     cdef const Op* op = &ctx.ops[ctx.op_end]
     cdef uint64_t mode = fo_flush_begin()
     cdef Piece piece = piece_at(pieces_of(ctx, op), part)
-    if op.opcode == MATMUL:
+    if op.opcode == MATMUL and ctx.layers[op.layer].product.inner:
+        multiply_inputs(ctx, &ctx.layers[op.layer], part)
+    elif op.opcode == MATMUL:
         multiply_weights(ctx, &ctx.layers[op.layer], &piece)
     else:
         input_grad(ctx, &ctx.layers[op.layer], &piece)
@@ -270,6 +311,8 @@ cdef inline Py_ssize_t work_of(const NetContext* ctx, const Op* op) noexcept nog
     """Multiplications that take about as long as the operation on all samples."""
     cdef const Layer* layer = &ctx.layers[op.layer]
     cdef Py_ssize_t per_output = layer.inputs if op.opcode in (MATMUL, INPUT_GRAD) else MULS_PER_ELEMENT
+    if op.opcode == GATHER and layer.product.inner and ctx.batch.dtype != SPARSE:
+        return 0        # the parts of the product gather their inputs
     return ctx.batch.rows * per_output * (layer.inputs if op.opcode == GATHER else layer.outputs)
 
 

@@ -2,8 +2,9 @@
 
 Elementwise operations, and products with small weights, are computed on blocks of samples. A product with large
 weights, or of few samples, is divided into pieces of its result instead: each block would read all weights, or
-have too few samples to multiply well. Gradients of weights are divided into tiles. The numbers of parts are
-even, so that two threads have the same work.
+have too few samples to multiply well. With few samples and small weights it is the sum of two products, each
+with one half of the inputs. Gradients of weights are divided into tiles. The numbers of parts are even, so that
+two threads have the same work.
 """
 from fastopt.nn._core.net_context cimport (
     INPUT_GRAD, MATMUL, Grid, Layer, NetContext, Op, Piece,
@@ -13,6 +14,9 @@ cdef enum:
     SMALL_BLOCK_ROWS = 16       # samples per block if the BLAS multiplies small matrices without packing
     MAX_CACHED = 1 << 18        # weights of a layer at most for products on blocks, which read all of them each
     MIN_SPLIT = 1 << 16         # weights at least for products of few samples in pieces
+    INNER_ROWS = 64             # samples up to which a product is divided by the inputs, into INNER_PARTS parts
+    INNER_PARTS = 2
+    MIN_INNER = 1 << 19         # multiplications at least of such a product
     FEW_SAMPLES = 256           # below, blocks are too small to multiply well
     PIECE_ROWS = 512            # rows and columns of a piece, at most
     PIECE_COLUMNS = 256
@@ -38,6 +42,7 @@ cdef inline Grid make_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssize
     grid.rows, grid.columns = rows, columns
     grid.n_columns = divide_up(n, columns)
     grid.parts = divide_up(m, rows) * grid.n_columns
+    grid.inner = False
     return grid
 
 
@@ -51,9 +56,23 @@ cdef inline Grid product_grid(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k) noexc
     """Pieces of a product of shape (rows, n) with weights; none if it is computed on blocks."""
     cdef Py_ssize_t weights = n * k
     if weights <= MAX_CACHED and (rows >= FEW_SAMPLES or weights < MIN_SPLIT) or n < 32:
-        return Grid(rows, n, 0, 0, 0, 0)
+        return Grid(rows, n, 0, 0, 0, 0, False)
     return make_grid(rows, n, even_part(rows, PIECE_ROWS, 4) if rows > PIECE_ROWS else rows,
                      even_part(n, PIECE_COLUMNS, 16 if n > PIECE_COLUMNS else 4))
+
+
+cdef inline Grid forward_grid(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """Parts of the product of the inputs with weights of shape (k, n).
+
+    With few samples, each part has some rows of the weights, and their gradients are tiles of the same half of
+    all parts. So the thread that updates weights reads them in the next step, in the cache of its core.
+    """
+    cdef Grid grid
+    if rows > INNER_ROWS or n * k * rows < MIN_INNER or n * k > MAX_CACHED or k < n:
+        return product_grid(rows, n, k)
+    grid = make_grid(k, n, divide_up(divide_up(k, INNER_PARTS), 16) * 16, n)
+    grid.inner = True
+    return grid
 
 
 cdef inline Grid weight_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t itemsize) noexcept nogil:
@@ -81,7 +100,7 @@ cdef inline void divide_work(NetContext* ctx, Py_ssize_t rows) noexcept nogil:
     cdef Layer* layer
     for i in range(ctx.depth):
         layer = &ctx.layers[i]
-        layer.product = product_grid(rows, layer.outputs, layer.inputs)
+        layer.product = forward_grid(rows, layer.outputs, layer.inputs)
         layer.input_product = product_grid(rows, layer.inputs, layer.outputs)
         layer.tiles = weight_grid(layer.inputs, layer.outputs, rows, ctx.itemsize)
         weights += layer.inputs * layer.outputs

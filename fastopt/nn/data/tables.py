@@ -232,7 +232,8 @@ class TableReader:
                 warnings.simplefilter("error", self._pandas.errors.ParserWarning)
                 return self._pandas.read_csv(
                     source, keep_default_na=False, skipinitialspace=True,
-                    encoding=self.layout.encoding or _UTF8, thousands=self.layout.thousands, **{"header": None, **options},
+                    encoding=self.layout.encoding or _UTF8, thousands=self.layout.thousands,
+                    **{"header": None, **options},
                 )
         except FileNotFoundError:
             raise
