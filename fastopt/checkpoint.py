@@ -182,6 +182,14 @@ def import_safetensors() -> ModuleType:
     return safetensors.numpy
 
 
+def _import_ml_dtypes() -> ModuleType:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise ImportError("bfloat16 arrays in a file need ml_dtypes: pip install 'fastopt[bf16]'") from None
+    return ml_dtypes
+
+
 def _write_safetensors(path: Path, name: str, text: str, arrays: Mapping[str, AnyArray]) -> None:
     checksums = {"": checksum(name.encode(), text.encode()), **_checksums(arrays)}
     contiguous = {name: np.array(array, order="C") for name, array in arrays.items()}
@@ -244,6 +252,9 @@ def _extract_arrays(tree: Any, arrays: dict[str, AnyArray]) -> Any:
     """Return `tree` in a form that JSON can hold, its arrays moved to `arrays` and replaced by names."""
     if isinstance(tree, np.ndarray):
         name = f"array{len(arrays)}"
+        if tree.dtype.isbuiltin == 2:   # of another package, such as bfloat16: no file format has its name
+            arrays[name] = tree.view(f"u{tree.dtype.itemsize}")
+            return {"array": name, "dtype": tree.dtype.name}
         arrays[name] = tree
         return {"array": name}
     if isinstance(tree, Mapping):
@@ -259,6 +270,8 @@ def _insert_arrays(tree: Any, arrays: Mapping[str, AnyArray]) -> Any:
         return [_insert_arrays(value, arrays) for value in tree]
     if not isinstance(tree, dict):
         return tree
+    if "dtype" in tree:
+        return arrays[tree["array"]].view(getattr(_import_ml_dtypes(), tree["dtype"]))
     if "array" in tree:
         return arrays[tree["array"]]
     return {key: _insert_arrays(value, arrays) for key, value in tree["dict"].items()}

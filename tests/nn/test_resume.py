@@ -1,5 +1,6 @@
 """A training run that is resumed, from whatever batch, gives the bits of one that was never stopped."""
 
+import csv
 import functools
 import itertools
 import os
@@ -25,6 +26,7 @@ from fastopt.callbacks import (
     ModelCheckpoint,
     ReduceLROnPlateau,
     SwapEMAWeights,
+    TerminateOnNaN,
 )
 from fastopt.checkpoint import load_tree
 from fastopt.nn import MLP, Trainer
@@ -38,6 +40,15 @@ WEIGHT = np.repeat([1.0, 0.0, 2.0, 0.5], 11)
 
 def mlp(hidden=8, **options):
     return MLP([5, hidden, 3], seed=0, **options)
+
+
+class BFloat16Net(LinearNet):
+    """A model whose parameters are bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        ml_dtypes = pytest.importorskip("ml_dtypes")
+        self.params = [[np.asarray(array, ml_dtypes.bfloat16) for array in layer] for layer in self.params]
 
 
 def plateau_betas():
@@ -68,6 +79,25 @@ RUNS = {
         ],
         {},
     ),
+    "layers": (
+        lambda: MLP([5, 6, 6, 6, 3], activation=["tanh", "gelu", "leaky_relu"], norm=["layer", "batch", None],
+                    dropout=[0.2, 0.0, 0.5], dtype="float64", l2=1e-3, seed=0),
+        {"ema": 0.9, "weight_decay": 0.1}, {}, lambda: [SwapEMAWeights(swap_on_epoch=True)], {},
+    ),
+    "int8": (mlp, {"state_dtype": "int8", "ema": 0.9}, {"max_norm": 1.0}, list, {}),
+    "bfloat16 state": (functools.partial(mlp, norm="batch"), {"state_dtype": "bfloat16"}, {}, list, {}),
+    "bfloat16 parameters": (BFloat16Net, {"state_dtype": "bfloat16", "accumulate": 2}, {}, list, {}),
+    "split parameters": (BFloat16Net, {"state_dtype": "int8", "master_weights": "split"}, {}, list, {}),
+    "all callbacks": (
+        mlp, {"ema": 0.9}, {},
+        lambda: [
+            SwapEMAWeights(swap_on_epoch=True), TerminateOnNaN(),
+            EarlyStopping("val_accuracy", patience=9, restore_best_weights=True),
+            ReduceLROnPlateau(factor=0.5, patience=0, cooldown=1, min_delta=9.0),
+            ModelCheckpoint("best-{epoch}.npz", save_best_only=True), CSVLogger("log.csv"),
+        ],
+        {"validation_data": None, "validation_split": 0.25},
+    ),
     "early stopping": (
         mlp, {"lr": 0.2}, {},
         lambda: [EarlyStopping("loss", patience=0, min_delta=10.0, restore_best_weights=True)], {},
@@ -95,6 +125,11 @@ def final_state(trainer):
     """Return everything that training has produced, except the times it took."""
     state = trainer.state_dict()
     state["history"].pop("seconds", None)
+    for name, each in state["callbacks"]:
+        if name == "CSVLogger":
+            each["lines"] = list(csv.DictReader(each["lines"]))
+            for row in each["lines"]:
+                del row["seconds"]
     return frozen([state, trainer.history.stopped_by])
 
 
@@ -167,7 +202,9 @@ def test_a_second_and_a_third_crash(memory_path):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-@pytest.mark.parametrize("name", ["plain", "dropout and norm", "accumulation", "callbacks"])
+@pytest.mark.parametrize(
+    "name", ["plain", "dropout and norm", "accumulation", "callbacks", "int8", "bfloat16 parameters"]
+)
 def test_save_and_load(name, suffix, memory_path, monkeypatch):
     """Save after some batches; another trainer loads the file and finishes the run."""
     if suffix == "safetensors":
