@@ -77,6 +77,13 @@ def tests_peers(session):
 
 
 @nox.session
+def mpi(session):
+    """Training on several MPI ranks, with MPICH."""
+    session.install("-e", ".[mpi,bf16]", "--group", "mpi", *TOOLS)
+    session.run("pytest", "-rs", *(session.posargs or ["tests/mpi"]))
+
+
+@nox.session
 def sanitize(session):
     """What is compiled, under sanitizers; posargs name those of tools/sanitize.sh."""
     session.install("--group", "build", "numpy", *TOOLS)

@@ -52,7 +52,7 @@ def _check_threads(name: str, n: Any) -> int:
     return threads
 
 
-def _from_environment() -> int | None:
+def from_environment() -> int | None:
     """Number of threads set by an environment variable; None if there is none.
 
     A malformed FASTOPT_NUM_THREADS is an error. OMP_NUM_THREADS is read leniently because it is meant for
@@ -70,10 +70,19 @@ def _from_environment() -> int | None:
     return max(1, int(first) if len(first) <= 9 else 10**9 - 1)
 
 
-def _count_processors() -> int:
-    has_affinity = hasattr(os, "sched_getaffinity")
-    count = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return int(min(count, _cpu_quota("/sys/fs/cgroup")))
+def processors() -> tuple[frozenset[int], float]:
+    """Return the processors on which this process may run, and how many its control group may use."""
+    if hasattr(os, "sched_getaffinity"):
+        numbers = frozenset(os.sched_getaffinity(0))
+    else:
+        numbers = frozenset(range(os.cpu_count() or 1))
+    return numbers, _cpu_quota("/sys/fs/cgroup")
+
+
+def count_processors() -> int:
+    """Return the number of processors available to this process."""
+    numbers, quota = processors()
+    return int(min(len(numbers), quota))
 
 
 def _cpu_quota(root: str) -> float:
@@ -154,7 +163,7 @@ class _RegisteringLoader:
         _register_controller(module)
 
 
-runtime.set_threads(_from_environment() or _count_processors())
+runtime.set_threads(from_environment() or count_processors())
 atexit.register(runtime.stop_workers)
 if "threadpoolctl" in sys.modules:
     import threadpoolctl

@@ -15,6 +15,7 @@ from fastopt.mpi.communicator import find_communicator
 from fastopt.mpi.layout import Layout
 from fastopt.mpi.partition import Partition
 from fastopt.mpi.sums import ShardSums
+from fastopt.mpi.threads import divide_processors
 from fastopt.optimizers.base import Optimizer
 from fastopt.optimizers.hyperparameters import check_number
 from fastopt.optimizers.options.sparse import index_of
@@ -101,6 +102,7 @@ class DistributedOptimizer:
         if self.n_shards < self.size:
             raise ValueError(f"shards: expected at least the number of ranks, {self.size}, got {shards}")
         self.ranks.check_equal("opt", [""], [(type(opt).__name__, sharded, deterministic, shards)])
+        divide_processors(self.ranks)
         self._partition: Partition | None = None
         self._prepare(sharded)
 
