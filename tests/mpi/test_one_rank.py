@@ -163,8 +163,8 @@ def test_file(tmp_path):
     other.load(tmp_path / "state.npz")
     for own, loaded in zip(opt.state, other.state, strict=True):
         assert np.array_equal(np.ravel(own["exp_avg"]), np.ravel(loaded["exp_avg"]))
-    with pytest.raises(FileNotFoundError):
-        opt.save(tmp_path / "missing" / "state.npz")
+    with pytest.raises(OSError):
+        opt.save(tmp_path)
 
 
 # --- Errors ---
@@ -190,7 +190,7 @@ def test_bad_arguments(arguments, error, message):
     [
         ({"shard": 3}, ValueError, "shard: expected a micro-shard from 4 to 7 on rank 0, got 3"),
         ({"shard": 8}, ValueError, "shard: expected a micro-shard from 4 to 7"),
-        ({"shard": 4.0}, TypeError, "shard: expected a whole number"),
+        ({"shard": 4.0}, TypeError, "shard: expected an integer"),
         ({"weight": 0.0}, ValueError, "weight: expected"),
         ({"grads": {"W": np.ones(4)}}, ValueError, r'grads\["W"\]: expected shape'),
         ({"grads": [1]}, TypeError, "grads: expected a dict"),
@@ -232,10 +232,11 @@ def test_rows_and_dense_gradients_cannot_be_mixed():
 def test_what_a_sharded_optimizer_refuses():
     params = [np.zeros((4, 3))]
     opt = wrap(params, sharded=True)
-    for method, argument in ((opt.add_param_group, {"params": [np.zeros(2)]}), (opt.rebind, [np.zeros((4, 3))])):
-        with pytest.raises(ValueError, match="the parameters of a sharded optimizer are fixed"):
-            method(argument)
-    with pytest.raises(ValueError, match=r"grads\[0\]: a sharded optimizer takes rows only with sparse='dense'"):
+    with pytest.raises(ValueError, match="the parameters of a sharded optimizer are fixed"):
+        opt.add_param_group({"params": [np.zeros(2)]})
+    with pytest.raises(ValueError, match="the parameters of a sharded optimizer are fixed"):
+        opt.rebind([np.zeros((4, 3))])
+    with pytest.raises(ValueError, match=r"grads\[0\]: .* takes rows only with sparse='dense'"):
         opt.step([fastopt.Rows([1], np.ones((1, 3)))])
     with pytest.raises(ValueError, match="rowwise: not supported by a sharded optimizer"):
         wrap(params, fastopt.Adagrad, sharded=True, rowwise=True)

@@ -1,0 +1,65 @@
+"""Resumption on other numbers of ranks, memory of sharded state, uses as with Horovod, and errors."""
+
+import os
+
+import numpy as np
+import pytest
+from mpi.launch import launch, needs_mpi
+
+import fastopt
+
+pytestmark = needs_mpi
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """Files of training that ended after three steps on four ranks, and of six steps on one."""
+    directory = tmp_path_factory.mktemp("resume")
+    nbytes = launch(4, "resume.py", directory, "begin").stdout
+    (directory / "nbytes").write_text(nbytes)
+    launch(1, "resume.py", directory, "whole")
+    return directory
+
+
+@pytest.mark.parametrize("n", (1, 2, 3))
+def test_resumed_on_other_ranks(directory, n):
+    launch(n, "resume.py", directory, "resume")
+    names = [path.name.removesuffix("-whole.npz") for path in directory.glob("*-whole.npz")]
+    assert len(names) == 5
+    for name in names:
+        whole, resumed = (dict(np.load(directory / f"{name}-{part}.npz")) for part in ("whole", "resume"))
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            assert np.array_equal(whole[key], resumed[key]), (name, key)
+
+
+def test_state_loads_into_an_ordinary_optimizer(directory):
+    params = {"W": np.zeros((300, 140), "f4"), "b": np.zeros(7, "f4"), "V": np.zeros((200, 100), "f4")}
+    opt = fastopt.Adam(params, ema=0.9, accumulate=2)
+    opt.load(directory / "adam.npz")
+    assert opt.steps == 1 and opt.state[0]["exp_avg"].any() and opt.ema["V"].any()
+
+
+def test_memory_of_sharded_state(directory):
+    lines = [line.split() for line in (directory / "nbytes").read_text().splitlines()]
+    nbytes = {name: [*map(int, own)] for name, *own in lines}
+    n_elements = 300 * 140 + 7 + 200 * 100
+    assert sum(nbytes["adam"]) == 2 * 4 * n_elements
+    assert max(nbytes["adam"]) < 1.2 * 2 * n_elements
+    assert sum(nbytes["muon"]) == 4 * n_elements + 4 * 7       # of whole parameters, and Adam for `b`
+
+
+@pytest.mark.parametrize("n", (2, 3))
+def test_uses(n):
+    environment = {"OMP_NUM_THREADS": "", "FASTOPT_NUM_THREADS": ""}
+    done = launch(n, "horovod.py", **environment)
+    available = int(min(len(os.sched_getaffinity(0)), os.cpu_count()))
+    threads = {line.split()[-1] for line in done.stdout.splitlines()}
+    assert done.stdout.count("rank") == n
+    if fastopt.get_num_threads() == available:
+        assert threads == {str(max(1, available // n))}
+
+
+def test_number_of_threads_of_the_environment():
+    done = launch(2, "horovod.py", FASTOPT_NUM_THREADS="3")
+    assert done.stdout.count("threads 3") == 2
