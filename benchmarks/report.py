@@ -14,6 +14,10 @@ BYTES_HELD = 16     # of an element in p, g, m and v
 PLOTTED = ("limit", "fastopt", "torch-fused", "numba", "optax", "numpy")
 BOUNDS = ("floor", "limit")     # contenders that do a part of the work
 TORCH = ("torch-fused", "torch-foreach", "torch")
+TITLES = {
+    "limit": "memory-bandwidth limit", "floor": "matrix products", "torch-fused": "torch, fused",
+    "optax": "optax, jit", "numba": "numba, fastmath", "numpy": "NumPy", "sklearn": "scikit-learn",
+}
 AIM = 1.25          # largest ratio to its limit that an elementwise optimizer should have
 
 
@@ -94,6 +98,7 @@ def tables(run, is_wide):
     if run["suite"] == "optimizers":
         return list(optimizer_tables(run, is_wide))
     names, suite = contenders(run), SUITES[run["suite"]]
+    run = run | {"workloads": listed(run)}
     rates = partial(table_of, run, names, rate_of)
     parts = [Table(caption(run), ["workload", suite.unit, *names], rates(cell))]
     parts.append(Table(
@@ -115,6 +120,12 @@ def table_of(run, names, first, cell):
         [w["title"], *([first(run, w)] if first else []), *(cell(run, w["name"], name) for name in names)]
         for w in run["workloads"]
     ]
+
+
+def listed(run):
+    """Return the workloads without those that are only drawn, unless there are no others."""
+    drawn = {*SUITES[run["suite"]].sweep} - {*SUITES[run["suite"]].full.workloads}
+    return [w for w in run["workloads"] if w["name"] not in drawn] or run["workloads"]
 
 
 def rate_of(run, workload):
@@ -321,6 +332,25 @@ def markdown(run):
         parts += [table.caption, "\n".join(f"| {' | '.join(cells)} |" for cells in lines)]
     parts.append(bullets(notes(run)))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary(run):
+    """Return one Markdown table of a run, with the shortest time of each workload in bold."""
+    suite, names = SUITES[run["suite"]], contenders(run)
+    lines = [["workload", *(TITLES.get(name, name) for name in names)], ["---", *["---:"] * len(names)]]
+    for workload in listed(run):
+        results = {name: shown(run, workload["name"], name) for name in names}
+        times = {name: result["median"] * 1e6 for name, result in results.items() if result}
+        fastest = min((name for name in times if name not in BOUNDS), key=times.get)
+        cells = {name: short(time) if time < 100 else f"{time:,.0f}" for name, time in times.items()}
+        cells[fastest] = f"**{cells[fastest]}**"
+        lines.append([workload["title"], *(cells.get(name, "") for name in names)])
+    timed = "an Adam step in microseconds" if run["suite"] == "steps" else suite.timed
+    machine, most = run["machine"], max(run["threads"])
+    return (
+        f"Median time of {timed}; {machine['cpu']}, {most} thread{'s' * (most > 1)}, {run['date']}:\n\n"
+        + "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+    )
 
 
 def bullets(lines):
