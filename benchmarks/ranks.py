@@ -19,8 +19,13 @@ import fastopt
 from fastopt import mpi
 from fastopt.cli.options import positive_int
 
-SIZES = {"small": (64, 64, 10), "medium": (784, 256, 128, 10), "large": (784, 1024, 512, 10)}
-BATCH = 512
+# Sizes of the layers, and samples per step.
+WORKLOADS = {
+    "small": ((784, 64, 10), 8192),
+    "medium": ((784, 256, 128, 10), 4096),
+    "large": ((784, 1024, 512, 10), 1024),
+}
+SAMPLES = 16384
 RANKS = (1, 2, 4)
 CORES = os.cpu_count() or 1
 
@@ -37,18 +42,18 @@ def run(options):
     for n, each in network.items():
         print(f"{n} ranks: alpha {each.alpha * 1e6:.1f} us, beta {1e-9 / each.beta:.2f} GB/s, "
               f"gamma {1e-9 / each.gamma:.1f} GB/s")
-    print("\n| network | parameters | ranks | measured ms | predicted ms | ratio |\n|---|" + 5 * "---:|")
-    for name, sizes in SIZES.items():
+    print("\n| parameters | batch size | ranks | measured ms | predicted ms | ratio |\n|" + 6 * "---:|")
+    for name, (sizes, batch_size) in WORKLOADS.items():
         n_params = count(sizes)
-        compute = {int(k): mpi.Compute(*v) for k, v in jobs[1]["compute"][name].items()}
+        compute = {CORES // n: mpi.Compute(*jobs[n]["compute"][name]) for n in RANKS if n <= CORES}
         for n in RANKS:
             (cost,) = mpi.predict(
-                n_params, BATCH, compute, network.get(n, mpi.Network(0.0, 0.0)), ranks=[n], cores=CORES,
+                n_params, batch_size, compute, network.get(n, mpi.Network(0.0, 0.0)), ranks=[n], cores=CORES,
                 ranks_per_machine=n,
             )
             measured = jobs[n]["steps"][name]
-            print(f"| {name} | {n_params:,} | {n} | {measured * 1e3:.3f} | {cost.seconds * 1e3:.3f} | "
-                  f"{cost.seconds / measured:.2f} |")
+            cells = f"{measured * 1e3:.2f} | {cost.seconds * 1e3:.2f} | {cost.seconds / measured:.2f}"
+            print(f"| {n_params:,} | {batch_size:,} | {n} | {cells} |")
     print(json.dumps(jobs))
 
 
@@ -73,24 +78,23 @@ def measure(epochs):
         from mpi4py import MPI
 
         result["network"] = dataclasses.astuple(mpi.measure_network(MPI.COMM_WORLD))
-    for name, sizes in SIZES.items():
+    for name, (sizes, batch_size) in WORKLOADS.items():
         X, y, net, opt = make(sizes)
         trainer = fastopt.Trainer(net, mpi.DistributedOptimizer(opt))
-        trainer.fit(X, y, BATCH, epochs=epochs, verbose=0, seed=0, training_accuracy=False)
-        seconds = trainer.history.history["seconds"][1:]
-        result["steps"][name] = median(seconds) / (len(y) // BATCH)
-        if mpi.size() == 1:
-            result["compute"][name] = {}
-            for threads in range(1, CORES + 1):
-                X, y, net, opt = make(sizes)
-                measured = mpi.measure_compute(net, opt, X, y, (BATCH // 16, BATCH // 8), threads=threads)
-                result["compute"][name][threads] = dataclasses.astuple(measured)
+        trainer.fit(X, y, batch_size, epochs=epochs, verbose=0, seed=0, training_accuracy=False)
+        result["steps"][name] = median(trainer.history.history["seconds"][1:]) / (len(y) // batch_size)
+        if mpi.size() <= CORES:
+            X, y, net, opt = make(sizes)
+            pair = batch_size // 2, batch_size
+            result["compute"][name] = dataclasses.astuple(
+                mpi.measure_compute(net, opt, X, y, pair, epochs=epochs)
+            )
     return result
 
 
 def make(sizes):
     rng = np.random.default_rng(0)
-    X = rng.random((16 * BATCH, sizes[0]), np.float32)
+    X = rng.random((SAMPLES, sizes[0]), np.float32)
     net = fastopt.MLP(sizes, seed=0)
     return X, rng.integers(10, size=len(X)), net, fastopt.Adam(net.params)
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from fastopt._core.threads import get_num_threads, set_num_threads
 from fastopt._core.validation import check_float, check_int
-from fastopt.mpi.communicator import find_communicator, size
+from fastopt.mpi.communicator import Communicator, find_communicator
 from fastopt.mpi.optimizer import DistributedOptimizer
+from fastopt.nn.trainer import Trainer
 from fastopt.optimizers.base import Optimizer
 
 _SHORT = 512 * 1024     # bytes from which MPICH's algorithms use the bandwidth rather than few messages
@@ -251,62 +251,61 @@ class _Model:
 
 
 def measure_compute(
-    net: Any, opt: Optimizer, X: Any, y: Any, samples: tuple[int, int], *, threads: int | None = None,
-    repetitions: int = 20,
+    net: Any, opt: Optimizer, X: Any, y: Any, batch_sizes: tuple[int, int], *, micro_shards: int = 8,
+    comm: Any = None, epochs: int = 5,
 ) -> Compute:
-    """Measure the work of one rank: the gradients of a micro-shard and their sum, and a step.
+    """Measure the work of a rank: the gradients of micro-shards and their sums, and the optimizer step.
 
-    Steps are taken: model and optimizer change.
+    Each rank trains on its own, with its threads, all at the same time, so the times include what ranks on
+    one machine cost each other. Start as many ranks on a machine as will train there.
 
     Parameters
     ----------
     net : object
-        Model with ``train_step(X, y) -> (loss, grads)``, such as `fastopt.MLP`.
+        Model as for `fastopt.Trainer`; it is trained, and so is different afterwards.
     opt : Optimizer
         Optimizer of its parameters.
     X, y : array_like
-        Training data, at least as many samples as the larger of `samples`.
-    samples : pair of int
-        Two numbers of samples per micro-shard; the time is a linear function of them.
-    threads : int, optional
-        Threads of the rank. Default: those that are set.
-    repetitions : int, default 20
-        Number of measurements, whose median is taken.
+        Training data, of at least the larger batch size.
+    batch_sizes : pair of int
+        Batch sizes of two runs; the time of a step is a linear function of them.
+    micro_shards : int, default 8
+        Micro-shards of a batch.
+    comm : mpi4py.MPI.Intracomm, optional
+        Ranks that take part: all processes of the job by default.
+    epochs : int, default 5
+        Epochs per batch size. The median is taken, without the first.
 
     Returns
     -------
     Compute
+        The times of the slowest rank.
     """
-    few, many = (check_int(f"samples[{i}]", n, 1) for i, n in enumerate(samples))
+    ranks = find_communicator(comm)
+    alone = DistributedOptimizer(opt, _alone(ranks), shards=micro_shards)
+    few, many = (check_int(f"batch_sizes[{i}]", n, 1) for i, n in enumerate(batch_sizes))
     if not few < many <= len(y):
-        raise ValueError(f"samples: expected two ascending numbers up to {len(y)}, got {samples}")
-    n_shards = 8
-    times: dict[int, list[float]] = {few: [], many: []}
-    steps: list[float] = []
-    before = get_num_threads()
-    set_num_threads(before if threads is None else threads)
-    try:
-        distributed = DistributedOptimizer(opt, _alone(), shards=n_shards)
-        for _ in range(repetitions + 1):
-            for n, own in times.items():
-                start = time.perf_counter()
-                for shard in range(n_shards):
-                    distributed.accumulate(net.train_step(X[:n], y[:n])[1], shard)
-                end = time.perf_counter()
-                distributed.step()
-                own.append((end - start) / n_shards)
-                steps.append(time.perf_counter() - end)
-    finally:
-        set_num_threads(before)
-    short, long = (float(np.median(own[1:])) for own in times.values())
-    per_sample = max(long - short, 0.0) / (many - few)
-    return Compute(max(short - few * per_sample, 0.0), per_sample, float(np.median(steps[2:])))
+        raise ValueError(f"batch_sizes: expected two ascending numbers up to {len(y)}, got {batch_sizes}")
+    times = []
+    for n in (few, many):
+        ranks.allgather(None)   # begin at the same time
+        history = Trainer(net, alone).fit(
+            X, y, n, check_int("epochs", epochs, 2), verbose=0, training_accuracy=False
+        )
+        times.append(float(np.median(history.history["seconds"][1:])) / -(-len(y) // n))
+    grads = net.train_step(X[:few], y[:few])[1]
+    step = _median(lambda: opt.step(grads), 10, lambda: ranks.allgather(None))
+    # Neither is negative, and the time of the larger batch size is exact.
+    gradients = max(times[1] - step, 0.0)
+    per_sample = min(max(times[1] - times[0], 0.0) / (many - few), gradients / many)
+    fixed = (gradients - many * per_sample) / micro_shards
+    return Compute(*np.max(ranks.allgather((fixed, per_sample, step)), axis=0).tolist())
 
 
-def _alone() -> Any:
+def _alone(ranks: Communicator) -> Any:
     """Return the communicator of this rank alone."""
-    if size() == 1:
-        return None
+    if ranks.size == 1:
+        return ranks.comm
     from mpi4py import MPI
 
     return MPI.COMM_SELF

@@ -204,7 +204,8 @@ class Trainer(Saving):
         if max_time is not None:
             deadline = ranks.clock() + check_float("max_time", max_time, 0.0, open_low=True)
         if self._rng is None or (seed is not None and seed != self._seed):
-            self._rng, self._seed = ranks.from_main(lambda: np.random.default_rng(seed)), seed
+            drawn = ranks.from_main(lambda: np.random.SeedSequence().entropy) if seed is None else seed
+            self._rng, self._seed = np.random.default_rng(drawn), seed
 
         columns = (X, y) if weights is None else (X, y, weights)
         batches = make_batches(self.net, columns, batch_size, self._rng if shuffle else None)

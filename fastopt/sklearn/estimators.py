@@ -43,8 +43,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         ``"rmsprop"``, ...; ``"momentum"`` and ``"nesterov"`` are ``"sgd"`` with a fixed `nesterovs_momentum`.
         All use the learning rate `learning_rate_init`; some optimizers, such as ``"adadelta"`` and
         ``"prodigy"``, need a value near 1. Alternatively, a callable that takes the parameters and returns an
-        optimizer, such as ``functools.partial(fastopt.AdamW, lr=3e-4)``; it sets all hyperparameters itself,
-        and `learning_rate_init` is ignored.
+        optimizer, such as ``functools.partial(fastopt.AdamW, lr=3e-4)`` or a
+        `fastopt.mpi.DistributedOptimizer`; it sets all hyperparameters itself, and `learning_rate_init` is
+        ignored.
     alpha : float, default 1e-4
         L2 penalty of the weights. The loss of a batch includes ``alpha / 2 * sum(W**2)``, divided by the
         number of samples.

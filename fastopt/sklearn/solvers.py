@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import OptimizeResult, minimize
 
 from fastopt._core.typing import AnyArray, FloatOrSchedule
+from fastopt.mpi.optimizer import DistributedOptimizer
 from fastopt.nn.typing import Layers, Samples
 from fastopt.optimizers.api import BY_NAME, SGD, Adam, Optimizer
 from fastopt.sklearn.net import PenalizedMLP
@@ -33,7 +34,7 @@ def make_optimizer(
     lr = copy.deepcopy(learning_rate_init)      # a schedule may have state
     if callable(solver):
         opt = copy.deepcopy(solver)(params)
-        if not isinstance(opt, Optimizer):
+        if not is_optimizer(opt):
             raise TypeError(f"solver: expected a callable that returns a fastopt optimizer, got {opt!r}")
         return opt
     if solver == "sgd" or solver in _SGD_NESTEROV:
@@ -46,6 +47,11 @@ def make_optimizer(
         return cls(params, lr, (beta_1, beta_2), epsilon, convention=convention)
     other: Optimizer = cls(params, lr=lr)
     return other
+
+
+def is_optimizer(opt: object) -> bool:
+    """Whether an object is an optimizer of fastopt, of one process or of many."""
+    return isinstance(opt, Optimizer | DistributedOptimizer)
 
 
 def minimize_lbfgs(

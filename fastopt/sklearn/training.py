@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from fastopt.optimizers import Adam, Optimizer
 from fastopt.optimizers.state_dict import with_groups
 from fastopt.sklearn.net import PenalizedMLP
 from fastopt.sklearn.params import MLPAttributes
-from fastopt.sklearn.solvers import make_optimizer
+from fastopt.sklearn.solvers import is_optimizer, make_optimizer
 
 Data: TypeAlias = tuple[Any, ...]   # validated X and encoded y, with or without sample weights
 
@@ -41,7 +41,7 @@ class TrainingState:
 
     def detached(self) -> TrainingState:
         """Return a state to be copied or pickled, with a state dict in place of the optimizer."""
-        if isinstance(self.optimizer, Optimizer):
+        if is_optimizer(self.optimizer):
             return replace(self, optimizer=self.optimizer.state_dict())
         return self
 
@@ -51,10 +51,10 @@ class TrainingState:
         With other hyperparameters, it takes over the step count and the state arrays that both have.
         """
         made_with = {name: getattr(estimator, name) for name in _OPTIMIZER_PARAMS}
-        previous = self.optimizer
+        previous: Any = self.optimizer
         same_params = previous is not None and self.optimizer_params == made_with
-        if same_params and isinstance(previous, Optimizer) and previous.params is params:
-            return previous
+        if same_params and is_optimizer(previous) and previous.params is params:
+            return cast(Optimizer, previous)
         opt = make_optimizer(params, **made_with)
         self.base_lrs = [group["lr"] for group in opt.groups]
         if lr_varies(estimator) and any(map(callable, self.base_lrs)):
@@ -62,8 +62,8 @@ class TrainingState:
                 "learning_rate: expected 'constant' with a schedule as learning_rate_init, "
                 f"got {estimator.learning_rate!r}"
             )
-        saved = previous.state_dict() if isinstance(previous, Optimizer) else previous
-        if saved is not None and saved["optimizer"] == type(opt).__name__:
+        saved = previous.state_dict() if is_optimizer(previous) else previous
+        if saved is not None and saved["optimizer"] == type(getattr(opt, "opt", opt)).__name__:
             if same_params:
                 opt.load_state_dict(saved)
             else:

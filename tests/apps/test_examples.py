@@ -1,5 +1,6 @@
 """The examples run with NumPy only, in seconds, and reach their documented results."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ sys.modules.update(dict.fromkeys({HIDDEN}))
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+START_WITH_ALL = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def output(name, folder, *arguments, start=START):
@@ -92,8 +94,33 @@ CHECKS = {
 }
 
 
+def check_dask_search(out):
+    found = numbers(r"^Learning rate (\S+): validation accuracy (\S+)$", out)
+    assert [rate for rate, _ in found] == [1.0, 0.1, 0.01, 0.003]
+    assert found[2][1] > 0.94 and found[2][1] >= found[0][1]
+    assert numbers(r"^Test accuracy after chunks: (\S+)$", out)[0][0] > 0.94
+
+
+def check_mpi_classifier(out):
+    assert numbers(r"^Test accuracy (\S+), checksum [0-9a-f]{8}$", out)[0][0] > 0.94
+
+
+def check_ray_actor(out):
+    ((first, second),) = numbers(r"^Test accuracy of the 2 actors: (\S+), (\S+)$", out)
+    assert min(first, second) > 0.94
+
+
+# Examples that need other libraries.
+EXTRA_CHECKS = {
+    "dask_search.py": (check_dask_search, "dask", "sklearn"),
+    "mpi_classifier.py": (check_mpi_classifier, "sklearn"),
+    "ray_actor.py": (check_ray_actor, "ray", "sklearn"),
+}
+
+
 def test_every_example_has_a_check():
-    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted([*CHECKS, "torch_transformer.py"])
+    checked = [*CHECKS, *EXTRA_CHECKS, "torch_transformer.py"]
+    assert sorted(path.name for path in EXAMPLES.glob("*.py")) == sorted(checked)
 
 
 @pytest.mark.parametrize("name", CHECKS)
@@ -101,7 +128,15 @@ def test_example(name, tmp_path):
     CHECKS[name](output(name, tmp_path))
 
 
+@pytest.mark.parametrize("name", EXTRA_CHECKS)
+def test_example_with_other_libraries(name, tmp_path):
+    check, *modules = EXTRA_CHECKS[name]
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    check(output(name, tmp_path, start=START_WITH_ALL))
+
+
 def test_example_with_torch(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
-    start = "import runpy, sys; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    check_torch_transformer(output("torch_transformer.py", tmp_path, "--steps", "30", start=start))
+    check_torch_transformer(output("torch_transformer.py", tmp_path, "--steps", "30", start=START_WITH_ALL))

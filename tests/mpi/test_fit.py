@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from mpi.launch import PROGRAMS, launch, needs_mpi
+from mpi.launch import PROGRAMS, launch, launch_python, needs_mpi
 from mpi.programs import fit
 
 pytestmark = needs_mpi
@@ -67,3 +67,10 @@ def test_sharded_state_gives_the_same_bits(fits):
         ("dropout_and_penalty", "sharded_dropout_and_penalty"), ("resumed_in_an_epoch", "sharded_and_resumed")
     ):
         assert load(directory, sharded, 0) == load(directory, whole, 0)
+
+
+def test_classifier_of_the_examples():
+    pytest.importorskip("sklearn")
+    example = PROGRAMS.parents[2] / "examples/mpi_classifier.py"
+    printed = {launch_python(n, example).stdout for n in (1, 2, 4)}
+    assert len(printed) == 1 and printed.pop().startswith("Test accuracy 0.9")
