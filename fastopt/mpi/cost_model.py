@@ -213,7 +213,7 @@ class _Model:
         local = min(ranks, self.ranks_per_machine)
         threads = max(n for n in self.compute if n <= max(1, self.cores // local))
         cost, sharing = self.compute[threads], max(1.0, local / self.cores)
-        shards = max(self.micro_shards, ranks)
+        shards = min(max(self.micro_shards, ranks), batch_size)     # those that have samples
         own = -(-shards // ranks)
         nbytes = self.n_params * self.itemsize
         compute = own * (cost.fixed + cost.per_sample * batch_size / shards)
