@@ -52,17 +52,19 @@ class LRFind:
         suggestion = "no suggestion" if self.suggestion is None else f"suggestion {self.suggestion:.2g}"
         return f"LRFind({len(self.lr)} steps from {self.lr[0]:.2g} to {self.lr[-1]:.2g}: {suggestion})"
 
-    def plot(self, path: StrPath | None = None) -> Figure:
+    def plot(self, path: StrPath | None = None, *, title: str = "") -> Figure:
         """Plot the losses against the learning rates with `fastopt.plots.plot_lr_find`.
 
         Parameters
         ----------
         path : str or path-like, optional
             File for the figure, in the format of its suffix.
+        title : str, default ""
+            Title of the figure.
         """
         from fastopt.plots import plot_lr_find
 
-        return plot_lr_find(self, path)
+        return plot_lr_find(self, path, title=title)
 
 
 def lr_find(

@@ -45,7 +45,7 @@ _MAX_FRAMES, _FRAME_TIME, _LAST_FRAME_TIME = 100, 50, 2000
 _ANIMATION_DPI = 100
 
 
-def plot_history(history: History, path: StrPath | None = None) -> Figure:
+def plot_history(history: History, path: StrPath | None = None, *, title: str = "") -> Figure:
     """Plot the loss and, for a classification, the accuracy of a training run against epochs.
 
     Parameters
@@ -54,6 +54,8 @@ def plot_history(history: History, path: StrPath | None = None) -> Figure:
         History of at least one epoch.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
+    title : str, default ""
+        Title of the figure, such as the names of data set and optimizer.
 
     Returns
     -------
@@ -72,10 +74,12 @@ def plot_history(history: History, path: StrPath | None = None) -> Figure:
         panel.set_title(name.title())
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
     panels[-1].legend(frameon=False)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
 
 
-def plot_comparison(histories: Mapping[str, History], path: StrPath | None = None) -> Figure:
+def plot_comparison(
+    histories: Mapping[str, History], path: StrPath | None = None, *, title: str = ""
+) -> Figure:
     """Plot the training losses of several training runs against epochs and against seconds.
 
     Parameters
@@ -84,6 +88,8 @@ def plot_comparison(histories: Mapping[str, History], path: StrPath | None = Non
         Histories of at least one epoch each, by name. Their seconds exclude the time of evaluation.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
+    title : str, default ""
+        Title of the figure, such as the names of data set and optimizer.
 
     Returns
     -------
@@ -100,11 +106,12 @@ def plot_comparison(histories: Mapping[str, History], path: StrPath | None = Non
     by_time.set_xlim(left=0.0)
     _scale_losses(by_epoch)
     by_time.legend(frameon=False)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
 
 
 def plot_confusion_matrix(
-    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None, path: StrPath | None = None
+    matrix: ArrayLike, classes: Sequence[object] | AnyArray | None = None, path: StrPath | None = None, *,
+    title: str = "",
 ) -> Figure:
     """Plot a confusion matrix.
 
@@ -120,6 +127,8 @@ def plot_confusion_matrix(
         Labels; by default 0 to n - 1.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
+    title : str, default ""
+        Title of the figure, such as the names of data set and optimizer.
 
     Returns
     -------
@@ -142,10 +151,10 @@ def plot_confusion_matrix(
         for row, column in np.argwhere(counts):
             color = "white" if percent[row, column] > 55.0 else "0.15"
             panel.text(column, row, str(counts[row, column]), ha="center", va="center", color=color)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
 
 
-def plot_lr_find(found: LRFindResult, path: StrPath | None = None) -> Figure:
+def plot_lr_find(found: LRFindResult, path: StrPath | None = None, *, title: str = "") -> Figure:
     """Plot the losses of a learning-rate range test against the learning rates.
 
     Parameters
@@ -154,6 +163,8 @@ def plot_lr_find(found: LRFindResult, path: StrPath | None = None) -> Figure:
         Result of `fastopt.lr_find`.
     path : str or path-like, optional
         File to write. Its suffix selects the format: ``.png``, ``.pdf``, ``.svg``, ...
+    title : str, default ""
+        Title of the figure, such as the names of data set and optimizer.
 
     Returns
     -------
@@ -173,7 +184,7 @@ def plot_lr_find(found: LRFindResult, path: StrPath | None = None) -> Figure:
     panel.set_ylim(low - margin, high + margin)
     _label(panel, "Learning rate", "Loss (mean per sample)")
     panel.legend(frameon=False)
-    return _finish(figure, path)
+    return _finish(figure, path, title)
 
 
 def plot_paths(surface: Surface, paths: Mapping[str, ArrayLike], path: StrPath | None = None) -> Figure:
@@ -392,7 +403,9 @@ def _palette() -> bytes:
     return (255.0 * np.concatenate([grays, *edges])).round().astype(np.uint8).tobytes()
 
 
-def _finish(figure: Figure, path: StrPath | None) -> Figure:
+def _finish(figure: Figure, path: StrPath | None, title: str = "") -> Figure:
+    if title:
+        figure.suptitle(title, parse_math=False)
     if path is not None:
         figure.savefig(path, dpi=_DPI)
     return figure

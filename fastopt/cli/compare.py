@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     print("\nLoss: mean over the samples of the last epoch. Time: training steps only.")
     print("Val.: of the validation data after the last epoch.")
     if args.plot is not None and histories:
-        plots.plot_comparison(histories, args.plot)
+        plots.plot_comparison(histories, args.plot, title=f"Training loss: {training.data_name(args)}")
         print(f"Saved the plot in {args.plot}")
     elif args.plot is not None:
         print("Nothing to plot: no epoch was finished")

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"{lr:>13.2g}{loss:>12.4f}")
     print("\nLoss: moving average over the minibatches so far.")
     if args.plot is not None:
-        result.plot(args.plot)
+        result.plot(args.plot, title=f"{training.data_name(args)}, {args.optimizer}")
         print(f"Saved the plot in {args.plot}")
     if result.suggestion is None:
         reason = "the loss does not decrease by more than its noise"

@@ -177,14 +177,17 @@ def write_confusion_matrix(folder: str, matrix: AnyArray, classes: AnyArray) -> 
         writer.writerows([label, *row] for label, row in zip(labels, matrix.tolist(), strict=True))
 
 
-def write_plots(folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None) -> None:
-    """Draw the training curves and, for a classification, the confusion matrix."""
+def write_plots(
+    folder: str, history: History, matrix: AnyArray | None, classes: AnyArray | None, title: str
+) -> None:
+    """Draw the training curves and, for a classification, the confusion matrix of the test data."""
     if history.epoch:
         with atomic_write(os.path.join(folder, CURVES)) as path:
-            plots.plot_history(history, path)
+            plots.plot_history(history, path, title=title)
     if matrix is not None:
         with atomic_write(os.path.join(folder, CONFUSION_PLOT)) as path:
-            plots.plot_confusion_matrix(matrix, classes, path)
+            title = f"Confusion matrix of the test data: {title}"
+            plots.plot_confusion_matrix(matrix, classes, path, title=title)
 
 
 @contextlib.contextmanager

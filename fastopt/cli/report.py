@@ -70,7 +70,8 @@ def format_report(
     title = html.escape(f"Training run: {args.data}")
     body = "".join(f"<section><h2>{name}</h2>{content}</section>\n" for name, content in sections if content)
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
         f'<p><span class="score">{_score(results.score)}</span> on the test data</p>\n{body}</body></html>\n'
     )
@@ -95,12 +96,17 @@ def _results(dataset: Dataset, results: Results) -> str:
     if samples["validation"]:
         rows.append(("Validation", samples["validation"], last.get("val_loss"), last.get(f"val_{metric}")))
     rows.append(("Test", samples["test"], test["loss"], test[metric]))
+    rows = [(*row[:2], *(_round(value) for value in row[2:])) for row in rows]
     head = ["", "Samples", "Loss", "Accuracy" if metric == "accuracy" else "R²"]
     stopped = results.summary["stopped_by"]
     text = f"{training.plural(results.summary['epochs'], 'epoch')} in {results.summary['seconds']:.2g} s"
     reason = f", stopped by {html.escape(stopped)}" if stopped else ""
     note = ". The loss is that of the standardized target" if dataset.table and metric == "r2" else ""
     return f"<p>{text} of training steps{reason}{note}.</p>{_table(head, rows)}"
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def _curves(history: History) -> str:

@@ -163,7 +163,8 @@ def _save_results(
     results = Results(history, summary, score, predicted, matrix)
     outputs.write_report(folder, format_report(args, dataset, net, results, folder))
     try:
-        outputs.write_plots(folder, history, matrix, dataset.classes)
+        title = f"{training.data_name(args)}, {args.optimizer}"
+        outputs.write_plots(folder, history, matrix, dataset.classes, title)
     except ImportError as error:
         print(f"No plots: {error}")
     outputs.write_summary(folder, summary)  # last, because it has checksums of the other files

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import warnings
 from typing import Any, Literal
 
@@ -123,6 +124,12 @@ def describe(args: argparse.Namespace, dataset: Dataset, net: Model) -> str:
         f"{plural(net.sizes[0], 'feature')}, {outputs}\n"
         f"Network: {'-'.join(map(str, net.sizes))}, {', '.join(layers)}, {count_parameters(net)} parameters"
     )
+
+
+def data_name(args: argparse.Namespace) -> str:
+    """Return the name of the data set for a title."""
+    name: str = os.path.basename(os.path.abspath(args.data))
+    return name
 
 
 def count_parameters(net: Model) -> int:

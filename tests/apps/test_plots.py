@@ -290,3 +290,22 @@ def test_pyplot_is_not_imported(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "paths.gif"], check=True)
+
+
+TITLED = {
+    "history": lambda title: plot_history(history([2.0, 1.0]), title=title),
+    "comparison": lambda title: plot_comparison({"a": history([2.0, 1.0])}, title=title),
+    "confusion matrix": lambda title: plot_confusion_matrix([[1, 0], [0, 1]], title=title),
+    "range test": lambda title: LRFind(
+        np.array([0.1, 1.0]), np.array([2.0, 1.0]), np.array([2.0, 1.0]), None
+    ).plot(title=title),
+}
+
+
+@pytest.mark.parametrize("name", TITLED)
+def test_titles(name, tmp_path):
+    """A title is shown as it is, also one that would be a formula."""
+    assert TITLED[name]("").get_suptitle() == ""
+    figure = TITLED[name]("costs $1 to $2_, adam")
+    assert figure.get_suptitle() == "costs $1 to $2_, adam"
+    figure.savefig(tmp_path / "title.png")
