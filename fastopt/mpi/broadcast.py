@@ -57,6 +57,8 @@ def broadcast_optimizer_state(opt: Optimizer | DistributedOptimizer, root: int =
     """
     ranks = find_communicator(comm)
     if isinstance(opt, DistributedOptimizer):
+        if opt.sharded:
+            raise ValueError("opt: expected an optimizer whose state is not sharded")
         ranks, opt = opt.ranks, opt.opt
     _check_root(root, ranks)
     state = ranks.broadcast(opt.state_dict() if ranks.rank == root else None, root)

@@ -93,11 +93,7 @@ class Communicator:
             self.comm.Allreduce(MPI.IN_PLACE, values)
 
     def exchange(
-        self,
-        vector: AnyArray,
-        starts: Sequence[int],
-        counts: Sequence[int],
-        received: AnyArray,
+        self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int], received: AnyArray,
         received_counts: Sequence[int],
     ) -> None:
         """Send a segment of `vector` to each rank, and receive one from each; there must be several ranks.

@@ -73,6 +73,8 @@ class DistributedOptimizer:
         The micro-shards of this rank.
     n_shards : int
         Number of micro-shards of all ranks.
+    sharded : bool
+        As passed to the constructor.
 
     Examples
     --------
@@ -129,6 +131,10 @@ class DistributedOptimizer:
     @property
     def shards(self) -> range:
         return self._sums.shards
+
+    @property
+    def sharded(self) -> bool:
+        return self._partition is not None
 
     def split(self, n_samples: int) -> list[tuple[int, slice]]:
         """Divide a global batch into micro-shards, and return those of this rank.

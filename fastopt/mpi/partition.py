@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fastopt.mpi.layout import Layout
     from fastopt.optimizers.groups import ParamGroups
 
+_WITH_ARRAYS = ((), ("state",), ("accumulated",), *((name,) for name in COPIES))   # items of a state dict
+
 
 class Partition:
     """The part of all parameters that a rank updates.
@@ -141,7 +143,7 @@ class Partition:
 
     def join(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the state dict of all parameters, from those of all ranks."""
-        joined: dict[str, Any] = self._map_arrays(lambda k, path, values: self._join(k, values), parts)
+        joined: dict[str, Any] = self._map_arrays(lambda k, name, path, values: self._join(k, values), parts)
         return joined
 
     def join_arrays(self, parts: Sequence[Sequence[AnyArray]]) -> list[AnyArray]:
@@ -164,61 +166,54 @@ class Partition:
     def split(self, state_dict: Any, kernels: Sequence[str]) -> Any:
         """Return the part of this rank of a state dict; `kernels` are those of the parameters."""
 
-        def split_array(k: int, path: str, values: Sequence[Any]) -> Any:
+        def split_array(k: int, name: str, path: str, values: Sequence[Any]) -> Any:
             (value,), array, (begin, end) = values, self._arrays[k], self.spans[k]
-            if not self._by_elements:
-                if begin < end:
-                    return value
-                part = self.part(k, array)
-                shapes = self._rule.state_shapes(kernels[k], part)
-                return np.zeros(shapes.get(path.split("'")[-2], part.shape), computing_dtype(array.dtype))
-            encoded = from_export(path, value) if isinstance(value, Mapping) else None
-            shape = value.shape if encoded is None else encoded.shape
-            if shape != array.shape:
-                raise ValueError(f"{path}: expected shape {array.shape}, got {shape}")
-            if encoded is not None and (value["strides"] != _strides(array) or begin == end):
-                value, encoded = encoded.read(), None
-            if encoded is None:
-                return memory_order(copy_with_layout(value, array, value.dtype))[begin:end]
-            sliced: dict[str, Any] = {"shape": [end - begin], "strides": [1]}
-            sliced["stored"] = encoded.stored[begin:end]
-            if "scales" in value:
-                size = encoded.block_size
-                sliced["scales"] = encoded.scales[begin // size : -(-end // size)]
-            return value | sliced
+            if self._by_elements:
+                return self._split_elements(array, path, value, begin, end)
+            if begin < end:
+                return value
+            part = self.part(k, array)
+            shape = self._rule.state_shapes(kernels[k], part).get(name, part.shape)
+            return np.zeros(shape, computing_dtype(array.dtype))
 
         return self._map_arrays(split_array, [state_dict])
 
+    def _split_elements(self, array: AnyArray, path: str, value: Any, begin: int, end: int) -> Any:
+        """Return some elements of an array of a state dict, which belongs to the parameter `array`."""
+        encoded = from_export(path, value) if isinstance(value, Mapping) else None
+        shape = value.shape if encoded is None else encoded.shape
+        if shape != array.shape:
+            raise ValueError(f"{path}: expected shape {array.shape}, got {shape}")
+        if encoded is None or value["strides"] != _strides(array) or begin == end:
+            values = value if encoded is None else encoded.read()
+            return memory_order(copy_with_layout(values, array, values.dtype))[begin:end]
+        part = value | {"shape": [end - begin], "strides": [1], "stored": encoded.stored[begin:end]}
+        if "scales" in value:
+            size = encoded.block_size
+            part["scales"] = encoded.scales[begin // size : -(-end // size)]
+        return part
+
     def _map_arrays(
-        self, convert: Callable[[int, str, Sequence[Any]], Any], state_dicts: Sequence[Any]
+        self, convert: Callable[[int, str, str, Sequence[Any]], Any], state_dicts: Sequence[Any]
     ) -> Any:
-        """Return the first of some state dicts with other arrays: ``convert(k, path, values)``.
+        """Return the first of some state dicts with other arrays: ``convert(k, name, path, values)``.
 
         Anything that is not as in a state dict is left as it is.
         """
         index = {key: k for k, key in enumerate(self._keys)}
 
-        def walk(dicts: Sequence[Any], path: str, k: int | None) -> Any:
+        def walk(dicts: Sequence[Any], path: tuple[Any, ...]) -> Any:
             first = dicts[0]
+            depth = 2 if path[:1] == ("accumulated",) else 1        # of the keys of parameters
+            k = index.get(path[depth]) if len(path) > depth else None
             if k is not None and (isinstance(first, np.ndarray) or _is_encoded(first)):
-                return convert(k, path, dicts)
-            if not isinstance(first, Mapping):
+                text = "".join(f"[{key!r}]" for key in path)
+                return convert(k, path[-1], f"state_dict{text}", dicts)
+            if not isinstance(first, Mapping) or path[:1] not in _WITH_ARRAYS:
                 return first
-            return {
-                key: walk(
-                    [own[key] for own in dicts], f"{path}[{key!r}]", index.get(key) if k is None else k
-                )
-                for key in first
-            }
+            return {key: walk([own[key] for own in dicts], (*path, key)) for key in first}
 
-        first = state_dicts[0]
-        if not isinstance(first, Mapping):
-            return first
-        return {
-            name: walk([own[name] for own in state_dicts], f"state_dict[{name!r}]", None)
-            if name in ("state", "accumulated", *COPIES) else value
-            for name, value in first.items()
-        }
+        return walk(state_dicts, ())
 
 
 def _is_encoded(value: object) -> bool:

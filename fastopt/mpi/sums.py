@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastopt.mpi.partition import Partition
     from fastopt.optimizers.groups import ParamGroups
 
-_BUCKET = 1 << 22  # elements that are exchanged at once, which limits the memory for received values
+_BUCKET = 1 << 20  # elements that are exchanged at once, which limits the memory for received values
 
 
 class Node(NamedTuple):

@@ -34,10 +34,10 @@ def test_resumed_on_other_ranks(directory, n):
 
 
 def test_state_loads_into_an_ordinary_optimizer(directory):
-    params = {"W": np.zeros((300, 140), "f4"), "b": np.zeros(7, "f4"), "V": np.zeros((200, 100), "f4")}
+    params = {"W": np.zeros((300, 140), "f4"), "it's": np.zeros(7, "f4"), "sums": np.zeros((200, 100), "f4")}
     opt = fastopt.Adam(params, ema=0.9, accumulate=2)
     opt.load(directory / "adam.npz")
-    assert opt.steps == 1 and opt.state[0]["exp_avg"].any() and opt.ema["V"].any()
+    assert opt.steps == 1 and opt.state[0]["exp_avg"].any() and opt.ema["sums"].any()
 
 
 def test_memory_of_sharded_state(directory):
@@ -46,7 +46,7 @@ def test_memory_of_sharded_state(directory):
     n_elements = 300 * 140 + 7 + 200 * 100
     assert sum(nbytes["adam"]) == 2 * 4 * n_elements
     assert max(nbytes["adam"]) < 1.2 * 2 * n_elements
-    assert sum(nbytes["muon"]) == 4 * n_elements + 4 * 7       # of whole parameters, and Adam for `b`
+    assert sum(nbytes["muon"]) == 4 * n_elements + 4 * 7       # of whole parameters, and Adam for the vector
 
 
 @pytest.mark.parametrize("n", (2, 3))

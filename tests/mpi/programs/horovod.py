@@ -74,6 +74,8 @@ def errors():
     raises(ValueError, f"root: expected a rank from 0 to {SIZE - 1}, got -1", mpi.broadcast_parameters,
            [np.zeros(3)], root=-1)
     sharded = mpi.DistributedOptimizer(fastopt.SGD([np.zeros(3)], momentum=0.9), sharded=True)
+    raises(ValueError, "opt: expected an optimizer whose state is not sharded", mpi.broadcast_optimizer_state,
+           sharded)
     raises(OSError, "", sharded.save, "/")      # rank 0 alone writes
 
 

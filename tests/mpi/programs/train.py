@@ -23,7 +23,7 @@ from rules import MATRIX_RULES, RULES
 
 # The first is divided between ranks; the norm of the others is summed in one block.
 SHAPES = {"W": (160, 140), "b": (7,), "V": (7, 3), "s": ()}
-LARGE = {"W": (300, 140), "b": (7,), "V": (200, 100)}
+LARGE = {"W": (300, 140), "it's": (7,), "sums": (200, 100)}      # "sums" is a key of state dicts, too
 STEPS = 3
 
 
