@@ -17,7 +17,13 @@ CODE = re.compile(
     r"|\$\$.*?\$\$|\$[^$\n]+\$",    # formulas
     re.M | re.S,
 )
-INLINE_CODE = re.compile(r"(`+)(?:(?!\1).)+?\1|^\s*(?:>>>|\.\.\.) .*$|'\w*'|\"\w*\"", re.M | re.S)
+INLINE_CODE = re.compile(
+    r"(`+)(?:(?!\1).)+?\1"         # code in backquotes
+    r"|^ *(?:>>>|\.\.\.) [^\n]*"   # examples
+    r"|\{[^{}\n]*\}"               # fields of f-strings
+    r"|'\w*'|\"\w*\"",             # names in quotes
+    re.M | re.S,
+)
 C_COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.S)
 
 

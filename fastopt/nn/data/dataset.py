@@ -83,8 +83,8 @@ def load(
     path, label, header, scale
         As for `read`. The data set must have labels.
     task : {"auto", "classification", "regression"}
-        ``"auto"`` selects a regression if the labels are floating-point numbers, unless these are whole
-        numbers with at most 20 different values and at least 5 samples of each on average.
+        ``"auto"`` selects a regression if the labels are floating-point numbers, unless these are integral
+        values with at most 20 different values and at least 5 samples of each on average.
     test_size, seed
         As for `train_test_split`. Used only if the data set is not already split and there is no `test`.
     validation_size : float, default 0
