@@ -27,6 +27,8 @@ WORKLOADS = {
 }
 SAMPLES = 16384
 RANKS = (1, 2, 4)
+CLUSTER = 20e-6, 8 / 25e9   # latency in seconds, and seconds per byte at 25 Gbit/s
+PREDICTED_BATCH = 65_536
 CORES = os.cpu_count() or 1
 
 
@@ -54,7 +56,28 @@ def run(options):
             measured = jobs[n]["steps"][name]
             cells = f"{measured * 1e3:.2f} | {cost.seconds * 1e3:.2f} | {cost.seconds / measured:.2f}"
             print(f"| {n_params:,} | {batch_size:,} | {n} | {cells} |")
-    print(json.dumps(jobs))
+    print_prediction(jobs, network)
+    print(f"\n{json.dumps(jobs)}")
+
+
+def print_prediction(jobs, network):
+    """Print what a cluster of these machines would need, with one rank per core."""
+    cluster = mpi.Network(*CLUSTER, network[2].gamma)
+    compute = mpi.Compute(*jobs[CORES]["compute"]["large"])
+    n_params = count(WORKLOADS["large"][0])
+    arguments = n_params, PREDICTED_BATCH, compute, cluster
+    whole, sharded, any_order = (
+        mpi.predict(*arguments, cores=CORES, ranks_per_machine=CORES, **options)
+        for options in ({}, {"sharded": True}, {"deterministic": False})
+    )
+    print(f"\n{n_params:,} parameters, {PREDICTED_BATCH:,} samples per step, {compute}, {cluster}\n")
+    names = "ranks", "ms", "efficiency", "pays from", "sharded ms", "state MB", "total MB", "Allreduce ms"
+    print(f"| {' | '.join(names)} |\n|{len(names) * '---:|'}")
+    for a, b, c in zip(whole, sharded, any_order, strict=True):
+        pays = "" if a.pays_from is None else f"{a.pays_from:,}"
+        print(f"| {a.ranks:,} | {a.seconds * 1e3:.1f} | {100 * a.efficiency:.0f} % | {pays} | "
+              f"{b.seconds * 1e3:.1f} | {b.state_bytes / 1e6:.2f} | {b.total_bytes / 1e6:.1f} | "
+              f"{c.seconds * 1e3:.1f} |")
 
 
 def start(options, n):

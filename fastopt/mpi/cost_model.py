@@ -19,6 +19,7 @@ import numpy as np
 from fastopt._core.validation import check_float, check_int
 from fastopt.mpi.communicator import Communicator, find_communicator
 from fastopt.mpi.optimizer import DistributedOptimizer
+from fastopt.mpi.sums import BUCKET
 from fastopt.nn.trainer import Trainer
 from fastopt.optimizers.base import Optimizer
 
@@ -189,7 +190,7 @@ def predict(
         state = n_params * state_bytes / (p if sharded else 1)
         costs.append(Cost(
             p, seconds, *times, alone / seconds, alone / seconds / p, state,
-            state + n_params * itemsize * (4 if p > 1 else 3),
+            state + model.vector_bytes(p),
             None if before is None else model.break_even(before, p),
         ))
         before = p
@@ -219,6 +220,12 @@ class _Model:
         compute = own * (cost.fixed + cost.per_sample * batch_size / shards)
         update = cost.step / (ranks if self.sharded else 1)
         return sharing * compute, self._communication(ranks, nbytes), sharing * update
+
+    def vector_bytes(self, ranks: int) -> float:
+        """Return the bytes of parameters, gradients, partial sums of the tree, and received values."""
+        own = -(-max(self.micro_shards, ranks) // ranks)
+        received = min(self.n_params, BUCKET) if ranks > 1 and self.deterministic else 0
+        return self.itemsize * ((2 + own.bit_length()) * self.n_params + received)
 
     def _communication(self, ranks: int, nbytes: int) -> float:
         network = self.network

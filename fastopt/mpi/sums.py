@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastopt.mpi.partition import Partition
     from fastopt.optimizers.groups import ParamGroups
 
-_BUCKET = 1 << 20  # elements that are exchanged at once, which limits the memory for received values
+BUCKET = 1 << 20  # elements that are exchanged at once, which limits the memory for received values
 
 
 class Node(NamedTuple):
@@ -268,7 +268,7 @@ class ShardSums:
             [node for node in nodes_of(shards) if self._weights[_shards_of(node)].any()]
             for shards in self._shards
         ]
-        step = -(-_BUCKET // ranks.size)
+        step = -(-BUCKET // ranks.size)
         longest = max(end - begin for begin, end in itertools.pairwise(bounds))
         for offset in range(0, longest, step):
             starts = [min(begin + offset, end) for begin, end in itertools.pairwise(bounds)]
