@@ -219,9 +219,9 @@ class DistributedOptimizer:
                 raise ValueError("grads: expected None after calls of accumulate")
             self.accumulate(grads, self.shards.start, weight=weight, zero_grad=zero_grad)
         scale = 1.0 if grad_scale is None else check_number("grad_scale", grad_scale)
-        if not self._are_params_checked:
-            self._check_params()
         try:
+            if not self._are_params_checked:
+                self._check_params()
             sums, total = self._sums.total()
             options: dict[str, Any] = {"max_norm": max_norm, "clip_value": clip_value}
             if self.opt._micro_batches > 1:
@@ -247,7 +247,7 @@ class DistributedOptimizer:
 
     def _gather_params(self, changed: bool = True) -> bool:
         """If parameters have changed, give all ranks the parts that the others have updated."""
-        if changed and self._partition is not None:
+        if changed and self._partition is not None and self.size > 1:
             self._partition.gather_arrays(self._params.arrays, self._sums.scratch())
         return changed
 

@@ -115,6 +115,30 @@ def lazy_rows(sharded):
     return rows(False, "lazy")
 
 
+def exact_rows(sharded):
+    return rows(False, "exact")
+
+
+def groups(sharded):
+    """Groups with hyperparameters of their own, which change, and a group whose parameters are frozen."""
+    params = make_params()
+    groups = [
+        {"params": [params["W"], params["b"]], "lr": 0.1},
+        {"params": params["V"], "lr": 0.01, "weight_decay": 0.1},
+        {"params": params["s"], "lr": 0.0},
+    ]
+
+    def in_groups(_, step, shard):
+        grads = gradients(params, step, shard)
+        return [[grads["W"], grads["b"]], grads["V"], grads["s"]]
+
+    opt = mpi.DistributedOptimizer(fastopt.SGD(groups, momentum=0.0), sharded=sharded)
+    found = {f"before.{key}": value for key, value in train(opt, params, in_groups, max_norm=3.0).items()}
+    opt.groups[0]["lr"] *= 0.5
+    opt.groups[1]["momentum"] = 0.9         # selects another kernel, which has state
+    return found | train(opt, params, in_groups)
+
+
 def not_finite(sharded):
     params = make_params()
 
@@ -176,7 +200,9 @@ CASES = {
     "unit clipping": simple(fastopt.Adam, unit_clip=0.01),
     "LAMB, clipped": simple(fastopt.LAMB, step_options={"max_norm": 0.5}, ema=0.9),
     "Muon, clipped": simple(fastopt.Muon, step_options={"max_norm": 0.5}),
-} | {case.__name__: case for case in (missing, rows, lazy_rows, not_finite, averages, schedule_free, flushed)}
+}
+for case in (missing, groups, rows, lazy_rows, exact_rows, not_finite, averages, schedule_free, flushed):
+    CASES[case.__name__] = case
 if find_spec("ml_dtypes"):
     from ml_dtypes import bfloat16
 
