@@ -2,7 +2,7 @@
 
     sphinx-build -W --keep-going docs docs/_build
 
-Formulas become MathML here and now, which browsers show by themselves, so that pages need no network.
+Formulas are converted to MathML at build time, which browsers display without a network.
 """
 
 import re
@@ -20,7 +20,9 @@ author = "The fastopt developers"
 copyright = author
 version = release = fastopt.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton",
+]
 exclude_patterns = ["_build"]
 templates_path = []
 default_role = "py:obj"         # `name` in a docstring
@@ -36,9 +38,13 @@ napoleon_use_ivar = True
 napoleon_use_rtype = False
 viewcode_line_numbers = True
 
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
+
 html_theme = "furo"
 html_title = "fastopt"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

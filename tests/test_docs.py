@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -241,9 +242,16 @@ def test_the_tests_that_pages_name_are_there():
     assert len(named) > 30 and named - there == set()
 
 
+# What readers look for, and the search of the site finds as a title or an entry of the index.
+SEARCHED = {
+    "gradient accumulation", "resume training", "sample weights", "parameter groups", "bias correction",
+    "8-bit optimizer", "torch drop-in",
+}
+
+
 def test_the_site_is_built_without_a_warning(tmp_path):
     """And its map for language models names every page."""
-    for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sklearn", "scipy"):
+    for needed in ("sphinx", "myst_parser", "furo", "latex2mathml", "sphinx_copybutton", "sklearn", "scipy"):
         pytest.importorskip(needed)
     command = [sys.executable, "-P", "-m", "sphinx", "-q", "-W", "--keep-going", DOCS, tmp_path]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -252,6 +260,9 @@ def test_the_site_is_built_without_a_warning(tmp_path):
     pages = {name.removeprefix("docs/").replace(".md", ".html") for name in TEXTS if name != "README.md"}
     assert sorted(links) == sorted(pages - {"index.html"})
     assert all((tmp_path / link).exists() for link in links)
+    index = json.loads((tmp_path / "searchindex.js").read_text("utf-8").removeprefix("Search.setIndex(")[:-1])
+    found = {*index["indexentries"], *(title.lower() for title in index["alltitles"])}
+    assert SEARCHED - found == set()
 
 
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#[^)\s]*)?\)")
