@@ -51,11 +51,11 @@ def add_table_options(group: Container) -> None:
     add("--label", type=_column, metavar="COLUMN",
         help="name or index of the label column (default: the last, or that of the training data)")
     add("--sep", type=_separator, metavar="CHARACTER",
-        help="separator of the columns: a character, tab, or blanks (default: found)")
-    add("--decimal", choices=(".", ","), metavar="CHARACTER", help="decimal point, . or , (default: found)")
+        help="separator of the columns: a character, tab, or blanks (default: detected)")
+    add("--decimal", choices=(".", ","), metavar="CHARACTER", help=". or , (default: detected)")
     header = group.add_mutually_exclusive_group().add_argument
-    header("--header", action="store_true", help="the first line holds column names (default: found)")
-    header("--no-header", action="store_true", help="the first line holds data (default: found)")
+    header("--header", action="store_true", help="the first line holds column names (default: detected)")
+    header("--no-header", action="store_true", help="the first line holds data (default: detected)")
     add("--na-values", type=_list_of(str), metavar="TEXTS",
         help="comma-separated texts that stand for a missing value, besides ?, NA, NaN and the empty text")
     add("--thousands", metavar="CHARACTER", help="separator of thousands in numbers (default: none)")

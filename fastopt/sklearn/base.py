@@ -53,7 +53,7 @@ class BaseMLP(MLPAttributes):
         raise NotImplementedError
 
     def _encode(self, y: Any) -> Any:
-        """Return targets in the form that the loss of the net expects."""
+        """Return targets in the form that the loss of the network expects."""
         return y
 
     def _score_encoded(self, X: Any, y: AnyArray, sample_weight: AnyArray | None = None) -> float:
@@ -61,7 +61,7 @@ class BaseMLP(MLPAttributes):
         raise NotImplementedError
 
     def _loss_options(self) -> dict[str, Any]:
-        """Return the arguments of the net that select the loss."""
+        """Return the arguments of the network that select the loss."""
         raise NotImplementedError
 
     def fit(
@@ -139,7 +139,7 @@ class BaseMLP(MLPAttributes):
     # --- The network -----------------------------------------------------------------------------
 
     def _start(self, sizes: list[int], dtype: np.dtype[Any]) -> None:
-        """Make a net with initial weights and discard the state of earlier fits."""
+        """Make a network with initial weights and discard the state of earlier fits."""
         self._random_state = check_random_state(self.random_state)
         self._make_net(sizes, dtype)
         draw_weights(self._net, self._random_state)
@@ -147,7 +147,7 @@ class BaseMLP(MLPAttributes):
         self._reset_training()
 
     def _resume(self, sizes: list[int]) -> None:
-        """Prepare the net of the last fit for the current hyperparameters."""
+        """Prepare the network of the last fit for the current hyperparameters."""
         net = self._current_net()
         if not hasattr(self, "_training"):      # the weights were assigned, not trained
             self._reset_training()
@@ -187,12 +187,12 @@ class BaseMLP(MLPAttributes):
         return PenalizedMLP(sizes, alpha=self.alpha, dtype=dtype, seed=seed, **self._net_options())
 
     def _connect(self) -> None:
-        """Make `coefs_` and `intercepts_` refer to the arrays of the net."""
+        """Make `coefs_` and `intercepts_` refer to the arrays of the network."""
         self.coefs_ = [layer[0] for layer in self._net.params]
         self.intercepts_ = [layer[1] for layer in self._net.params]
 
     def _current_net(self) -> PenalizedMLP:
-        """Return the net, with weights that were assigned to `coefs_` and `intercepts_` copied into it."""
+        """Return the network, after copying weights assigned to `coefs_` and `intercepts_` into it."""
         assigned = [*zip(self.coefs_, self.intercepts_, strict=True)]
         sizes = (len(self.coefs_[0]), *(len(b) for b in self.intercepts_))
         if not hasattr(self, "_net") or tuple(self._net.sizes) != sizes:
@@ -208,7 +208,7 @@ class BaseMLP(MLPAttributes):
     # --- Training --------------------------------------------------------------------------------
 
     def _fit_lbfgs(self, X: Any, y: AnyArray, weights: AnyArray | None) -> None:
-        """Minimize in float64, which the line search needs; the solution has the dtype of the net."""
+        """Minimize in float64, which the line search needs; the solution has the dtype of the network."""
         net = self._net
         if net.dtype != np.float64:
             net = self._new_net(self._net.sizes, np.float64)
@@ -337,7 +337,7 @@ class BaseMLP(MLPAttributes):
     def _is_plain(self, X: Any) -> bool:
         """Return whether scikit-learn's validation, which takes longer than a prediction, can be omitted.
 
-        The net refuses NaN and Inf itself. Names of features are compared by scikit-learn.
+        The network refuses NaN and Inf itself. Names of features are compared by scikit-learn.
         """
         return (
             type(X) is np.ndarray and X.ndim == 2 and X.dtype in (np.float32, np.float64) and len(X) > 0
@@ -361,7 +361,7 @@ class BaseMLP(MLPAttributes):
         return tags
 
     def __getstate__(self) -> dict[str, Any]:
-        """Omit `coefs_` and `intercepts_`, which the net holds too: joblib would store these arrays twice."""
+        """Omit `coefs_` and `intercepts_`, which are in the network: joblib would store them twice."""
         state = dict(super().__getstate__())
         if "_net" in state:
             self._current_net()

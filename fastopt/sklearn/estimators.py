@@ -303,8 +303,8 @@ class MLPRegressor(RegressorMixin, BaseMLP, _RegressionLoss):
     Parameters
     ----------
     loss : {"squared_error", "poisson", "huber", "quantile"}, default "squared_error"
-        Half the squared error; the Poisson loss of non-negative targets, for which the net's output is the
-        logarithm of the prediction; the Huber loss with threshold `delta`; or the pinball loss of the
+        Half the squared error; the Poisson loss of non-negative targets, for which the network predicts the
+        logarithm; the Huber loss with threshold `delta`; or the pinball loss of the
         `quantile`. Losses are summed over the outputs.
     delta : float, default 1.0
         Absolute error at which the Huber loss changes from quadratic to linear.

@@ -58,7 +58,7 @@ def minimize_lbfgs(
     net: PenalizedMLP, X: Samples, y: ArrayLike, sample_weight: ArrayLike | None, *, max_iter: int,
     max_fun: int, tol: float, max_time: float | None, verbose: bool,
 ) -> OptimizeResult:
-    """Minimize the loss of all samples with SciPy's L-BFGS-B, from the current parameters of the net.
+    """Minimize the loss of all samples with SciPy's L-BFGS-B, from the current parameters of the network.
 
     `tol` is the largest gradient component of a solution, and `max_time` a limit in seconds.
     """

@@ -135,7 +135,7 @@ class EpochOrder(np.random.Generator):
 class NoImprovement(Callback):
     """Updates the estimator's attributes after each epoch and stops training as scikit-learn does.
 
-    With `early_stopping`, `best` is the state dict of the net at its best validation score.
+    With `early_stopping`, `best` is the state dict of the network at its best validation score.
     """
 
     def __init__(
