@@ -151,7 +151,7 @@ def test_missing_values(write, missing):
         (b"a,b\n\xff\xfe,2\n", "expected UTF-8: .*; convert the file to UTF-8"),
         (b'a,b\n1,"2\n', "not a valid CSV file"),
         (b"a,b,c\n1,2,3\n4,5,6,7\n", "not a valid CSV file"),
-        (b"a,a\n1,2\n", "expected different column names, got 'a' twice"),
+        (b"a,a\n1,2\n", "expected different column names, got 'a' twice; rename one of them"),
     ],
 )
 def test_refused_tables(write, content, message):

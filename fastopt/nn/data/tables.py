@@ -139,7 +139,9 @@ class TableReader:
         else:
             self._find_layout(expected)
         if repeated := [name for name in self.names if self.names.count(name) > 1]:
-            raise ValueError(f"{self.path}: expected different column names, got {repeated[0]!r} twice")
+            raise ValueError(
+                f"{self.path}: expected different column names, got {repeated[0]!r} twice; rename one of them"
+            )
 
     def _open_parquet(self) -> None:
         try:
