@@ -148,7 +148,7 @@ def test_missing_values(write, missing):
         (b"", "not a valid CSV file"),
         (b"\n\n", "not a valid CSV file"),
         (b"a,b\n", "no rows below the header"),
-        (b"a,b\n\xff\xfe,2\n", "expected UTF-8: .*; convert the file to UTF-8"),
+        (b"a,b\n\xff\xfe,2\n", "expected UTF-8: .*; --encoding selects another encoding"),
         (b'a,b\n1,"2\n', "not a valid CSV file"),
         (b"a,b,c\n1,2,3\n4,5,6,7\n", "not a valid CSV file"),
         (b"a,a\n1,2\n", "expected different column names, got 'a' twice; rename one of them"),
