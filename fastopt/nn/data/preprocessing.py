@@ -383,7 +383,7 @@ def fit_table(
     reader = TableReader(path, layout)
     if label is None or len(reader.names) < 2:
         raise ValueError(
-            f"{reader.path}: expected features and a label column, found one column"
+            f"{reader.path}: expected features and a label column, found {len(reader.names)} columns"
         )
     label_index = reader.index_of("label", label)
     ignored = {reader.index_of("ignore", column) for column in ignore}
