@@ -31,6 +31,12 @@
  * serially if one of its workers is asleep, unless the last few jobs followed one another so
  * closely that woken workers would stay awake.
  *
+ * Teams. Idle threads of OpenMP keep spinning for some milliseconds after they were used. A worker
+ * that is woken on the same core has to share it with them. A job whose caller has just used OpenMP
+ * therefore runs on these threads: they start within a microsecond. If they are asleep, the caller
+ * has run most parts itself before they begin. A forked child does not have them, so it does not
+ * use teams.
+ *
  * Fork. A child process has one thread and a copy of the pool, possibly from the middle of a job of
  * another thread. A pthread_atfork handler drops the workers and initializes slot 0 again.
  * Comparing getpid() at each job would be less robust, because process ids repeat (the first
@@ -50,7 +56,8 @@ enum {
     SPIN_NANOSECONDS = 30000,  /* about the cost of falling asleep and being woken */
     PAUSES_PER_CLOCK_READ = 16,
     WAKE_THRESHOLD = 250000,   /* default, in nanoseconds on one thread */
-    MIN_RECENT_JOBS = 4        /* after so many in a row, the next is expected soon */
+    TEAM_THRESHOLD = 120000, /* in nanoseconds on one thread: shorter jobs do not run on a team */
+    MIN_RECENT_JOBS = 4 /* after so many in a row, the next is expected soon */
 };
 
 enum { IDLE, CALLED, RUNNING, ASLEEP, STOPPING };
@@ -77,8 +84,9 @@ static struct {
     _Alignas(CACHE_LINE) fo_atomic pending;
     _Alignas(CACHE_LINE) fo_atomic locked;
     _Alignas(CACHE_LINE) fo_atomic n_threads; /* as set by the user */
-    fo_atomic n_started;                      /* slots in use, including the caller's */
-    int max_threads;                          /* 1 if forks cannot be detected */
+    fo_atomic n_started; /* slots in use, including the caller's */
+    int max_threads; /* 1 if forks cannot be detected */
+    int is_child; /* of a process that had this pool */
     int recent_jobs; /* jobs in a row that followed one another closely */
     int64_t last_end;
     int64_t wake_threshold;
@@ -231,7 +239,6 @@ static int is_parallel(int n_threads, int64_t nanoseconds)
 
 /* ---- Locking ---- */
 
-/* Also the handler in a forked child, which has no workers and no other threads. */
 static void reset_pool(void)
 {
     worker_init(&pool.workers[0]);
@@ -239,10 +246,17 @@ static void reset_pool(void)
     fo_store(&pool.locked, 0);
 }
 
+/* The handler in a forked child, which has no workers and no other threads. */
+static void reset_child(void)
+{
+    reset_pool();
+    pool.is_child = 1;
+}
+
 static void init_pool(void)
 {
     reset_pool();
-    pool.max_threads = fo_at_fork_child(reset_pool) ? FO_POOL_MAX_THREADS : 1;
+    pool.max_threads = fo_at_fork_child(reset_child) ? FO_POOL_MAX_THREADS : 1;
 }
 
 static int try_lock(void)
@@ -271,13 +285,18 @@ static void run_serial(fo_task task, void *context, int parts)
         task(context, part, parts);
 }
 
-static void run_parallel(fo_task task, void *context, int parts, int n_threads)
+static void set_job(fo_task task, void *context, int parts, int n_threads)
 {
     pool.job = (struct job){task, context, parts, n_threads};
-    fo_store_relaxed(&pool.pending, n_threads);
-    fo_store_relaxed(&pool.workers[0].state, IDLE);
     for (int k = 0; k < n_threads; k++)
         fo_store_relaxed(&pool.workers[k].next_part, part_begin(&pool.job, k));
+}
+
+static void run_parallel(fo_task task, void *context, int parts, int n_threads)
+{
+    set_job(task, context, parts, n_threads);
+    fo_store_relaxed(&pool.pending, n_threads);
+    fo_store_relaxed(&pool.workers[0].state, IDLE);
     for (int k = 1; k < n_threads; k++)
         set_state(&pool.workers[k], CALLED);
 
@@ -289,17 +308,38 @@ static void run_parallel(fo_task task, void *context, int parts, int n_threads)
         wait_for_call(&pool.workers[0]);
 }
 
-void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds)
+static void run_as_member(void *team)
+{
+    run_parts(&pool.job, ((const struct fo_team *)team)->thread_index() % pool.job.n_threads);
+}
+
+/* Returns whether a team runs a job of this duration: with as many threads as it has anyway, since
+   another number would make it stop or start threads. */
+static int has_team(const struct fo_team *team, int64_t nanoseconds)
+{
+    const int n_threads = fo_load_relaxed(&pool.n_threads);
+    return team && !pool.is_child && n_threads > 1 && pool.max_threads > 1 &&
+           nanoseconds >= TEAM_THRESHOLD && team->max_threads() == n_threads;
+}
+
+void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds,
+                 const struct fo_team *team)
 {
     if (parts < 2 || !try_lock()) {
         run_serial(task, context, parts);
         return;
     }
-    const int n_threads = ensure_workers(parts);
-    if (is_parallel(n_threads, nanoseconds))
-        run_parallel(task, context, parts, n_threads);
-    else
-        run_serial(task, context, parts);
+    if (has_team(team, nanoseconds)) {
+        const int n_threads = fo_load_relaxed(&pool.n_threads);
+        set_job(task, context, parts, n_threads);
+        team->run(run_as_member, (void *)team, (unsigned)n_threads, 0);
+    } else {
+        const int n_threads = ensure_workers(parts);
+        if (is_parallel(n_threads, nanoseconds))
+            run_parallel(task, context, parts, n_threads);
+        else
+            run_serial(task, context, parts);
+    }
     pool.last_end = fo_nanoseconds();
     unlock();
 }

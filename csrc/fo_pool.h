@@ -26,6 +26,14 @@ enum { FO_POOL_MAX_THREADS = 256 };
 /* One part of a job: called once for each part in [0, parts). */
 typedef void (*fo_task)(void *context, int part, int parts);
 
+/* Threads of an OpenMP library that is loaded already, led by the thread that calls `run`, which is
+   its GOMP_parallel. The others are its omp_get_max_threads and omp_get_thread_num. */
+struct fo_team {
+    void (*run)(void (*function)(void *), void *argument, unsigned n_threads, unsigned flags);
+    int (*max_threads)(void);
+    int (*thread_index)(void);
+};
+
 /* Number of threads that a job may use, including its caller. The default is 1. */
 FO_EXPORT int fo_pool_threads(void);
 
@@ -35,8 +43,10 @@ FO_EXPORT void fo_pool_set_threads(int threads);
 
 /* Runs all parts and returns when all have finished. Every part sees the caller's earlier writes,
    and the caller sees the writes of all parts afterwards. `nanoseconds` estimates the time of the
-   job on one thread: a short job runs serially if its workers are asleep. */
-void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds);
+   job on one thread: a short job runs serially if its workers are asleep. With a team that is not
+   NULL and has as many threads as the pool, a job that is not short runs on the team. */
+void fo_pool_run(fo_task task, void *context, int parts, int64_t nanoseconds,
+                 const struct fo_team *team);
 
 /* Sets the duration from which a job wakes sleeping workers. Returns the previous value. Only tests
    change it. */

@@ -11,7 +11,7 @@ cdef extern from "fo_cpu.h" nogil:
 cdef extern from "fo_pool.h" nogil:
     int fo_pool_threads()
     void fo_pool_set_threads(int threads)
-    void fo_pool_run(Task task, void* context, int parts, long long nanoseconds)
+    void fo_pool_run(Task task, void* context, int parts, long long nanoseconds, const Team* team)
     void fo_pool_stop()
     int fo_pool_workers()
     long long fo_pool_set_wake_threshold(long long nanoseconds)
@@ -39,7 +39,11 @@ cdef int n_threads() noexcept nogil:
 
 
 cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
-    fo_pool_run(task, context, parts, nanoseconds)
+    fo_pool_run(task, context, parts, nanoseconds, NULL)
+
+
+cdef void run_parts_in(const Team* team, Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
+    fo_pool_run(task, context, parts, nanoseconds, team)
 
 
 cdef char* data_ptr(object array, bint written) except? NULL:

@@ -20,7 +20,7 @@ from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
 from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
 from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.rows cimport RowUpdater, check_row_indices
-from fastopt._core.runtime cimport data_ptr, process_number
+from fastopt._core.runtime cimport Team, TeamNumber, TeamRun, data_ptr, process_number
 from fastopt._core.span cimport (
     BFLOAT16, FLOAT16, FLOAT32, MAX_SCALARS, NATIVE, SPLIT, Format, Kernels, Span, StepLease, UpdateArgs,
 )
@@ -252,6 +252,7 @@ cdef class Table:
     cdef StepCounter counter, pending
     cdef tuple count_arrays         # keeps the addresses of counts and flags valid
     cdef StepLease lease
+    cdef Team team
     cdef public ContainerWatch watch
     cdef public object partition
 
@@ -364,6 +365,11 @@ cdef class Table:
             context.bytes += bytes_of(x)
         self.gradients.update_layout()
         context.has_absent = self.gradients.has_absent
+
+    def set_team(self, size_t run, size_t max_threads, size_t thread_index):
+        """Run steps on threads of OpenMP, given the addresses of three functions of its library (`fo_pool.h`)."""
+        self.team = Team(<TeamRun> run, <TeamNumber> max_threads, <TeamNumber> thread_index)
+        self.context.team = &self.team
 
     # --- Scalars ---
 

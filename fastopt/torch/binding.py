@@ -27,6 +27,7 @@ from fastopt.optimizers.state import Scalars, State, StateArrays, StateLayout, r
 from fastopt.optimizers.state_dict import check_steps
 from fastopt.torch import tensors
 from fastopt.torch.state import ParamState, all_keys, keys_of, to_tensors
+from fastopt.torch.threads import openmp_team
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,6 +104,8 @@ class Binding:
             unit_transform=unit_transform(*options.units),
             positions=[i for i, place in enumerate(places) if place >= 0],
         )
+        if team := openmp_team():
+            self.plan.table.set_team(*team)
         names = (*optimizer.NAMES, *optimizer.FLAGS, *optimizer.CONSTANTS)
         self.watch = self._make_watch(names, places)
         self.watch.take_gradients()

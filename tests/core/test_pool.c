@@ -73,7 +73,7 @@ static void run_and_check(int parts)
 {
     struct run_counts counts;
     memset(&counts, 0, sizeof counts);
-    fo_pool_run(count_part, &counts, parts, LONG);
+    fo_pool_run(count_part, &counts, parts, LONG, NULL);
     for (int part = 0; part <= MAX_PARTS; part++) {
         check(counts.runs[part] == (part < parts), "each part runs exactly once");
         check(part >= parts || counts.parts[part] == parts, "each part gets the number of parts");
@@ -116,7 +116,7 @@ static void run_concurrently(int parts)
     struct barrier barrier;
     fo_store(&barrier.missing, parts);
     fo_store(&barrier.sigint_blocked, 0);
-    fo_pool_run(wait_for_all, &barrier, parts, LONG);
+    fo_pool_run(wait_for_all, &barrier, parts, LONG, NULL);
 #ifndef _WIN32
     check(fo_load(&barrier.sigint_blocked) == parts - 1, "workers block signals");
 #endif
@@ -177,8 +177,71 @@ static void test_nested_jobs(void)
 {
     for (int threads = 1; threads <= 3; threads++) {
         fo_pool_set_threads(threads);
-        fo_pool_run(run_nested, NULL, 8, LONG);
+        fo_pool_run(run_nested, NULL, 8, LONG, NULL);
     }
+}
+
+/* A team, with new threads for each job. */
+struct member {
+    void (*function)(void *);
+    void *argument;
+    int index;
+};
+
+enum { TEAM_SIZE = 3 };
+static _Thread_local int member_index;
+static int team_runs;
+
+static int team_size(void) { return TEAM_SIZE; }
+
+static int index_in_team(void) { return member_index; }
+
+static fo_thread_result FO_THREAD_CALL run_member(void *context)
+{
+    const struct member *const member = context;
+    member_index = member->index;
+    member->function(member->argument);
+    return 0;
+}
+
+static void run_team(void (*function)(void *), void *argument, unsigned n_threads, unsigned flags)
+{
+    struct member members[TEAM_SIZE];
+    fo_thread threads[TEAM_SIZE];
+    check(n_threads == TEAM_SIZE && flags == 0, "a team runs with all its threads");
+    for (int i = 1; i < TEAM_SIZE; i++) {
+        members[i] = (struct member){function, argument, i};
+        check(fo_thread_start(&threads[i], run_member, &members[i], 1 << 20), "a member starts");
+    }
+    function(argument);
+    for (int i = 1; i < TEAM_SIZE; i++)
+        fo_thread_join(threads[i]);
+    team_runs++;
+}
+
+static const struct fo_team TEAM = {run_team, team_size, index_in_team};
+
+static void run_with_team(int threads, int64_t nanoseconds, int is_used)
+{
+    fo_pool_set_threads(threads);
+    for (int parts = 2; parts <= MAX_PARTS; parts++) {
+        struct run_counts counts;
+        memset(&counts, 0, sizeof counts);
+        const int before = team_runs;
+        fo_pool_run(count_part, &counts, parts, nanoseconds, &TEAM);
+        check(team_runs - before == is_used, "a team runs long jobs of its size");
+        for (int part = 0; part <= MAX_PARTS; part++)
+            check(counts.runs[part] == (part < parts), "each part runs exactly once");
+    }
+}
+
+static void test_team(void)
+{
+    run_with_team(TEAM_SIZE, LONG, 1);
+    run_with_team(TEAM_SIZE, 1000, 0);
+    run_with_team(TEAM_SIZE - 1, LONG, 0);
+    run_with_team(TEAM_SIZE, LONG, 1);
+    run_and_check(TEAM_SIZE);
 }
 
 static fo_thread_result FO_THREAD_CALL run_jobs(void *context)
@@ -220,7 +283,7 @@ static void test_many_tiny_jobs(void)
     memset(&counts, 0, sizeof counts);
     fo_pool_set_threads(2);
     for (int i = 0; i < 200000; i++) {
-        fo_pool_run(count_part, &counts, 2, LONG);
+        fo_pool_run(count_part, &counts, 2, LONG, NULL);
         if (i % 1000 == 0)
             sleep_for(MILLISECOND / 10); /* some jobs find the worker falling asleep */
     }
@@ -328,6 +391,7 @@ static void run_in_child(int generations)
         run_concurrently(3);
         for (int parts = 0; parts <= MAX_PARTS; parts++)
             run_and_check(parts);
+        run_with_team(TEAM_SIZE, LONG, 0);
         check(fo_pool_workers() == 2, "a child starts its own workers");
         if (generations > 1)
             run_in_child(generations - 1);
@@ -346,6 +410,7 @@ static void test_fork(void)
     run_and_check(3);
     run_in_child(3);
     run_concurrently(3);
+    run_with_team(TEAM_SIZE, LONG, 1);
 }
 
 static void work_until_stopped(void *context, int part, int parts)
@@ -357,7 +422,7 @@ static void work_until_stopped(void *context, int part, int parts)
 
 static fo_thread_result run_long_job(void *context)
 {
-    fo_pool_run(work_until_stopped, context, 3, LONG);
+    fo_pool_run(work_until_stopped, context, 3, LONG, NULL);
     return NULL;
 }
 
@@ -423,7 +488,7 @@ static void print_latency(const char *label, fo_task task, int64_t gap)
         else
             busy_for(gap);
         const int64_t start = fo_nanoseconds();
-        fo_pool_run(task, &barrier, 2, LONG);
+        fo_pool_run(task, &barrier, 2, LONG, NULL);
         times[i] = fo_nanoseconds() - start;
     }
     qsort(times, REPEATS, sizeof *times, compare);
@@ -477,6 +542,7 @@ int main(int count, char **arguments)
     run("workers start on demand", test_workers_start_on_demand);
     run("parts run concurrently", test_parts_run_concurrently);
     run("nested jobs", test_nested_jobs);
+    run("team", test_team);
     run("concurrent callers and changes", test_concurrent_callers_and_changes);
     run("many tiny jobs", test_many_tiny_jobs);
     run("calls while falling asleep", test_calls_while_falling_asleep);
