@@ -12,7 +12,7 @@ _FUNCTIONS = ("GOMP_parallel", "omp_get_max_threads", "omp_get_thread_num")
 
 @lru_cache
 def openmp_team() -> tuple[int, int, int] | None:
-    """Return the addresses of functions of torch's OpenMP for `Table.set_team`; None if it has another one."""
+    """Return the addresses of functions of torch's OpenMP for `Table.set_team`; None without them."""
     for path in (None, torch._C.__file__):      # a library that is loaded for all others has priority
         try:
             library = ctypes.CDLL(path)
