@@ -42,7 +42,7 @@ cdef void run_parts(Task task, void* context, int parts, long long nanoseconds) 
     fo_pool_run(task, context, parts, nanoseconds, NULL)
 
 
-cdef void run_parts_in(const Team* team, Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
+cdef void run_in_team(const Team* team, Task task, void* context, int parts, long long nanoseconds) noexcept nogil:
     fo_pool_run(task, context, parts, nanoseconds, team)
 
 

@@ -8,7 +8,7 @@ from libc.string cimport memset
 
 from fastopt._core.common cimport fo_flush_begin, fo_flush_end, part_begin, uint64_t
 from fastopt._core.gradients cimport ABSENT
-from fastopt._core.runtime cimport Team, n_threads, run_parts_in
+from fastopt._core.runtime cimport Team, n_threads, run_in_team
 from fastopt._core.span cimport N_ARRAYS, Kernels, Span, UpdateArgs, array_itemsize, itemsize
 
 cdef enum:
@@ -115,7 +115,7 @@ cdef inline void parallel_for(void (*task)(void*, int, int) noexcept nogil, Step
     if context.bytes < SERIAL_BELOW:
         task(context, 0, 1)
     else:
-        run_parts_in(context.team, task, context, parts, context.nanoseconds)
+        run_in_team(context.team, task, context, parts, context.nanoseconds)
 
 
 cdef inline double sum_squares(StepContext* context) noexcept nogil:

@@ -1,6 +1,8 @@
 """fastopt.torch: what a `torch.optim.Optimizer` is trusted for, against the classes of ``torch.optim``."""
 
 import inspect
+import os
+import signal
 import threading
 
 import numpy as np
@@ -465,6 +467,56 @@ def test_optimizers_in_several_threads():
     for params, other in zip(sets, expected, strict=True):
         run(ft.AdamW(other), other, 20)
         assert_equal(params, other)
+
+
+LARGE = ((70_001,), (300, 400), ())
+
+
+@pytest.fixture
+def threads():
+    """Set the number of threads of torch and of fastopt."""
+    before = torch.get_num_threads(), fastopt.get_num_threads()
+
+    def set_threads(of_torch, of_fastopt):
+        torch.set_num_threads(of_torch)
+        fastopt.set_num_threads(of_fastopt)
+
+    yield set_threads
+    set_threads(*before)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "LAMB"])
+def test_bits_do_not_depend_on_the_threads_of_torch(name, threads):
+    """With as many threads as fastopt has, those of torch run a large step."""
+    results = []
+    for numbers in ((1, 1), (2, 2), (3, 3), (2, 3), (3, 1)):
+        threads(*numbers)
+        params = make_params(shapes=LARGE)
+        optimizer = getattr(ft, name)(params)
+        for step in range(3):
+            set_grads(params, step)
+            optimizer.step(max_norm=1.0)
+        results.append([*params, torch.tensor(optimizer.grad_norm)])
+    for other in results[1:]:
+        assert_equal(results[0], other)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_takes_steps(threads):
+    """It does not have the threads of torch."""
+    threads(2, 2)
+    params = make_params(shapes=LARGE)
+    optimizer = ft.AdamW(params)
+    run(optimizer, params, 1)
+    before = float(params[0].detach()[0])
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        optimizer.step()
+        os._exit(0 if float(params[0].detach()[0]) != before else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    optimizer.step()
 
 
 @pytest.mark.filterwarnings("ignore")
