@@ -55,7 +55,8 @@ class DistributedOptimizer:
         models", SC 2020). Parameters and gradients are complete on every rank, and results have the same
         bits. The parameters are divided by elements; those of an optimizer or option that needs whole arrays,
         such as Muon or `centralize`, are not divided, so a large one may leave the parts uneven. `state` and
-        `state_nbytes` are those of the rank.
+        `state_nbytes` are those of the rank. Gradients of type `fastopt.Rows` need ``sparse="dense"``,
+        row-wise AdaGrad is not supported, and parameters cannot be added or replaced.
     deterministic : bool, default True
         Whether sums have a fixed order. False leaves the order of the sum over the ranks to MPI
         (``MPI_Allreduce``).
