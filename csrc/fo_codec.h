@@ -25,7 +25,11 @@ enum {
     FO_NOISE_ARRAYS = 8 /* arrays of a parameter that have noise of their own */
 };
 
-static uint32_t fo_noise_table[FO_NOISE_WORDS];
+/* Formats differ in the bits that they cut off: each has the table in the low bits of its words. */
+enum { FO_BFLOAT16_NOISE, FO_HALF_NOISE, FO_SIGNED8_NOISE, FO_UNSIGNED8_NOISE, FO_NOISE_TABLES };
+static const int fo_noise_bits[FO_NOISE_TABLES] = {16, 13, 18, 19};
+
+static uint32_t fo_noise_table[FO_NOISE_TABLES][FO_NOISE_WORDS];
 
 /* Finalizer of SplitMix64 (Steele, Lea, Flood 2014). */
 static inline uint64_t fo_mix(const uint64_t x)
@@ -39,9 +43,11 @@ static inline uint64_t fo_golden(const uint64_t x) { return x * UINT64_C(0x9E377
 
 static inline void fo_fill_noise_table(void)
 {
-    int i;
-    for (i = 0; i < FO_NOISE_WORDS; i++)
-        fo_noise_table[i] = (uint32_t)(fo_mix(fo_golden((uint64_t)i + 1)) >> 32);
+    int i, table;
+    for (table = 0; table < FO_NOISE_TABLES; table++)
+        for (i = 0; i < FO_NOISE_WORDS; i++)
+            fo_noise_table[table][i] =
+                (uint32_t)(fo_mix(fo_golden((uint64_t)i + 1)) >> (64 - fo_noise_bits[table]));
 }
 
 /* The part of the hash that a parameter has at every step. */
@@ -63,14 +69,14 @@ static inline uint64_t fo_noise_of_segment(const uint64_t step_key, const uint64
     return fo_mix(fo_golden(step_key + segment * FO_NOISE_ARRAYS + (uint64_t)array));
 }
 
-static inline const uint32_t *fo_noise_words(const uint64_t segment_hash)
+static inline const uint32_t *fo_noise_words(const uint64_t segment_hash, const int table)
 {
-    return fo_noise_table + (segment_hash & (FO_NOISE_STARTS - 16));
+    return fo_noise_table[table] + (segment_hash & (FO_NOISE_STARTS - 16));
 }
 
-static inline uint32_t fo_noise_key(const uint64_t segment_hash)
+static inline uint32_t fo_noise_key(const uint64_t segment_hash, const int table)
 {
-    return (uint32_t)(segment_hash >> 32);
+    return (uint32_t)(segment_hash >> (64 - fo_noise_bits[table]));
 }
 
 /* --- bfloat16: the high half of a float --------------------------------------------------------
@@ -80,23 +86,22 @@ static inline float fo_from_bfloat16(const uint16_t x) { return fo_from_bitsf((u
 
 /* The high half of a float after an addition to its bits, which must not turn a NaN into a number.
  */
-static inline uint16_t fo_high_half(const uint32_t bits, const uint32_t added)
+static inline uint16_t fo_high_half(const float x, const uint32_t added)
 {
-    const uint32_t rounded = (bits & 0x7fffffffu) > 0x7f800000u ? bits | 0x400000u : bits + added;
-    return (uint16_t)(rounded >> 16);
+    const uint32_t bits = fo_bitsf(x);
+    return (uint16_t)((x != x ? bits | 0x400000u : bits + added) >> 16);
 }
 
 /* Stochastic, with 16 bits of noise. */
 static inline uint16_t fo_to_bfloat16(const float x, const uint32_t noise)
 {
-    return fo_high_half(fo_bitsf(x), noise >> 16);
+    return fo_high_half(x, noise);
 }
 
 /* To nearest, ties to even. */
 static inline uint16_t fo_to_bfloat16_nearest(const float x)
 {
-    const uint32_t bits = fo_bitsf(x);
-    return fo_high_half(bits, 0x7fffu + ((bits >> 16) & 1u));
+    return fo_high_half(x, 0x7fffu + ((fo_bitsf(x) >> 16) & 1u));
 }
 
 /* --- Split: a float as bfloat16, to nearest with ties away from zero, and its low 16 bits
@@ -107,14 +112,10 @@ static inline float fo_from_split(const uint16_t high, const uint16_t low)
     return fo_from_bitsf(((uint32_t)high << 16) + (uint32_t)(int32_t)(int16_t)low);
 }
 
-static inline uint16_t fo_split_high(const float x) { return fo_high_half(fo_bitsf(x), 0x8000u); }
+static inline uint16_t fo_split_high(const float x) { return fo_high_half(x, 0x8000u); }
 
 /* Those of a NaN are 0, so that it stays one. */
-static inline uint16_t fo_split_low(const float x)
-{
-    const uint32_t bits = fo_bitsf(x);
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? 0u : bits);
-}
+static inline uint16_t fo_split_low(const float x) { return (uint16_t)(x != x ? 0u : fo_bitsf(x)); }
 
 /* --- float16 ------------------------------------------------------------------------------------
  */
@@ -139,9 +140,9 @@ static inline uint16_t fo_join_half(const uint32_t bits, const uint32_t normal,
 static inline uint16_t fo_to_half(const float x, const uint32_t noise)
 {
     const uint32_t bits = fo_bitsf(x), magnitude = bits & 0x7fffffffu;
-    const float fraction = (float)(int32_t)(noise >> 19) * 0x1p-13f;
+    const float fraction = (float)(int32_t)noise * 0x1p-13f;
     const float units = fo_from_bitsf(magnitude < 0x38800000u ? magnitude : 0u) * 0x1p24f;
-    return fo_join_half(bits, magnitude + (noise >> 19), (uint32_t)(int32_t)(units + fraction));
+    return fo_join_half(bits, magnitude + noise, (uint32_t)(int32_t)(units + fraction));
 }
 
 /* To nearest, ties to even. */
@@ -157,66 +158,63 @@ static inline uint16_t fo_to_half_nearest(const float x)
  * --------------------- */
 
 /*
- * With y, a magnitude over the largest one of its block times the range below, the code consists of
- * the exponent and the first bits of the mantissa of 1 + y: small values have equal distances,
- * large ones equal relative distances. A signed code has a sign, 2 bits of exponent and 5 of
- * mantissa; an unsigned one has 4 and 4, and is 0 for zero alone.
+ * With y, a magnitude over the scale of its block times the range below, the code consists of the
+ * last bits of the exponent and the first ones of the mantissa of 2 + y: small values have equal
+ * distances, large ones equal relative distances. A signed code has a sign, 2 bits of exponent and
+ * 5 of mantissa; an unsigned one has 4 and 4, and is 0 for zero alone.
+ *
+ * A value of at most the scale cannot be rounded up beyond the largest code, so nothing is limited.
  */
-static const float fo_range_signed = 14.74f; /* less than the value of code 127, 14.75 */
-static const float fo_range_unsigned = 63480.0f; /* less than the value of code 255, 63487 */
+static const float fo_range_signed = 29.48f; /* less than the value of code 127, 29.5 */
+static const float fo_range_unsigned = 126960.0f; /* less than the value of code 255, 126974 */
 
-/* Factors of a block; the product of the first two divides by the largest magnitude. */
-typedef struct {
-    float encode[2];
-    float decode[2];
-} fo_block;
-
-/* The factors, from the bits of the largest magnitude. Subnormal ones count as zero. */
-static inline fo_block fo_block_of(const uint32_t max_bits, const float range)
+/*
+ * The scale of a block, from the bits of its largest magnitude: that magnitude, but at least a
+ * number whose factors are normal; 0 if the magnitude is zero or subnormal.
+ */
+static inline float fo_scale(const uint32_t max_bits)
 {
-    const float max = max_bits < 0x00800000u ? 0.0f : fo_from_bitsf(max_bits);
-    fo_block block = {{0.0f, 0.0f}, {1.0f / range, max}};
-    if (max >= 0x1p100f) { /* 1 / max may be subnormal */
-        block.encode[0] = range / max;
-        block.encode[1] = 1.0f;
-    } else if (max > 0.0f) {
-        block.encode[0] = 1.0f / max;
-        block.encode[1] = range;
-    }
-    return block;
+    const float max = fo_from_bitsf(max_bits);
+    return max_bits < 0x00800000u ? 0.0f : max < 0x1p-108f ? 0x1p-108f : max;
+}
+
+/* What values are multiplied by before they are encoded, and after they are decoded. */
+static inline float fo_encoding_factor(const float scale, const float range)
+{
+    return scale > 0.0f ? range / scale : 0.0f;
+}
+
+static inline float fo_decoding_factor(const float scale, const float range)
+{
+    return scale * (1.0f / range);
 }
 
 static inline uint32_t fo_magnitude(const float x) { return fo_bitsf(x) & 0x7fffffffu; }
 
-static inline uint8_t fo_to_signed8(const float x, const float a, const float b,
-                                    const uint32_t noise)
+static inline uint8_t fo_to_signed8(const float x, const float factor, const uint32_t noise)
 {
-    const float y = fo_from_bitsf(fo_magnitude(x)) * a * b + 1.0f;
-    const uint32_t code = ((fo_bitsf(y) & 0x7fffffffu) - 0x3f800000u + (noise >> 14)) >> 18;
-    return (uint8_t)((code < 127u ? code : 127u) | ((fo_bitsf(x) >> 24) & 0x80u));
+    const float y = fo_from_bitsf(fo_magnitude(x)) * factor + 2.0f;
+    return (uint8_t)((fo_bitsf(y) + noise) >> 18 | ((fo_bitsf(x) >> 24) & 0x80u));
 }
 
-static inline float fo_from_signed8(const uint8_t code, const float a, const float b)
+static inline float fo_from_signed8(const uint8_t code, const float factor)
 {
-    const uint32_t sign = (uint32_t)(code & 0x80u) << 24;
-    const float y = fo_from_bitsf(((uint32_t)(code & 0x7fu) << 18) + 0x3f800000u) - 1.0f;
-    return fo_from_bitsf(fo_bitsf(y * a * b) | sign);
+    const uint32_t bits = (uint32_t)(int32_t)(int8_t)code << 18;
+    const uint32_t two = (bits & 0x80000000u) | 0x40000000u; /* 2 with the sign of the code */
+    const uint32_t y = (bits & 0x81fc0000u) | 0x40000000u;
+    return (fo_from_bitsf(y) - fo_from_bitsf(two)) * factor;
 }
 
-static inline uint8_t fo_to_unsigned8(const float x, const float a, const float b,
-                                      const uint32_t noise)
+static inline uint8_t fo_to_unsigned8(const float x, const float factor, const uint32_t noise)
 {
-    const float y = x * a * b;
-    const float at_least = y < 0x1p-4f ? 0x1p-4f : y;
-    const uint32_t code =
-        ((fo_bitsf(at_least + 1.0f) & 0x7fffffffu) - 0x3f800000u + (noise >> 13)) >> 19;
-    const uint32_t limited = code < 255u ? code : 255u;
-    return (uint8_t)((fo_bitsf(x) & 0x7f800000u) == 0u ? 0u : limited);
+    const float y = x * factor;
+    const uint32_t bits = fo_bitsf((y < 0x1p-3f ? 0x1p-3f : y) + 2.0f) + noise;
+    return (uint8_t)((fo_bitsf(x) & 0x7f800000u) == 0u ? 0u : bits >> 19);
 }
 
-static inline float fo_from_unsigned8(const uint8_t code, const float a, const float b)
+static inline float fo_from_unsigned8(const uint8_t code, const float factor)
 {
-    return (fo_from_bitsf(((uint32_t)code << 19) + 0x3f800000u) - 1.0f) * a * b;
+    return (fo_from_bitsf((uint32_t)code << 19 | 0x40000000u) - 2.0f) * factor;
 }
 
 #endif

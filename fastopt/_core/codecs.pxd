@@ -5,6 +5,7 @@ one that stores; `csrc/fo_codec.h` has the conversion of one element. All functi
 `kernels.pyx` is their only user, and is compiled once per instruction set.
 """
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from fastopt._core.common cimport real
 from fastopt._core.span cimport BFLOAT16, FLOAT16, NATIVE, SIGNED8, SPLIT, Format, Span
@@ -18,8 +19,13 @@ cdef extern from "fo_codec.h" nogil:
     void fill_noise_table "fo_fill_noise_table"()
     uint64_t fo_noise_of_step(uint64_t param_key, uint64_t step)
     uint64_t fo_noise_of_segment(uint64_t step_key, uint64_t segment, int array)
-    const uint32_t* fo_noise_words(uint64_t segment_hash)
-    uint32_t fo_noise_key(uint64_t segment_hash)
+    enum:
+        BFLOAT16_NOISE "FO_BFLOAT16_NOISE"
+        HALF_NOISE "FO_HALF_NOISE"
+        SIGNED8_NOISE "FO_SIGNED8_NOISE"
+        UNSIGNED8_NOISE "FO_UNSIGNED8_NOISE"
+    const uint32_t* fo_noise_words(uint64_t segment_hash, int table)
+    uint32_t fo_noise_key(uint64_t segment_hash, int table)
     float fo_from_bfloat16(uint16_t x)
     uint16_t fo_to_bfloat16(float x, uint32_t noise)
     uint16_t fo_to_bfloat16_nearest(float x)
@@ -29,19 +35,20 @@ cdef extern from "fo_codec.h" nogil:
     uint16_t fo_to_half(float x, uint32_t noise)
     uint16_t fo_to_half_nearest(float x)
     const float fo_range_signed, fo_range_unsigned
-    ctypedef struct fo_block:
-        float encode[2]
-        float decode[2]
-    fo_block fo_block_of(uint32_t max_bits, float range)
+    float fo_scale(uint32_t max_bits)
+    float fo_encoding_factor(float scale, float range)
+    float fo_decoding_factor(float scale, float range)
     uint32_t fo_magnitude(float x)
-    uint32_t fo_bitsf(float x)
-    uint8_t fo_to_signed8(float x, float a, float b, uint32_t noise)
-    float fo_from_signed8(uint8_t code, float a, float b)
-    uint8_t fo_to_unsigned8(float x, float a, float b, uint32_t noise)
-    float fo_from_unsigned8(uint8_t code, float a, float b)
+    uint8_t fo_to_signed8(float x, float factor, uint32_t noise)
+    float fo_from_signed8(uint8_t code, float factor)
+    uint8_t fo_to_unsigned8(float x, float factor, uint32_t noise)
+    float fo_from_unsigned8(uint8_t code, float factor)
 
 cdef enum:
-    MAX_TILE = 512      # elements of a tile: a segment of the noise, and one or more blocks of 8-bit state
+    MAX_TILE = 512      # elements of a tile: at most the largest block of 8-bit state
+    NOT_FINITE = 0x7f800000     # bits of an infinity; those of a NaN are greater
+    MAX_SIGNED8 = 0x7f  # largest codes
+    MAX_UNSIGNED8 = 0xff
 
 
 # --- Loops over elements -----------------------------------------------------------------------------
@@ -123,32 +130,32 @@ cdef inline uint32_t max_magnitude(const float* restrict x, Py_ssize_t n) noexce
     return largest
 
 
-cdef inline void encode_signed8(uint8_t* restrict out, const float* restrict x, float a, float b,
+cdef inline void encode_signed8(uint8_t* restrict out, const float* restrict x, float factor,
                                 const uint32_t* restrict noise, uint32_t key, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = fo_to_signed8(x[i], a, b, noise[i] ^ key)
+        out[i] = fo_to_signed8(x[i], factor, noise[i] ^ key)
 
 
-cdef inline void encode_unsigned8(uint8_t* restrict out, const float* restrict x, float a, float b,
+cdef inline void encode_unsigned8(uint8_t* restrict out, const float* restrict x, float factor,
                                   const uint32_t* restrict noise, uint32_t key, Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = fo_to_unsigned8(x[i], a, b, noise[i] ^ key)
+        out[i] = fo_to_unsigned8(x[i], factor, noise[i] ^ key)
 
 
-cdef inline void decode_signed8(float* restrict out, const uint8_t* restrict x, float a, float b,
+cdef inline void decode_signed8(float* restrict out, const uint8_t* restrict x, float factor,
                                 Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = fo_from_signed8(x[i], a, b)
+        out[i] = fo_from_signed8(x[i], factor)
 
 
-cdef inline void decode_unsigned8(float* restrict out, const uint8_t* restrict x, float a, float b,
+cdef inline void decode_unsigned8(float* restrict out, const uint8_t* restrict x, float factor,
                                   Py_ssize_t n) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = fo_from_unsigned8(x[i], a, b)
+        out[i] = fo_from_unsigned8(x[i], factor)
 
 
 # --- Codecs ------------------------------------------------------------------------------------------
@@ -194,21 +201,18 @@ cdef inline float range_of(Format format) noexcept nogil:
 
 
 cdef inline void load_state(const Span* x, int k, Py_ssize_t lo, Py_ssize_t n, float* out) noexcept nogil:
-    """Decode elements [lo, lo + n) of state array k; lo is the beginning of a block if it has 8 bits."""
+    """Decode elements [lo, lo + n) of state array k: a whole block if it has 8 bits."""
     cdef const uint8_t* codes = <const uint8_t*> state_base(x, k) + lo
-    cdef fo_block block
-    cdef Py_ssize_t done = 0, count
-    if x.state_formats[k] == BFLOAT16:
+    cdef Format format = x.state_formats[k]
+    cdef float factor
+    if format == BFLOAT16:
         load(BFLOAT16, state_base(x, k), lo, n, out)
         return
-    while done < n:
-        count = min(x.block, n - done)
-        block = fo_block_of(fo_bitsf(x.scales[k][(lo + done) // x.block]), range_of(x.state_formats[k]))
-        if x.state_formats[k] == SIGNED8:
-            decode_signed8(out + done, codes + done, block.decode[0], block.decode[1], count)
-        else:
-            decode_unsigned8(out + done, codes + done, block.decode[0], block.decode[1], count)
-        done += count
+    factor = fo_decoding_factor(x.scales[k][lo // x.block], range_of(format))
+    if format == SIGNED8:
+        decode_signed8(out, codes, factor, n)
+    else:
+        decode_unsigned8(out, codes, factor, n)
 
 
 cdef inline void store_params(const Span* x, uint64_t step_key, Py_ssize_t lo, Py_ssize_t n,
@@ -216,8 +220,9 @@ cdef inline void store_params(const Span* x, uint64_t step_key, Py_ssize_t lo, P
     """Encode elements [lo, lo + n) of the parameter, which are in one segment of the noise."""
     cdef Py_ssize_t first = x.origin + lo
     cdef uint64_t hash = fo_noise_of_segment(step_key, first // SEGMENT, 0)
-    cdef const uint32_t* noise = fo_noise_words(hash) + first % SEGMENT
-    cdef uint32_t key = fo_noise_key(hash)
+    cdef int table = BFLOAT16_NOISE if x.param_format == BFLOAT16 else HALF_NOISE
+    cdef const uint32_t* noise = fo_noise_words(hash, table) + first % SEGMENT
+    cdef uint32_t key = fo_noise_key(hash, table)
     cdef uint16_t* out = <uint16_t*> x.p + lo
     if x.param_format == SPLIT:
         split(out, <uint16_t*> x.low + lo, p, n)
@@ -234,24 +239,28 @@ cdef inline void store_params(const Span* x, uint64_t step_key, Py_ssize_t lo, P
 
 cdef inline void store_state(const Span* x, uint64_t step_key, int k, Py_ssize_t lo, Py_ssize_t n,
                              const float* values) noexcept nogil:
-    """Encode elements [lo, lo + n) of state array k, which are in one segment of the noise, and whole blocks."""
-    cdef Py_ssize_t first = x.origin + lo, done = 0, count
+    """Encode elements [lo, lo + n) of state array k, which are in one segment of the noise: a whole block if
+    it has 8 bits."""
+    cdef Py_ssize_t first = x.origin + lo
     cdef uint64_t hash = fo_noise_of_segment(step_key, first // SEGMENT, k + 1)
-    cdef const uint32_t* noise = fo_noise_words(hash) + first % SEGMENT
-    cdef uint32_t key = fo_noise_key(hash)
+    cdef Format format = x.state_formats[k]
+    cdef int table = SIGNED8_NOISE if format == SIGNED8 else UNSIGNED8_NOISE
+    cdef const uint32_t* noise
     cdef uint8_t* codes = <uint8_t*> state_base(x, k) + lo
-    cdef fo_block block
-    if x.state_formats[k] == BFLOAT16:
+    cdef uint32_t key, max_bits
+    cdef float factor
+    if format == BFLOAT16:
+        table = BFLOAT16_NOISE
+    noise, key = fo_noise_words(hash, table) + first % SEGMENT, fo_noise_key(hash, table)
+    if format == BFLOAT16:
         round_bfloat16(<uint16_t*> state_base(x, k) + lo, values, noise, key, n)
         return
-    while done < n:
-        count = min(x.block, n - done)
-        block = fo_block_of(max_magnitude(values + done, count), range_of(x.state_formats[k]))
-        x.scales[k][(lo + done) // x.block] = block.decode[1]
-        if x.state_formats[k] == SIGNED8:
-            encode_signed8(codes + done, values + done, block.encode[0], block.encode[1], noise + done, key,
-                           count)
-        else:
-            encode_unsigned8(codes + done, values + done, block.encode[0], block.encode[1], noise + done, key,
-                             count)
-        done += count
+    max_bits = max_magnitude(values, n)
+    x.scales[k][lo // x.block] = fo_scale(max_bits)
+    factor = fo_encoding_factor(fo_scale(max_bits), range_of(format))
+    if max_bits >= NOT_FINITE:
+        memset(codes, MAX_SIGNED8 if format == SIGNED8 else MAX_UNSIGNED8, n)
+    elif format == SIGNED8:
+        encode_signed8(codes, values, factor, noise, key, n)
+    else:
+        encode_unsigned8(codes, values, factor, noise, key, n)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastopt._core.formats import AnyArray
 
 SEGMENT = 512       # elements whose noise follows one another in the table
-RANGE = {True: np.float32(14.74), False: np.float32(63480.0)}       # of y, see `encode_blocks`
+RANGE = {True: np.float32(29.48), False: np.float32(126960.0)}       # of y, see `encode_blocks`
 
 
 def mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -59,36 +59,35 @@ def noise(seed: int, step: int, parameter: int, array: int, size: int) -> NDArra
 def encode_blocks(
     x: AnyArray, signed: bool, block_size: int, noise: NDArray[np.uint32] | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return the 8-bit codes of a vector of float32, and one scale per block: its largest magnitude.
+    """Return the 8-bit codes of a vector of float32, and one scale per block.
 
-    With y, a magnitude over the scale times `RANGE`, the code consists of the exponent and the first bits of
-    the mantissa of 1 + y: small values have equal distances, large ones equal relative distances. A signed
-    code has a sign, 2 bits of exponent and 5 of mantissa; an unsigned one has 4 and 4, and is 0 for zero
-    alone. Values are rounded stochastically with noise, else to nearest.
+    The scale is the largest magnitude of the block, but at least ``2.0**-108`` unless that is zero. With y, a
+    magnitude over the scale times `RANGE`, the code consists of the last bits of the exponent and the first
+    ones of the mantissa of 2 + y: small values have equal distances, large ones equal relative distances. A
+    signed code has a sign, 2 bits of exponent and 5 of mantissa; an unsigned one has 4 and 4, and is 0 for
+    zero alone. Values are rounded stochastically with noise, else to nearest. In a block with a NaN or an
+    infinity, every code is the largest.
     """
-    mantissa, largest = (18, 127) if signed else (19, 255)
+    mantissa, largest = (18, 0x7F) if signed else (19, 0xFF)
     padded = np.zeros(-(-x.size // block_size) * block_size, np.float32)
     padded[: x.size] = x
     bits = padded.view(np.uint32)
     magnitude = bits & 0x7FFFFFFF
-    scales = magnitude.reshape(-1, block_size).max(axis=1, initial=0)
-    scales = np.where(scales < 0x00800000, 0, scales).astype(np.uint32).view(np.float32)
+    maxima = magnitude.reshape(-1, block_size).max(axis=1, initial=0)
+    scales = np.where(maxima < 0x00800000, 0, maxima).astype(np.uint32).view(np.float32)
+    scales = np.where((scales > 0) & (scales < 2.0**-108), np.float32(2.0**-108), scales)
     with np.errstate(all="ignore"):
-        is_large = scales >= np.float32(2.0**100)       # the inverse may be subnormal
-        first = np.where(is_large, RANGE[signed], np.float32(1)) / scales
-        first = np.where(scales > 0, first, np.float32(0))
-        second = np.where(is_large, np.float32(1), RANGE[signed])
-        values = magnitude.view(np.float32) if signed else padded
-        y = values.reshape(-1, block_size) * first[:, None] * second[:, None]
-        y = y if signed else np.where(y < 2.0**-4, np.float32(2.0**-4), y)
-        code = (y + np.float32(1)).ravel().view(np.uint32) & 0x7FFFFFFF
-    added = np.full(x.size, 1 << (mantissa - 1), np.uint32) if noise is None else noise >> (32 - mantissa)
-    code = np.minimum((code[: x.size] - 0x3F800000 + added) >> mantissa, largest)
-    if signed:
-        code |= bits[: x.size] >> 24 & 0x80
-    else:
-        code = np.where(bits[: x.size] & 0x7F800000, code, 0)
-    return code.astype(np.uint8), scales
+        factors = np.where(scales > 0, RANGE[signed] / scales, np.float32(0))
+        y = (magnitude.view(np.float32) if signed else padded).reshape(-1, block_size) * factors[:, None]
+        y = y if signed else np.where(y < 2.0**-3, np.float32(2.0**-3), y)
+        code = (y + np.float32(2)).ravel().view(np.uint32)[: x.size]
+    added = np.uint32(1 << mantissa - 1) if noise is None else noise >> np.uint32(32 - mantissa)
+    rounded = (code + added >> np.uint32(mantissa)).astype(np.uint8)
+    bits = bits[: x.size]
+    sign = (bits >> 24 & 0x80).astype(np.uint8)
+    codes = rounded | sign if signed else np.where(bits & 0x7F800000, rounded, np.uint8(0))
+    is_finite = np.repeat(np.isfinite(scales), block_size)[: x.size]
+    return np.where(is_finite, codes, np.uint8(largest)), scales
 
 
 def decode_blocks(
@@ -96,9 +95,8 @@ def decode_blocks(
 ) -> NDArray[np.float32]:
     """Return the values of the codes of `encode_blocks`."""
     mantissa, code = (18, codes & 0x7F) if signed else (19, codes)
-    y = ((code.astype(np.uint32) << mantissa) + 0x3F800000).view(np.float32) - np.float32(1)
+    y = (code.astype(np.uint32) << mantissa | 0x40000000).view(np.float32) - np.float32(2)
+    factors = scales * (np.float32(1) / RANGE[signed])
     with np.errstate(all="ignore"):
-        values = y * (np.float32(1) / RANGE[signed]) * np.repeat(scales, block_size)[: codes.size]
-    sign = (codes & 0x80).astype(np.uint32) << 24 if signed else np.uint32(0)
-    result: NDArray[np.float32] = (values.view(np.uint32) | sign).view(np.float32)
-    return result
+        values: NDArray[np.float32] = y * np.repeat(factors, block_size)[: codes.size]
+    return np.where(codes & 0x80, np.float32(0) - values, values) if signed else values

@@ -17,15 +17,16 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
 from fastopt._core.codecs cimport (
-    MAX_TILE, SEGMENT, fill_noise_table, fo_noise_of_step, load_grad, load_params, load_state, state_base,
-    store_params, store_state,
+    MAX_TILE, fill_noise_table, fo_noise_of_step, load_grad, load_params, load_state, state_base, store_params,
+    store_state,
 )
 from fastopt._core.common cimport fo_prefetch, real
-from fastopt._core.span cimport BFLOAT16, Format, MAX_STATES, NATIVE, Kernels, Span, UpdateArgs, itemsize
+from fastopt._core.span cimport BFLOAT16, Format, MAX_STATES, NATIVE, N_ARRAYS, Kernels, Span, UpdateArgs, itemsize
 
 cdef enum:
     LINE = 64       # bytes of a cache line
     TILE = 128      # elements that all stages of a pass process before the next tile
+    ENCODED_TILE = 256          # the same if an array is not NATIVE; a divisor of a segment of the noise
     PREFETCH_DISTANCE = 512     # elements between a prefetch and the use of the tile
     MAX_RULES = 64
     LANES = 16      # partial sums of a norm: enough for the widest registers
@@ -920,26 +921,44 @@ cdef inline void prefetch_native(const UpdateArgs* args, const Span* x, Py_ssize
         prefetch(at(x.w, i, kind))
 
 
-cdef void prefetch_items(const char* base, Py_ssize_t i, Py_ssize_t n, Format format) noexcept nogil:
-    """Prefetch n elements of this format, from element i on."""
-    cdef Py_ssize_t size = itemsize(format, False), line
+cdef struct Streams:
+    # The arrays of a span that a step reads or writes, and bytes of their elements.
+    int count
+    const char* base[N_ARRAYS + 1]
+    Py_ssize_t itemsize[N_ARRAYS + 1]
+
+
+cdef inline void add_stream(Streams* streams, const char* base, Format format) noexcept nogil:
     if base != NULL:
-        for line in range(n * size // LINE):
-            fo_prefetch(base + i * size + line * LINE)
+        streams.base[streams.count] = base
+        streams.itemsize[streams.count] = itemsize(format, False)
+        streams.count += 1
 
 
-cdef void prefetch_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    """Prefetch elements [lo, hi) of all arrays."""
+cdef void find_streams(const UpdateArgs* args, const Span* x, Streams* streams) noexcept nogil:
+    """Find the arrays of a span whose kernels compute in float32."""
     cdef int k
-    cdef Py_ssize_t n = hi - lo
-    prefetch_items(x.p, lo, n, x.param_format)
-    prefetch_items(x.low, lo, n, BFLOAT16)
-    prefetch_items(x.g, lo, n, x.grad_format)
+    streams.count = 0
+    add_stream(streams, x.p, x.param_format)
+    add_stream(streams, x.low, BFLOAT16)
+    add_stream(streams, x.g, x.grad_format)
     for k in range(MAX_STATES):
-        prefetch_items(state_base(x, k), lo, n, x.state_formats[k])
-    prefetch_items(x.e, lo, n, NATIVE)
-    if args.lookahead_alpha != 0.0:
-        prefetch_items(x.w, lo, n, NATIVE)
+        add_stream(streams, state_base(x, k), x.state_formats[k])
+    add_stream(streams, x.e, NATIVE)
+    add_stream(streams, x.w if args.lookahead_alpha != 0.0 else NULL, NATIVE)
+
+
+cdef inline void prefetch_streams(const Streams* streams, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
+    """Prefetch elements [lo, hi) of all arrays."""
+    cdef const char* address
+    cdef const char* end
+    cdef int k
+    for k in range(streams.count):
+        address = streams.base[k] + lo * streams.itemsize[k]
+        end = streams.base[k] + hi * streams.itemsize[k]
+        while address < end:
+            fo_prefetch(address)
+            address += LINE
 
 
 cdef void update_plain(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi,
@@ -1013,8 +1032,9 @@ cdef void store_tile(const Span* x, uint64_t step_key, Py_ssize_t lo, Py_ssize_t
 
 
 cdef inline Py_ssize_t tile_size(const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
-    """Elements of the tile of [lo, hi) that begins at lo. A tile does not cross the end of a segment."""
-    return min(SEGMENT - (x.origin + lo) % SEGMENT, hi - lo)
+    """Elements of the tile of [lo, hi) that begins at lo: a block of 8-bit state, in one segment of the noise."""
+    cdef Py_ssize_t size = x.block if x.block != 0 else ENCODED_TILE
+    return min(size - (x.origin + lo) % size, hi - lo)
 
 
 cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_ssize_t hi) noexcept nogil:
@@ -1023,11 +1043,15 @@ cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, P
     cdef Buffers* buffers = aligned(&memory)
     cdef Tile tile
     cdef uint64_t step_key = fo_noise_of_step(x.noise, args.step)
-    cdef Py_ssize_t n
+    cdef Py_ssize_t n, ahead, half
+    cdef Streams streams
+    find_streams(args, x, &streams)
     while lo < hi:
         n = tile_size(x, lo, hi)
-        prefetch_encoded(args, x, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
+        ahead, half = lo + PREFETCH_DISTANCE, n // 2    # not all at once
+        prefetch_streams(&streams, ahead, min(ahead + half, hi))
         load_tile(x, lo, n, &tile, buffers, False)
+        prefetch_streams(&streams, ahead + half, min(ahead + n, hi))
         update_tile(args, x, &tile, lo, n, buffers, <float*> NULL)
         store_tile(x, step_key, lo, n, buffers)
         lo += n
@@ -1123,12 +1147,14 @@ cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo,
     cdef double x_lane[LANES]
     cdef double y_lane[LANES]
     cdef Py_ssize_t n
+    cdef Streams streams
+    find_streams(args, span, &streams)
     memset(x_lane, 0, sizeof(x_lane))
     memset(y_lane, 0, sizeof(y_lane))
     while lo < hi:
         if span.is_encoded:
             n = tile_size(span, lo, hi)
-            prefetch_encoded(args, span, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
+            prefetch_streams(&streams, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
         else:
             n = min(TILE, hi - lo)
             if lo + PREFETCH_DISTANCE < hi:

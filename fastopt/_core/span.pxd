@@ -59,7 +59,7 @@ cdef struct Span:
     Format param_format, grad_format
     Format state_formats[MAX_STATES]    # of s, t, u, v; the remaining arrays are NATIVE
     float* scales[MAX_STATES]   # of 8-bit state, one per block: its largest magnitude
-    Py_ssize_t block            # elements of a block of 8-bit state
+    Py_ssize_t block            # elements of a block of 8-bit state, 0 if there is none
     bint is_encoded             # an array that a step writes is not NATIVE
     bint has_encoded_state      # a state array is not NATIVE
     bint to_nearest             # the parameter is rounded to nearest, else stochastically

@@ -50,9 +50,8 @@ cdef double MAX_NORM = 3e38     # below it no float32 or float64 in the sum of s
 cdef enum:
     MAX_ATTEMPTS = 100          # to finish a step when signal handlers raise exceptions or memory is short
 
-Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed block_size low origin "
-                            "position",
-                   defaults=(None, None, "", None, False, 0, 256, None, 0, 0))
+Entry = namedtuple("Entry", "param state slow average sparse row_sums to_nearest seed low origin position",
+                   defaults=(None, None, "", None, False, 0, None, 0, 0))
 
 # Flags of a parameter: its state arrays have their initial values; its slow parameters and moving average have
 # to be copied from it before the next step.
@@ -210,7 +209,6 @@ cdef class Table:
         - ``row_sums``: what a row-wise rule accumulates, one value per row, else None.
         - ``to_nearest``: whether a parameter of 16 bits is rounded to nearest, else stochastically.
         - ``seed``: of the noise of stochastic rounding.
-        - ``block_size``: elements of 8-bit state that have a scale in common.
         - ``low``: low 16 bits of a parameter of bfloat16 whose high bits are `param`, or None.
         - ``origin``: if `param` is a part of a parameter, the index of its first element there.
         - ``position``: index of the parameter in the optimizer, which the noise depends on.
@@ -332,12 +330,13 @@ cdef class Table:
             if isinstance(a, Encoded):
                 x.state_formats[i], x.has_encoded_state = <Format> <int> ENCODINGS[a.encoding], True
                 x.scales[i] = <float*> data_ptr(a.scales, True)
+                if a.encoding != "bfloat16":
+                    x.block = a.block_size
                 state[i] = a.stored
         x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
         x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
         x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
         x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
-        x.block = entry.block_size
         x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
         x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
         x.n = self.sizes[k] = entry.param.size

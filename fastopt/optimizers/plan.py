@@ -136,8 +136,8 @@ class StepPlan:
                     average=buffers["ema"][k] if "ema" in buffers else None,
                     sparse=self._sparse_mode(k),
                     row_sums=next(iter(own.values())) if row_wise[k] else None,
-                    to_nearest=storage.to_nearest, seed=storage.seed, block_size=storage.block_size,
-                    low=own.low_bits(), origin=0 if partition is None else partition.origins[k],
+                    to_nearest=storage.to_nearest, seed=storage.seed, low=own.low_bits(),
+                    origin=0 if partition is None else partition.origins[k],
                     position=k if positions is None else positions[k],
                 )
                 for k, (array, own) in enumerate(zip(arrays, state.states, strict=True))
