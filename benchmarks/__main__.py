@@ -18,6 +18,7 @@ STUDIES = {
     "formats": "time a step with every number format",
     "ranks": "compare the cost model of fastopt.mpi with measured steps",
     "tables": "write the tables of README and documentation from the saved runs",
+    "formats-accuracy": "train with every number format and compare the losses",
     "sparse-rows": "time a step on some rows of a table",
     "torch-steps": "compare optimizers for tensors with those of torch.optim",
     "sklearn-parity": "compare scores and times with the MLPs of scikit-learn",

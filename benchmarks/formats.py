@@ -2,8 +2,13 @@
 
 The formats take turns in one process. A cell is the time of the float32 step over that of the format: above 1
 the format is faster. Times are medians; every call gets other gradient objects.
+
+With ``--memory``, each format takes two steps of AdamW in a process of its own, and the peak of the resident
+memory is compared with the bytes of parameters, gradients and state.
 """
 
+import multiprocessing
+import resource
 from statistics import median
 from time import perf_counter
 
@@ -35,9 +40,13 @@ def add_options(command):
     add("--rounds", type=positive_int, default=7, help="turns per format (default: %(default)s)")
     add("--sizes", type=lambda text: [int(float(n)) for n in text.split(",")], default=[100_000, 25_000_000],
         help="elements, separated by commas (default: 1e5,2.5e7)")
+    add("--memory", action="store_true", help="measure memory, not time")
 
 
 def run(options):
+    if options.memory:
+        compare_memory(options.sizes[-1])
+        return
     fastopt.set_num_threads(options.threads)
     for size in options.sizes:
         print(f"\n| {size:,} elements: parameters and gradients / state | {' | '.join(OPTIMIZERS)} |")
@@ -72,3 +81,29 @@ def time_steps(opt, grads, calls):
     for i in range(calls):
         opt.step(grads[i % 2])
     return (perf_counter() - start) / calls
+
+
+def compare_memory(size):
+    """Print the peak of the resident memory for each format next to the bytes of the arrays."""
+    print(f"| {size:,} elements: parameters and gradients / state | arrays, MB | peak, MB | ratio |")
+    print("|---|---:|---:|---:|")
+    context = multiprocessing.get_context("spawn")
+    for name in FORMATS:
+        with context.Pool(1) as pool:
+            nbytes, peak = pool.apply(use_memory, (name, size))
+        print(f"| {name} | {nbytes / 1e6:.0f} | {peak / 1e6:.0f} | {peak / nbytes:.3f} |", flush=True)
+
+
+def use_memory(name, size):
+    """Return the bytes of all arrays of an optimizer, and the growth of the peak of resident memory."""
+    import ml_dtypes  # of the extra bf16
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    is_bfloat16, options = FORMATS[name]
+    p = np.ones(size, ml_dtypes.bfloat16 if is_bfloat16 else np.float32)
+    g = np.ones_like(p)
+    opt = fastopt.AdamW(p, **options)
+    opt.step(g)
+    opt.step(g)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return p.nbytes + g.nbytes + opt.state_nbytes, (peak - before) * 1024

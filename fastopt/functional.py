@@ -12,6 +12,11 @@ memory. A gradient in another layout is copied. The arrays are checked in every 
 arrays are then float32. All functions take ``rounding="stochastic"`` or ``"nearest"`` and ``seed=0`` for such
 a `p`. The noise of stochastic rounding depends on `seed`, `step` and the element; pass another `seed` at each
 step to a function without `step`.
+
+State arrays may be stored with fewer bits: as bfloat16 arrays, or as tuples ``(codes, scales)`` of 8-bit
+codes and one float32 scale per block of 128, 256 or 512 elements. They have the shape and the memory layout
+of `p`, which is not float64. The dtype of codes is int8 if the values have signs, else uint8; see
+`fastopt.reference_formats`. A first step needs zeros.
 """
 
 from __future__ import annotations
@@ -26,17 +31,20 @@ import numpy as np
 from fastopt import optimizers, reference
 from fastopt._core import dispatch
 from fastopt._core.direct import KernelCall, contains_objects
-from fastopt._core.formats import computing_dtype
+from fastopt._core.encoded import Encoded
+from fastopt._core.formats import BFLOAT16, computing_dtype, dtype_name, normalize
+from fastopt._core.layout import memory_order, same_layout
 from fastopt._core.pytree import flatten
 from fastopt._core.step_table import NEW_STATE, StepCounter
+from fastopt._core.validation import check_disjoint, check_memory
 from fastopt.optimizers.groups import Group
 from fastopt.optimizers.hyperparameters import Hyperparameters
-from fastopt.optimizers.options.storage import Storage, check_storage
+from fastopt.optimizers.options.storage import MIN_INT8_SIZE, Storage, check_storage
 from fastopt.optimizers.parameter_docs import FUNCTION, complete
 from fastopt.optimizers.plan import StepPlan
-from fastopt.optimizers.state import Scalars, State, StateArrays
+from fastopt.optimizers.state import Scalars, State, StateArrays, memory_of
 from fastopt.optimizers.state_dict import check_like, check_scalar_state, check_steps
-from fastopt.reference_formats import Formats
+from fastopt.reference_formats import Formats, block_size, is_encoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -237,7 +245,7 @@ class _Arrays:
         given = {name: array for name, array in named if array is not None}
         order = self._order.get(kernel)
         call = None
-        if order is not None and len(order) == len(given):
+        if order is not None and len(order) == len(given) and not any(map(is_encoded, given.values())):
             call = kernel_call(rule, hp, kernel, step, scalar_state)
             scalars = rule.step_scalars(hp, step)
             if not call.update_array(scalars, p, g, tuple([states[i] for i in order])):
@@ -262,7 +270,7 @@ def _step(
     """
     if g is None:
         raise TypeError("g: expected a NumPy array, got NoneType")
-    _, (p, *_), _ = flatten({"p": p, **given}, "arrays")
+    _, (p, *_), _ = flatten({"p": p, **{n: a for n, a in given.items() if not is_encoded(a)}}, "arrays")
     if rule.kernel_for(Hyperparameters(selected), p) != kernel:
         raise ValueError(f"p: expected a matrix, got {p.ndim} axes")
     shapes = {
@@ -272,9 +280,20 @@ def _step(
     if shapes.keys() != given.keys():
         expected, got = ", ".join(shapes) or "none", ", ".join(given) or "none"
         raise ValueError(f"p: expected the state arrays {expected} for shape {p.shape}, got {got}")
-    state = {name: given[name] for name in shapes}
+    names = dict(zip(shapes, rule.state_shapes(kernel, p), strict=True))     # in the rule, by argument
+    kinds = rule.state_kinds(kernel)
+    state: dict[str, Any] = {}
     for name, shape in shapes.items():
-        check_like(name, state[name], computing_dtype(p.dtype), shape)
+        state[name] = given[name]
+        if is_encoded(given[name]):
+            if list(shapes) != list(given) or p.dtype == np.float64:
+                dtype = computing_dtype(p.dtype)
+                raise TypeError(f"{name}: expected {dtype} with these arrays, got fewer bits")
+            state[name] = _encoded(name, given[name], kinds.get(names[name]), p)
+        else:
+            check_like(name, state[name], computing_dtype(p.dtype), shape)
+    memory = [(name, array) for name in state for array in memory_of([state[name]])]
+    check_disjoint([p, *(array for _, array in memory)], ["p", *(name for name, _ in memory)], "")
     counter = StepCounter(step - 1)
     group = Group(p, {}, rule, counter)
     group.data |= hyperparameters   # which are checked
@@ -286,6 +305,29 @@ def _step(
     plan.refresh()
     plan.table.full_step(g, 1.0, inf, inf, False, False, False, plan.prepass, plan.second_scalars)
     return dict(own_state.scalars)
+
+
+def _encoded(name: str, given: Any, kind: str | None, p: Array) -> Encoded:
+    """Return a state array of fewer bits as the step table takes it, or raise an error."""
+    is_bf16 = not isinstance(given, tuple)
+    array, scales = (given, np.zeros(0, np.float32)) if is_bf16 else given
+    storage = Storage(state_dtype="bfloat16" if is_bf16 else "int8")
+    encoding = storage.encoding(kind, MIN_INT8_SIZE)
+    dtypes = {"bfloat16": BFLOAT16, "signed8": np.dtype(np.int8), "unsigned8": np.dtype(np.uint8)}
+    array = normalize(array)
+    if not encoding or array.dtype != dtypes[encoding]:
+        expected = f"float32, bfloat16 or codes of {dtypes[encoding]}" if encoding else "float32"
+        raise TypeError(f"{name}: expected {expected}, got {dtype_name(array.dtype)}")
+    if not same_layout(array, p):
+        raise ValueError(f"{name}: expected shape and memory layout of p, {p.shape}, got {array.shape}")
+    size = 0
+    if not is_bf16:
+        check_like(f"{name}[1]", scales, np.dtype(np.float32), (scales.size,))
+        size = block_size(array, scales)
+    check_memory(array, name)
+    check_memory(scales, name)
+    stored = memory_order(array).view(np.uint16 if is_bf16 else np.uint8)
+    return Encoded(encoding, stored, scales, size, p)
 
 
 sgd_ = compiled(reference.sgd_, optimizers.SGD)

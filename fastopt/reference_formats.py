@@ -1,8 +1,9 @@
 """The number formats of `fastopt.reference` in a few lines of NumPy each, which the compiled ones must equal.
 
-An update rule computes in float32. `stored` lets it take arrays of 16 bits: they are decoded before the
-update, and the parameters are rounded after it. Stochastic rounding adds noise below the last bit that is
-kept, and truncates. The noise is a function of seed, step, parameter, array and element, and of nothing else.
+An update rule computes in float32. `stored` lets it take arrays of fewer bits: they are decoded before the
+update, and the parameters and the state are rounded after it. Stochastic rounding adds noise below the last
+bit that is kept, and truncates. The noise is a function of seed, step, parameter, array and element, and of
+nothing else.
 
 The results have the bits of the compiled kernels, except that these read and write subnormal float32 numbers
 as zero.
@@ -11,12 +12,14 @@ as zero.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict
 
 import numpy as np
 
 from fastopt._core.codes import decode_blocks, encode_blocks, mix, noise
-from fastopt._core.formats import FLOAT16, computing_dtype, decode, normalize
+from fastopt._core.encoded import BLOCK_SIZES
+from fastopt._core.formats import FLOAT16, computing_dtype, decode, is_bfloat16, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,13 +31,13 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 __all__ = [
-    "Formats", "decode_blocks", "encode_blocks", "mix", "noise", "round_bfloat16", "round_float16",
-    "step_stored", "stored",
+    "Formats", "block_size", "decode_blocks", "decode_state", "encode_blocks", "encode_state", "is_encoded",
+    "mix", "noise", "round_bfloat16", "round_float16", "step_stored", "stored",
 ]
 
 
 class Formats(TypedDict, total=False):
-    """Keyword arguments of all update rules for arrays of 16 bits.
+    """Keyword arguments of all update rules for arrays of fewer bits.
 
     Attributes
     ----------
@@ -79,7 +82,7 @@ def step_stored(
     function: Callable[..., None], p: AnyArray, g: AnyArray, *states: Any, step: int = 1, parameter: int = 0,
     rounding: Literal["stochastic", "nearest"] = "stochastic", seed: int = 0, **arguments: Any,
 ) -> None:
-    """Call an update rule with arrays of 16 bits.
+    """Call an update rule with arrays of fewer bits.
 
     Parameters
     ----------
@@ -88,7 +91,7 @@ def step_stored(
     p, g : ndarray
         Parameters, updated in place, and gradient.
     *states
-        Further arguments of `function`.
+        Further arguments of `function`, see `is_encoded`.
     step, parameter, seed : int
         Those of `noise`; `step` is not passed on.
     rounding : {"stochastic", "nearest"}
@@ -97,26 +100,75 @@ def step_stored(
     """
     p = normalize(p)
     computed = np.array(decode(p), order="C")
-    function(computed, decode(normalize(g), computed.dtype), *states, **arguments)
+    decoded = [decode_state(state) if is_encoded(state) else state for state in states]
+    function(computed, decode(normalize(g), computed.dtype), *decoded, **arguments)
+    x = computed.reshape(-1)
     if p.dtype == computed.dtype:
         p[...] = computed
+    else:
+        words = noise(seed, step, parameter, 0, x.size) if rounding == "stochastic" else None
+        rounded = (round_float16 if p.dtype == FLOAT16 else round_bfloat16)(x, words)
+        p[...] = rounded.view(p.dtype).reshape(p.shape)
+    given = [pair for pair in zip(states, decoded, strict=True) if pair[0] is not None]
+    for array, (state, values) in enumerate(given, 1):
+        if is_encoded(state):
+            encode_state(state, values.reshape(-1), noise(seed, step, parameter, array, x.size))
+
+
+def is_encoded(state: object) -> bool:
+    """Whether a state array is stored with fewer bits.
+
+    It is an array of bfloat16, or a tuple of 8-bit codes and their scales. Codes have the dtype int8 if the
+    values have signs, else uint8.
+    """
+    return isinstance(state, tuple) or (isinstance(state, np.ndarray) and is_bfloat16(state.dtype))
+
+
+def decode_state(state: Any) -> AnyArray:
+    """Return the float32 values of a state array with fewer bits."""
+    if not isinstance(state, tuple):
+        return decode(state)
+    codes, scales = state
+    values = decode_blocks(
+        codes.reshape(-1).view(np.uint8), scales, codes.dtype == np.int8, block_size(codes, scales)
+    )
+    return values.reshape(codes.shape)
+
+
+def encode_state(state: Any, values: Array, noise: NDArray[np.uint32]) -> None:
+    """Store float32 values in a state array with fewer bits."""
+    if not isinstance(state, tuple):
+        state[...] = round_bfloat16(values, noise).view(state.dtype).reshape(state.shape)
         return
-    x = computed.reshape(-1)
-    words = noise(seed, step, parameter, 0, x.size) if rounding == "stochastic" else None
-    rounded = (round_float16 if p.dtype == FLOAT16 else round_bfloat16)(x, words)
-    p[...] = rounded.view(p.dtype).reshape(p.shape)
+    codes, scales = state
+    new, scales[...] = encode_blocks(values, codes.dtype == np.int8, block_size(codes, scales), noise)
+    codes[...] = new.view(codes.dtype).reshape(codes.shape)
+
+
+def block_size(codes: AnyArray, scales: AnyArray) -> int:
+    """Elements per scale: the first of `BLOCK_SIZES` with this number of blocks."""
+    for size in BLOCK_SIZES:
+        if -(-codes.size // size) == scales.size:
+            return size
+    raise ValueError(
+        f"scales: expected one per block of {', '.join(map(str, BLOCK_SIZES))} codes, got {scales.size} "
+        f"for {codes.size}"
+    )
 
 
 def stored(function: Callable[P, None]) -> Callable[P, None]:
-    """Let an update rule take arrays of 16 bits, and the keyword arguments `Formats`."""
+    """Let an update rule take arrays of fewer bits, and the keyword arguments `Formats`."""
+    signature = inspect.signature(function)
 
     @functools.wraps(function)
-    def update(
-        p: Any, g: Any, *states: Any, rounding: Any = "stochastic", seed: int = 0, **arguments: Any
-    ) -> None:
-        if p.dtype == g.dtype and p.dtype == computing_dtype(p.dtype):
-            function(p, g, *states, **arguments)
+    def update(*args: Any, rounding: Any = "stochastic", seed: int = 0, **arguments: Any) -> None:
+        bound = signature.bind(*args, **arguments)
+        p, g, *states = bound.args
+        is_plain = p.dtype == g.dtype and p.dtype == computing_dtype(p.dtype)
+        if is_plain and not any(map(is_encoded, states)):
+            function(*bound.args, **bound.kwargs)
             return
+        arguments = bound.kwargs
         call = functools.partial(function, step=arguments["step"]) if "step" in arguments else function
         step_stored(call, p, g, *states, rounding=rounding, seed=seed, **arguments)
 

@@ -75,6 +75,8 @@ cdef class Gradients:
     cdef SavedArray* saved          # one per watched array
     cdef Py_ssize_t* saved_shapes
     cdef Py_ssize_t n_watched
+    cdef object other_dtype         # of the last gradient whose dtype was not that of its parameter
+    cdef Format other_format
     cdef list bound                 # gradients whose addresses are in the spans; small ones stay bound
     cdef list copies                # (index, original, copy) of gradients in another layout, for one step
     cdef list replaced              # (original, replacement) of gradients, for one step

@@ -396,7 +396,9 @@ cdef class Gradients:
         cdef int format = param.format, i
         cdef bint same = x.ndim == param.ndim
         if x.dtype != param.dtype:
-            format = native_or(self.format_of(k, grad.dtype), param)
+            if x.dtype != <PyObject*> self.other_dtype:
+                self.other_format, self.other_dtype = self.format_of(k, grad.dtype), grad.dtype
+            format = native_or(self.other_format, param)
         for i in range(param.ndim if same else 0):
             same = same and x.shape[i] == param.shape[i]
         if not same:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def is_dense(array: AnyArray) -> bool:
     """Whether the elements of `array` fill one block of memory, each at an address of its own."""
-    if array.size == 0:
+    if array.flags.c_contiguous or array.size == 0:
         return True
     expected = array.itemsize
     for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
@@ -28,7 +28,7 @@ def is_dense(array: AnyArray) -> bool:
 
 def first_index(array: AnyArray) -> int:
     """Index of the first element of a dense array in the order of memory: 0 unless an axis is reversed."""
-    if array.size == 0:
+    if array.flags.c_contiguous or array.size == 0:
         return 0
     pairs = zip(array.strides, array.shape, strict=True)
     return sum((1 - n) * s // array.itemsize for s, n in pairs if s < 0)
@@ -40,14 +40,16 @@ def byte_bounds(array: AnyArray) -> tuple[int, int]:
     NumPy's function of this name reads ``__array_interface__``, which crashes if memory runs out.
     """
     first = address(array, False)  # the lowest one, also if an axis is reversed
-    if array.size == 0:
-        return first, first
+    if array.flags.c_contiguous or array.size == 0:
+        return first, first + array.nbytes
     pairs = zip(array.shape, array.strides, strict=True)
     return first, first + sum((n - 1) * abs(stride) for n, stride in pairs) + array.itemsize
 
 
 def same_layout(a: AnyArray, b: AnyArray) -> bool:
     """Whether two arrays have the same shape and order in memory."""
+    if a.flags.c_contiguous and b.flags.c_contiguous:
+        return a.shape == b.shape
     pairs = zip(a.strides, b.strides, a.shape, strict=True) if a.shape == b.shape else ()
     same = all(s * b.itemsize == t * a.itemsize for s, t, n in pairs if n > 1)
     return a.shape == b.shape and (a.size == 0 or same)

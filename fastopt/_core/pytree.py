@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+import numpy as np
+
 from fastopt._core.layout import same_memory
 from fastopt._core.validation import check_disjoint, check_memory, check_updatable
 
@@ -50,21 +52,22 @@ def _flatten(
     tree: Any, name: str, path: str, arrays: list[Array], paths: list[str], slots: Slots, depth: int
 ) -> TreeDef:
     _check_depth(name, depth)
-    if isinstance(tree, (list, tuple)):
-        items = list(tree)
-        if isinstance(tree, list):
-            slots += [(tree, i, inner) for i, inner in enumerate(items)]
-        return tuple(
-            _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
-            for i, inner in enumerate(items)
-        )
-    if isinstance(tree, dict):
-        content = dict(tree)
-        slots += [(tree, key, inner) for key, inner in content.items()]
-        return {
-            key: _flatten(inner, name, path + item(key), arrays, paths, slots, depth + 1)
-            for key, inner in content.items()
-        }
+    if not isinstance(tree, np.ndarray):    # most are
+        if isinstance(tree, (list, tuple)):
+            items = list(tree)
+            if isinstance(tree, list):
+                slots += [(tree, i, inner) for i, inner in enumerate(items)]
+            return tuple(
+                _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
+                for i, inner in enumerate(items)
+            )
+        if isinstance(tree, dict):
+            content = dict(tree)
+            slots += [(tree, key, inner) for key, inner in content.items()]
+            return {
+                key: _flatten(inner, name, path + item(key), arrays, paths, slots, depth + 1)
+                for key, inner in content.items()
+            }
     arrays.append(check_updatable(tree, name + path))
     paths.append(path)
     return len(arrays) - 1
@@ -73,6 +76,8 @@ def _flatten(
 def read_iterators(tree: Any, name: str = "params", depth: int = 0) -> Any:
     """Return a nesting with a list in place of each iterator and view of a dict; itself if it has none."""
     _check_depth(name, depth)
+    if isinstance(tree, np.ndarray):    # before the tests for abstract classes, which take longer
+        return tree
     if isinstance(tree, (Iterator, KeysView, ValuesView, ItemsView)):
         tree = list(tree)
     if type(tree) is dict:

@@ -147,6 +147,8 @@ def _remedy(dtype: np.dtype[Any]) -> str:
 
 def check_memory(array: NDArray[Any], name: str) -> None:
     """Raise unless a kernel can update the memory of `array` in place."""
+    if array.flags.carray:      # C-contiguous, aligned and writeable
+        return
     if not is_dense(array):
         raise ValueError(
             f"{name}: expected an array without gaps in memory, got strides {array.strides} for shape "
@@ -166,7 +168,8 @@ def check_disjoint(arrays: list[NDArray[Any]], paths: list[str], name: str) -> N
     ranges = sorted((*byte_bounds(array), i) for i, array in enumerate(arrays) if array.size)
     reach: list[tuple[int, int]] = []   # of the arrays before that may still overlap the next
     for start, end, i in ranges:
-        reach = [(e, k) for e, k in reach if e > start]
+        if reach:
+            reach = [(e, k) for e, k in reach if e > start]
         for _, k in reach:
             if np.shares_memory(arrays[i], arrays[k]):
                 first, second = sorted((i, k))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from fastopt._core.containers import ContainerWatch
 from fastopt._core.formats import dtype_name
 from fastopt._core.pytree import check_paths, check_same_arrays, count_leaves, flatten, read_iterators
-from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, is_schedule
+from fastopt.optimizers.hyperparameters import Hyperparameters, check_number, evaluate, is_schedule
 from fastopt.optimizers.param_groups import GroupedParams
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Group(UserDict[str, Any]):
         State of its parameters.
     current : Hyperparameters
         Values for the coming step.
-    scheduled : list of str
-        Names of the hyperparameters that have a schedule.
+    schedules : list of (str, object, bounds)
+        Name, value and range of each hyperparameter that has a schedule.
     changed : dict of str to float
         Numbers that were set and are not yet in `current`.
     check_read : set of str or None
@@ -48,7 +48,7 @@ class Group(UserDict[str, Any]):
 
     states: Sequence[State] = ()
     current: Hyperparameters
-    scheduled: list[str]
+    schedules: list[tuple[str, Any, Any]]
     check_read: set[str] | None = None
     data: dict[str, Any]
 
@@ -127,15 +127,23 @@ class Group(UserDict[str, Any]):
         """Update `current` to the values after `step` finished steps, and check it.
 
         Without `everything`, only what is scheduled and what is in `changed` is read. `changed` then contains
-        both, until the caller clears it.
+        every value that is another one than at the last step, until the caller clears it.
         """
         if everything:
             self.changed.clear()
             self.current, self.check_read = Hyperparameters(self.hyperparameters()), None
-            self.scheduled = [name for name, value in self.hyperparameters().items() if is_schedule(value)]
-        for name in self.scheduled:
-            self.changed[name] = self.rule.evaluate(name, self.data[name], step)
-        self.current.__dict__.update(self.changed)
+            self.schedules = [
+                (name, value, self.rule.RANGES.get(name))
+                for name, value in self.hyperparameters().items() if is_schedule(value)
+            ]
+        current, changed = self.current.__dict__, self.changed
+        for name, schedule, bounds in self.schedules:
+            value = evaluate(name, schedule, step, bounds)
+            if everything or value != current[name]:
+                changed[name] = value
+        if not changed and not everything:
+            return
+        current.update(changed)
         if self.check_read is not None and self.check_read.isdisjoint(self.changed):
             return
         # What the check reads is recorded only if `everything` is new, because recording takes time.
@@ -143,9 +151,9 @@ class Group(UserDict[str, Any]):
         try:
             self.rule.check_group(checked)
         except ValueError as error:
-            if not self.scheduled:
+            if not self.schedules:
                 raise
-            schedules = ", ".join(f"{name}={self.data[name]!r}" for name in self.scheduled)
+            schedules = ", ".join(f"{name}={schedule!r}" for name, schedule, _ in self.schedules)
             raise ValueError(f"{error} at step {step} with the schedules {schedules}") from None
         self.check_read = getattr(checked, "names", None)
 

@@ -106,6 +106,7 @@ class StepPlan:
         self._kernels, self._state, self._counter = kernels, state, counter
         self._sparse, self._options, self._unit_transform = sparse, options or {}, unit_transform
         storage = storage or Storage()
+        self._has_blocks = storage.state_dtype == "int8"    # some arrays may have
         self._scheduled_options: list[Option] = []
         self.scalar_groups: list[ScalarGroup] = []
         self.scalar_group_of: list[int] = []
@@ -148,13 +149,14 @@ class StepPlan:
 
     def _sparse_mode(self, k: int) -> str:
         """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""
-        has_blocks = any(
-            isinstance(a, Encoded) and a.scales.size for a in self._state.states[k].stored.values()
-        )
+        if self._sparse == "dense":
+            return "dense"
+        stored = self._state.states[k].stored.values() if self._has_blocks else ()
+        has_blocks = any(isinstance(a, Encoded) and a.scales.size for a in stored)
         whole = self._single[k] or self._unit_transform is not None or has_blocks
         if self._sparse == "lazy":
             whole = whole or "lookahead" in self._options
-        return "" if whole and self._sparse != "dense" else self._sparse
+        return "" if whole else self._sparse
 
     def _partition(self) -> None:
         """Divide the arrays into scalar groups."""
@@ -194,7 +196,7 @@ class StepPlan:
         is_scheduled = bool(self._scheduled_options or rule.SCALAR_STATE)
         for group in groups:
             group.update_current(steps, everything)
-            if group.scheduled:
+            if group.schedules:
                 is_scheduled = True
         if len(groups) > 1:
             try:

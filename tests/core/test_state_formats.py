@@ -1,11 +1,14 @@
 """State of fewer bits: every optimizer equals float32 and rounding, bit for bit."""
 
+import inspect
+
 import numpy as np
 import pytest
 from formats import DTYPES, STATE_DTYPES, Twin
 from rules import RULES
 
 import fastopt
+from fastopt import functional, reference
 from fastopt import reference_formats as oracle
 from fastopt._core.encoded import Encoded, from_export
 from fastopt._core.formats import BFLOAT16, FLOAT32, decode, encode
@@ -13,6 +16,18 @@ from fastopt._core.formats import BFLOAT16, FLOAT32, decode, encode
 ANY_STATE = pytest.mark.parametrize("state_dtype", STATE_DTYPES)
 SUPPORTED = [rule for rule in RULES if "state_dtype" not in rule.optimizer.RULE.REFUSED_OPTIONS]
 SHAPES = [(70, 61), (3,), (0, 4)]       # the first one is not a multiple of a block
+# Kinds of the state arrays of functions, by argument.
+KINDS = {
+    "adam_": {"exp_avg": "signed", "exp_avg_sq": "nonnegative"},
+    "adagrad_": {"acc": "precise"},
+    "lion_": {"exp_avg": "signed"},
+    "momentum_": {"buf": "signed"},
+    "ftrl_": {"accumulator": "precise", "linear": None},
+    "lamb_": {"exp_avg": "signed", "exp_avg_sq": "nonnegative"},
+    "adan_": {
+        "exp_avg": "signed", "exp_avg_diff": "signed", "exp_avg_sq": "nonnegative", "pre_grad": "signed",
+    },
+}
 PARAM_DTYPES = {"float32": FLOAT32, **DTYPES}
 
 
@@ -41,6 +56,70 @@ def test_bits_do_not_depend_on_threads(state_dtype, isa, threads):
             opt.step([rng.standard_normal(a.size).astype(np.float32) for a in p])
         results.add(b"".join(a.tobytes() for a in [*p, *(s for state in opt.state for s in state.values())]))
     assert len(results) == 1
+
+
+def state_of(state_dtype, kind, size, block_size):
+    """Zeros as a state argument of a function."""
+    if kind is None:
+        return np.zeros(size, np.float32)
+    if state_dtype == "bfloat16" or kind == "precise":
+        return np.zeros(size, BFLOAT16)
+    codes = np.zeros(size, np.int8 if kind == "signed" else np.uint8)
+    return codes, np.zeros(-(-size // block_size), np.float32)
+
+
+@pytest.mark.parametrize("function", ["adam_", "adagrad_", "lion_", "momentum_", "ftrl_", "lamb_", "adan_"])
+@ANY_STATE
+def test_functions_equal_the_reference(function, state_dtype, isa):
+    size, rng = 1000, np.random.default_rng(2)
+    update = getattr(functional, function)
+    names = [n for n in inspect.signature(update).parameters if n in KINDS[function]]
+    for block_size, dtype in ((128, FLOAT32), (256, BFLOAT16), (512, FLOAT32)):
+        p = encode(rng.standard_normal(size), dtype)
+        q = p.copy()
+        states, others = (
+            {n: state_of(state_dtype, KINDS[function][n], size, block_size) for n in names} for _ in range(2)
+        )
+        for step in (1, 2, 3):
+            g = rng.standard_normal(size).astype(np.float32)
+            more = {"step": step} if "step" in inspect.signature(update).parameters else {}
+            update(p, g, **states, lr=0.1, seed=step, **more)
+            getattr(reference, function)(q, g, **others, lr=0.1, seed=step, **more)
+            assert p.tobytes() == q.tobytes()
+            for name in names:
+                for a, b in zip(*(memory(s[name]) for s in (states, others)), strict=True):
+                    assert a.tobytes() == b.tobytes()
+        assert all(any(a.tobytes()) for name in names for a in memory(states[name]))
+
+
+def memory(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def test_bad_state_of_functions():
+    def step(m, v, p=None):
+        p = np.ones(300, np.float32) if p is None else p
+        functional.adam_(p, np.ones(300, np.float32), m, v, lr=0.1, step=1)
+
+    m, v = (state_of("int8", kind, 300, 256) for kind in ("signed", "nonnegative"))
+    step(m, v)
+    before = [a.tobytes() for a in (*m, *v)]
+    shared = np.zeros(300, np.int8)
+    for first, second, message in (
+        (v, v, "exp_avg: expected float32, bfloat16 or codes of int8, got uint8"),
+        ((m[0][1:], m[1]), v, "exp_avg: expected shape and memory layout of p"),
+        ((m[0], np.zeros(5, np.float32)), v, "scales: expected one per block of 128, 256, 512 codes, got 5"),
+        ((shared, m[1]), (shared.view(np.uint8), v[1]), "exp_avg and exp_avg_sq share memory"),
+        (m, np.zeros(300, np.float64), "exp_avg_sq: expected"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            step(first, second)
+    with pytest.raises(TypeError, match="exp_avg: expected float64 with these arrays, got fewer bits"):
+        step(m, v, np.ones(300))
+    with pytest.raises(TypeError, match="z: expected float32, got bfloat16"):
+        functional.sgd_schedule_free_(np.ones(300, np.float32), np.ones(300, np.float32),
+                                      np.zeros(300, BFLOAT16), {}, lr=0.1, step=1)
+    assert before == [a.tobytes() for a in (*m, *v)]
 
 
 def encoded_arrays(opt):
