@@ -79,7 +79,7 @@ def tests_peers(session):
 @nox.session
 def mpi(session):
     """Training on several MPI ranks, with MPICH."""
-    session.install("-e", ".[mpi,bf16]", "--group", "mpi", *TOOLS)
+    session.install("-e", ".[test,mpi]", "--group", "mpi")
     session.run("pytest", "-rs", *(session.posargs or ["tests/mpi"]))
 
 
