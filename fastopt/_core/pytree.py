@@ -52,22 +52,21 @@ def _flatten(
     tree: Any, name: str, path: str, arrays: list[Array], paths: list[str], slots: Slots, depth: int
 ) -> TreeDef:
     _check_depth(name, depth)
-    if not isinstance(tree, np.ndarray):    # most are
-        if isinstance(tree, (list, tuple)):
-            items = list(tree)
-            if isinstance(tree, list):
-                slots += [(tree, i, inner) for i, inner in enumerate(items)]
-            return tuple(
-                _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
-                for i, inner in enumerate(items)
-            )
-        if isinstance(tree, dict):
-            content = dict(tree)
-            slots += [(tree, key, inner) for key, inner in content.items()]
-            return {
-                key: _flatten(inner, name, path + item(key), arrays, paths, slots, depth + 1)
-                for key, inner in content.items()
-            }
+    if isinstance(tree, (list, tuple)):
+        items = list(tree)
+        if isinstance(tree, list):
+            slots += [(tree, i, inner) for i, inner in enumerate(items)]
+        return tuple(
+            _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
+            for i, inner in enumerate(items)
+        )
+    if isinstance(tree, dict):
+        content = dict(tree)
+        slots += [(tree, key, inner) for key, inner in content.items()]
+        return {
+            key: _flatten(inner, name, path + item(key), arrays, paths, slots, depth + 1)
+            for key, inner in content.items()
+        }
     arrays.append(check_updatable(tree, name + path))
     paths.append(path)
     return len(arrays) - 1

@@ -1,6 +1,7 @@
 """`Trainer` with a `DistributedOptimizer`: the same weights, state and metrics on any number of ranks."""
 
 import csv
+import functools
 import subprocess
 import sys
 
@@ -17,13 +18,11 @@ CASES = [case.__name__ for case in fit.CASES]
 @pytest.fixture(scope="session")
 def fits(tmp_path_factory):
     """Directory of the files of each number of ranks, and what they have printed."""
-    known = {}
 
+    @functools.cache
     def run(n):
-        if n not in known:
-            directory = tmp_path_factory.mktemp(f"fit-{n}")
-            known[n] = directory, launch(n, "fit.py", directory).stdout
-        return known[n]
+        directory = tmp_path_factory.mktemp(f"fit-{n}")
+        return directory, launch(n, "fit.py", directory).stdout
 
     return run
 

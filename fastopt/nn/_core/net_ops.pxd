@@ -61,6 +61,11 @@ cdef inline void gather(const NetContext* ctx, const Piece* x) noexcept nogil:
                             row_ptr(ctx, batch.x, i, n) + x.begin * ctx.itemsize)
 
 
+cdef inline bint gathers_in_parts(const NetContext* ctx) noexcept nogil:
+    """Whether each part of the first layer's product gathers the inputs that it multiplies."""
+    return ctx.layers[0].product.inner and ctx.batch.copied and ctx.batch.dtype != SPARSE
+
+
 cdef inline void gather_targets(const NetContext* ctx, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """Copy targets and weights of the samples [first, last), unless the samples are consecutive."""
     cdef const Batch* batch = &ctx.batch
@@ -88,7 +93,7 @@ cdef inline void gather_block(const NetContext* ctx, const Block* x, Py_ssize_t 
     gather_targets(ctx, first, first + x.rows)
     if ctx.batch.dtype == SPARSE:
         expand_rows(ctx, first, first + x.rows)
-    elif ctx.batch.copied and not ctx.layers[0].product.inner:
+    elif ctx.batch.copied and not gathers_in_parts(ctx):
         gather(ctx, &block)
 
 
@@ -99,7 +104,7 @@ cdef inline void multiply_inputs(const NetContext* ctx, const Layer* layer, int 
     cdef char* z = layer.z if part == 0 else partial_of(ctx, layer, part)
     for first from 0 <= first < ctx.batch.rows by ctx.block_rows:
         x = Piece(first, min(first + ctx.block_rows, ctx.batch.rows), weights.first, weights.last)
-        if layer == ctx.layers and ctx.batch.copied and ctx.batch.dtype != SPARSE:
+        if layer == ctx.layers and gathers_in_parts(ctx):
             gather(ctx, &x)
         matmul(ctx.gemm, x.last - x.first, layer.outputs, x.end - x.begin,
                matrix_from(ctx, inputs_of(ctx, layer), x.first, x.begin, layer.inputs),
@@ -311,8 +316,8 @@ cdef inline Py_ssize_t work_of(const NetContext* ctx, const Op* op) noexcept nog
     """Multiplications that take about as long as the operation on all samples."""
     cdef const Layer* layer = &ctx.layers[op.layer]
     cdef Py_ssize_t per_output = layer.inputs if op.opcode in (MATMUL, INPUT_GRAD) else MULS_PER_ELEMENT
-    if op.opcode == GATHER and layer.product.inner and ctx.batch.dtype != SPARSE:
-        return 0        # the parts of the product gather their inputs
+    if op.opcode == GATHER and gathers_in_parts(ctx):
+        return 0
     return ctx.batch.rows * per_output * (layer.inputs if op.opcode == GATHER else layer.outputs)
 
 
