@@ -1,4 +1,4 @@
-"""Time steps with every number format: the table "Number formats" of docs/performance.md.
+"""Time steps with every number format: the table "Number formats" of docs/performance-log.md.
 
 The formats take turns in one process. A cell is the time of the float32 step over that of the format: above 1
 the format is faster. Times are medians; every call gets other gradient objects.

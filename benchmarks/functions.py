@@ -1,4 +1,4 @@
-"""Time the functions without an optimizer object: the tables "Functions" of docs/performance.md.
+"""Time the functions without an optimizer object: the tables "Functions" of docs/performance-log.md.
 
 `fastopt.functional.adam_` on one array; steps of optimizer objects whose learning rate changes; the update
 functions of `fastopt.solver`, next to the article's lines in NumPy and a step of the optimizer object; the

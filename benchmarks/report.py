@@ -353,6 +353,21 @@ def summary(run):
     )
 
 
+def peers(run):
+    """Return a Markdown table of the workloads at which another library is faster, the worst first."""
+    run = run | {"workloads": listed(run)}
+    slower = {w["name"]: value for w in run["workloads"] if (value := peer_ratio(run, w["name"]) or 0) > 1}
+    lines = [["workload", "fastopt", "fastest library", "its time", "ratio"]]
+    lines.append(["---", "---:", "---", "---:", "---:"])
+    for workload in sorted(run["workloads"], key=lambda w: -slower.get(w["name"], 0)):
+        if value := slower.get(workload["name"]):
+            own, peer = shown(run, workload["name"], "fastopt"), fastest_peer(run, workload["name"])
+            name = TITLES.get(peer["contender"], peer["contender"])
+            lines.append([workload["title"], microseconds(own), name, microseconds(peer), f"{value:.2f}"])
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" if slower else ""
+    return f"{table}{bullets(worst_notes(run))}\n"
+
+
 def bullets(lines):
     return "\n".join(f"- {line}" for line in lines)
 
@@ -377,7 +392,9 @@ def plot_steps(run, path):
         times[name] = [result and result["median"] for result in results]
     figure = plot_sizes([workload["size"] for workload in workloads], times)
     (axes,) = figure.axes
-    axes.set_title(f"{run['machine']['cpu']}, {max(run['threads'])} threads", fontsize="medium")
+    axes.legend([TITLES.get(name, name) for name in times])
+    title = f"A step of Adam: {run['machine']['cpu']}, {max(run['threads'])} threads"
+    axes.set_title(title, fontsize="medium")
     for cache in run["machine"]["caches"]:
         size = cache["bytes"] / BYTES_HELD      # parameter, gradient and both moments fill the cache
         if size < workloads[-1]["size"]:

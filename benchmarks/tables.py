@@ -1,8 +1,8 @@
 """Write the tables of README and documentation, made from the saved runs in benchmarks/results.
 
 A table is between ``<!-- benchmark: RUN FORM -->`` and ``<!-- end -->``, where RUN is the name of a file
-without ``.json``, and FORM is `summary` or `report`. The chart of sizes is drawn from ``steps.json``. A test
-compares the pages with the runs.
+without ``.json``, and FORM is `summary`, `peers` or `report`. The chart of sizes is drawn from
+``steps.json``. A test compares the pages with the runs.
 """
 
 import json
@@ -13,8 +13,10 @@ from benchmarks import report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
-REGION = re.compile(r"^(<!-- benchmark: ([\w-]+) (summary|report) -->\n).*?^(<!-- end -->)$", re.M | re.S)
-FORMS = {"summary": report.summary, "report": report.markdown}
+FORMS = {"summary": report.summary, "peers": report.peers, "report": report.markdown}
+REGION = re.compile(
+    rf"^(<!-- benchmark: ([\w-]+) ({'|'.join(FORMS)}) -->\n).*?^(<!-- end -->)$", re.M | re.S
+)
 
 
 def add_options(command):
