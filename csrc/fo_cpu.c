@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 typedef struct {
     uint32_t a, b, c, d;
@@ -47,6 +48,16 @@ static bool fo_has_all(const uint64_t bits, const uint64_t required)
     return (bits & required) == required;
 }
 
+int fo_cpu_is_amd(void)
+{
+    const fo_registers vendor = fo_cpuid(0);
+    char name[12];
+    memcpy(name, &vendor.b, 4);
+    memcpy(name + 4, &vendor.d, 4);
+    memcpy(name + 8, &vendor.c, 4);
+    return memcmp(name, "AuthenticAMD", 12) == 0 || memcmp(name, "HygonGenuine", 12) == 0;
+}
+
 int fo_cpu_level(void)
 {
     const uint32_t fma = 1u << 12, movbe = 1u << 22, osxsave = 1u << 27;
@@ -74,6 +85,8 @@ int fo_cpu_level(void)
 }
 
 #else
+
+int fo_cpu_is_amd(void) { return 0; }
 
 int fo_cpu_level(void) { return 0; }
 

@@ -23,6 +23,8 @@ from fastopt._core.codecs cimport (
 from fastopt._core.common cimport fo_prefetch, real
 from fastopt._core.span cimport BFLOAT16, Format, MAX_STATES, NATIVE, N_ARRAYS, Kernels, Span, UpdateArgs, itemsize
 
+from fastopt._core.runtime import cpu_is_amd
+
 cdef enum:
     LINE = 64       # bytes of a cache line
     TILE = 128      # elements that all stages of a pass process before the next tile
@@ -30,6 +32,10 @@ cdef enum:
     PREFETCH_DISTANCE = 512     # elements between a prefetch and the use of the tile
     MAX_RULES = 64
     LANES = 16      # partial sums of a norm: enough for the widest registers
+
+# Whether to prefetch tiles of arrays that are all NATIVE. It saves 17 % of the time from DRAM on Intel's
+# processors, whose prefetcher stops at each page, and costs 15 to 25 % on AMD's. Steps that decode gain on both.
+cdef bint prefetches = not cpu_is_amd()
 
 
 cdef inline real root(real x) noexcept nogil:
@@ -900,7 +906,7 @@ cdef void update_tile(const UpdateArgs* args, const Span* x, const Tile* tile, P
 
 
 cdef inline void prefetch(const real* start) noexcept nogil:
-    """Prefetch a tile: the hardware prefetcher cannot follow this many streams (17 % slower from DRAM)."""
+    """Prefetch a tile."""
     cdef Py_ssize_t line
     if start != NULL:
         for line in range(TILE * <Py_ssize_t> sizeof(real) // LINE):
@@ -967,7 +973,7 @@ cdef void update_plain(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_
     cdef Tile tile
     cdef Py_ssize_t n
     while lo < hi:
-        if lo + PREFETCH_DISTANCE < hi:
+        if prefetches and lo + PREFETCH_DISTANCE < hi:
             prefetch_native(args, x, lo + PREFETCH_DISTANCE, kind)
         n = min(TILE, hi - lo)
         locate(x, lo, &tile, kind)
@@ -987,7 +993,7 @@ cdef void update_range(const UpdateArgs* args, const Span* x, Py_ssize_t lo, Py_
         update_plain(args, x, lo, hi, kind)
         return
     while lo < hi:
-        if lo + PREFETCH_DISTANCE < hi:
+        if prefetches and lo + PREFETCH_DISTANCE < hi:
             prefetch_native(args, x, lo + PREFETCH_DISTANCE, kind)
         n = min(TILE, hi - lo)
         locate(x, lo, &tile, kind)
@@ -1157,7 +1163,7 @@ cdef void measure_range(const UpdateArgs* args, const Span* span, Py_ssize_t lo,
             prefetch_streams(&streams, lo + PREFETCH_DISTANCE, min(lo + n + PREFETCH_DISTANCE, hi))
         else:
             n = min(TILE, hi - lo)
-            if lo + PREFETCH_DISTANCE < hi:
+            if prefetches and lo + PREFETCH_DISTANCE < hi:
                 prefetch_native(args, span, lo + PREFETCH_DISTANCE, kind)
         measure_tile(args, span, lo, n, buffers, kind)
         add_lanes(x_lane, buffers.x, n)

@@ -6,6 +6,7 @@ from cpython.buffer cimport (
 )
 
 cdef extern from "fo_cpu.h" nogil:
+    int fo_cpu_is_amd()
     int fo_cpu_level()
 
 cdef extern from "fo_pool.h" nogil:
@@ -70,6 +71,11 @@ def address(object array not None, bint written=True):
 def cpu_level():
     """Return the highest x86-64 level that the machine supports: 4, 3, or 0 for the base build."""
     return fo_cpu_level()
+
+
+def cpu_is_amd():
+    """Return whether the processor is made by AMD, or by Hygon under its license."""
+    return fo_cpu_is_amd() != 0
 
 
 def get_threads():
