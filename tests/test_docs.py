@@ -177,11 +177,19 @@ def formulas(pattern, text):
 
 @pytest.mark.parametrize("rule", BY_NAME.values(), ids=BY_NAME)
 def test_every_rule_has_its_page(rule):
-    """With the formula of its docstring, its NumPy code, advice, an example, its papers, its arguments."""
+    """With its name, formula and symbols, advice, an example, its NumPy code and path, papers, arguments."""
     text = TEXTS[f"docs/optimizers/{rule.__name__}.md"]
     titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), re.M)
-    sections = ["Hyperparameters", "When to use it", "Example", "NumPy implementation", "References", "API"]
-    assert titles[0].startswith(rule.__name__) and titles[1:] == sections
+    sections = [
+        "Hyperparameters", "Example", "NumPy implementation", "Path on a surface", "When to use it",
+        "References", "API",
+    ]
+    assert re.match(rf"{rule.__name__}(: | and )\w", titles[0]) and titles[1:] == sections
+    _, sentences, *others = text.partition("\n## ")[0].split("\n\n")
+    assert len(re.findall(r"\.\s|\.$", sentences)) >= 2
+    assert others[0].startswith("$$") and any(part.startswith("Here $") for part in others)
+    assert f"(../images/paths/{rule.__name__}.svg)" in text
+    assert re.findall(r"^\*\*(Use|Avoid) it when\*\* ", text, re.M) == ["Use", "Avoid"]
     shown = formulas(FORMULA_OF_PAGE, text)
     assert shown and formulas(FORMULA_OF_DOCSTRING, inspect.getdoc(rule)) <= shown
     quoted = QUOTED.findall(text)
@@ -192,6 +200,12 @@ def test_every_rule_has_its_page(rule):
     first = re.findall(r"^([A-Z][\w-]+)[ ,]", authors, re.M)
     assert first and [name for name in first if name not in papers] == []
     assert "](https://" in papers
+
+
+def test_every_path_is_drawn():
+    """By tools/draw_paths.py."""
+    drawn = {path.stem for path in (DOCS / "images" / "paths").iterdir()}
+    assert drawn == {rule.__name__ for rule in BY_NAME.values()}
 
 
 def test_every_line_of_the_reference_is_on_a_page():
