@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 from typing import TYPE_CHECKING
 
 from fastopt._core import threads
-from fastopt.nn._core.blas import find
+from fastopt.nn._core.blas import blas
 
 if TYPE_CHECKING:
     from fastopt.mpi.communicator import Communicator
@@ -28,9 +27,8 @@ def divide_processors(ranks: Communicator) -> None:
     is_default = not threads.from_environment()
     if is_default and threads.get_num_threads() == threads.count_processors():
         threads.set_num_threads(n_threads)
-    blas = find()
-    if "set_threads" in blas and blas["set_threads"] and not any(map(os.environ.get, _BLAS_VARIABLES)):
-        ctypes.CFUNCTYPE(None, ctypes.c_int)(blas["set_threads"])(n_threads)
+    if blas.n_threads is not None and not any(map(os.environ.get, _BLAS_VARIABLES)):
+        blas.n_threads = n_threads
 
 
 def processors_per_rank(available: list[tuple[frozenset[int], float]], rank: int) -> int:

@@ -18,8 +18,10 @@ needs_mpi = pytest.mark.skipif(
     MPIEXEC is None or importlib.util.find_spec("mpi4py") is None, reason="needs mpi4py and mpiexec"
 )
 
-# For Open MPI, which otherwise starts neither more ranks than cores nor any for root. MPICH ignores them.
+# The matrix products of Muon depend on the number of threads, which otherwise depends on that of the ranks.
+# The others are for Open MPI, which otherwise starts neither more ranks than cores nor any for root.
 ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",

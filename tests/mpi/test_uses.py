@@ -7,6 +7,7 @@ import pytest
 from mpi.launch import launch, needs_mpi
 
 import fastopt
+from fastopt.nn._core.blas import blas
 
 pytestmark = needs_mpi
 
@@ -51,15 +52,15 @@ def test_memory_of_sharded_state(directory):
 
 @pytest.mark.parametrize("n", (2, 3))
 def test_uses(n):
-    environment = {"OMP_NUM_THREADS": "", "FASTOPT_NUM_THREADS": ""}
-    done = launch(n, "horovod.py", **environment)
+    done = launch(n, "horovod.py", OMP_NUM_THREADS="", OPENBLAS_NUM_THREADS="", FASTOPT_NUM_THREADS="")
     available = int(min(len(os.sched_getaffinity(0)), os.cpu_count()))
-    threads = {line.split()[-1] for line in done.stdout.splitlines()}
     assert done.stdout.count("rank") == n
     if fastopt.get_num_threads() == available:
-        assert threads == {str(max(1, available // n))}
+        assert done.stdout.count(f"threads {max(1, available // n)} ") == n
+        assert blas.n_threads is None or done.stdout.count(f"of the BLAS {max(1, available // n)}\n") == n
 
 
 def test_number_of_threads_of_the_environment():
-    done = launch(2, "horovod.py", FASTOPT_NUM_THREADS="3")
-    assert done.stdout.count("threads 3") == 2
+    done = launch(2, "horovod.py", FASTOPT_NUM_THREADS="3", OPENBLAS_NUM_THREADS="2")
+    assert done.stdout.count("threads 3 ") == 2
+    assert blas.n_threads is None or done.stdout.count("of the BLAS 2\n") == 2

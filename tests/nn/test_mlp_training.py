@@ -365,6 +365,21 @@ def test_the_thread_count_of_the_blas_is_restored():
     assert threads() == before
 
 
+def test_the_thread_count_of_the_blas():
+    if (before := blas.blas.n_threads) is None:
+        pytest.skip("the BLAS of NumPy cannot set its number of threads")
+    try:
+        blas.blas.n_threads = 2
+        make().train_step(*batch("cross_entropy"))
+        assert blas.blas.n_threads == 2
+    finally:
+        blas.blas.n_threads = before
+    other = Blas("another")
+    assert other.n_threads is None
+    with pytest.raises(AttributeError, match="the number of threads of another cannot be set"):
+        other.n_threads = 2
+
+
 def test_summary_counts_the_parameters():
     text = MLP([784, 256, 10], norm="batch", dropout=0.25, seed=0).summary()
     assert text.splitlines()[1].split() == ["1", "784", "->", "256", "batch", "relu", "0.25", "201,216"]

@@ -147,6 +147,22 @@ cdef class Blas:
         self.get_threads = <int (*)() noexcept nogil> <void*> get_threads
         self.set_threads = <void (*)(int) noexcept nogil> <void*> set_threads
 
+    @property
+    def n_threads(self):
+        """Number of threads outside of passes; None if the BLAS cannot read or set it."""
+        if self.get_threads == NULL or self.set_threads == NULL:
+            return None
+        return self.saved_threads if self.users else self.get_threads()
+
+    @n_threads.setter
+    def n_threads(self, int n):
+        if self.set_threads == NULL:
+            raise AttributeError(f"the number of threads of {self.name} cannot be set")
+        with cython.critical_section(self):
+            self.saved_threads = n
+            if not self.users:      # otherwise it takes effect after the passes of other threads
+                self.set_threads(n)
+
     @cython.critical_section
     cdef int limit_threads(self) except -1:
         """Limit the BLAS to one thread until `restore_threads` has been called equally often."""

@@ -4,6 +4,7 @@ import numpy as np
 
 import fastopt
 from fastopt import mpi
+from fastopt.nn._core.blas import blas
 
 RANK, SIZE = mpi.rank(), mpi.size()
 
@@ -93,7 +94,7 @@ def main():
     for check in (step_with_a_gradient_of_each_rank, a_rank_without_gradients, broadcast_of_state, errors,
                   a_part_of_the_ranks):
         check()
-    print("rank", RANK, "threads", fastopt.get_num_threads())
+    print("rank", RANK, "threads", fastopt.get_num_threads(), "of the BLAS", blas.n_threads)
 
 
 if __name__ == "__main__":
