@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
-from fastopt.mpi.failure import install_excepthook
+from fastopt.mpi.failure import Departures, install_excepthook
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,16 +19,21 @@ if TYPE_CHECKING:
 # Open MPI, MVAPICH, and Slurm's srun.
 _LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
+_yield_processor = getattr(os, "sched_yield", functools.partial(time.sleep, 0))     # which Windows lacks
+
 
 class Communicator:
     """Collective operations on the ranks of a communicator.
 
-    Every operation must be called by all ranks, in the same order. With one rank, none of them needs MPI.
+    Every operation must be called by all ranks, in the same order. With one rank, none of them needs MPI. A
+    rank that waits yields its processor, which others may need if there are more ranks than processors.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Intracomm, optional
         None stands for this process alone.
+    departures : Departures, optional
+        Ends the job if a rank has left it for which others wait.
 
     Attributes
     ----------
@@ -37,8 +43,10 @@ class Communicator:
         Index of this process, and the number of processes.
     """
 
-    def __init__(self, comm: Any = None) -> None:
+    def __init__(self, comm: Any = None, departures: Departures | None = None) -> None:
         self.comm = comm
+        self._departures = departures
+        self._request: Any = None       # keeps its arrays if an exception ends the wait
         self.rank: int = 0 if comm is None else comm.Get_rank()
         self.size: int = 1 if comm is None else comm.Get_size()
 
@@ -51,16 +59,34 @@ class Communicator:
 
         return Communicator(self.comm.Split_type(MPI.COMM_TYPE_SHARED))
 
+    def _wait(self, request: Any) -> None:
+        """Wait until a non-blocking operation of all ranks has been completed."""
+        self._request = request
+        if self._departures is not None:
+            self._departures.n_operations += 1
+        while not request.Test():
+            if self._departures is not None:
+                self._departures.check()
+            _yield_processor()
+
+    def barrier(self) -> None:
+        """Wait until all ranks have called this method."""
+        if self.size > 1:
+            self._wait(self.comm.Ibarrier())
+
     def allgather(self, value: Any) -> list[Any]:
         """Return the values of all ranks, which may be any objects."""
+        self.barrier()
         return [value] if self.size == 1 else list(self.comm.allgather(value))
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks on rank 0, and an empty list on the others."""
+        self.barrier()
         return [value] if self.size == 1 else list(self.comm.gather(value) or [])
 
     def broadcast(self, value: Any, root: int = 0) -> Any:
         """Return the value of the rank `root`."""
+        self.barrier()
         return value if self.size == 1 else self.comm.bcast(value, root)
 
     def check_equal(self, name: str, paths: Sequence[str], values: Sequence[Any]) -> None:
@@ -83,14 +109,24 @@ class Communicator:
     def broadcast_array(self, vector: AnyArray, root: int) -> None:
         """Copy the elements of a contiguous array from the rank `root` into those of the other ranks."""
         if self.size > 1:
-            self.comm.Bcast(as_bits(vector), root)
+            self._wait(self.comm.Ibcast(as_bits(vector), root))
 
     def sum_in_place(self, values: AnyArray) -> None:
-        """Add up arrays over the ranks in place, in an order that MPI chooses."""
+        """Add up a few values over the ranks in place, in an order that MPI chooses."""
         if self.size > 1:
             from mpi4py import MPI
 
-            self.comm.Allreduce(MPI.IN_PLACE, values)
+            self._wait(self.comm.Iallreduce(MPI.IN_PLACE, values))
+
+    def sum_vectors_in_place(self, vector: AnyArray) -> None:
+        """Add up vectors as `sum_in_place` adds up a few values.
+
+        The ranks should have waited for each other before. The blocking operation has better algorithms.
+        """
+        if self.size > 1:
+            from mpi4py import MPI
+
+            self.comm.Allreduce(MPI.IN_PLACE, vector)
 
     def exchange(
         self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int], received: AnyArray,
@@ -109,14 +145,14 @@ class Communicator:
             Their numbers of elements.
         """
         offsets = [0, *itertools.accumulate(received_counts[:-1])]
-        self.comm.Alltoallv([vector, (counts, starts)], [received, (received_counts, offsets)])
+        self._wait(self.comm.Ialltoallv([vector, (counts, starts)], [received, (received_counts, offsets)]))
 
     def gather_segments(self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int]) -> None:
         """Give all ranks all segments of `vector`, of which each rank has its own one."""
         if self.size > 1:
             from mpi4py import MPI
 
-            self.comm.Allgatherv(MPI.IN_PLACE, [vector, (counts, starts)])
+            self._wait(self.comm.Iallgatherv(MPI.IN_PLACE, [vector, (counts, starts)]))
 
 
 def as_bits(vector: AnyArray) -> AnyArray:
@@ -134,9 +170,10 @@ def find_communicator(comm: Any = None) -> Communicator:
     TypeError
         If `comm` is not a communicator of mpi4py.
     """
-    if comm is None:
-        return _world()
-    for name in ("Alltoallv", "Allgatherv", "Allreduce", "Split_type"):
+    world = _world()
+    if comm is None or comm == world.comm:
+        return world
+    for name in ("Ialltoallv", "Iallgatherv", "Iallreduce", "Split_type"):
         if not hasattr(comm, name):
             raise TypeError(f"comm: expected a communicator of mpi4py, got {type(comm).__name__}")
     return Communicator(comm)
@@ -159,7 +196,8 @@ def _world() -> Communicator:
                 f"({launcher}): pip install 'fastopt[mpi]', and an MPI library such as mpich: {error}"
             ) from error
         return Communicator()
-    world = Communicator(MPI.COMM_WORLD)
+    n_ranks = MPI.COMM_WORLD.Get_size()
+    world = Communicator(MPI.COMM_WORLD, Departures(MPI.COMM_WORLD) if n_ranks > 1 else None)
     if launcher is not None and world.size == 1:
         raise RuntimeError(
             f"fastopt.mpi: this process is one of {os.environ[launcher]} ranks ({launcher}), but the MPI "

@@ -354,8 +354,8 @@ def measure_network(
 
         exchange = partial(ranks.exchange, vector, starts, counts, received, counts)
         gather = partial(ranks.gather_segments, vector, starts, counts)
-        total = sum(_median(call, repetitions, comm.Barrier) for call in (exchange, gather))
-        times += [total, _median(partial(ranks.sum_in_place, scalars), repetitions, comm.Barrier)]
+        total = sum(_median(call, repetitions, ranks.barrier) for call in (exchange, gather))
+        times += [total, _median(partial(ranks.sum_in_place, scalars), repetitions, ranks.barrier)]
         model += [
             [each.alltoall(p, vector.nbytes) + each.allgather(p, vector.nbytes) for each in unit],
             [each.allreduce(p, scalars.nbytes) for each in unit],
@@ -364,7 +364,7 @@ def measure_network(
     weights = 1.0 / np.array(times)
     fitted = np.linalg.lstsq(np.array(model) * weights[:, None], np.ones(len(times)), rcond=None)[0]
     a, b = np.ones((2, 1 << 18), np.float32)
-    gamma = _median(lambda: np.add(a, b, out=a), repetitions, comm.Barrier) / a.nbytes
+    gamma = _median(lambda: np.add(a, b, out=a), repetitions, ranks.barrier) / a.nbytes
     return Network(*ranks.broadcast((*np.maximum(fitted, 0.0).tolist(), gamma)))
 
 

@@ -238,7 +238,7 @@ class ShardSums:
             for vector in buffer.vectors.values():
                 vector[...] = 0.0
         for vector in buffer.vectors.values():
-            self._ranks.sum_in_place(vector)
+            self._ranks.sum_vectors_in_place(vector)
         return buffer
 
     def _sum_in_order(self, *own: Buffer) -> Buffer:

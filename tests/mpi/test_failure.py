@@ -47,6 +47,29 @@ def test_killed_rank():
     check_ended(launch(3, "fail.py", "kill", 1, check=False))
 
 
+@pytest.mark.parametrize("rank", (0, 2))
+@pytest.mark.parametrize("how", ("exit", "leave"))
+def test_rank_that_exits_while_others_wait_for_it(how, rank):
+    done = launch(3, "fail.py", how, rank, check=False)
+    check_ended(done)
+    assert f"Rank {rank} of 3 has exited, but rank {(rank + 1) % 3} waits for it" in done.stderr
+
+
+@pytest.mark.parametrize("status", (0, 3))
+def test_ranks_exit_at_different_times(status):
+    """Also if some of them train alone, and the others do not use fastopt.mpi."""
+    program = (
+        "import sys, time; import numpy as np; from mpi4py import MPI; import fastopt\n"
+        "rank = MPI.COMM_WORLD.rank\n"
+        "if rank < 2: from fastopt import mpi; mpi.DistributedOptimizer(fastopt.SGD(np.zeros(3)), {comm})\n"
+        "time.sleep(rank); print('end of', rank); sys.exit({status})"
+    )
+    for n, comm in ((2, None), (3, "MPI.COMM_SELF")):
+        done = launch_python(n, "-c", program.format(comm=comm, status=status), check=False)
+        assert done.returncode == status and done.stdout.count("end of") == n
+        assert "waits" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
