@@ -84,12 +84,14 @@ static inline uint32_t fo_noise_key(const uint64_t segment_hash, const int table
 
 static inline float fo_from_bfloat16(const uint16_t x) { return fo_from_bitsf((uint32_t)x << 16); }
 
-/* The high half of a float after an addition to its bits, which must not turn a NaN into a number.
+/*
+ * The high half of a float after an addition to its bits, which must not turn a NaN into a number.
+ * Masks, not a choice between two halves: compilers narrow both sides of a choice.
  */
 static inline uint16_t fo_high_half(const float x, const uint32_t added)
 {
-    const uint32_t bits = fo_bitsf(x);
-    return (uint16_t)((x != x ? bits | 0x400000u : bits + added) >> 16);
+    const uint32_t nan = x != x ? 0xffffffffu : 0u;
+    return (uint16_t)(((fo_bitsf(x) + (added & ~nan)) | (nan & 0x400000u)) >> 16);
 }
 
 /* Stochastic, with 16 bits of noise. */
@@ -194,7 +196,7 @@ static inline uint32_t fo_magnitude(const float x) { return fo_bitsf(x) & 0x7fff
 static inline uint8_t fo_to_signed8(const float x, const float factor, const uint32_t noise)
 {
     const float y = fo_from_bitsf(fo_magnitude(x)) * factor + 2.0f;
-    return (uint8_t)((fo_bitsf(y) + noise) >> 18 | ((fo_bitsf(x) >> 24) & 0x80u));
+    return (uint8_t)(((fo_bitsf(y) + noise) << 6 | (fo_bitsf(x) & 0x80000000u)) >> 24);
 }
 
 static inline float fo_from_signed8(const uint8_t code, const float factor)

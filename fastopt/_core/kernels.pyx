@@ -28,7 +28,7 @@ from fastopt._core.runtime import cpu_is_amd
 cdef enum:
     LINE = 64       # bytes of a cache line
     TILE = 128      # elements that all stages of a pass process before the next tile
-    ENCODED_TILE = 256          # the same if an array is not NATIVE; a divisor of a segment of the noise
+    ENCODED_TILE = 512          # the same if an array is not NATIVE; a divisor of a segment of the noise
     PREFETCH_DISTANCE = 512     # elements between a prefetch and the use of the tile
     MAX_RULES = 64
     LANES = 16      # partial sums of a norm: enough for the widest registers
@@ -1049,17 +1049,19 @@ cdef void update_encoded(const UpdateArgs* args, const Span* x, Py_ssize_t lo, P
     cdef Buffers* buffers = aligned(&memory)
     cdef Tile tile
     cdef uint64_t step_key = fo_noise_of_step(x.noise, args.step)
-    cdef Py_ssize_t n, ahead, half
+    cdef Py_ssize_t n, ahead, quarter
     cdef Streams streams
     find_streams(args, x, &streams)
     while lo < hi:
         n = tile_size(x, lo, hi)
-        ahead, half = lo + PREFETCH_DISTANCE, n // 2    # not all at once
-        prefetch_streams(&streams, ahead, min(ahead + half, hi))
+        ahead, quarter = lo + PREFETCH_DISTANCE, n // 4     # not all at once
+        prefetch_streams(&streams, ahead, min(ahead + quarter, hi))
         load_tile(x, lo, n, &tile, buffers, False)
-        prefetch_streams(&streams, ahead + half, min(ahead + n, hi))
+        prefetch_streams(&streams, ahead + quarter, min(ahead + 2 * quarter, hi))
         update_tile(args, x, &tile, lo, n, buffers, <float*> NULL)
+        prefetch_streams(&streams, ahead + 2 * quarter, min(ahead + 3 * quarter, hi))
         store_tile(x, step_key, lo, n, buffers)
+        prefetch_streams(&streams, ahead + 3 * quarter, min(ahead + n, hi))
         lo += n
 
 
