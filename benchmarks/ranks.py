@@ -27,6 +27,7 @@ WORKLOADS = {
 }
 SAMPLES = 16384
 RANKS = (1, 2, 4)
+EPOCHS = 3              # per measurement
 CLUSTER = 20e-6, 8 / 25e9   # latency in seconds, and seconds per byte at 25 Gbit/s
 PREDICTED_BATCH = 65_536
 CORES = os.cpu_count() or 1
@@ -35,7 +36,7 @@ CORES = os.cpu_count() or 1
 def add_options(command):
     add = command.add_argument
     add("--mpiexec", default=str(Path(sys.executable).with_name("mpiexec")), metavar="PATH")
-    add("--epochs", type=positive_int, default=9, help="epochs per size (default: %(default)s)")
+    add("--rounds", type=positive_int, default=5, help="measurements per size (default: %(default)s)")
 
 
 def run(options):
@@ -82,7 +83,7 @@ def print_prediction(jobs, network):
 
 def start(options, n):
     """Run `measure` on n ranks, and return what rank 0 prints."""
-    command = [options.mpiexec, "-n", str(n), sys.executable, "-m", "benchmarks.ranks", str(options.epochs)]
+    command = [options.mpiexec, "-n", str(n), sys.executable, "-m", "benchmarks.ranks", str(options.rounds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"{' '.join(command)}: {done.stderr}")
@@ -93,25 +94,31 @@ def count(sizes):
     return sum((m + 1) * n for m, n in itertools.pairwise(sizes))
 
 
-def measure(epochs):
-    """Return the times of this job as numbers."""
+def measure(rounds):
+    """Return the times of this job as numbers: medians of measurements that alternate."""
     fastopt.set_num_threads(max(1, CORES // mpi.size()))
     result = {"steps": {}, "compute": {}}
     if mpi.size() > 1:
         from mpi4py import MPI
 
-        result["network"] = dataclasses.astuple(mpi.measure_network(MPI.COMM_WORLD))
+        networks = [dataclasses.astuple(mpi.measure_network(MPI.COMM_WORLD)) for _ in range(rounds)]
+        result["network"] = np.median(networks, axis=0).tolist()
     for name, (sizes, batch_size) in WORKLOADS.items():
         X, y, net, opt = make(sizes)
+        other_net, other_opt = make(sizes)[2:]
         trainer = fastopt.Trainer(net, mpi.DistributedOptimizer(opt))
-        trainer.fit(X, y, batch_size, epochs=epochs, verbose=0, seed=0, training_accuracy=False)
-        result["steps"][name] = median(trainer.history.history["seconds"][1:]) / (len(y) // batch_size)
-        if mpi.size() <= CORES:
-            X, y, net, opt = make(sizes)
-            pair = batch_size // 2, batch_size
-            result["compute"][name] = dataclasses.astuple(
-                mpi.measure_compute(net, opt, X, y, pair, epochs=epochs)
-            )
+        steps, computes = [], []
+        for _ in range(rounds):
+            trainer.fit(X, y, batch_size, epochs=EPOCHS, verbose=0, seed=0, training_accuracy=False)
+            steps += trainer.history.history["seconds"][1 - EPOCHS :]
+            if mpi.size() <= CORES:
+                compute = mpi.measure_compute(
+                    other_net, other_opt, X, y, (batch_size // 2, batch_size), epochs=EPOCHS
+                )
+                computes.append(dataclasses.astuple(compute))
+        result["steps"][name] = median(steps) / (len(y) // batch_size)
+        if computes:
+            result["compute"][name] = np.median(computes, axis=0).tolist()
     return result
 
 
