@@ -21,6 +21,6 @@ typedef struct {
     int flags;
 } fo_array;
 
-enum { FO_ARRAY_ALIGNED = 0x0100, FO_ARRAY_WRITEABLE = 0x0400 };
+enum { FO_ARRAY_C_CONTIGUOUS = 0x0001, FO_ARRAY_ALIGNED = 0x0100, FO_ARRAY_WRITEABLE = 0x0400 };
 
 #endif

@@ -56,7 +56,7 @@ enum {
     SPIN_NANOSECONDS = 30000,  /* about the cost of falling asleep and being woken */
     PAUSES_PER_CLOCK_READ = 16,
     WAKE_THRESHOLD = 250000,   /* default, in nanoseconds on one thread */
-    TEAM_THRESHOLD = 80000, /* in nanoseconds on one thread: shorter jobs do not run on a team */
+    TEAM_THRESHOLD = 40000, /* in nanoseconds on one thread: shorter jobs do not run on a team */
     MIN_RECENT_JOBS = 4 /* after so many in a row, the next is expected soon */
 };
 

@@ -33,7 +33,7 @@ def aligned_zeros(n: int, dtype: DTypeLike) -> np.ndarray[Any, np.dtype[Any]]:
     return memory[first : first + nbytes].view(dtype)
 
 
-View: TypeAlias = "tuple[tuple[int, ...] | None, DTypeLike]"
+View: TypeAlias = "tuple[tuple[int, ...] | None, np.dtype[Any]]"
 
 
 def alloc_views(arrays: list[Array], views: Sequence[Sequence[View]]) -> list[list[Array]]:
@@ -45,23 +45,27 @@ def alloc_views(arrays: list[Array], views: Sequence[Sequence[View]]) -> list[li
     each large view begins a quarter of a page further on than the one before.
     """
     sizes = [
-        [(a.size if shape is None else math.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in own]
+        [(a.size if shape is None else math.prod(shape)) * dtype.itemsize for shape, dtype in own]
         for a, own in zip(arrays, views, strict=True)
     ]
-    arena = np.zeros(sum(map(_reserved, itertools.chain(*sizes))) + _ALIGN, np.uint8)
+    reserved = [[_reserved(size) for size in own_sizes] for own_sizes in sizes]
+    arena = np.zeros(sum(itertools.chain(*reserved)) + _ALIGN, np.uint8)
     base = address(arena)
     start = -base % _ALIGN
     result = []
-    for array, own, own_sizes in zip(arrays, views, sizes, strict=True):
+    for array, own, own_sizes, own_reserved in zip(arrays, views, sizes, reserved, strict=True):
         own_views = []
-        for k, ((shape, dtype), size) in enumerate(zip(own, own_sizes, strict=True)):
+        for k, (shape, dtype) in enumerate(own):
+            size = own_sizes[k]
             first = start
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
                 first += (wanted - base - start) % _PAGE
-            vector = arena[first : first + size].view(dtype)
-            own_views.append(with_layout(vector, array) if shape is None else vector.reshape(shape))
-            start += _reserved(size)
+            if shape is None and not array.flags.c_contiguous:
+                own_views.append(with_layout(arena[first : first + size].view(dtype), array))
+            else:
+                own_views.append(np.ndarray(array.shape if shape is None else shape, dtype, arena, first))
+            start += own_reserved[k]
         result.append(own_views)
     return result
 

@@ -13,6 +13,7 @@ cdef extern from "fo_array.h":
         PyObject* dtype
         int flags
     cdef enum:
+        FO_ARRAY_C_CONTIGUOUS
         FO_ARRAY_ALIGNED
         FO_ARRAY_WRITEABLE
 
@@ -51,6 +52,10 @@ cdef struct SavedArray:
     Format format
     bint is_f64                 # whether the kernels compute in float64
     Py_ssize_t first            # index of its first element in the order of memory
+
+
+cdef char* written_ptr(object a) except? NULL      # of an ndarray that a step writes
+cdef bint same_order(object a, object b) except -1      # of the elements of two ndarrays of the same shape
 
 
 cdef inline Format native_or(Format format, const SavedArray* param) noexcept:

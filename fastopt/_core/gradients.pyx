@@ -21,7 +21,7 @@ from fastopt._core.formats import (
     BFLOAT16 as BF16, EXPECTED, FLOAT16 as F16, FLOAT32 as F32, FLOAT64 as F64, decode, dtype_name,
     is_bfloat16, normalize,
 )
-from fastopt._core.layout import byte_bounds, copy_with_layout, first_index, is_dense
+from fastopt._core.layout import byte_bounds, copy_with_layout, first_index, is_dense, same_layout
 from fastopt._core.pytree import explain_mismatch
 from fastopt._core.rows import NO_ROWS
 from fastopt._core.runtime import address
@@ -35,6 +35,18 @@ cdef type ARRAY = ndarray       # a lookup of the global name would take longer 
 
 cdef inline const fo_array* fields(object a) noexcept:
     return <const fo_array*> <PyObject*> a
+
+
+cdef char* written_ptr(object a) except? NULL:
+    """Lowest address of the elements of an array; BufferError if it is read-only."""
+    cdef const fo_array* x = fields(a)
+    cdef int plain = FO_ARRAY_C_CONTIGUOUS | FO_ARRAY_WRITEABLE
+    return x.data if isinstance(a, ARRAY) and x.flags & plain == plain else data_ptr(a, True)
+
+
+cdef bint same_order(object a, object b) except -1:
+    """Whether the elements of two arrays of the same shape have the same order in memory."""
+    return fields(a).flags & fields(b).flags & FO_ARRAY_C_CONTIGUOUS or same_layout(a, b)
 
 
 cdef int set_zero(object grad) except -1:
@@ -62,6 +74,7 @@ cdef int check_fields() except -1:
             same = same and memcmp(x.strides, view.strides, view.ndim * sizeof(Py_ssize_t)) == 0
         PyBuffer_Release(&view)
         same = same and (x.flags & FO_ARRAY_WRITEABLE) != 0 and (x.flags & FO_ARRAY_ALIGNED) != 0
+        same = same and (x.flags & FO_ARRAY_C_CONTIGUOUS != 0) == tested.flags.c_contiguous
         tested.flags.writeable = False
         if not same or x.flags & FO_ARRAY_WRITEABLE:
             raise ImportError("fastopt does not know the binary interface of this NumPy")
@@ -204,7 +217,7 @@ cdef class Gradients:
     cdef int sort_written(self, list arrays) except -1:
         """Sort the address ranges of all arrays that a step writes: no gradient may lie in one of them."""
         cdef Py_ssize_t i
-        ranges = sorted([(address(a), a.nbytes) for a in arrays if a.nbytes])
+        ranges = sorted([(<Py_ssize_t> written_ptr(a), a.nbytes) for a in arrays if a.nbytes])
         self.written_count = len(ranges)
         self.written = <Py_ssize_t*> PyMem_Calloc(2 * self.written_count + 1, sizeof(Py_ssize_t))
         if self.written == NULL:

@@ -7,6 +7,7 @@ a list or tuple, and a dict for a dict. The step table binds gradients along it.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, ValuesView
+from operator import is_
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import numpy as np
@@ -56,10 +57,10 @@ def _flatten(
         items = list(tree)
         if isinstance(tree, list):
             slots += [(tree, i, inner) for i, inner in enumerate(items)]
-        return tuple(
+        return tuple([
             _flatten(inner, name, f"{path}[{i}]", arrays, paths, slots, depth + 1)
             for i, inner in enumerate(items)
-        )
+        ])
     if isinstance(tree, dict):
         content = dict(tree)
         slots += [(tree, key, inner) for key, inner in content.items()]
@@ -84,7 +85,7 @@ def read_iterators(tree: Any, name: str = "params", depth: int = 0) -> Any:
         return content if any(content[key] is not tree[key] for key in content) else tree
     if type(tree) in (list, tuple):
         items = [read_iterators(inner, name, depth + 1) for inner in tree]
-        return items if any(a is not b for a, b in zip(items, tree, strict=True)) else tree
+        return tree if all(map(is_, items, tree)) else items
     return tree
 
 

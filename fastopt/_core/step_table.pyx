@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 
 from fastopt._core.containers cimport ContainerWatch
 from fastopt._core.deferred_rows cimport DECAYED_ARRAYS, IdleDecay
-from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients
+from fastopt._core.gradients cimport ABSENT, ALL_ROWS, DENSE, Gradients, same_order, written_ptr
 from fastopt._core.kernel_scalars cimport set_constants, set_step_scalars
 from fastopt._core.rows cimport RowUpdater, check_row_indices
 from fastopt._core.runtime cimport Team, TeamNumber, TeamRun, data_ptr, process_number
@@ -318,33 +318,34 @@ cdef class Table:
 
     cdef int set_span(self, Py_ssize_t k, object entry) except -1:
         cdef Span* x = &self.context.spans[k]
-        cdef list state = [a for a in entry.state if a.shape == entry.param.shape]
+        param, shape = entry.param, entry.param.shape
+        cdef list state = [a for a in entry.state if a.shape == shape]
         cdef int i
         for a in [*state, *[b for b in (entry.slow, entry.average) if b is not None]]:
-            if not same_layout(a.view if isinstance(a, Encoded) else a, entry.param):
+            if not same_order(a.view if isinstance(a, Encoded) else a, param):
                 raise ValueError(f"state: expected the memory layout of the parameter with strides "
-                                 f"{entry.param.strides}, got strides {a.strides}; make both C-contiguous")
-        x.p = data_ptr(entry.param, True)
+                                 f"{param.strides}, got strides {a.strides}; make both C-contiguous")
+        x.p = written_ptr(param)
         for i in range(len(state)):
             a = state[i]
             if isinstance(a, Encoded):
                 x.state_formats[i], x.has_encoded_state = <Format> <int> ENCODINGS[a.encoding], True
-                x.scales[i] = <float*> data_ptr(a.scales, True)
+                x.scales[i] = <float*> written_ptr(a.scales)
                 if a.encoding != "bfloat16":
                     x.block = a.block_size
                 state[i] = a.stored
-        x.s = data_ptr(state[0], True) if len(state) > 0 else NULL
-        x.t = data_ptr(state[1], True) if len(state) > 1 else NULL
-        x.u = data_ptr(state[2], True) if len(state) > 2 else NULL
-        x.v = data_ptr(state[3], True) if len(state) > 3 else NULL
-        x.w = data_ptr(entry.slow, True) if entry.slow is not None else NULL
-        x.e = data_ptr(entry.average, True) if entry.average is not None else NULL
-        x.n = self.sizes[k] = entry.param.size
-        computing = computing_dtype(entry.param.dtype)
+        x.s = written_ptr(state[0]) if len(state) > 0 else NULL
+        x.t = written_ptr(state[1]) if len(state) > 1 else NULL
+        x.u = written_ptr(state[2]) if len(state) > 2 else NULL
+        x.v = written_ptr(state[3]) if len(state) > 3 else NULL
+        x.w = written_ptr(entry.slow) if entry.slow is not None else NULL
+        x.e = written_ptr(entry.average) if entry.average is not None else NULL
+        x.n = self.sizes[k] = param.size
+        computing = computing_dtype(param.dtype)
         x.is_f64 = computing == F64
-        x.param_format = <Format> <int> code(entry.param.dtype, computing)
+        x.param_format = <Format> <int> code(param.dtype, computing)
         if entry.low is not None:
-            x.low, x.param_format = data_ptr(entry.low, True), SPLIT
+            x.low, x.param_format = written_ptr(entry.low), SPLIT
         x.is_encoded = x.param_format != NATIVE or x.has_encoded_state
         x.to_nearest, x.noise = entry.to_nearest, fo_noise_of_param(entry.seed, entry.position)
         x.origin = entry.origin

@@ -167,9 +167,10 @@ def check_disjoint(arrays: list[NDArray[Any]], paths: list[str], name: str) -> N
     """Raise if two arrays share memory."""
     ranges = sorted((*byte_bounds(array), i) for i, array in enumerate(arrays) if array.size)
     reach: list[tuple[int, int]] = []   # of the arrays before that may still overlap the next
+    farthest = 0
     for start, end, i in ranges:
-        if reach:
-            reach = [(e, k) for e, k in reach if e > start]
+        reach = [(e, k) for e, k in reach if e > start] if start < farthest else []
+        farthest = max(farthest, end)
         for _, k in reach:
             if np.shares_memory(arrays[i], arrays[k]):
                 first, second = sorted((i, k))

@@ -112,8 +112,9 @@ class StepPlan:
         self.scalar_group_of: list[int] = []
         compiled = dispatch.kernels
         self._single = [kernel in rule.PRECOMPUTED or kernel in compiled.TWO_PASS for kernel in kernels]
-        self._precomputed = any(kernel in rule.PRECOMPUTED for kernel in kernels)
-        two_pass = any(kernel in compiled.TWO_PASS for kernel in kernels)
+        used = set(kernels)
+        self._precomputed = not used.isdisjoint(rule.PRECOMPUTED)
+        two_pass = not used.isdisjoint(compiled.TWO_PASS)
         self.prepass: Callable[[], None] | None = (
             self._prepass if unit_transform is not None or self._precomputed else None
         )
@@ -151,9 +152,10 @@ class StepPlan:
         """Mode of sparse rows of an array; "" if it can only be stepped as a whole."""
         if self._sparse == "dense":
             return "dense"
-        stored = self._state.states[k].stored.values() if self._has_blocks else ()
-        has_blocks = any(isinstance(a, Encoded) and a.scales.size for a in stored)
-        whole = self._single[k] or self._unit_transform is not None or has_blocks
+        whole = self._single[k] or self._unit_transform is not None
+        if self._has_blocks:
+            stored = self._state.states[k].stored.values()
+            whole = whole or any(isinstance(a, Encoded) and a.scales.size for a in stored)
         if self._sparse == "lazy":
             whole = whole or "lookahead" in self._options
         return "" if whole else self._sparse

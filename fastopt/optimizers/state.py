@@ -10,7 +10,7 @@ import numpy as np
 
 from fastopt._core.arena import alloc_views
 from fastopt._core.encoded import Encoded
-from fastopt._core.formats import BFLOAT16, computing_dtype, decode, join_split
+from fastopt._core.formats import BFLOAT16, FLOAT32, computing_dtype, decode, join_split
 from fastopt._core.step_table import NEW_COPIES, NEW_STATE
 
 if TYPE_CHECKING:
@@ -118,7 +118,9 @@ class State(Mapping[str, "Array"]):
 
     def kernel_arrays(self) -> list[Stored]:
         """The arrays of the update rule as they are stored."""
-        return [array for name, array in self.stored.items() if name != LOW_BITS]
+        arrays = dict(self.stored)
+        arrays.pop(LOW_BITS, None)
+        return list(arrays.values())
 
     def low_bits(self) -> AnyArray | None:
         """The low 16 bits of a parameter of bfloat16, if the state contains them."""
@@ -132,7 +134,9 @@ class State(Mapping[str, "Array"]):
 
 
 class StateLayout:
-    """Shapes and dtypes of the arrays that the state of one parameter consists of.
+    """Shapes and dtypes of the arrays that the state of a parameter consists of.
+
+    Parameters of the same shape, dtype and kernel may have it in common.
 
     Attributes
     ----------
@@ -142,10 +146,12 @@ class StateLayout:
         Encoding of each of them; "" for those that are not `Encoded`.
     views : dict of list
         What `alloc_views` has to allocate for each state array.
+    has_noise : bool
+        Whether a step rounds the parameter or its state stochastically.
     """
 
     def __init__(self, rule: type[Rule], kernel: str, array: Array, storage: Storage) -> None:
-        self.array, self.storage = array, storage
+        self.storage, self.shape = storage, array.shape
         self.dtype = computing_dtype(array.dtype)
         self.shapes = shapes = rule.state_shapes(kernel, array)
         self.encodings = dict.fromkeys(shapes, "")
@@ -158,25 +164,37 @@ class StateLayout:
             if encoding := self.encodings[name]:
                 is_bf16 = encoding == "bfloat16"
                 n_scales = 0 if is_bf16 else -(-array.size // storage.block_size)
-                dtype = np.uint16 if is_bf16 else np.uint8
-                self.views[name] = [((array.size,), dtype), ((n_scales,), np.float32)]
+                dtype = np.dtype(np.uint16 if is_bf16 else np.uint8)
+                self.views[name] = [((array.size,), dtype), ((n_scales,), FLOAT32)]
             else:
                 is_like = shape == array.shape and kernel not in rule.PRECOMPUTED
                 self.views[name] = [(None if is_like else shape, self.dtype)]
         if has_low_bits(array, storage):
-            self.views[LOW_BITS] = [(None, np.uint16)]
+            self.views[LOW_BITS] = [(None, np.dtype(np.uint16))]
+        self.has_noise = any(self.encodings.values()) or (
+            array.itemsize == 2 and LOW_BITS not in self.views and not storage.to_nearest
+        )
 
-    def make(self, name: str, views: Iterator[AnyArray]) -> Stored:
-        """Return a state array, made of the next of the views that were allocated."""
+    def make(self, name: str, param: Array, views: Iterator[AnyArray]) -> Stored:
+        """Return a state array of a parameter, made of the next of the views that were allocated."""
         array, encoding = next(views), self.encodings.get(name)
         if not encoding:
             return array
-        return Encoded(encoding, array, next(views), self.storage.block_size, self.array)
+        return Encoded(encoding, array, next(views), self.storage.block_size, param)
 
-    def has_noise(self) -> bool:
-        """Whether a step rounds the parameter or its state stochastically."""
-        is_rounded = self.array.itemsize == 2 and LOW_BITS not in self.views
-        return any(self.encodings.values()) or (is_rounded and not self.storage.to_nearest)
+
+def state_layouts(
+    rule: type[Rule], kernels: Sequence[str], arrays: Sequence[Array], storage: Storage
+) -> list[StateLayout]:
+    """Return the layout of the state of each parameter."""
+    known: dict[object, StateLayout] = {}
+    result = []
+    for kernel, array in zip(kernels, arrays, strict=True):
+        key = kernel, array.dtype, array.shape
+        if key not in known:
+            known[key] = StateLayout(rule, kernel, array, storage)
+        result.append(known[key])
+    return result
 
 
 class StateArrays(NamedTuple):
@@ -257,15 +275,13 @@ def allocate(
         State of the first of these parameters, which is copied where names and shapes agree.
     """
     counts, flags = np.zeros(len(arrays), np.int64), np.full(len(arrays), NEW_STATE | NEW_COPIES, np.uint8)
-    layouts = [
-        StateLayout(rule, kernel, array, storage) for kernel, array in zip(kernels, arrays, strict=True)
-    ]
+    layouts = state_layouts(rule, kernels, arrays, storage)
     views = alloc_views(arrays, [
         [*chain(*layout.views.values()), *[(None, layout.dtype)] * len(buffer_names)] for layout in layouts
     ])
     states = tuple(
-        State({name: layout.make(name, remaining) for name in layout.views}, counts, flags, k)
-        for k, (layout, remaining) in enumerate(zip(layouts, map(iter, views), strict=True))
+        State({name: layout.make(name, array, own) for name in layout.views}, counts, flags, k)
+        for k, (layout, array, own) in enumerate(zip(layouts, arrays, map(iter, views), strict=True))
     )
     old_states = old.states if old is not None else ()
     shared = Scalars(dict(rule.SCALAR_STATE), counter)
@@ -285,7 +301,7 @@ def allocate(
             is_new = bool(state) and not kept
             counts[k], flags[k] = old.counts[k], old.flags[k] | (NEW_STATE if is_new else 0)
             scalars = dict(old_states[k].scalars)
-        state.scalars_cell = shared if rule.SHARED_SCALARS else Scalars(scalars)
+        state.scalars_cell = Scalars(scalars) if scalars and not rule.SHARED_SCALARS else shared
     old_buffers: Mapping[str, Any] = old.buffers if old is not None else {}
     buffers = {}
     for i, name in enumerate(buffer_names):

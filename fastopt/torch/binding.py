@@ -23,7 +23,7 @@ from fastopt.optimizers.options.gradients import unit_transform
 from fastopt.optimizers.options.storage import check_master_weights, check_state_dtype
 from fastopt.optimizers.plan import StepPlan
 from fastopt.optimizers.sgd import ASGDRule
-from fastopt.optimizers.state import Scalars, State, StateArrays, StateLayout, reset_copies
+from fastopt.optimizers.state import Scalars, State, StateArrays, reset_copies, state_layouts
 from fastopt.optimizers.state_dict import check_steps
 from fastopt.torch import tensors
 from fastopt.torch.state import ParamState, all_keys, keys_of, to_tensors
@@ -196,11 +196,9 @@ class Binding:
         self.own: list[dict[str, Any]] = [self.torch_state.get(p, {}) for p in self.params]
         self.pending: list[dict[str, Any]] = [{} for _ in arrays]   # new items of `own`
         self.replaced: list[list[str]] = [[] for _ in arrays]       # keys of `own` that they replace
+        layouts = state_layouts(self.rule, self.kernels, arrays, self.storage)
         bound = [
-            ParamState(
-                StateLayout(self.rule, self.kernels[k], array, self.storage), buffers, self.own[k],
-                f"state[{self.paths[k]}]",
-            )
+            ParamState(layouts[k], array, buffers, self.own[k], f"state[{self.paths[k]}]")
             for k, array in enumerate(arrays)
         ]
         fresh = alloc_views(arrays, [x.missing_views() for x in bound])
@@ -216,7 +214,7 @@ class Binding:
                 self.pending[k] |= {key: self._wrap(k, tensor) for key, tensor in items.items()}
                 self.replaced[k] += [key for key in all_keys(name) if key not in items]
             always = self.kernels[k] not in WITHOUT_STEP_COUNT.get(self.name, ())
-            self._counts_steps.append(always or bool(buffers) or x.layout.has_noise())
+            self._counts_steps.append(always or bool(buffers) or x.layout.has_noise)
             if self._counts_steps[k]:
                 counts[k] = self._bind_count(k)
                 is_new = is_new or (not counts[k] and (always or self.own[k].get("step") is not None))

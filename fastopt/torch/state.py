@@ -107,13 +107,13 @@ class ParamState:
     """
 
     def __init__(
-        self, layout: StateLayout, buffers: Iterable[str], own: Mapping[str, Any], path: str
+        self, layout: StateLayout, param: AnyArray, buffers: Iterable[str], own: Mapping[str, Any], path: str
     ) -> None:
-        self.layout = layout
+        self.layout, self._param = layout, param
         self._views = layout.views | {name: [(None, layout.dtype)] for name in buffers}
         self._found = {name: from_tensors(name, own, path) for name in self._views}
         for name, found in self._found.items():
-            wanted = layout.shapes.get(name, layout.array.shape)
+            wanted = layout.shapes.get(name, layout.shape)
             if found is not None and found.shape != wanted:
                 raise ValueError(f"{path}[{name!r}]: expected shape {wanted}, got {found.shape}")
         self.absent = {name for name, found in self._found.items() if found is None}
@@ -123,7 +123,7 @@ class ParamState:
 
     def _is_usable(self, name: str, found: Stored | None) -> bool:
         """Whether the kernels can update an array where it is."""
-        array, encoding = self.layout.array, self.layout.encodings.get(name, "")
+        array, encoding = self._param, self.layout.encodings.get(name, "")
         if isinstance(found, Encoded):
             is_alike = found.encoding == "bfloat16" or found.block_size == self.layout.storage.block_size
             return found.encoding == encoding and is_alike and same_layout(found.view, array)
@@ -141,11 +141,11 @@ class ParamState:
         missing = [name for name in self._views if name not in self.arrays]
         for name in missing:
             is_buffer, found = name not in self.layout.views, self._found[name]
-            made = next(views) if is_buffer else self.layout.make(name, views)
+            made = next(views) if is_buffer else self.layout.make(name, self._param, views)
             if found is not None:
                 assign(made, found if isinstance(found, Encoded) else decode(found))
             elif is_buffer:
-                assign(made, decode(self.layout.array))
+                assign(made, decode(self._param))
             elif initial := init_value(name):
                 assign(made, initial)
             self.arrays[name] = made

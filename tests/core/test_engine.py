@@ -67,6 +67,12 @@ def test_a_step_does_no_python_work_per_array_or_element():
     assert len(counts) == 1 and counts.pop() < 10
 
 
+def test_construction_does_little_python_work_per_array():
+    params = [np.zeros(3, np.float32) for _ in range(200)]
+    few, many = (python_calls(lambda n=n: fastopt.Adam(params[:n])) for n in (100, 200))
+    assert many - few <= 100 * 65
+
+
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0, "clip_value": 0.1, "zero_grad": True}])
 def test_a_step_allocates_nothing(options):
     params, grads = small_net()
