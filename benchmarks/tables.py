@@ -1,19 +1,21 @@
 """Write the tables of README and documentation, made from the saved runs in benchmarks/results.
 
 A table is between ``<!-- benchmark: RUN FORM -->`` and ``<!-- end -->``, where RUN is the name of a file
-without ``.json``, and FORM is `summary`, `peers` or `report`. The chart of sizes is drawn from
-``steps.json``. A test compares the pages with the runs.
+without ``.json``, and FORM is one of `FORMS`. The chart of sizes is drawn from ``steps.json``. A test
+compares the pages with the runs.
 """
 
 import json
 import re
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import report, torch_steps
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).with_name("results")
-FORMS = {"summary": report.summary, "peers": report.peers, "report": report.markdown}
+FORMS = {
+    "summary": report.summary, "peers": report.peers, "report": report.markdown, "torch": torch_steps.report,
+}
 REGION = re.compile(
     rf"^(<!-- benchmark: ([\w-]+) ({'|'.join(FORMS)}) -->\n).*?^(<!-- end -->)$", re.M | re.S
 )

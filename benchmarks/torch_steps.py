@@ -5,17 +5,30 @@ the median over all turns. Each step has the gradients of a backward pass, which
 is timed. The limits are those that the project sets itself, as a multiple of the fastest time in torch.
 """
 
+import importlib
+import json
 import math
 import multiprocessing
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
+from benchmarks.machine import describe
 from benchmarks.steps import MLP_SHAPES, resnet50
 from fastopt import get_num_threads
 from fastopt.cli.options import positive_int
 
 IMPLEMENTATIONS = {"default": {}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+# Module of the optimizers, end of the name of the class, and options. The first step of torchao compiles.
+PEERS = {
+    "fastopt-int8": ("fastopt.torch", "", {"state_dtype": "int8"}),
+    "bitsandbytes": ("bitsandbytes.optim", "", {}),
+    "bitsandbytes-8bit": ("bitsandbytes.optim", "8bit", {}),
+    "torchao-8bit": ("torchao.optim", "8bit", {}),
+}
 
 
 def gpt2():
@@ -66,6 +79,8 @@ def add_options(command):
     add("--workloads", default=",".join(BY_NAME), help="(default: all)")
     add("--rounds", type=positive_int, default=5, help="turns of each contender (default: %(default)s)")
     add("--steps", type=positive_int, help="steps per turn (default: by size)")
+    add("--peers", default="", help=f"further contenders: some of {','.join(PEERS)} (default: none)")
+    add("--json", metavar="FILE", help="add the times to those of this file")
 
 
 class Contender:
@@ -75,16 +90,16 @@ class Contender:
         import torch
 
         import fastopt
-        import fastopt.torch
 
         torch.set_num_threads(threads)
         fastopt.set_num_threads(threads)
         torch.manual_seed(0)
         self.params = [torch.nn.Parameter(0.05 * torch.randn(shape)) for shape in workload.shapes]
         self.clips, self.is_ours, self.torch = workload.clips, contender == "fastopt", torch
-        module = fastopt.torch if self.is_ours else torch.optim
-        options = IMPLEMENTATIONS.get(contender, {})
-        self.optimizer = getattr(module, workload.optimizer)(self.params, **options)
+        ours_or_theirs = "fastopt.torch" if self.is_ours else "torch.optim"
+        module, end, options = PEERS.get(contender, (ours_or_theirs, "", IMPLEMENTATIONS.get(contender, {})))
+        optimizer = getattr(importlib.import_module(module), workload.optimizer + end)
+        self.optimizer = optimizer(self.params, **options)
         self.run(2)
 
     def run(self, steps):
@@ -122,17 +137,18 @@ def serve(pipe, name, contender, threads):
         pipe.send(worker.run(steps))
 
 
-def measure(workload, rounds, steps):
+def measure(workload, peers, rounds, steps):
     """Return the median time of a step in microseconds for each contender."""
     context = multiprocessing.get_context("spawn")
-    workers, times = {}, {}
-    for contender in ("fastopt", *IMPLEMENTATIONS):
+    workers = {}
+    for contender in ("fastopt", *IMPLEMENTATIONS, *peers):
         pipe, other = context.Pipe()
         args = (other, workload.name, contender, get_num_threads())
         process = context.Process(target=serve, args=args, daemon=True)
         process.start()
-        if pipe.recv() is not None:
-            workers[contender], times[contender] = (pipe, process), []
+        workers[contender] = pipe, process
+    workers = {name: worker for name, worker in workers.items() if worker[0].recv() is not None}
+    times = {name: [] for name in workers}
     for _ in range(rounds):
         for contender, (pipe, _process) in workers.items():
             pipe.send(steps)
@@ -144,20 +160,47 @@ def measure(workload, rounds, steps):
 
 
 def run(options):
-    """Print a table in Markdown: times in microseconds, and the ratio to torch's fastest implementation."""
-    names = [name for name in options.workloads.split(",") if name]
-    if unknown := [name for name in names if name not in BY_NAME]:
-        raise ValueError(f"workloads: expected some of {', '.join(BY_NAME)}; got {unknown[0]!r}")
-    print(f"| workload | {' | '.join(IMPLEMENTATIONS)} | fastopt | ratio | limit |", flush=True)
-    print("|---|" + "---:|" * (len(IMPLEMENTATIONS) + 3))
-    worst = ("", 0.0)
+    """Print the times as a table in Markdown, and save them."""
+    names, peers = ([name for name in text.split(",") if name] for text in (options.workloads, options.peers))
+    for what, given, known in (("workloads", names, BY_NAME), ("peers", peers, PEERS)):
+        if unknown := [name for name in given if name not in known]:
+            raise ValueError(f"{what}: expected some of {', '.join(known)}; got {unknown[0]!r}")
+    path = options.json and Path(options.json)
+    saved = json.loads(path.read_text(encoding="utf-8")) if path and path.exists() else {"times": {}}
+    saved |= {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": describe(),
+        "torch": version("torch"), "threads": get_num_threads(),
+    }
     for workload in map(BY_NAME.get, names):
         size = sum(map(math.prod, workload.shapes))
         steps = options.steps or max(3, min(200, 20_000_000 // size))
-        times = measure(workload, options.rounds, steps)
-        ratio = times["fastopt"] / min(times[name] for name in IMPLEMENTATIONS if name in times)
-        if ratio / workload.limit > worst[1]:
-            worst = (workload.name, ratio / workload.limit)
-        cells = [f"{times[name]:,.1f}" if name in times else "-" for name in (*IMPLEMENTATIONS, "fastopt")]
-        print(f"| {workload.name} | {' | '.join(cells)} | {ratio:.3f} | {workload.limit} |", flush=True)
-    print(f"\nFurthest from its limit: {worst[0]}, {worst[1]:.2f} times.")
+        saved["times"][workload.name] = times = measure(workload, peers, options.rounds, steps)
+        print(table({workload.name: times}), flush=True)
+        if path:
+            path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+
+
+def table(times):
+    """Return the times as a table in Markdown, with the ratio to torch's fastest implementation."""
+    peers = [name for name in PEERS if any(name in own for own in times.values())]
+    lines = [
+        f"| workload | torch | mode | fastopt | ratio | target |{''.join(f' {name} |' for name in peers)}",
+        "|---|---:|---|---:|---:|---:|" + "---:|" * len(peers),
+    ]
+    for workload in (workload for workload in WORKLOADS if workload.name in times):
+        own = times[workload.name]
+        mode = min((name for name in IMPLEMENTATIONS if name in own), key=own.get)
+        cells = [
+            workload.name, f"{own[mode]:,.1f}", mode, f"{own['fastopt']:,.1f}",
+            f"{own['fastopt'] / own[mode]:.2f}", f"{workload.limit:.2f}",
+            *(f"{own[name]:,.1f}" if name in own else "" for name in peers),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(saved):
+    """Return a saved run as Markdown."""
+    machine = saved["machine"]
+    where = f"{saved['date']}, {machine['cpu']}, {saved['threads']} threads, torch {saved['torch']}"
+    return f"Microseconds per step ({where}):\n\n{table(saved['times'])}"
