@@ -2,18 +2,26 @@
 
     sphinx-build -W --keep-going docs docs/_build
 
-Formulas are converted to MathML at build time, which browsers display without a network.
+Formulas are converted to MathML at build time, which browsers display without a network. The tutorials are
+notebooks and the gallery consists of scripts; all are run, and an error in one is an error of the build.
 """
 
+import os
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from docutils.nodes import SkipNode, Text, literal_block, paragraph
+from docutils.nodes import Admonition, SkipNode, Text, literal_block, paragraph
 from latex2mathml.converter import convert
 from sphinx.addnodes import toctree
 from sphinx.directives.code import LiteralInclude
 
 import fastopt
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))                                   # for gallery_figures
+os.environ["MATPLOTLIBRC"] = str(HERE / "matplotlibrc")         # of the gallery and of the notebooks
 
 project = "fastopt"
 author = "The fastopt developers"
@@ -21,14 +29,45 @@ copyright = author
 version = release = fastopt.__version__
 
 extensions = [
-    "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton",
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "jupyter_execute", "sg_execution_times.rst"]
 templates_path = []
 default_role = "py:obj"         # `name` in a docstring
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4        # as code hosts make them
+
+# Pages and scripts that need a large package, or a program, are shown without output where it is missing.
+OPTIONAL = {"torch": ["pytorch_drop_in"], "mpi4py": ["scaling_over_ranks"]}
+missing = [name for module, names in OPTIONAL.items() if find_spec(module) is None for name in names]
+for module in OPTIONAL:
+    if find_spec(module):
+        tags.add(module)        # noqa: F821 (Sphinx defines it)
+
+nb_execution_mode = "auto"
+nb_execution_excludepatterns = [f"{name}.md" for name in missing]
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_render_image_options = {"alt": "Output of the code above"}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "examples",
+    "filename_pattern": f"/(?!{'|'.join(missing)})[^/]+$" if missing else "",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("gallery_figures.save_figures",),
+    "reset_modules": ("gallery_figures.reset_style",),
+    "capture_repr": (),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1000.0,
+}
 
 add_module_names = False
 autodoc_member_order = "bysource"
@@ -82,7 +121,9 @@ def _write_llms_txt(app, exception):
     env, index = app.env, app.env.get_doctree("index")
 
     def first_sentence(tree):
-        return next(tree.findall(paragraph)).astext().replace("\n", " ").split(". ")[0].rstrip(".:")
+        notes = {text for note in tree.findall(Admonition) for text in note.findall(paragraph)}
+        text = next(text for text in tree.findall(paragraph) if text not in notes).astext()
+        return text.replace("\n", " ").split(". ")[0].rstrip(".:")
 
     def entries(name):
         yield f"- [{env.titles[name].astext()}]({name}.html): {first_sentence(env.get_doctree(name))}"

@@ -73,7 +73,7 @@ def plot_history(history: History, path: StrPath | None = None, *, title: str = 
         _label_epochs(panel, label)
         panel.set_title(name.title())
     panels[0].set_ylim(bottom=min(0.0, panels[0].get_ylim()[0]))
-    panels[-1].legend(frameon=False)
+    _add_legend(panels[-1])
     return _finish(figure, path, title)
 
 
@@ -105,7 +105,7 @@ def plot_comparison(
     _label(by_time, "Time of the training steps (s)")
     by_time.set_xlim(left=0.0)
     _scale_losses(by_epoch)
-    by_time.legend(frameon=False)
+    _add_legend(by_time)
     return _finish(figure, path, title)
 
 
@@ -171,7 +171,7 @@ def plot_lr_find(found: LRFindResult, path: StrPath | None = None, *, title: str
     matplotlib.figure.Figure
     """
     figure, (panel,) = _figure(1, path)
-    panel.plot(found.lr, found.loss, color="0.75", linewidth=1.0, label="each batch")
+    panel.plot(found.lr, found.loss, color="0.6", linewidth=1.0, label="each batch")
     _draw(panel, found.lr, found.smoothed, 0, "smoothed")
     if found.suggestion is not None:
         loss = np.interp(found.suggestion, found.lr, found.smoothed)
@@ -183,7 +183,7 @@ def plot_lr_find(found: LRFindResult, path: StrPath | None = None, *, title: str
     margin = 0.05 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)
     _label(panel, "Learning rate", "Loss (mean per sample)")
-    panel.legend(frameon=False)
+    _add_legend(panel)
     return _finish(figure, path, title)
 
 
@@ -211,7 +211,7 @@ def plot_paths(surface: Surface, paths: Mapping[str, ArrayLike], path: StrPath |
     figure.set_size_inches(7.2, max(5.0, 0.21 * len(arrays) + 1.0))     # the legend grows
     _draw_contours(panel, surface)
     artists = [_draw_path(panel, *item, index, len(arrays)) for index, item in enumerate(arrays.items())]
-    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    _add_legend(panel)
     if path is None or Path(path).suffix.lower() != ".gif":
         return _finish(figure, path)
     _animate(figure, panel, artists, list(arrays.values()), path)
@@ -238,10 +238,10 @@ def check_path(path: StrPath, argument: str = "path", moving: bool = False) -> N
 def make_figure(**options: Any) -> Figure:
     """Return an empty figure, or raise ImportError if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure
+        from fastopt._figure import NotebookFigure
     except ImportError:
         raise ImportError("plotting needs matplotlib: pip install 'fastopt[plot]'") from None
-    return Figure(layout="constrained", **options)
+    return NotebookFigure(layout="constrained", **options)
 
 
 def _check_histories(histories: Mapping[str, History]) -> None:
@@ -271,6 +271,7 @@ def _label_classes(panel: Axes, labels: list[str]) -> None:
     panel.set_xticks(ticks, shown, rotation=90 if is_long else 0)
     panel.set_yticks(ticks, shown)
     panel.tick_params(length=0)
+    panel.grid(visible=False)
     panel.spines[:].set_visible(False)
 
 
@@ -279,7 +280,7 @@ def _figure(
 ) -> tuple[Figure, list[Axes]]:
     if path is not None:
         check_path(path, moving=moving)
-    figure = make_figure(figsize=(4.8 * columns, 3.8))
+    figure = make_figure(figsize=(4.4 * columns + 1.2, 3.8))       # and a legend
     return figure, figure.subplots(1, columns, squeeze=False, **options)[0]
 
 
@@ -292,9 +293,14 @@ def _draw(panel: Axes, x: AnyArray, y: AnyArray, index: int, name: str) -> None:
 
 def _label(panel: Axes, x: str, y: str = "") -> None:
     panel.set(xlabel=x, ylabel=y)
-    panel.grid(color="0.9", linewidth=0.8)
+    panel.grid(color="0.5", alpha=0.25, linewidth=0.8)      # visible on light and on dark backgrounds
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
+
+
+def _add_legend(panel: Axes) -> None:
+    """Add a legend to the right of a panel, where it covers no curve."""
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _label_epochs(panel: Axes, y: str) -> None:
@@ -339,8 +345,11 @@ def _draw_contours(panel: Axes, surface: Surface) -> None:
     levels = np.geomspace(lowest, highest, 15)
     grays = LinearSegmentedColormap.from_list("heights", ["1.0", "0.72"])
     norm = LogNorm(lowest, highest)
-    panel.contourf(x, y, np.clip(heights, lowest, highest), levels=levels, cmap=grays, norm=norm)
-    panel.contour(x, y, heights, levels=levels, colors="0.6", linewidths=0.4)
+    clipped = np.clip(heights, lowest, highest)
+    panel.contourf(x, y, clipped, levels=levels, cmap=grays, norm=norm).set_rasterized(True)
+    lines = panel.contour(x, y, heights, levels=levels, colors="0.6", linewidths=0.4)
+    lines.set_rasterized(True)      # as curves they would make an SVG file several times as large
+    panel.grid(visible=False)
     stars: dict[str, Any] = {"color": "black", "markeredgecolor": "white", "markersize": 15, "zorder": 4}
     panel.plot(*np.transpose(surface.minima), "*", linestyle="none", label="minimum", **stars)
     panel.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y", title=surface.name.capitalize())

@@ -292,6 +292,25 @@ def test_pyplot_is_not_imported(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "paths.gif"], check=True)
 
 
+def test_notebooks_display_figures_without_pyplot():
+    svg = plot_history(history([2.0, 1.0]))._repr_svg_()
+    assert svg.startswith("<?xml") and svg.rstrip().endswith("</svg>")
+
+
+def test_legends_are_right_of_the_panels():
+    figures = {
+        "comparison": plot_comparison({"a": history([2.0, 1.0]), "b": history([4.0, 3.0])}),
+        "history": plot_history(history([2.0, 1.0], val_loss=[2.5, 1.5])),
+        "paths": plot_saddle(TWO_PATHS),
+        "range test": plot_lr_find(lr_find_result([1.0, 0.5], [1.0, 0.75], 0.1)),
+    }
+    for name, figure in figures.items():
+        figure.draw_without_rendering()
+        panel = figure.axes[-1]
+        legend = panel.get_legend().get_window_extent()
+        assert panel.get_window_extent().x1 <= legend.x0 < legend.x1 <= figure.bbox.x1, name
+
+
 TITLED = {
     "history": lambda title: plot_history(history([2.0, 1.0]), title=title),
     "comparison": lambda title: plot_comparison({"a": history([2.0, 1.0])}, title=title),

@@ -1,12 +1,14 @@
-"""Federated learning: clients train on their own digits, and the server takes steps of Adam.
+"""
+Federated averaging
+===================
 
-This is FedAdam of Reddi et al., "Adaptive Federated Optimization", 2021. In each round a few clients copy the
-server's weights and train them on local data. The negative mean of their weight changes is the gradient on
-the server. The distribution of the digits differs between clients, so their changes disagree. For comparison,
-FedAvg is the same with gradient descent and a learning rate of 1 on the server. (Unlike in the paper, Adam is
-bias-corrected.)
+Twenty clients have a part of the digits each, most of it of a few classes. In each round, four of them
+copy the weights of the server and train on their own data. The server uses the negative mean of their
+changes as a gradient. With gradient descent and a learning rate of 1 this is FedAvg, with Adam it is
+FedAdam (Reddi et al., *Adaptive federated optimization*, 2021; there, Adam has no bias correction).
 """
 
+import matplotlib.pyplot as plt
 import numpy as np
 
 import fastopt
@@ -48,8 +50,18 @@ def train(make_server):
     return np.array(accuracies)
 
 
-if __name__ == "__main__":
-    average = train(lambda W: fastopt.SGD(W, lr=1.0))
-    adam = train(lambda W: fastopt.Adam(W, lr=0.1, betas=(0.9, 0.99), eps=1e-3))
-    for n in (10, 20, 40):
-        print(f"Round {n}: test accuracy {average[n - 1]:.4f} by FedAvg, {adam[n - 1]:.4f} by FedAdam")
+average = train(lambda W: fastopt.SGD(W, lr=1.0))
+adam = train(lambda W: fastopt.Adam(W, lr=0.1, betas=(0.9, 0.99), eps=1e-3))
+for n in (10, 20, 40):
+    print(f"Round {n}: test accuracy {average[n - 1]:.4f} by FedAvg, {adam[n - 1]:.4f} by FedAdam")
+
+figure, panel = plt.subplots()
+panel.plot(np.arange(1, ROUNDS + 1), 100 * average, label="FedAvg")
+panel.plot(np.arange(1, ROUNDS + 1), 100 * adam, "--", label="FedAdam")
+panel.set(xlabel="Round", ylabel="Test accuracy (%)")
+panel.set_title("Digits, softmax regression, 4 of 20 clients per round")
+figure.legend(loc="outside right center")
+plt.show()
+
+# %%
+# :doc:`/federated` compares more optimizers on the server.
