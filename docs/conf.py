@@ -40,7 +40,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4        # as code hosts make them
 
 # Pages and scripts that need a large package, or a program, are shown without output where it is missing.
-OPTIONAL = {"torch": ["pytorch_drop_in"], "mpi4py": ["scaling_over_ranks"]}
+OPTIONAL = {"torch": ["from-torch", "pytorch_drop_in"], "mpi4py": ["scaling_over_ranks"]}
 missing = [name for module, names in OPTIONAL.items() if find_spec(module) is None for name in names]
 for module in OPTIONAL:
     if find_spec(module):

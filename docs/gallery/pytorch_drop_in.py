@@ -98,4 +98,5 @@ figure.legend(loc="outside lower center", ncols=2)
 plt.show()
 
 # %%
-# :doc:`/pytorch` describes the classes.
+# :doc:`/pytorch` describes the classes. The tutorial :doc:`/from-torch` converts a training script step by
+# step.
