@@ -138,8 +138,8 @@ def wheels(session):
 
 @nox.session
 def docs(session):
-    """The site into docs/_build; a warning is an error."""
-    session.install(".[test]", "--group", "docs")
+    """The site into docs/_build; a warning is an error. Posargs are packages for further examples."""
+    session.install(".[test]", "--group", "docs", *session.posargs)
     session.run("sphinx-build", "-W", "--keep-going", "docs", "docs/_build")
 
 

@@ -50,7 +50,7 @@ nb_execution_mode = "auto"
 nb_execution_excludepatterns = [f"{name}.md" for name in missing]
 nb_execution_in_temp = True
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
 nb_merge_streams = True
 nb_render_image_options = {"alt": "Output of the code above"}
 
