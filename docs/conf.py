@@ -11,6 +11,7 @@ import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 from docutils.nodes import Admonition, SkipNode, Text, literal_block, paragraph
 from latex2mathml.converter import convert
@@ -40,11 +41,11 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4        # as code hosts make them
 
 # Pages and scripts that need a large package, or a program, are shown without output where it is missing.
-OPTIONAL = {"torch": ["from-torch", "pytorch_drop_in"], "mpi4py": ["scaling_over_ranks"]}
-missing = [name for module, names in OPTIONAL.items() if find_spec(module) is None for name in names]
-for module in OPTIONAL:
-    if find_spec(module):
-        tags.add(module)        # noqa: F821 (Sphinx defines it)
+has_torch, has_mpi = find_spec("torch") is not None, find_spec("mpi4py") is not None and which("mpiexec")
+missing = ["from-torch", "pytorch_drop_in"] * (not has_torch) + ["scaling_over_ranks"] * (not has_mpi)
+for tag, is_there in (("torch", has_torch), ("mpi", has_mpi)):
+    if is_there:
+        tags.add(tag)       # noqa: F821 (Sphinx defines it)
 
 nb_execution_mode = "auto"
 nb_execution_excludepatterns = [f"{name}.md" for name in missing]

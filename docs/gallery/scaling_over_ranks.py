@@ -5,9 +5,9 @@ Scaling over ranks
 The same training script runs on 1, 2 and 4 ranks of MPI, and the weights have the same bits. A cost
 model predicts the time per step on machines that you do not have yet.
 
-.. only:: not mpi4py
+.. only:: not mpi
 
-   This page was built without mpi4py, so it does not show the output.
+   This page was built without MPI, so it does not show the output.
 """
 
 import subprocess
