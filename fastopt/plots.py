@@ -238,9 +238,11 @@ def check_path(path: StrPath, argument: str = "path", moving: bool = False) -> N
 def make_figure(**options: Any) -> Figure:
     """Return an empty figure, or raise ImportError if matplotlib is not installed."""
     try:
-        from fastopt._figure import NotebookFigure
+        import matplotlib.figure  # noqa: F401
     except ImportError:
         raise ImportError("plotting needs matplotlib: pip install 'fastopt[plot]'") from None
+    from fastopt._figure import NotebookFigure
+
     return NotebookFigure(layout="constrained", **options)
 
 
