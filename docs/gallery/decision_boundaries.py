@@ -36,7 +36,8 @@ for row, (name, (X, y)) in zip(axes, DATA.items(), strict=True):
         for label, color, class_name in ((0, "#0072B2", "class 0"), (1, "#D55E00", "class 1")):
             panel.scatter(*X[y == label].T, s=14, color=color, label=class_name)
         library = Classifier.__module__.partition(".")[0]
-        panel.set(title=f"{name}: {library}, {milliseconds:.0f} ms", xlim=(-3, 3), ylim=(-3, 3))
+        panel.set(xlim=(-3, 3), ylim=(-3, 3), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+        panel.set_title(f"{name}: {library}, {milliseconds:.0f} ms")
         panel.grid(visible=False)
     print(f"{name}: largest difference of probabilities {abs(probabilities[0] - probabilities[1]).max():.0e}")
 figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
