@@ -6,9 +6,11 @@ Formulas are converted to MathML at build time, which browsers display without a
 notebooks and the gallery consists of scripts; all are run, and an error in one is an error of the build.
 """
 
+import json
 import os
 import re
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
@@ -34,7 +36,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "jupyter_execute", "sg_execution_times.rst"]
-templates_path = []
+templates_path = ["_templates"]
 default_role = "py:obj"         # `name` in a docstring
 
 myst_enable_extensions = ["dollarmath"]
@@ -84,11 +86,20 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = "fastopt"
 html_static_path = ["_static"]
-html_favicon = "_static/favicon.svg"
+html_favicon = html_logo = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
+# Below the navigation: the version, the URLs of pyproject.toml, and other versions if they are built.
+html_sidebars = {"**": [
+    *(f"sidebar/{part}.html" for part in ("brand", "search", "scroll-start", "navigation", "scroll-end")),
+    "links.html",
+]}
+html_context = {
+    "links": tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"].get("urls", {}),
+    "versions": json.loads((HERE / "versions.json").read_text("utf-8")),
+}
 
 
 def _inline(translator, node):
