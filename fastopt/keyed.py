@@ -20,8 +20,8 @@ class KeyedOptimizer:
     """Optimizer with a state per key, whose updates are new arrays.
 
     This is for code in which each layer updates its arrays one by one, ``w = opt.update(w, g)``, and in which
-    the old weights may still be needed, such as by the backward pass of the layers below. An array that is
-    passed is never changed. Where all gradients are available at once, a single optimizer of all arrays is
+    the old weights may still be needed, for example in the backward pass of the layers below. An array that
+    is passed is never changed. Where all gradients are available at once, a single optimizer of all arrays is
     faster, and can limit their global norm.
 
     Parameters

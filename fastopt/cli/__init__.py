@@ -36,10 +36,10 @@ COMMANDS = {
 }
 
 _EXAMPLES = """
-fastopt train                                      train on the packaged digits
-fastopt train --data table.csv --label price       train on a table
-fastopt predict fastopt-run new.csv                predict with the trained network
-fastopt COMMAND --help                             list the options of a command
+fastopt train                                train on the packaged digits
+fastopt train --data table.csv --label price train on a table
+fastopt predict fastopt-run new.csv          predict with the trained network
+fastopt COMMAND --help                       list the options of a command
 """
 
 
@@ -133,7 +133,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.set_defaults(run=lambda args: _print_help(parser))
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (module, description) in COMMANDS.items():
-        command = subparsers.add_parser(name, help=description, description=description.capitalize() + ".")
+        command = subparsers.add_parser(name, help=description, description=_sentence(description))
         if name in argv:
             _load(command, module)
     args = parser.parse_args(argv, argparse.Namespace(argv=argv))
@@ -160,6 +160,10 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         prog, message = error.args
         raise UsageError(prog, f"{path}: {message}") from None
     return parser.parse_args([name, *from_file, *options], argparse.Namespace(argv=argv))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _print_help(parser: Parser) -> int:

@@ -220,12 +220,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--sizes", type=_sizes, default="1e3,1e5,1e6,1e7", metavar="NUMBERS",
         help="elements of the arrays, comma-separated (default: %(default)s)")
     add("--peers", type=_peers, default="limit,torch,optax,numba,numpy", metavar="NAMES",
-        help="contenders next to fastopt, comma-separated (default: those of %(default)s that are installed)")
-    add("--threads", type=positive_int, metavar="N", help="(default: as fastopt.get_num_threads())")
+        help="libraries to compare with, comma-separated (default: those of %(default)s that are installed)")
+    add("--threads", type=positive_int, metavar="N",
+        help="number of threads (default: that of fastopt.get_num_threads())")
     add("--rounds", type=positive_int, default=7, metavar="N",
-        help="turns per contender (default: %(default)s)")
+        help="repetitions per library (default: %(default)s)")
     add("--seconds", type=positive_float, default=0.05, metavar="S",
-        help="length of a turn (default: %(default)s)")
+        help="seconds per repetition (default: %(default)s)")
     add("--plot", metavar="FILE.png", help="draw the time per element against the size of the array")
     add("--json", metavar="FILE.json", help="save the times")
 

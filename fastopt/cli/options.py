@@ -41,7 +41,7 @@ def add_data_options(command: Parser) -> None:
     add_table_options(table)
     add = table.add_argument
     add("--categorical", type=_columns, metavar="COLUMNS",
-        help="comma-separated names or indices of columns of categories that look like numbers")
+        help="comma-separated names or indices of numeric columns that hold categories")
     add("--no-standardize", action="store_true", help="do not standardize columns of numbers")
 
 
@@ -57,7 +57,7 @@ def add_table_options(group: Container) -> None:
     header("--header", action="store_true", help="the first line holds column names (default: detected)")
     header("--no-header", action="store_true", help="the first line holds data (default: detected)")
     add("--na-values", type=_list_of(str), metavar="TEXTS",
-        help="comma-separated texts that stand for a missing value, besides ?, NA, NaN and the empty text")
+        help="comma-separated texts for missing values, in addition to ?, NA, NaN and the empty text")
     add("--thousands", metavar="CHARACTER", help="separator of thousands in numbers (default: none)")
     add("--encoding", metavar="NAME", help="encoding of the text, for example latin-1 (default: utf-8)")
     add("--ignore", type=_columns, metavar="COLUMNS",

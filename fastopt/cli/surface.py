@@ -28,7 +28,8 @@ def add_options(command: Parser) -> None:
     """Declare the options."""
     add = command.add_argument_group(
         "paths",
-        "minimize a function of two variables instead of training; allows --optimizers and --plot as well",
+        "minimize a function of two variables instead of training a network;\n"
+        "--optimizers and --plot apply as well",
     ).add_argument
     add("--surface", choices=tuple(surfaces.SURFACES), metavar="NAME",
         help=f"one of {', '.join(surfaces.SURFACES)}")

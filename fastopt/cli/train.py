@@ -52,7 +52,7 @@ def add_options(command: Parser) -> None:
     options.add_epochs_option(group)
     add = group.add_argument
     add("--max-time", type=options.positive_or_inf, default=math.inf, metavar="SECONDS",
-        help="stop after the first minibatch that ends past this time (default: inf)")
+        help="stop after the minibatch in which this time has passed (default: inf)")
     add("--callbacks", type=registry.parse_callbacks, default="", metavar="LIST",
         help=f"comma-separated list of {', '.join(registry.CALLBACKS)}, for example "
              "'early_stopping(patience=5)' (default: none)")

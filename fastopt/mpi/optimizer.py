@@ -37,7 +37,7 @@ class DistributedOptimizer:
     """Optimizer that averages the gradients of all ranks before each step.
 
     The global batch is cut into a fixed number of micro-shards, and each rank computes the gradients of its
-    own ones. They are added up in an order that depends on the number of micro-shards only, so the
+    own. They are added up in an order that depends on the number of micro-shards only, so the
     parameters have the same bits for any number of ranks. All ranks must make the same parameters, optimizer
     and calls of methods.
 

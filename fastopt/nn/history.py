@@ -34,11 +34,11 @@ class History:
 
         ``"loss"``: mean training loss over the batches, each computed before its step;
         ``"val_loss"``: loss of the validation data, if the model has `evaluate`;
-        ``"accuracy"``: fraction of the training samples predicted correctly, if predictions are labels. Of
-        `fastopt.MLP` it is a running mean over the batches, as in Keras: each batch is counted in the
-        training step, so before its update and with dropout. Of a custom model it is estimated after the
-        epoch: `predict` is called with every sample, or from 512 samples on with evenly spaced ones, at
-        least 256 of them and a sixteenth of all;
+        ``"accuracy"``: fraction of the training samples predicted correctly, if predictions are labels. For
+        `fastopt.MLP` it is a running mean over the batches, as in Keras, computed in the training step:
+        before the update and with dropout. For a custom model it is estimated after the epoch: `predict` is
+        called with every sample, or with 512 samples or more, with evenly spaced ones, at least 256 of them
+        and a sixteenth of all;
         ``"val_accuracy"``: fraction of the validation samples predicted correctly after the epoch. Both
         accuracies are weighted by sample weights but not by class weights. A sample with several labels is
         correct if all of them are;

@@ -280,8 +280,8 @@ class MLP(Network):
         Parameters
         ----------
         state_dict : dict of ndarray
-            As returned by `state_dict`. Without ``dropout``, the state of dropout is unchanged. If an
-            array is missing or has another shape or dtype, nothing is changed and a ValueError raised.
+            As returned by `state_dict`. Without ``dropout``, the state of dropout is unchanged. If an array
+            is missing or has another shape or dtype, a ValueError is raised and nothing is changed.
         """
         for name, array in self._named_arrays():
             if name not in state_dict:

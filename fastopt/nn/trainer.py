@@ -114,7 +114,7 @@ class Trainer(Saving):
         class_weight: ClassWeight | None = None, max_time: float | None = None,
         training_accuracy: bool = True, validation_split: float = 0.0,
     ) -> History:
-        """Train for a number of epochs. Further calls resume where the previous one stopped.
+        """Train for a number of epochs. Further calls continue where the previous one stopped.
 
         The state of the optimizer, the epoch numbers and the random order of the samples continue: two
         calls with one epoch each equal one call with two epochs.
@@ -152,8 +152,8 @@ class Trainer(Saving):
         training_accuracy : bool, default True
             Whether to record the accuracy of the training data, see `History`.
         validation_split : float, default 0
-            Fraction of the samples that are used as validation data instead, without `validation_data`: the
-            last ones, as in Keras, so shuffle data that is sorted, or use
+            Fraction of the samples to use as validation data if `validation_data` is not given: the last
+            ones, as in Keras, so shuffle data that is sorted, or use
             `fastopt.nn.data.train_test_split`. Each call of `fit` needs the same data and fraction.
 
         Returns
@@ -180,13 +180,13 @@ class Trainer(Saving):
         With a `fastopt.mpi.DistributedOptimizer`, all ranks call `fit` with the same arguments; the weights,
         the order of the samples and the times are those of rank 0. `batch_size` is that of all ranks
         together. Each batch is cut into the micro-shards of the optimizer, and each rank computes the
-        gradients of its own ones. Dropout masks depend on the micro-shard and the sample's position in it,
+        gradients of its own. Dropout masks depend on the micro-shard and the sample's position in it,
         and batch normalization uses the mean and variance of a micro-shard; its running averages are averaged
-        over the micro-shards of a batch. So the results have the same bits for any number of ranks, except
-        ``history["seconds"]``, if the gradients of the model do not depend on the number of threads, as those
-        of `fastopt.MLP`. Callbacks run on all ranks with the same logs and must decide alike; those of
-        fastopt write files on rank 0 only, as `write` does. An MLP is evaluated by all ranks, another model
-        by rank 0.
+        over the micro-shards of a batch. The results therefore have the same bits for any number of ranks,
+        except ``history["seconds"]``, if the gradients of the model do not depend on the number of threads,
+        as those of `fastopt.MLP`. Callbacks run on all ranks with the same logs and must make the same
+        decisions; those of fastopt write files on rank 0 only, as `write` does. An MLP is evaluated by all
+        ranks, another model by rank 0.
         """
         if validation_split:
             if validation_data is not None:

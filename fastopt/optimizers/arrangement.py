@@ -86,7 +86,7 @@ class Arrangement:
         self._arrange(self._params.added(group), self._state)
 
     def rebind(self, params: Params) -> None:
-        """Update other arrays from now on, and keep state, step counts and hyperparameters.
+        """Update other arrays from now on, keeping state, step counts and hyperparameters.
 
         Use it after arrays were replaced by others, for example by loaded ones. The state of each array goes
         to the new array at the same place.
@@ -213,10 +213,10 @@ class Arrangement:
         return self._counter.skipped_steps
 
     def sync_params(self) -> None:
-        """Take the parameters as they are now, after they were replaced outside of the optimizer.
+        """Use the current values of the parameters after they were replaced outside of the optimizer.
 
         Copies that the optimizer keeps of the parameters, such as the slow parameters of Lookahead, the
-        moving average, or the iterates of the schedule-free optimizers, are set to the present values.
+        moving average, or the iterates of the schedule-free optimizers, are set to the current values.
         Gradient moments and step counts are left unchanged. Call it after loading other weights into the
         parameters.
         """

@@ -93,7 +93,7 @@ class Optimizer(Saving):
         gaps, updated in place: an array, or lists, tuples and dicts of arrays in any nesting; an iterator
         over arrays, such as ``net.values()``; or a list of group dicts ``{"params": ..., "lr": ...}``.
     hyperparameters : dict
-        Defaults of every group. A number may be a schedule, a callable of the number of finished steps.
+        Defaults of every group. Each may be a schedule: a callable of the number of completed steps.
     ema : float or schedule, optional
         Keep an exponential moving average (EMA) of the parameters with this decay rate; with
         `fastopt.schedules.SWA` their stochastic weight average.
@@ -134,10 +134,10 @@ class Optimizer(Saving):
         than 4096 elements keep float32 state. Both are rounded stochastically. Copies of the parameters stay
         float32, and with "int8", arrays in which errors add up are bfloat16.
     block_size : {128, 256, 512}
-        Elements of 8-bit state that have a scale in common.
+        Elements of 8-bit state that share a scale.
     master_weights : "split", optional
-        Keep the low 16 bits that parameters of bfloat16 lack in the state, as ``state[k]["low_bits"]``, so
-        that training has the bits of float32 parameters. The parameters are then rounded to nearest.
+        Keep the low 16 bits that bfloat16 parameters lack in ``state[k]["low_bits"]``, so that training
+        gives the same bits as with float32 parameters. The parameters are then rounded to nearest.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class Optimizer(Saving):
 
     Notes
     -----
-    An optimizer must be used by one thread at a time; different optimizers may step at once.
+    An optimizer must be used by one thread at a time; different optimizers may step at the same time.
     """
 
     def __init_subclass__(cls) -> None:

@@ -102,9 +102,9 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
     Notes
     -----
     The parameters keep their nesting: ``opt.step(grads)`` takes gradients in the nesting of `params`, not a
-    list with one entry per group, and ``opt.params`` is `params`. So `fastopt.Trainer` can be used as without
-    groups. If a group is added with `add_param_group`, the gradients are a list from then on, whose first
-    entry has the nesting of `params`.
+    list with one entry per group, and ``opt.params`` is `params`. `fastopt.Trainer` can therefore be used
+    as without groups. If a group is added with `add_param_group`, the gradients are then a list whose
+    first entry has the nesting of `params`.
 
     Examples
     --------

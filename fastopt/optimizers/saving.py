@@ -46,20 +46,20 @@ class Saving(Arrangement):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
         """Resume from the state of another optimizer.
 
-        The states of parameters are found by their keys, in whatever order or group they are.
+        The states of parameters are found by their keys, whatever their order or group.
 
         Parameters
         ----------
         state_dict : dict
             As returned by `state_dict`.
         strict : bool, default True
-            Whether everything must fit. False loads what fits and leaves the rest unchanged, but moving
-            averages and slow parameters that are missing begin at the parameters.
+            Whether everything must match. False loads the parts that match and leaves the rest unchanged;
+            missing moving averages and slow parameters start as copies of the parameters.
 
         Returns
         -------
         IncompatibleKeys
-            What did not fit: the lists ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, which
+            What did not match: the lists ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, which
             are empty with `strict`.
 
         Raises

@@ -33,7 +33,7 @@ class Storage(NamedTuple):
         Seed of stochastic rounding, below 2**64.
     state_dtype : {"float32", "bfloat16", "int8"}
     block_size : int
-        Elements of 8-bit state that have a scale in common.
+        Elements of 8-bit state that share a scale.
     is_split : bool
         Whether the state contains the low 16 bits of parameters of bfloat16.
     """
