@@ -334,15 +334,20 @@ def markdown(run):
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def grouped(seconds):
+    """Return microseconds with separators of thousands."""
+    return short(seconds * 1e6) if seconds < 1e-4 else f"{seconds * 1e6:,.0f}"
+
+
 def summary(run):
     """Return one Markdown table of a run, with the shortest time of each workload in bold."""
     suite, names = SUITES[run["suite"]], contenders(run)
     lines = [["workload", *(TITLES.get(name, name) for name in names)], ["---", *["---:"] * len(names)]]
     for workload in listed(run):
         results = {name: shown(run, workload["name"], name) for name in names}
-        times = {name: result["median"] * 1e6 for name, result in results.items() if result}
+        times = {name: result["median"] for name, result in results.items() if result}
         fastest = min((name for name in times if name not in BOUNDS), key=times.get)
-        cells = {name: short(time) if time < 100 else f"{time:,.0f}" for name, time in times.items()}
+        cells = {name: grouped(time) for name, time in times.items()}
         cells[fastest] = f"**{cells[fastest]}**"
         lines.append([workload["title"], *(cells.get(name, "") for name in names)])
     timed = "an Adam step in microseconds" if run["suite"] == "steps" else suite.timed
@@ -363,7 +368,8 @@ def peers(run):
         if value := slower.get(workload["name"]):
             own, peer = shown(run, workload["name"], "fastopt"), fastest_peer(run, workload["name"])
             name = TITLES.get(peer["contender"], peer["contender"])
-            lines.append([workload["title"], microseconds(own), name, microseconds(peer), f"{value:.2f}"])
+            times = [grouped(result["median"]) for result in (own, peer)]
+            lines.append([workload["title"], times[0], name, times[1], f"{value:.2f}"])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n\n" if slower else ""
     return f"{table}{bullets(worst_notes(run))}\n"
 

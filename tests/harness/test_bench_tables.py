@@ -38,7 +38,7 @@ def test_a_summary_marks_the_fastest_library_and_leaves_out_the_sweep(run):
 def test_the_table_of_peers_has_the_workloads_at_which_another_library_is_faster(run):
     lines = report.peers(run).splitlines()
     assert lines[0] == "| workload | fastopt | fastest library | its time | ratio |"
-    assert lines[2] == "| 784-256-128-10 | 2000 | numba, fastmath | 1500 | 1.33 |"
+    assert lines[2] == "| 784-256-128-10 | 2,000 | numba, fastmath | 1,500 | 1.33 |"
     assert lines[-1].startswith("- Largest ratio of fastopt to the fastest peer: 1.33 at 784-256-128-10; ")
     only = [result for result in run["results"] if result["workload"] == "1e3"]
     assert report.peers(run | {"results": only}).startswith("- Largest ratio")
