@@ -107,9 +107,16 @@ def avx512(session):
 
 
 @nox.session
+def cross(session):
+    """All modules, compiled and linked for the wheels' platforms; posargs are those of tools/cross.py."""
+    session.install("--group", "build", "--group", "cross")
+    session.run("python", "tools/cross.py", *session.posargs)
+
+
+@nox.session
 def emulate(session):
-    """On another processor, under qemu, which must be there; posargs are those of tools/emulate.sh."""
-    session.install("--group", "build", "numpy", *TOOLS)
+    """On another platform, under qemu, Wine or musl if installed; posargs are those of tools/emulate.sh."""
+    session.install("--group", "build", "--group", "cross", "numpy", *TOOLS)
     session.run("tools/emulate.sh", *(session.posargs or ["x86_64-v2"]), external=True)
 
 

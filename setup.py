@@ -29,31 +29,40 @@ DIRECTIVES = {
 # break the promise of the same bits everywhere. A silent promotion to double would halve the speed.
 FLAGS = {
     "unix": [
-        "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-pthread",
+        "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off",
         "-fvisibility=hidden", "-Wdouble-promotion", "-Werror=double-promotion",
     ],
     "msvc": ["/std:c11", "/O2", "/fp:precise"],
 }
 
-# Where a processor has one baseline, one build is enough.
-ISAS = {
-    "base": {"unix": ["-march=x86-64-v2"], "msvc": []},
-    "v3": {"unix": ["-march=x86-64-v3"], "msvc": ["/arch:AVX2"]},
-    "v4": {
-        "unix": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-        "msvc": ["/arch:AVX512"],
-    },
-}
-PLATFORM = sysconfig.get_platform()  # of the wheel, which need not be the machine's that builds it
-if not PLATFORM.endswith(("x86_64", "amd64", "universal2")):
-    ISAS = {"base": {"unix": [], "msvc": []}}
-elif PLATFORM.startswith("macosx"):
-    # Apple's kernel shows 512-bit registers only after their first use, so v4 would never be chosen;
-    # and one call of its compiler may be for both processors.
-    ISAS = {
-        isa: {"unix": [word for flag in ISAS[isa]["unix"] for word in ("-Xarch_x86_64", flag)]}
-        for isa in ("base", "v3")
+# Symbols and debugging information would be half of a module; `build_ext --debug` keeps them.
+STRIP = {"linux": ["-Wl,--strip-all"], "macosx": ["-Wl,-x"]}
+
+
+def instruction_sets(platform):
+    """Flags for each instruction set of a wheel's platform, as `sysconfig.get_platform` names it."""
+    if not platform.endswith(("x86_64", "amd64", "universal2")):
+        return {"base": {"unix": [], "msvc": []}}  # where a processor has one baseline, one build is enough
+    result = {
+        "base": {"unix": ["-march=x86-64-v2"], "msvc": []},
+        "v3": {"unix": ["-march=x86-64-v3"], "msvc": ["/arch:AVX2"]},
+        "v4": {
+            "unix": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+            "msvc": ["/arch:AVX512"],
+        },
     }
+    if platform.startswith("macosx"):
+        # Apple's kernel shows 512-bit registers only after their first use, so v4 would never be chosen;
+        # and one call of its compiler may be for both processors.
+        return {
+            isa: {"unix": [word for flag in result[isa]["unix"] for word in ("-Xarch_x86_64", flag)]}
+            for isa in ("base", "v3")
+        }
+    return result
+
+
+PLATFORM = sysconfig.get_platform()  # of the wheel, which need not be the machine's that builds it
+ISAS = instruction_sets(PLATFORM)
 
 # A development build may have only some instruction sets.
 if "FASTOPT_ISAS" in os.environ:
@@ -61,9 +70,6 @@ if "FASTOPT_ISAS" in os.environ:
 
 # Modules with loops over arrays, which are compiled once per instruction set.
 COMPILED = {"kernels": "fastopt/_core/kernels", "layers": "fastopt/nn/_core/layers"}
-
-# Symbols and debugging information would be half of a module; `build_ext --debug` keeps them.
-STRIP = {"linux": ["-Wl,--strip-all"], "darwin": ["-Wl,-x"]}
 
 # One wheel serves every Python from 3.11 on, if that makes it. Later headers do not count references to None,
 # True and False, whatever Python they are to serve (python/cpython#134989), and 3.11 needs that.
@@ -87,9 +93,37 @@ def extension(path, c_sources=(), isa=None):
     return result
 
 
-def compile_args(compiler, isa):
+def extensions(isas):
+    """All extension modules."""
+    return [
+        extension("fastopt/_core/runtime", ["fo_cpu.c", "fo_pool.c"]),
+        extension("fastopt/_core/scalar_math"),
+        extension("fastopt/_core/rows"),
+        extension("fastopt/_core/containers"),
+        extension("fastopt/_core/gradients"),
+        extension("fastopt/_core/step_table"),
+        extension("fastopt/_core/tensors"),
+        extension("fastopt/_core/direct"),
+        extension("fastopt/nn/_core/gemm"),
+        extension("fastopt/nn/_core/net"),
+        *(extension(path, isa=isa) for path in COMPILED.values() for isa in isas),
+    ]
+
+
+def threads(platform):
+    """The flag of compiler and linker for POSIX threads."""
+    return [] if platform.startswith("win") else ["-pthread"]
+
+
+def compile_args(compiler, isa, platform=PLATFORM):
     """Flags for one instruction set; `compiler` is "unix" or "msvc"."""
-    return FLAGS[compiler] + ISAS[isa][compiler]
+    flags = FLAGS[compiler] + instruction_sets(platform)[isa][compiler]
+    return flags + threads(platform) if compiler == "unix" else flags
+
+
+def link_args(platform=PLATFORM):
+    """Flags of the linker, if the compiler is "unix"."""
+    return threads(platform) + STRIP.get(platform.partition("-")[0], [])
 
 
 # With Cython 3.3, an item that cannot be appended in a list comprehension would be released twice.
@@ -120,7 +154,7 @@ class BuildExt(build_ext):
         for ext in self.extensions:
             ext.extra_compile_args = compile_args(compiler, ext.isa)
             if compiler == "unix":
-                ext.extra_link_args = ["-pthread", *([] if self.debug else STRIP.get(sys.platform, []))]
+                ext.extra_link_args = threads(PLATFORM) if self.debug else link_args()
             ext.sources = [self.c_source(ext, s) if s.endswith(".pyx") else s for s in ext.sources]
         super().build_extensions()
 
@@ -137,19 +171,7 @@ class BuildExt(build_ext):
 
 if __name__ == "__main__":
     setup(
-        ext_modules=[
-            extension("fastopt/_core/runtime", ["fo_cpu.c", "fo_pool.c"]),
-            extension("fastopt/_core/scalar_math"),
-            extension("fastopt/_core/rows"),
-            extension("fastopt/_core/containers"),
-            extension("fastopt/_core/gradients"),
-            extension("fastopt/_core/step_table"),
-            extension("fastopt/_core/tensors"),
-            extension("fastopt/_core/direct"),
-            extension("fastopt/nn/_core/gemm"),
-            extension("fastopt/nn/_core/net"),
-            *(extension(path, isa=isa) for path in COMPILED.values() for isa in ISAS),
-        ],
+        ext_modules=extensions(ISAS),
         cmdclass={"build_ext": BuildExt},
         options={
             "build_ext": {"parallel": True},

@@ -1,84 +1,85 @@
 #!/bin/sh
-# Build the compiled modules for another processor and test them in qemu's user-mode emulation. Targets are
-# x86-64 without AVX (Nehalem), where only the base build may be imported; and aarch64, cross-compiled for
-# Debian's Python. Results must match tests/hashes.json bit for bit.
+# Test the compiled modules on another platform: on a processor that qemu emulates, under Wine, or with another C
+# library. Results must match tests/hashes.json bit for bit. Targets are
+#   x86_64-v2   x86-64 without AVX (Nehalem), where only the base build may be imported
+#   aarch64     Linux with glibc, musl-aarch64 with musl
+#   musl        Linux with musl on this processor, which is x86-64
+#   windows     Windows on x86-64
+# All but the first are cross-compiled by tools/cross.py and run in a Python from tools/foreign_python.py.
 #
-# Usage: tools/emulate.sh x86_64-v2 | aarch64 [pytest argument ...]      default: tests of the compiled modules
-# Environment: PYTHON (default: python3), with setuptools and cython; for x86_64-v2, which needs an x86-64
-# machine, also numpy, pytest and hypothesis; for aarch64 also pip. ROOT: a folder that keeps Debian's files for
-# the next call (default: a temporary one).
-# Needs qemu-user-static or qemu-user of Debian or Ubuntu; for aarch64 also gcc-aarch64-linux-gnu, debootstrap
-# and root privileges.
+# Usage: tools/emulate.sh TARGET [pytest argument ...]      default: tests of the compiled modules
+# Environment: PYTHON (default: python3), with pip and the dependency groups `build` and `cross`; for x86_64-v2 also
+# numpy, pytest and hypothesis. WORK: a folder that keeps what is compiled (default: build/cross). LOADER: a program
+# that loads those of musl, if it is not where they expect it. SYSROOT: a folder with the C library for aarch64
+# (default: /).
+# Needs packages of Debian or Ubuntu: qemu-user-static or qemu-user; for aarch64 also libstdc++6:arm64 and
+# zlib1g:arm64; for musl and musl-aarch64 version 1.2.5 of musl or musl:arm64; for windows wine64 and wine.
 set -eu
 
 cd "$(dirname "$0")/.."
-target=${1:?"x86_64-v2 or aarch64"}
+target=${1:?"x86_64-v2, aarch64, musl, musl-aarch64 or windows"}
 shift
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
 python=${PYTHON:-python3}
-suite=bookworm
-root=${ROOT:-$build/root}
-tests="tests/core/test_engine.py tests/core/test_hashes.py tests/core/test_math.py tests/core/test_rules.py
+work=${WORK:-build/cross}
+tests="tests/core/test_engine.py tests/core/test_formats.py tests/core/test_hashes.py tests/core/test_master_weights.py
+    tests/core/test_math.py tests/core/test_numbers.py tests/core/test_rows_argument.py tests/core/test_rules.py
+    tests/core/test_rowwise_adagrad.py tests/core/test_sparse_rows.py tests/core/test_state_formats.py
     tests/core/test_threads.py tests/nn/test_layer_ops.py tests/nn/test_layers.py tests/test_package.py"
-
-# compile NAME=VALUE...: compile all modules into $build/lib, with these environment variables.
-compile() {
-    printf '== compiled modules for %s\n' "$target"
-    env "$@" "$python" setup.py --quiet build --build-base "$build/temp" --build-lib "$build/lib"
-}
 
 # qemu PROCESSOR: print the path of its emulator.
 qemu() { command -v "qemu-$1-static" || command -v "qemu-$1"; }
 
-# wrap HOME COMMAND: create a virtual environment whose Python is a script, so that interpreters started by tests
-# are emulated, too.
+# wrap COMMAND: create a script that is the Python of tests, so that interpreters started by them are emulated, too.
 wrap() {
     mkdir -p "$build/env/bin"
-    echo "home = $1" >"$build/env/pyvenv.cfg"
-    printf '#!/bin/sh\nexec %s "$@"\n' "$2" >"$build/env/bin/python"
+    printf '#!/bin/sh\nPYTHONEXECUTABLE="%s" exec %s "$@"\n' "$build/env/bin/python" "$1" >"$build/env/bin/python"
     chmod +x "$build/env/bin/python"
+}
+
+# foreign NAME RUNNER: cross-compile for a target of tools/cross.py, and run its Python with a program.
+foreign() {
+    printf '== compiled modules for %s\n' "$1"
+    "$python" tools/cross.py -o "$work" "$1"
+    "$python" setup.py --quiet build_py --build-lib "$build/lib"
+    cp -R "$work/$1/fastopt" "$build/lib"
+    printf '== Python for %s\n' "$1"
+    program=$("$python" tools/foreign_python.py "$1" "$build/foreign" | tail -n 1)
+    packages=$build/foreign/packages
+    wrap "$2 $program"
 }
 
 case $target in
 x86_64-v2)
-    compile
+    printf '== compiled modules for %s\n' "$target"
+    "$python" setup.py --quiet build --build-base "$build/temp" --build-lib "$build/lib"
     base=$("$python" -c 'import os, sys; print(os.path.realpath(sys.executable))')
     packages=$("$python" -c 'import numpy, os; print(os.path.dirname(os.path.dirname(numpy.__file__)))')
-    wrap "$(dirname "$base")" "$(qemu x86_64) -cpu Nehalem -0 \"\$0\" $base"
+    wrap "$(qemu x86_64) -cpu Nehalem -0 \"\$0\" $base"
+    echo "home = $(dirname "$base")" >"$build/env/pyvenv.cfg"
     ;;
-aarch64)
-    printf '== Debian %s for aarch64\n' "$suite"
-    if [ ! -e "$root/usr/bin/python3" ]; then
-        mkdir -p "$root"
-        debootstrap --foreign --arch=arm64 --variant=minbase --include=python3,libpython3-dev "$suite" "$root" \
-            >"$build/log" || { cat "$build/log"; exit 1; }
-        for package in "$root"/var/cache/apt/archives/*.deb; do
-            dpkg-deb --extract "$package" "$root"
-        done
-    fi
-    name=$(basename "$(readlink "$root/usr/bin/python3")")
-    packages=$build/packages
-    "$python" -m pip install --quiet --target "$packages" --python-version "${name#python}" \
-        --only-binary :all: --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-        --platform manylinux2014_aarch64 numpy pytest hypothesis
-    gcc=aarch64-linux-gnu-gcc
-    compile CC=$gcc LDSHARED="$gcc -shared" _PYTHON_HOST_PLATFORM=linux-aarch64 \
-        CFLAGS="-I$root/usr/include/$name -idirafter $root/usr/include"
-    wrap /usr/bin "$(qemu aarch64) -L $root -0 \"\$0\" $root/usr/bin/$name"
-    ;;
-*) echo "unknown processor: $target (x86_64-v2, aarch64)" >&2; exit 2 ;;
+aarch64) foreign glibc-aarch64 "$(qemu aarch64) -L ${SYSROOT:-/}" ;;
+musl) foreign musl-x86_64 "${LOADER:-}" ;;
+musl-aarch64) foreign musl-aarch64 "$(qemu aarch64) -L ${SYSROOT:-/}" ;;
+windows) foreign win-amd64 "$(command -v wine)" ;;
+*) echo "unknown target: $target (x86_64-v2, aarch64, musl, musl-aarch64, windows)" >&2; exit 2 ;;
 esac
 
 printf '== tests\n'
-export PYTHONPATH="$build/lib:$packages" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
-"$build/env/bin/python" -c '
+separator=:
+[ "$target" != windows ] || separator=\;
+export PYTHONPATH="$build/lib$separator$packages" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
+export WINEPREFIX="$build/wine" WINEDEBUG=-all
+: | "$build/env/bin/python" -c '
 import platform, sys, numpy, fastopt
 from fastopt._core import dispatch
 wide = [name for name in sys.modules if name.startswith("fastopt.") and name.endswith(("_v3", "_v4"))]
-print(platform.machine(), "Python", platform.python_version(), "NumPy", numpy.__version__, dispatch.runnable())
-sys.exit(dispatch.runnable() != ["base"] or wide != [])'
+print(platform.platform(), platform.machine(), "Python", platform.python_version(), "NumPy", numpy.__version__)
+print(dispatch.runnable(), dispatch.isa)
+emulated = sys.argv[1] in ("x86_64-v2", "aarch64", "musl-aarch64")
+sys.exit(emulated and (dispatch.runnable() != ["base"] or wide != []))' "$target"
 # shellcheck disable=SC2086
 [ $# -gt 0 ] || set -- $tests
-"$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"
+: | "$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"     # Wine needs a pipe as standard input

@@ -242,7 +242,7 @@ cdef class KernelCall:
         self.kernel = kernel
         self.step_fields = set_constants(args, kernel, fields[kernel], constants, self.step_index)
         args.kernel, args.maximize = kernel_index[kernel], maximize
-        args.grad_scale, args.clip = -1.0 if maximize else 1.0, INFINITY
+        args.grad_scale, args.clip = -1.0 if maximize else 1.0, <double> INFINITY
         args.l2_decay, args.decay_factor, args.decays_copy = l2_decay, decay_factor, decays_copy
         args.transforms_grad = maximize or l2_decay != 0.0
 

@@ -26,7 +26,7 @@
 
 enum { MAX_PARTS = 20, DEADLINE_SECONDS = 300 };
 static const int64_t MILLISECOND = 1000000;
-static const int64_t LONG = INT64_MAX; /* duration of a job that wakes every worker */
+static const int64_t LONG_JOB = INT64_MAX; /* duration of a job that wakes every worker */
 
 static void check(int condition, const char *expectation)
 {
@@ -73,7 +73,7 @@ static void run_and_check(int parts)
 {
     struct run_counts counts;
     memset(&counts, 0, sizeof counts);
-    fo_pool_run(count_part, &counts, parts, LONG, NULL);
+    fo_pool_run(count_part, &counts, parts, LONG_JOB, NULL);
     for (int part = 0; part <= MAX_PARTS; part++) {
         check(counts.runs[part] == (part < parts), "each part runs exactly once");
         check(part >= parts || counts.parts[part] == parts, "each part gets the number of parts");
@@ -116,7 +116,7 @@ static void run_concurrently(int parts)
     struct barrier barrier;
     fo_store(&barrier.missing, parts);
     fo_store(&barrier.sigint_blocked, 0);
-    fo_pool_run(wait_for_all, &barrier, parts, LONG, NULL);
+    fo_pool_run(wait_for_all, &barrier, parts, LONG_JOB, NULL);
 #ifndef _WIN32
     check(fo_load(&barrier.sigint_blocked) == parts - 1, "workers block signals");
 #endif
@@ -177,7 +177,7 @@ static void test_nested_jobs(void)
 {
     for (int threads = 1; threads <= 3; threads++) {
         fo_pool_set_threads(threads);
-        fo_pool_run(run_nested, NULL, 8, LONG, NULL);
+        fo_pool_run(run_nested, NULL, 8, LONG_JOB, NULL);
     }
 }
 
@@ -237,10 +237,10 @@ static void run_with_team(int threads, int64_t nanoseconds, int is_used)
 
 static void test_team(void)
 {
-    run_with_team(TEAM_SIZE, LONG, 1);
+    run_with_team(TEAM_SIZE, LONG_JOB, 1);
     run_with_team(TEAM_SIZE, 1000, 0);
-    run_with_team(TEAM_SIZE - 1, LONG, 0);
-    run_with_team(TEAM_SIZE, LONG, 1);
+    run_with_team(TEAM_SIZE - 1, LONG_JOB, 0);
+    run_with_team(TEAM_SIZE, LONG_JOB, 1);
     run_and_check(TEAM_SIZE);
 }
 
@@ -283,7 +283,7 @@ static void test_many_tiny_jobs(void)
     memset(&counts, 0, sizeof counts);
     fo_pool_set_threads(2);
     for (int i = 0; i < 200000; i++) {
-        fo_pool_run(count_part, &counts, 2, LONG, NULL);
+        fo_pool_run(count_part, &counts, 2, LONG_JOB, NULL);
         if (i % 1000 == 0)
             sleep_for(MILLISECOND / 10); /* some jobs find the worker falling asleep */
     }
@@ -391,7 +391,7 @@ static void run_in_child(int generations)
         run_concurrently(3);
         for (int parts = 0; parts <= MAX_PARTS; parts++)
             run_and_check(parts);
-        run_with_team(TEAM_SIZE, LONG, 0);
+        run_with_team(TEAM_SIZE, LONG_JOB, 0);
         check(fo_pool_workers() == 2, "a child starts its own workers");
         if (generations > 1)
             run_in_child(generations - 1);
@@ -410,7 +410,7 @@ static void test_fork(void)
     run_and_check(3);
     run_in_child(3);
     run_concurrently(3);
-    run_with_team(TEAM_SIZE, LONG, 1);
+    run_with_team(TEAM_SIZE, LONG_JOB, 1);
 }
 
 static void work_until_stopped(void *context, int part, int parts)
@@ -422,7 +422,7 @@ static void work_until_stopped(void *context, int part, int parts)
 
 static fo_thread_result run_long_job(void *context)
 {
-    fo_pool_run(work_until_stopped, context, 3, LONG, NULL);
+    fo_pool_run(work_until_stopped, context, 3, LONG_JOB, NULL);
     return NULL;
 }
 
@@ -488,7 +488,7 @@ static void print_latency(const char *label, fo_task task, int64_t gap)
         else
             busy_for(gap);
         const int64_t start = fo_nanoseconds();
-        fo_pool_run(task, &barrier, 2, LONG, NULL);
+        fo_pool_run(task, &barrier, 2, LONG_JOB, NULL);
         times[i] = fo_nanoseconds() - start;
     }
     qsort(times, REPEATS, sizeof *times, compare);

@@ -402,7 +402,7 @@ cdef inline void outer_product(const NetContext* ctx, Py_ssize_t m, Py_ssize_t n
     cdef char* row
     for i in range(m):
         row = c.start + i * c.ld * ctx.itemsize
-        factor = (<const double*> a)[i] if ctx.dtype == FLOAT64 else (<const float*> a)[i]
+        factor = (<const double*> a)[i] if ctx.dtype == FLOAT64 else <double> (<const float*> a)[i]
         memset(row, 0, n * ctx.itemsize)
         ctx.kernels.add_scaled(n, factor, b, row)
 
