@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -177,9 +178,10 @@ class Build:
         native = sys.platform == "linux" and self.name == f"musl-{platform.machine()}"
         runner = next(filter(None, map(shutil.which, RUNNERS.get(self.name, []))), None)
         if compiled and (native or runner):
-            wine = {"WINEDEBUG": "-all", "WINEPREFIX": str(self.folder.resolve() / "wine")}
             command = [program] if native else [runner, program]
-            done = subprocess.run(command, env={**os.environ, **wine}, timeout=600)
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as wine:  # it has a link to the root
+                environment = {**os.environ, "WINEDEBUG": "-all", "WINEPREFIX": wine}
+                done = subprocess.run(command, env=environment, timeout=600)
             self.pool = "failed" if done.returncode else "passed"
 
 
