@@ -21,13 +21,11 @@ import cross
 WHEELS = {  # package, tags of the platform
     "win-amd64": ("panda3d==1.10.16", ["win_amd64"]),
     "musl-x86_64": ("freeze-core==0.6.0", ["musllinux_1_2_x86_64"]),
-    "musl-aarch64": ("freeze-core==0.6.0", ["musllinux_1_2_aarch64"]),
     "glibc-aarch64": ("freeze-core==0.6.0", [f"manylinux_2_{n}_aarch64" for n in (28, 27, 17)]),
 }
 PACKAGES = {
     "win-amd64": ["numpy==2.0.*", "colorama"],  # later ones need functions that Wine does not have
     "musl-x86_64": ["numpy"],
-    "musl-aarch64": ["numpy"],
     "glibc-aarch64": ["numpy"],
 }
 
