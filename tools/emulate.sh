@@ -10,10 +10,10 @@
 # Usage: tools/emulate.sh TARGET [pytest argument ...]      default: tests of the compiled modules
 # Environment: PYTHON (default: python3), with pip and the dependency groups `build` and `cross`; for x86_64-v2 also
 # numpy, pytest and hypothesis. WORK: a folder that keeps what is compiled (default: build/cross). SYSROOT: a folder
-# with the C library for aarch64 (default: /). LOADER: the loader of musl, if programs do not find it.
+# with the C library for aarch64 (default: /). LOADER: the loader of musl with its options, if programs do not find it.
 # Needs packages of Debian or Ubuntu: qemu-user-static or qemu-user; for aarch64 also libstdc++6:arm64 and
-# zlib1g:arm64; for windows wine64 and wine; for musl at least version 1.2.5 of musl, and in LD_LIBRARY_PATH zlib's
-# libz.so.1 for musl, which Debian does not have.
+# zlib1g:arm64; for windows wine64 and wine; for musl at least version 1.2.5 of musl, and zlib's libz.so.1 for musl,
+# which Debian does not have: LOADER="/lib/ld-musl-x86_64.so.1 --library-path FOLDER".
 set -eu
 
 cd "$(dirname "$0")/.."
