@@ -61,10 +61,11 @@ def alloc_views(arrays: list[Array], views: Sequence[Sequence[View]]) -> list[li
             if size >= _LARGE:
                 wanted = address(array) // _ALIGN * _ALIGN + (k + 1) * (_PAGE // 4)
                 first += (wanted - base - start) % _PAGE
+            vector = arena[first : first + size].view(dtype)
             if shape is None and not array.flags.c_contiguous:
-                own_views.append(with_layout(arena[first : first + size].view(dtype), array))
+                own_views.append(with_layout(vector, array))
             else:
-                own_views.append(np.ndarray(array.shape if shape is None else shape, dtype, arena, first))
+                own_views.append(vector.reshape(array.shape if shape is None else shape))
             start += own_reserved[k]
         result.append(own_views)
     return result
