@@ -70,7 +70,7 @@ def test_a_step_does_no_python_work_per_array_or_element():
 def test_construction_does_little_python_work_per_array():
     params = [np.zeros(3, np.float32) for _ in range(200)]
     few, many = (python_calls(lambda n=n: fastopt.Adam(params[:n])) for n in (100, 200))
-    assert many - few <= 100 * 65
+    assert many - few <= 100 * 70
 
 
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0, "clip_value": 0.1, "zero_grad": True}])
