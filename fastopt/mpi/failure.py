@@ -10,10 +10,9 @@ import math
 import os
 import sys
 import time
+from array import array
 from types import TracebackType
 from typing import Any
-
-import numpy as np
 
 _TAG = 32767        # of messages between ranks, the largest one that every MPI library has
 _PAUSE = 0.01       # seconds between two looks for the end of another rank
@@ -77,8 +76,8 @@ class Departures:
         self._comm = comm
         self._rank, self._size = comm.Get_rank(), comm.Get_size()
         self._previous, self._next = (self._rank - 1) % self._size, (self._rank + 1) % self._size
-        self._sent = np.zeros(1, np.int64)
-        self._received = np.zeros(1, np.int64)      # operations of the previous rank, if it has left
+        self._sent = array("q", [0])
+        self._received = array("q", [0])      # operations of the previous rank, if it has left
         self._has_left = False
         atexit.register(self._leave)
 
