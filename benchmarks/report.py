@@ -406,8 +406,8 @@ def plot_steps(run, path):
         if size < workloads[-1]["size"]:
             axes.axvline(size, color="0.7", linewidth=1, zorder=0)
             axes.annotate(
-                f"L{cache['level']}", (size, 1), xycoords=("data", "axes fraction"),
-                xytext=(-3, -12), textcoords="offset points", ha="right", color="0.5",
+                f"L{cache['level']}", (size, 0), xycoords=("data", "axes fraction"),
+                xytext=(-3, 5), textcoords="offset points", ha="right", color="0.5",
             )
     figure.savefig(path, dpi=150)
 
