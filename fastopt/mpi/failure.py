@@ -1,4 +1,4 @@
-"""The end of a job of which one rank fails or leaves; otherwise the other ranks would wait for it forever.
+"""Ends a job if one of its ranks fails or exits; otherwise the other ranks would wait for it forever.
 
 The argument `world` is the `Communicator` of all processes of the job, whose module imports this one.
 """
