@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def add_outputs(command, has_plot=True):
     add("--details", action="store_true", help="also print the shortest times and the spread")
     add("--markdown", metavar="FILE", help="write the tables as Markdown")
     if has_plot:
-        add("--plot", metavar="FILE.png",
+        add("--plot", metavar="FILE.svg",
             help="draw the time per element against the size of the array, or the grid as a heat map")
 
 
@@ -192,4 +193,5 @@ def write(run, options):
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("MATPLOTLIBRC", str(Path(__file__).parents[1] / "docs" / "matplotlibrc"))
     sys.exit(main())

@@ -24,7 +24,7 @@ def draw(run, cells, rows, path):
     """
     depths, widths, batches = (sorted({w[name] for w in cells}) for name in ("depth", "width", "batch"))
     rows = {title: ratios for title, ratios in rows.items() if any(ratios.values())}
-    width, height = 1.6 + 0.56 * len(batches) * len(depths), 0.9 + (0.7 + 0.36 * len(widths)) * len(rows)
+    width, height = 1.6 + 0.42 * len(batches) * len(depths), 0.9 + (0.7 + 0.36 * len(widths)) * len(rows)
     figure = plots.make_figure(figsize=(max(4.0, width), max(4.0, height)))
     axes = figure.subplots(len(rows), len(depths), squeeze=False, sharex=True, sharey=True)
     for line, (title, ratios) in zip(axes, rows.items(), strict=True):
@@ -43,7 +43,7 @@ def draw(run, cells, rows, path):
         f"Time of fastopt over that of {' and '.join(rows)}: {run['machine']['cpu']}, "
         f"{max(run['threads'])} threads", fontsize="small",
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
 
 
 def draw_panel(panel, cells, ratios, widths, batches, worst):
@@ -66,6 +66,7 @@ def draw_panel(panel, cells, ratios, widths, batches, worst):
         if cell["name"] == worst:
             panel.add_patch(Rectangle((j - 0.48, i - 0.48), 0.96, 0.96, fill=False, linewidth=2))
     image = panel.imshow(grid, cmap="RdBu_r", vmin=-limit, vmax=limit, origin="lower", aspect="auto")
+    panel.grid(visible=False)
     panel.set_xticks(range(len(batches)), labels=batches, fontsize="x-small")
     panel.set_yticks(range(len(widths)), labels=widths, fontsize="x-small")
     return image

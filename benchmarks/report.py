@@ -404,12 +404,12 @@ def plot_steps(run, path):
     for cache in run["machine"]["caches"]:
         size = cache["bytes"] / BYTES_HELD      # parameter, gradient and both moments fill the cache
         if size < workloads[-1]["size"]:
-            axes.axvline(size, color="0.7", linewidth=1, zorder=0)
+            axes.axvline(size, color="0.5", alpha=0.6, linewidth=1, zorder=0)
             axes.annotate(
                 f"L{cache['level']}", (size, 0), xycoords=("data", "axes fraction"),
                 xytext=(-3, 5), textcoords="offset points", ha="right", color="0.5",
             )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
 
 
 def plot_grid(run, path):

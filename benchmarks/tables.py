@@ -31,7 +31,7 @@ def run(options):
         if (filled := fill(text)) != text:
             page.write_text(filled, encoding="utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
-    report.plot_steps(saved("steps"), ROOT / "docs" / "images" / "sizes.png")
+    report.plot_steps(saved("steps"), ROOT / "docs" / "images" / "sizes.svg")
 
 
 def pages():

@@ -66,6 +66,7 @@ sphinx_gallery_conf = {
     "reset_modules": ("gallery_figures.reset_style",),
     "capture_repr": (),
     "abort_on_example_error": True,
+    "default_thumb_file": str(HERE / "_static" / "favicon.svg"),    # of scripts that are shown without output
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

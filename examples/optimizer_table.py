@@ -5,7 +5,7 @@ SGD, momentum, AdaGrad and ADADELTA, for learning rates from 1 to 0.0001 and alw
 weights. The table shows the test error in percent. M. D. Zeiler, "ADADELTA: an adaptive learning rate
 method", 2012.
 
-    python examples/optimizer_table.py fashion-mnist --plot table.png
+    python examples/optimizer_table.py fashion-mnist --plot table.svg
 
 Without a data folder it uses the packaged digits. The plot needs matplotlib.
 """
@@ -52,6 +52,7 @@ def draw(table, path):
 
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     image = axes.imshow(table.T, cmap="viridis_r", aspect="auto", vmax=50)
+    axes.grid(visible=False)
     axes.set_xticks(range(len(RATES)), [f"{lr:g}" for lr in RATES])
     axes.set_yticks(range(len(OPTIMIZERS)), list(OPTIMIZERS))
     axes.set_xlabel("Learning rate")
@@ -59,7 +60,7 @@ def draw(table, path):
         color = "white" if value > 30 else "black"
         axes.text(i, j, f"{value:.1f}", ha="center", va="center", color=color)
     figure.colorbar(image, label="Test error (%)", extend="max")
-    figure.savefig(path, dpi=150)
+    figure.savefig(path)
     plt.close(figure)
 
 
@@ -67,7 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", help="folder of IDX files, .npz file or CSV file")
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--plot", metavar="PNG")
+    parser.add_argument("--plot", metavar="FILE")
     args = parser.parse_args()
 
     data = read(args.data)

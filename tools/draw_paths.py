@@ -2,7 +2,7 @@
 
 Usage: python tools/draw_paths.py [NAME ...]
 
-The pictures are transparent and their text is gray, so that they are readable on light and dark pages.
+The colors are those of docs/matplotlibrc, which are readable on light and dark pages.
 """
 
 import io
@@ -20,7 +20,8 @@ from fastopt.surfaces import SURFACES, descend, find_rate
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "paths"
 SURFACE = SURFACES["beale"]
-GRAY, BLUE, ORANGE = "#7a7a7a", "#0072B2", "#D55E00"
+STYLE = matplotlib.rc_params_from_file(FOLDER.parents[1] / "matplotlibrc", use_default_template=False)
+GRAY, (BLUE, ORANGE, *_) = STYLE["text.color"], STYLE["axes.prop_cycle"].by_key()["color"]
 # Arguments other than the learning rate. SGD without momentum is drawn in each plot, for comparison.
 ARGUMENTS = {"SGD": {"momentum": 0.9}, "SignSGD": {"momentum": 0.9}}
 
@@ -51,11 +52,11 @@ def draw(cls):
     path, lr = best_path(make(cls), start)
     plain, plain_lr = best_path(fastopt.SGD, start)
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "fastopt", "text.color": GRAY, "axes.edgecolor": GRAY,
-        "axes.labelcolor": GRAY, "xtick.color": GRAY, "ytick.color": GRAY, "font.size": 9,
-        "path.simplify_threshold": 0.5,
+        "svg.fonttype": "none", "font.size": 9, "path.simplify_threshold": 0.5,
+        "axes.grid": False, "axes.spines.top": True, "axes.spines.right": True,
+        "figure.constrained_layout.use": False,
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context({**STYLE, **style}):
         figure = Figure(figsize=(5.2, 3.6))
         axes = figure.add_axes((0.11, 0.13, 0.87, 0.71))
         left, right, bottom, top = SURFACE.window
@@ -70,9 +71,9 @@ def draw(cls):
         axes.plot(*start, "s", color=GRAY, markersize=5, label="start")
         axes.plot(*SURFACE.minima[0], "*", color=GRAY, markersize=11, label="minimum")
         axes.set(xlim=(left, right), ylim=(bottom, top), xlabel="x", ylabel="y")
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2)
         with io.StringIO() as file:
-            figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+            figure.savefig(file, format="svg", metadata={"Date": None})
             return shorten(file.getvalue())
 
 

@@ -187,7 +187,7 @@ def plot_sizes(sizes: Sequence[float], times: Mapping[str, Sequence[float | None
     axes = figure.add_subplot(xscale="log", yscale="log")
     for name, seconds in times.items():
         points = [(n, s / n * 1e9) for n, s in zip(sizes, seconds, strict=True) if s is not None]
-        style: Run = {"color": "0.4", "linestyle": "--"} if name == "limit" else {"marker": "o"}
+        style: Run = {"color": "0.5", "linestyle": "--"} if name == "limit" else {"marker": "o"}
         axes.plot(*zip(*points, strict=True), label=name, markersize=4, **style)
     axes.set(xlabel="elements of the array (float32)", ylabel="time of an Adam step, ns per element")
     axes.grid(which="major", alpha=0.3)

@@ -56,6 +56,6 @@ def test_pages_are_written(run, tmp_path, monkeypatch, capsys):
     assert main.main(["tables"]) == 0
     text = page.read_text()
     assert "old" not in text and report.summary(run) in text and text.endswith("<!-- end -->\nafter\n")
-    assert (tmp_path / "docs" / "images" / "sizes.png").stat().st_size > 1000
+    assert (tmp_path / "docs" / "images" / "sizes.svg").stat().st_size > 1000
     main.main(["tables"])
     assert capsys.readouterr().out == "wrote README.md\n"
