@@ -2,8 +2,8 @@
 Decision boundaries next to scikit-learn's
 ==========================================
 
-``MLPClassifier`` of fastopt has the arguments of scikit-learn's. With the same ``random_state``, both
-have the same decision boundaries, since they take the same steps up to rounding.
+``MLPClassifier`` of fastopt has the same arguments as that of scikit-learn. With the same ``random_state``,
+both have the same decision boundaries, because their training steps agree up to rounding.
 """
 
 import time

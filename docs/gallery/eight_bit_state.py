@@ -2,8 +2,8 @@
 8-bit optimizer state
 =====================
 
-AdamW keeps two averages per parameter, twice the memory of the parameters in float32. ``state_dtype``
-stores them in bfloat16 or in 8 bits; the loss hardly changes.
+AdamW stores two moving averages per parameter. In float32 they need twice the memory of the parameters. With
+``state_dtype`` they are stored in bfloat16 or in 8 bits; the loss hardly changes.
 """
 
 import matplotlib.pyplot as plt
@@ -30,6 +30,6 @@ figure.legend(loc="outside lower center", ncols=3)
 plt.show()
 
 # %%
-# 8-bit values are stored in blocks with a scale each, and are rounded stochastically: a value between
-# two codes becomes one of them at random, so that small changes are not lost on average. Bits are
-# reproducible for a given ``seed``. See :doc:`/number-formats`.
+# 8-bit values are stored in blocks, each with a scale, and are rounded stochastically: a value between two
+# codes is rounded up or down at random, so that small changes are not lost on average. The result is
+# bit-for-bit reproducible for a given ``seed``. See :doc:`/number-formats`.

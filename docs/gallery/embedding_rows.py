@@ -2,9 +2,9 @@
 Embedding rows: sparse gradients
 ================================
 
-A minibatch uses a few rows of an embedding table, and only these have a gradient. A step on rows takes
-time in proportion to their number, whatever the size of the table; a dense step takes time in
-proportion to the table.
+A minibatch uses a few rows of an embedding table, and only these have a gradient. The time of a step on rows
+is proportional to the number of these rows, whatever the size of the table; the time of a dense step is
+proportional to the size of the table.
 """
 
 import time
@@ -48,9 +48,9 @@ figure.legend(loc="outside right center")
 plt.show()
 
 # %%
-# Rows without a gradient are unchanged: this is lazy Adam, as torch's ``SparseAdam``. With
-# ``sparse="exact"``, they catch up with the steps that they have missed when they are needed, and the
-# result is that of dense steps.
+# Rows without a gradient are unchanged. This is lazy Adam, like ``SparseAdam`` in torch. With
+# ``sparse="exact"``, the steps that a row has missed are applied when the row is needed, and the result is
+# that of dense steps.
 
 table = np.ones((5, 2), np.float32)
 opt = fastopt.Adam(table, lr=0.1, sparse="lazy")
@@ -58,4 +58,4 @@ opt.step_rows(table, np.array([3, 1, 3]), np.ones((3, 2), np.float32))  # the gr
 print(table)
 
 # %%
-# :doc:`/sparse-rows` compares the three ways, and has the bounds of the accuracy.
+# :doc:`/sparse-rows` compares the three modes and states how accurate they are.

@@ -70,4 +70,5 @@ figure.legend(loc="outside right center")
 plt.show()
 
 # %%
-# :doc:`/evolution-strategies` has another problem, and advice on the optimizer and its learning rate.
+# :doc:`/evolution-strategies` solves another problem, and gives advice on the optimizer and its learning
+# rate.

@@ -2,10 +2,10 @@
 Federated averaging
 ===================
 
-Twenty clients have a part of the digits each, most of it of a few classes. In each round, four of them
-copy the weights of the server and train on their own data. The server uses the negative mean of their
-changes as a gradient. With gradient descent and a learning rate of 1 this is FedAvg, with Adam it is
-FedAdam (Reddi et al., *Adaptive federated optimization*, 2021; there, Adam has no bias correction).
+Each of twenty clients has a part of the digits data, mostly samples of a few classes. In each round, four of
+them copy the weights of the server and train on their own data. The server uses the negative mean of their
+changes as a gradient. With gradient descent and a learning rate of 1 this is FedAvg, with Adam it is FedAdam
+(Reddi et al., *Adaptive federated optimization*, 2021; their Adam has no bias correction).
 """
 
 import matplotlib.pyplot as plt

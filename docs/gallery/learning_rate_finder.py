@@ -2,8 +2,8 @@
 Learning rate finder
 ====================
 
-A range test trains a copy of the network for some steps, each with a larger learning rate than the one
-before. The suggestion is two thirds of the way down the fall of the loss.
+A range test trains a copy of the network for some steps and increases the learning rate at each step. The
+suggestion is the learning rate at which the loss has fallen by two thirds of its total decrease.
 """
 
 import fastopt
@@ -18,7 +18,8 @@ print(found)
 found.plot(title="Range test: digits, SGD with momentum")
 
 # %%
-# Train with the suggestion, and with a tenth and ten times of it, from the same initial weights.
+# Train with the suggestion, with a tenth of it and with ten times the suggestion, from the same initial
+# weights.
 
 for factor in (0.1, 1.0, 10.0):
     net = fastopt.MLP([64, 64, 10], seed=0)

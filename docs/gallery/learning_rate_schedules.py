@@ -33,8 +33,8 @@ figure.supylabel("Learning rate", fontsize="medium")
 plt.show()
 
 # %%
-# The optimizer evaluates the schedule at each step; there is no scheduler to call. Any function of the
-# step is a schedule, too.
+# The optimizer evaluates the schedule at each step, so there is no scheduler to call. Any function of the
+# step is also a schedule.
 
 w = np.ones(3)
 opt = fastopt.SGD(w, lr=SCHEDULES["WSD"], momentum=lambda step: min(0.9, 0.5 + step / 1000))
@@ -43,7 +43,7 @@ for _ in range(3):
 print("Steps:", opt.steps, "  next learning rate:", round(opt.groups[0]["lr"](opt.steps), 4))
 
 # %%
-# A composition of schedules, ``Join``, begins each of them at its own step 0.
+# ``Join`` applies several schedules one after the other. Each of them starts at its own step 0.
 
 joined = schedules.Join(
     [schedules.LinearWarmup(100, 0.1), schedules.Step(0.1, 200, gamma=0.5), schedules.Cosine(0.0125, 200)],
@@ -55,5 +55,4 @@ panel.set(xlabel="Step", ylabel="Learning rate", title="Warmup, then steps, then
 plt.show()
 
 # %%
-# The guide :doc:`/schedules` lists all of them, with the classes of ``torch.optim.lr_scheduler`` that
-# they equal.
+# The guide :doc:`/schedules` lists all schedules and the equivalent classes of ``torch.optim.lr_scheduler``.

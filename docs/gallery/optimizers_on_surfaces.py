@@ -2,8 +2,8 @@
 Optimizers on surfaces
 ======================
 
-Paths of six optimizers on two functions of two variables. The functions and the plots are part of
-fastopt, so you can add an optimizer or a surface of your own.
+This example shows the paths of six optimizers on two functions of two variables. fastopt includes the
+functions and the plots, and you can add an optimizer or a surface of your own.
 """
 
 # %%
@@ -40,12 +40,12 @@ beale = SURFACES["beale"]
 plot_paths(beale, best_paths(beale, 100))
 
 # %%
-# Rosenbrock's function is a narrow, curved valley. Every optimizer finds the valley at once; the
-# distance that it moves along the valley is what differs.
+# Rosenbrock's function is a narrow, curved valley. Every optimizer reaches the valley quickly; the optimizers
+# differ in how far they move along it.
 
 rosenbrock = SURFACES["rosenbrock"]
 plot_paths(rosenbrock, best_paths(rosenbrock, 200))
 
 # %%
 # On the command line, ``fastopt compare --surface beale --plot paths.gif`` draws an animation. The
-# tutorial :doc:`/story` derives these optimizers one from the other.
+# tutorial :doc:`/story` derives these optimizers from one another.

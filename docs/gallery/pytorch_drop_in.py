@@ -4,8 +4,8 @@ PyTorch drop-in
 
 A small character-level transformer is trained with ``torch.optim.AdamW`` and with
 `fastopt.torch.AdamW`. Both runs begin with the same weights and see the same minibatches, so their
-losses agree up to rounding. Clipping, the step and zeroing the gradients are three calls in torch and
-one here.
+losses agree up to rounding. Clipping the gradients, the step and zeroing the gradients are three calls in
+torch and one call in fastopt.
 
 .. only:: not torch
 
@@ -51,7 +51,7 @@ class Transformer(nn.Module):
 
 
 # %%
-# The optimizers differ in one line, and schedulers of torch work with both.
+# The two training loops differ only in the update. Schedulers of torch work with both optimizers.
 
 
 def update_in_torch(model, optimizer):

@@ -2,8 +2,8 @@
 Training curves
 ===============
 
-Five optimizers train the same network on the digits, from the same initial weights. The curves are
-those of ``fastopt compare`` on the command line.
+Five optimizers train the same network on the digits, from the same initial weights. ``fastopt compare`` draws
+the same curves on the command line.
 """
 
 import fastopt
@@ -39,7 +39,7 @@ history = trainer.fit(X_train, y_train, epochs=30, validation_split=0.2, verbose
 plot_history(history, title="Digits, AdamW with dropout")
 
 # %%
-# The confusion matrix shows which digits are taken for which.
+# The confusion matrix shows which digits the network confuses with each other.
 
 matrix = confusion_matrix(y_test, net.predict(X_test))
 plot_confusion_matrix(matrix, range(10), title="Digits, AdamW with dropout: test data")
