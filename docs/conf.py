@@ -35,7 +35,7 @@ extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "jupyter_execute", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "gallery", "examples/*.ipynb", "jupyter_execute"]
 templates_path = ["_templates"]
 default_role = "py:obj"         # `name` in a docstring
 
@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,
+    "write_computation_times": False,
     "min_reported_time": 1000.0,
 }
 

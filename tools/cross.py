@@ -65,6 +65,7 @@ PYCONFIG = """
 #define SIZEOF_TIME_T 8
 #define HAVE_LONG_LONG 1
 #define WITH_THREAD 1
+#define WITH_DOC_STRINGS 1
 #ifdef _WIN32
 #define MS_WINDOWS
 #define MS_WIN32
