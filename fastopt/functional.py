@@ -5,8 +5,9 @@ NumPy, and gives the same bits (Adafactor and Muon agree up to rounding). Use th
 state arrays yourself; the classes in `fastopt` keep them for you and add schedules, parameter groups and
 gradient clipping.
 
-The arrays of a call are float32 or float64, contiguous, writeable and of one dtype; they must not share
-memory. A gradient in another layout is copied. The arrays are checked in every call and none of them is kept.
+The arrays of a call are float32 or float64, all of the same dtype, contiguous and writeable; they must not
+share memory. A gradient in another layout is copied. The arrays are checked in every call, and no reference
+to them is kept.
 
 `p` and `g` may also be bfloat16 (``ml_dtypes.bfloat16``) or float16, and of different dtypes; the state
 arrays are then float32. All functions take ``rounding="stochastic"`` or ``"nearest"`` and ``seed=0`` for such
@@ -15,8 +16,8 @@ step to a function without `step`.
 
 State arrays may be stored with fewer bits: as bfloat16 arrays, or as tuples ``(codes, scales)`` of 8-bit
 codes and one float32 scale per block of 128, 256 or 512 elements. They have the shape and the memory layout
-of `p`, which is not float64. The dtype of codes is int8 if the values have signs, else uint8; see
-`fastopt.reference_formats`. A first step needs zeros.
+of `p`, which must not be float64. The dtype of codes is int8 if the values can be negative, else uint8; see
+`fastopt.reference_formats`. All state arrays must be zero before the first step.
 """
 
 from __future__ import annotations

@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 class KeyedOptimizer:
-    """Optimizer with a state per key, whose updates are new arrays.
+    """Optimizer that keeps a separate state for each key and returns every update as a new array.
 
     This is for code in which each layer updates its arrays one by one, ``w = opt.update(w, g)``, and in which
-    the old weights may still be needed, for example in the backward pass of the layers below. An array that
-    is passed is never changed. Where all gradients are available at once, a single optimizer of all arrays is
-    faster, and can limit their global norm.
+    the old weights may still be needed, for example in the backward pass of the layers below. The arrays that
+    you pass are never changed. If all gradients are available at once, a single optimizer for all arrays is
+    faster, and can clip their global norm.
 
     Parameters
     ----------
     optimizer : type
-        An optimizer, such as `fastopt.Adam`.
+        An optimizer class, such as `fastopt.Adam`.
     **hyperparameters
-        Its arguments without `params`. Schedules are called with the number of steps of the key.
+        Arguments of this class without `params`. Schedules are called with the number of steps of the key.
 
     Attributes
     ----------
@@ -65,8 +65,8 @@ class KeyedOptimizer:
         g : array_like
             Gradient, which can be broadcast to the shape of `w`.
         key : hashable, optional
-            Name of the array. Each key has a state of its own. Without a key, an object can serve one array
-            only, and `w` must be the array that the previous update returned.
+            Name of the array. Each key has a separate state. Without keys, an object can update only one
+            array, and `w` must be the array that the previous update returned.
         **options
             Passed to `Optimizer.step`: `max_norm`, `clip_value`, `grad_scale`.
 
@@ -83,7 +83,7 @@ class KeyedOptimizer:
             if array.shape != w.shape or array.dtype != w.dtype:
                 raise ValueError(
                     f"w: expected {array.dtype} of shape {array.shape}, as in the previous update with the "
-                    f"key {key!r}, got {w.dtype} of shape {w.shape}; each array needs a key of its own"
+                    f"key {key!r}, got {w.dtype} of shape {w.shape}; each array needs its own key"
                 )
             if key is None and self._returned is not None and w is not self._returned:
                 raise ValueError(

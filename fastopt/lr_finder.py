@@ -39,8 +39,8 @@ class LRFind:
     smoothed : ndarray of float64, shape (steps,)
         Moving average of the losses, see `lr_find`.
     suggestion : float or None
-        Learning rate two thirds of the way down the fall of the loss; None if it does not fall by more
-        than its noise.
+        Learning rate at which the loss has fallen by two thirds of its decrease; None if it does not fall by
+        more than its noise.
     """
 
     lr: NDArray[np.float64]
@@ -108,9 +108,9 @@ def lr_find(
 
     The suggestion comes from the losses themselves, up to the minimum of their mean over ``steps / 8``
     steps. A curve that is constant, falls linearly in ``log(lr)`` and is constant again is fitted to them by
-    least squares. The suggestion is the learning rate two thirds of the way down that fall. There is none
-    unless the fit explains the losses much better than a constant: the F statistic must exceed 7, which
-    losses that are only noise reach in fewer than one of a thousand tests.
+    least squares. The suggestion is the learning rate at two thirds of the falling part, on the logarithmic
+    scale. It is None unless the fit explains the losses much better than a constant: the F statistic must
+    exceed 7, which losses that are only noise reach in fewer than one of a thousand tests.
 
     References
     ----------
@@ -179,7 +179,7 @@ class _Sweep(Callback):
 
 
 def _suggest(lr: NDArray[np.float64], loss: NDArray[np.float64], steps: int) -> float | None:
-    """Return the learning rate two thirds of the way down the fall of the loss, or None; see `lr_find`."""
+    """Return the learning rate at which two thirds of the decrease of the loss are reached; see `lr_find`."""
     window = max(steps // 8, 3)
     if len(loss) < window:
         return None

@@ -115,8 +115,8 @@ def plot_confusion_matrix(
 ) -> Figure:
     """Plot a confusion matrix.
 
-    The text in the cells is the number of samples. The shade is the fraction of the true class, so that rare
-    classes are as visible as common ones.
+    The text in the cells is the number of samples. The shade is the fraction of the samples of the true
+    class, so that rare classes are as visible as common ones.
 
     Parameters
     ----------

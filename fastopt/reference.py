@@ -1,13 +1,13 @@
-"""Every update rule in a few lines of NumPy: the textbook, and what the compiled kernels are tested against.
+"""Every update rule in a few lines of NumPy, as documentation and as the reference for tests of the kernels.
 
 The file is long because it holds one function per optimizer, and these docstrings also document the compiled
-functions of `fastopt.functional`, which have the same signatures. Nothing is checked here.
+functions of `fastopt.functional`, which have the same signatures. The functions do not check their arguments.
 
-Scalars are computed in double and cast once to the dtype of the parameters (``cast``). Each line is then a
-sequence of correctly rounded operations in the order in which it is written, so the compiled kernels give the
-same bits, except that they read and write subnormal numbers as zero. Adafactor and Muon agree up to rounding,
-within the bounds that their docstrings state. ``power`` is ``**`` and ``log`` is ``math.log``, with the same
-bits on every platform.
+Scalars are computed in double precision and cast once to the dtype of the parameters (``cast``). Each line is
+then a sequence of correctly rounded operations in the order in which it is written, so the compiled kernels
+give the same bits, except that they read and write subnormal numbers as zero. Adafactor and Muon agree up to
+rounding, within the bounds that their docstrings state. ``power`` is ``**`` and ``log`` is ``math.log``, with
+the same bits on every platform.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def asgd_(
     lambd : float
         Decay of the parameters and of the learning rate.
     alpha : float
-        Exponent of the learning rate's annealing.
+        Exponent of the learning rate decay.
     t0 : float
         Step after which averaging starts. Until then `ax` equals `p`.
     """
@@ -191,7 +191,8 @@ def lion_(
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
     cautious : bool
-        Update only elements whose step has the sign of the gradient, and divide their step by their share.
+        Update only elements whose step has the sign of the gradient, and divide their step by the fraction of
+        such elements.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     beta1, beta2 = betas
@@ -325,7 +326,7 @@ def rmsprop_(
     alpha : float
         Decay rate of the averages, in [0, 1).
     momentum : float
-        Decay rate of the velocity; needs `buf`.
+        Decay rate of the velocity; requires `buf`.
     convention : {"torch", "article", "keras", "optax"}
         "keras" and "optax" add epsilon under the root and multiply the gradient by the learning rate before
         it is added to the velocity; "keras" uses decoupled weight decay.
@@ -362,8 +363,8 @@ def adam_(
     Parameters
     ----------
     cautious : bool
-        Update only elements whose step has the sign of the gradient, and divide their step by their share.
-        Not with `max_exp_avg_sq`.
+        Update only elements whose step has the sign of the gradient, and divide their step by the fraction of
+        such elements. Cannot be combined with `max_exp_avg_sq`.
     convention : {"torch", "article", "keras", "sklearn", "optax"}
         "keras" and "sklearn" add epsilon before bias correction. "keras" uses decoupled weight decay. With
         "optax", `max_exp_avg_sq` is the maximum of bias-corrected averages.
@@ -391,8 +392,8 @@ def adamw_(
     weight_decay : float
         Decoupled weight decay: ``p *= 1 - lr * weight_decay`` before the step.
     cautious : bool
-        Update only elements whose step has the sign of the gradient, and divide their step by their share.
-        Not with `max_exp_avg_sq`.
+        Update only elements whose step has the sign of the gradient, and divide their step by the fraction of
+        such elements. Cannot be combined with `max_exp_avg_sq`.
     convention : {"torch", "keras", "optax"}
         "keras" adds epsilon before bias correction. With "optax", `max_exp_avg_sq` is the maximum of
         bias-corrected averages.
@@ -451,7 +452,7 @@ def nadam_(
     Parameters
     ----------
     momentum_decay : float
-        Speed of the momentum's warmup.
+        Speed of the momentum warmup.
     convention : {"torch", "keras", "optax"}
         "optax" has no warmup of the momentum.
     """
@@ -694,7 +695,7 @@ def lars_(
     eps : float
         Added to the denominator of the trust ratio.
     adapt : bool
-        If False, leave the trust ratio out.
+        If False, omit the trust ratio.
     """
     cast, g = _prepare(p, g, 0.0, maximize)
     p_norm, g_norm = _norm(p), _norm(g)
@@ -720,7 +721,7 @@ def lamb_(
     weight_decay : float
         ``weight_decay * p`` is added to the step direction.
     adapt : bool
-        If False, leave the ratio of the norms out.
+        If False, omit the ratio of the norms.
     convention : {"torch", "keras", "optax"}
         "keras" uses decoupled weight decay.
     """
@@ -764,7 +765,7 @@ def prodigy_(
     use_bias_correction : bool
         Correct the bias of the averages.
     safeguard_warmup : bool
-        Leave `lr` out of the weights of `s`.
+        Omit `lr` from the weights of `s`.
     d0 : float
         Initial estimate.
     d_coef : float
@@ -880,8 +881,8 @@ def adafactor_(
     estimated as their outer product over the mean of the rows. The update is clipped to the root mean square
     `d` and scaled by the root mean square of `p`.
 
-    The reference computes in double. The compiled update differs by at most 8 times the dtype's epsilon times
-    its largest element.
+    The reference computes in double precision. The compiled update differs by at most 8 times the dtype's
+    epsilon times its largest element.
 
     Parameters
     ----------
@@ -893,7 +894,7 @@ def adafactor_(
     lr : float
         Upper bound of the relative step size; the bound also falls as ``1 / sqrt(step)``.
     beta2_decay : float
-        The decay rate of the averages is ``1 - step ** beta2_decay``; at most 0.
+        Exponent, at most 0: the decay rate of the averages is ``1 - step ** beta2_decay``.
     eps : pair of float
         Lower bounds of the root of the second moment (None: epsilon of the dtype) and of the root mean square
         of `p`.
@@ -941,8 +942,8 @@ def muon_(
     Each iteration ``X = a X + (b A + c A A) X`` with ``A = X X^T`` brings the singular values of the
     normalized momentum closer to 1; then ``p -= lr * scale * X``.
 
-    The reference computes in double, without BLAS. The compiled update differs by at most 128 times the
-    dtype's epsilon times its largest element.
+    The reference computes in double precision, without BLAS. The compiled update differs by at most 128 times
+    the dtype's epsilon times its largest element.
 
     Parameters
     ----------
@@ -1085,7 +1086,7 @@ def _sum(x: Array) -> float:
 
 
 def _cautious(d: Array, g: Array, lr: float) -> tuple[Array, float]:
-    """Mask of the elements that a cautious step updates, and the learning rate divided by their share."""
+    """Mask of the elements that a cautious step updates, and the learning rate divided by their fraction."""
     mask = (_sign(d) * _sign(g) > 0).astype(d.dtype)
     return mask, lr * (1.0 / max(np.count_nonzero(mask) / max(mask.size, 1), 1e-3))
 

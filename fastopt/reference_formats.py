@@ -1,12 +1,11 @@
-"""The number formats of `fastopt.reference` in a few lines of NumPy each, which the compiled ones must equal.
+"""The number formats of `fastopt.reference` in NumPy; the compiled formats are tested against them.
 
-An update rule computes in float32. `stored` lets it take arrays of fewer bits: they are decoded before the
+An update rule computes in float32. `stored` lets it take arrays with fewer bits: they are decoded before the
 update, and the parameters and the state are rounded after it. Stochastic rounding adds noise below the last
-bit that is kept, and truncates. The noise is a function of seed, step, parameter, array and element, and of
-nothing else.
+bit that is kept, and truncates. The noise depends only on seed, step, parameter, array and element.
 
-The results have the bits of the compiled kernels, except that these read and write subnormal float32 numbers
-as zero.
+The results are bit for bit those of the compiled kernels, except that these read and write subnormal float32
+numbers as zero.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ __all__ = [
 
 
 class Formats(TypedDict, total=False):
-    """Keyword arguments of all update rules for arrays of fewer bits.
+    """Keyword arguments of all update rules for arrays with fewer bits.
 
     Attributes
     ----------
@@ -58,7 +57,7 @@ def round_bfloat16(x: Array, noise: NDArray[np.uint32] | None = None) -> NDArray
 
 
 def round_float16(x: Array, noise: NDArray[np.uint32] | None = None) -> NDArray[np.uint16]:
-    """Round float32 to the bits of float16, as `round_bfloat16`. What is too large becomes infinite."""
+    """Round float32 to the bits of float16, as `round_bfloat16`. Too large values become infinite."""
     if noise is None:
         with np.errstate(over="ignore", under="ignore"):
             nearest: NDArray[np.uint16] = x.astype(FLOAT16).view(np.uint16)
@@ -82,7 +81,7 @@ def step_stored(
     function: Callable[..., None], p: AnyArray, g: AnyArray, *states: Any, step: int = 1, parameter: int = 0,
     rounding: Literal["stochastic", "nearest"] = "stochastic", seed: int = 0, **arguments: Any,
 ) -> None:
-    """Call an update rule with arrays of fewer bits.
+    """Call an update rule with arrays that have fewer bits.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def step_stored(
     *states
         Further arguments of `function`, see `is_encoded`.
     step, parameter, seed : int
-        Those of `noise`; `step` is not passed on.
+        Arguments of `noise`; `step` is not passed to `function`.
     rounding : {"stochastic", "nearest"}
     **arguments
         Further keyword arguments of `function`.
@@ -119,7 +118,7 @@ def is_encoded(state: object) -> bool:
     """Whether a state array is stored with fewer bits.
 
     It is an array of bfloat16, or a tuple of 8-bit codes and their scales. Codes have the dtype int8 if the
-    values have signs, else uint8.
+    values can be negative, else uint8.
     """
     return isinstance(state, tuple) or (isinstance(state, np.ndarray) and is_bfloat16(state.dtype))
 
@@ -157,7 +156,7 @@ def block_size(codes: AnyArray, scales: AnyArray) -> int:
 
 
 def stored(function: Callable[P, None]) -> Callable[P, None]:
-    """Let an update rule take arrays of fewer bits, and the keyword arguments `Formats`."""
+    """Let an update rule take arrays with fewer bits, and the keyword arguments `Formats`."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)

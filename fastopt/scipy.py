@@ -4,15 +4,15 @@
 
     minimize(fun, x0, jac=True, method=fastopt.scipy.adam, options={"lr": 0.01, "maxiter": 5000})
 
-There is one function per fastopt optimizer, with the name of the class in lower case. It takes one step per
-gradient, without a line search. Use them for functions that are cheap, noisy, or have very many variables.
-Options are the hyperparameters of the optimizer, and for all optimizers
+There is one function per fastopt optimizer, with the name of the class in lower case. Each takes one step per
+gradient, without a line search. Use them for functions that are cheap to evaluate, noisy, or have very many
+variables. The options are the hyperparameters of the optimizer and, for all optimizers,
 
 maxiter : int, default 10000
     Maximum number of steps.
 gtol : float, default 1e-5
-    Succeed when no component of the gradient is larger; with bounds, of the projected gradient, as in
-    L-BFGS-B. It defaults to ``tol`` of `minimize` if that is given.
+    Succeed when no component of the gradient is larger than this; with bounds, no component of the projected
+    gradient, as in L-BFGS-B. It defaults to ``tol`` of `minimize` if that is given.
 ftol : float, default 0
     Succeed when the value changes by at most ``ftol * max(|f|, |f before|, 1)``; 0 disables the test.
 xtol : float, default 0
@@ -29,7 +29,7 @@ finite_diff_rel_step : float or array_like, optional
 return_all : bool, default False
     Return all points in ``allvecs``.
 disp : bool, default False
-    Print a summary; a failure is a warning.
+    Print a summary, and raise a warning if the minimization fails.
 
 Results have SciPy's fields: ``x``, the last point, ``fun`` and ``jac`` at this point, ``nit``, ``nfev``,
 ``njev``, ``success``, ``message`` and ``status``: 0 if a tolerance was met, 1 if `maxiter` was reached, 3 if

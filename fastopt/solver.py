@@ -21,9 +21,9 @@ A network ``nnet`` is any object with
 If the gradients are in the order of ``params``, set the attribute ``grads_reversed = False``, as
 `fastopt.MLP` does.
 
-The functions take whatever the lines ``v[i] = mu * v[i] + learning_rate * g[i]; p[i] -= v[i]`` take, with
-NumPy's result: gradients of another dtype or of a shape that can be broadcast, arrays in any layout, numbers.
-Arrays of float32 or float64 without gaps are updated in one compiled call.
+The functions accept everything that the lines ``v[i] = mu * v[i] + learning_rate * g[i]; p[i] -= v[i]``
+accept, and give the same result as NumPy: gradients of another dtype or of a shape that can be broadcast,
+arrays in any layout, and numbers. Arrays of float32 or float64 without gaps are updated in one compiled call.
 """
 
 from __future__ import annotations
@@ -236,8 +236,8 @@ def adam_update(
     beta1, beta2 : float, default 0.9 and 0.999
         Decay rates of the moments.
     t : int
-        Number of this step, 1 for the first. There is no default: if it were forgotten, every step would
-        get the bias correction of the first step.
+        Number of this step, 1 for the first. It has no default, because with a default of 1 every step would
+        use the bias correction of the first step.
     eps : float, default 1e-4
         Added after the square root.
 

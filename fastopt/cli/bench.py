@@ -218,11 +218,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """Declare the options of ``fastopt bench``."""
     add = command.add_argument
     add("--sizes", type=_sizes, default="1e3,1e5,1e6,1e7", metavar="NUMBERS",
-        help="elements of the arrays, comma-separated (default: %(default)s)")
+        help="numbers of elements of the arrays, comma-separated (default: %(default)s)")
     add("--peers", type=_peers, default="limit,torch,optax,numba,numpy", metavar="NAMES",
         help="libraries to compare with, comma-separated (default: those of %(default)s that are installed)")
     add("--threads", type=positive_int, metavar="N",
-        help="number of threads (default: that of fastopt.get_num_threads())")
+        help="number of threads (default: the value of fastopt.get_num_threads())")
     add("--rounds", type=positive_int, default=7, metavar="N",
         help="repetitions per library (default: %(default)s)")
     add("--seconds", type=positive_float, default=0.05, metavar="S",

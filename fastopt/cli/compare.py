@@ -35,8 +35,9 @@ def add_options(command: Parser) -> None:
     surface.add_options(command)
     command.add_argument(
         "--optimizers", type=registry.parse_optimizers, default=", ".join(COMPARED), metavar="LIST",
-        help="comma-separated list, for example 'adam, sgd(lr=0.001, momentum=0.9)'; without lr, the default "
-             "of 'fastopt train', or with --surface the best of several (default: %(default)s)",
+        help="comma-separated list, for example 'adam, sgd(lr=0.001, momentum=0.9)'; optimizers "
+             "without lr use the default of 'fastopt train' or, with --surface, the best of several rates "
+             "(default: %(default)s)",
     )
     command.add_argument(
         "--plot", metavar="FILE.png",

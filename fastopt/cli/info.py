@@ -17,7 +17,7 @@ def add_options(command: Parser) -> None:
     """Declare the options of ``fastopt info``."""
     command.add_argument(
         "run_folder", nargs="?", metavar="RUN",
-        help="folder written by 'fastopt train': compare its files with their checksums, print the results",
+        help="folder written by 'fastopt train'; verifies the checksums of its files and prints its results",
     )
 
 

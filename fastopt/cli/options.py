@@ -34,22 +34,22 @@ def add_data_options(command: Parser) -> None:
     add("--validation-split", type=fraction, default=0.1, metavar="FRACTION",
         help="fraction of the training data for validation, 0 for none (default: %(default)s)")
     add("--test", metavar="PATH",
-        help="test data (default: that of the data set, or a fifth of it)")
+        help="test data (default: the test part of the data set if it has one, else a fifth of the samples)")
     add("--task", choices=("auto", "classification", "regression"), default="auto", metavar="TASK",
         help="classification or regression (default: inferred from --loss, else from the labels)")
     table = command.add_argument_group("tables")
     add_table_options(table)
     add = table.add_argument
     add("--categorical", type=_columns, metavar="COLUMNS",
-        help="comma-separated names or indices of numeric columns that hold categories")
-    add("--no-standardize", action="store_true", help="do not standardize columns of numbers")
+        help="comma-separated names or indices of numeric columns to treat as categories")
+    add("--no-standardize", action="store_true", help="do not standardize numeric columns")
 
 
 def add_table_options(group: Container) -> None:
     """Add the options that describe a table."""
     add = group.add_argument
     add("--label", type=_column, metavar="COLUMN",
-        help="name or index of the label column (default: the last, or that of the training data)")
+        help="name or index of the label column (default: the last column, or that used in training)")
     add("--sep", type=_separator, metavar="CHARACTER",
         help="separator of the columns: a character, tab, or blanks (default: detected)")
     add("--decimal", choices=(".", ","), metavar="CHARACTER", help=". or , (default: detected)")
@@ -57,7 +57,7 @@ def add_table_options(group: Container) -> None:
     header("--header", action="store_true", help="the first line holds column names (default: detected)")
     header("--no-header", action="store_true", help="the first line holds data (default: detected)")
     add("--na-values", type=_list_of(str), metavar="TEXTS",
-        help="comma-separated texts for missing values, in addition to ?, NA, NaN and the empty text")
+        help="comma-separated texts for missing values, in addition to ?, NA, NaN and the empty string")
     add("--thousands", metavar="CHARACTER", help="separator of thousands in numbers (default: none)")
     add("--encoding", metavar="NAME", help="encoding of the text, for example latin-1 (default: utf-8)")
     add("--ignore", type=_columns, metavar="COLUMNS",

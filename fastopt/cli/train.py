@@ -57,7 +57,7 @@ def add_options(command: Parser) -> None:
         help=f"comma-separated list of {', '.join(registry.CALLBACKS)}, for example "
              "'early_stopping(patience=5)' (default: none)")
     add("--micro-shards", type=options.positive_int, metavar="N",
-        help="cut each minibatch into N parts whose gradients are added up in a fixed order, so that the "
+        help="split each minibatch into N parts whose gradients are added up in a fixed order, so that the "
              "model is the same for any number of MPI ranks up to N (default: 8 under mpiexec, else off)")
     add = command.add_argument_group("results").add_argument
     add("--out", metavar="FOLDER",

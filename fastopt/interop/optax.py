@@ -40,8 +40,8 @@ _INNER_STATES = ("inner_state", "inner_opt_state")
 def from_optax(state: Any, optimizer: Optimizer) -> dict[str, Any]:
     """Convert the state of an optax transformation for `load_state_dict` of a fastopt optimizer.
 
-    An optax state holds neither the name nor the hyperparameters of the optimizer; they are taken from the
-    optimizer that is to load the result.
+    An optax state holds neither the name nor the hyperparameters of the optimizer; they are taken from
+    `optimizer`, which is to load the result.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ _IGNORED_OPTIONS = {
 def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> dict[str, Any]:
     """Convert the state dict of a torch optimizer for `load_state_dict` of a fastopt optimizer.
 
-    torch need not be installed if the tensors are in memory.
+    The function does not import torch.
 
     Parameters
     ----------
@@ -36,15 +36,14 @@ def from_torch(state_dict: Mapping[str, Any], optimizer: str | None = None) -> d
         The result of ``state_dict()`` of an optimizer of ``torch.optim``.
     optimizer : str, optional
         Name of the optimizer's class. It is inferred from the groups, except for ``Adam`` and ``AdamW``
-        before torch 2.7, whose state dicts are alike.
+        before torch 2.7, whose state dicts cannot be told apart.
 
     Returns
     -------
     dict
-        State dict with the same groups and order of parameters, which have the same step counts. ``steps``
-        is the largest one. SGD and Muon do not count steps in torch: the count is 1 if there is state, so set
-        `steps` of the optimizer if a schedule depends on it.
-        ``SparseAdam`` becomes Adam with ``convention="keras"``.
+        State dict with the same groups, order of parameters and step counts. ``steps`` is the largest step
+        count. SGD and Muon do not count steps in torch: the count is 1 if there is state, so set `steps` of
+        the optimizer if a schedule depends on it. ``SparseAdam`` becomes Adam with ``convention="keras"``.
 
     Notes
     -----

@@ -1,7 +1,7 @@
 """Data-parallel training on MPI (``pip install 'fastopt[mpi]'``).
 
 The script is the same for one process and for many that ``mpiexec`` starts. All ranks together use the same
-global batch, which is cut into a fixed number of micro-shards, so that the trained parameters have the same
+global batch, which is split into a fixed number of micro-shards, so that the trained parameters have the same
 bits for any number of ranks::
 
     opt = fastopt.mpi.DistributedOptimizer(fastopt.Adam(params))
@@ -11,7 +11,7 @@ bits for any number of ranks::
             opt.accumulate(gradients(X[samples], y[samples]), shard, weight=len(X[samples]))
         opt.step(max_norm=1.0)
 
-A process that no MPI launcher has started is a single rank, also without mpi4py.
+A process that was not started by an MPI launcher is a single rank, and does not need mpi4py.
 """
 
 from typing import TYPE_CHECKING

@@ -48,12 +48,12 @@ def broadcast_optimizer_state(opt: Optimizer | DistributedOptimizer, root: int =
     Parameters
     ----------
     opt : Optimizer or DistributedOptimizer
-        Optimizers of the same class and of parameters of the same shapes. A sharded one is refused, because
-        each rank has another part of its state.
+        Optimizers of the same class and of parameters of the same shapes. A sharded optimizer raises an
+        error, because each rank has a different part of its state.
     root : int, default 0
         Rank whose state is copied.
     comm : mpi4py.MPI.Intracomm, optional
-        All processes of the job by default; those of a `DistributedOptimizer`.
+        All processes of the job by default. A `DistributedOptimizer` always uses its own ranks.
     """
     ranks = find_communicator(comm)
     if isinstance(opt, DistributedOptimizer):

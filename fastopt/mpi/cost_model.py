@@ -1,8 +1,9 @@
 """Predicted time per step and memory per rank of distributed training on many ranks.
 
 A message of m bytes takes ``alpha + m beta`` seconds: the latency and the inverse bandwidth of the network.
-The collective operations cost what Thakur, Rabenseifner and Gropp derive from that ("Optimization of
-collective communication operations in MPICH", IJHPCA 2005), with ``gamma`` seconds per byte of a local sum.
+The times of the collective operations are those that Thakur, Rabenseifner and Gropp derive from this model
+("Optimization of collective communication operations in MPICH", IJHPCA 2005), with ``gamma`` seconds per byte
+of a local sum.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Network:
     beta : float
         Seconds per byte of a message.
     gamma : float
-        Seconds per byte that a rank adds to a sum of its own.
+        Seconds per byte that a rank adds to a local sum.
     """
 
     alpha: float
@@ -53,7 +54,7 @@ class Network:
             check_float(name, getattr(self, name), 0.0)
 
     def alltoall(self, ranks: int, nbytes: float) -> float:
-        """Return the seconds of an Alltoall by pairwise exchange; `nbytes` are those of a rank's buffer."""
+        """Return the seconds of an Alltoall by pairwise exchange; `nbytes` is the size of a rank's buffer."""
         return (ranks - 1) * self.alpha + (ranks - 1) / ranks * nbytes * self.beta
 
     def allgather(self, ranks: int, nbytes: float) -> float:
@@ -116,7 +117,7 @@ class Cost:
         Bytes of parameters, gradients, buffers of the exchange, and state on each rank.
     pays_from : int or None
         Smallest batch size at which a step is faster than on the next smaller number of ranks; None for the
-        first, or if there is none.
+        first entry, or if there is no such batch size.
     """
 
     ranks: int
@@ -153,7 +154,7 @@ def predict(
     sharded : bool, default False
         Whether the state of the optimizer is divided between the ranks.
     deterministic : bool, default True
-        Whether sums have a fixed order (Alltoall, local sums, Allgather), or those of MPI are used.
+        Whether sums have a fixed order (Alltoall, local sums, Allgather); otherwise MPI computes them.
     micro_shards : int, default 8
         Micro-shards of a batch; at least one per rank is assumed.
     itemsize : int, default 4
@@ -263,13 +264,14 @@ def measure_compute(
 ) -> Compute:
     """Measure the work of a rank: the gradients of micro-shards and their sums, and the optimizer step.
 
-    Each rank trains on its own, with its threads, all at the same time, so the times include what ranks on
-    one machine cost each other. Start as many ranks on a machine as will train there.
+    All ranks train separately at the same time, each with its own threads, so the times include the slowdown
+    that ranks on the same machine cause each other. Start as many ranks per machine as in the planned
+    training run.
 
     Parameters
     ----------
     net : object
-        Model as for `fastopt.Trainer`; it is trained, and so is different afterwards.
+        Model as for `fastopt.Trainer`; it is trained, so its parameters change.
     opt : Optimizer
         Optimizer of its parameters.
     X, y : array_like
@@ -324,7 +326,8 @@ def measure_network(
     """Measure latency and bandwidth between the ranks of a communicator; all of them call it.
 
     They are fitted to the times of the operations that training uses, an Alltoall and an Allgather of each
-    size and an Allreduce of 1 kB, and so include what ranks on one machine cost each other.
+    size and an Allreduce of 1 kB, and so include the slowdown that ranks on the same machine cause each
+    other.
 
     Parameters
     ----------

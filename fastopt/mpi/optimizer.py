@@ -36,10 +36,10 @@ _ATTRIBUTES = ("opt", "ranks", "rank", "size", "n_shards")      # the others are
 class DistributedOptimizer:
     """Optimizer that averages the gradients of all ranks before each step.
 
-    The global batch is cut into a fixed number of micro-shards, and each rank computes the gradients of its
-    own. They are added up in an order that depends on the number of micro-shards only, so the
-    parameters have the same bits for any number of ranks. All ranks must make the same parameters, optimizer
-    and calls of methods.
+    The global batch is split into a fixed number of micro-shards, and each rank computes the gradients of its
+    own micro-shards. They are added up in an order that depends only on the number of micro-shards, so the
+    parameters have the same bits for any number of ranks. All ranks must create the same parameters and the
+    same optimizer, and make the same method calls.
 
     Attributes and methods that are not described here are those of the optimizer.
 
@@ -50,13 +50,13 @@ class DistributedOptimizer:
     comm : mpi4py.MPI.Intracomm, optional
         Ranks that take part: all processes of the job by default, or this process alone without MPI.
     sharded : bool, default False
-        Whether each rank keeps the state of its part of the parameters only, and updates only this part
+        Whether each rank stores only the state of its part of the parameters, and updates only this part
         (ZeRO stage 1; Rajbhandari et al., "ZeRO: memory optimizations toward training trillion parameter
         models", SC 2020). Parameters and gradients are complete on every rank, and results have the same
-        bits. The parameters are divided by elements; those of an optimizer or option that needs whole arrays,
-        such as Muon or `centralize`, are not divided, so a large one may leave the parts uneven. `state` and
-        `state_nbytes` are those of the rank. Gradients of type `fastopt.Rows` need ``sparse="dense"``,
-        row-wise AdaGrad is not supported, and parameters cannot be added or replaced.
+        bits. The parameters are divided by elements. If the optimizer or an option needs whole arrays, as
+        Muon and `centralize` do, arrays are not divided, so the parts can be uneven if an array is large.
+        `state` and `state_nbytes` are those of the rank. Gradients of type `fastopt.Rows` require
+        ``sparse="dense"``, row-wise AdaGrad is not supported, and parameters cannot be added or replaced.
     deterministic : bool, default True
         Whether sums have a fixed order. False leaves the order of the sum over the ranks to MPI
         (``MPI_Allreduce``).
@@ -149,7 +149,7 @@ class DistributedOptimizer:
         -------
         list of (int, slice)
             Each micro-shard of this rank with its samples in the global batch. Their sizes differ by at most
-            1; those without samples are left out.
+            1; micro-shards without samples are left out.
         """
         n_samples, n = check_int("n_samples", n_samples, 0), self.n_shards
         parts = [(k, slice(k * n_samples // n, (k + 1) * n_samples // n)) for k in self.shards]
@@ -167,7 +167,7 @@ class DistributedOptimizer:
             overwritten afterwards. None stands for zeros, unless it is None in all micro-shards: then the
             parameter is left unchanged.
         shard : int
-            One of `shards`, in ascending order. Micro-shards that are left out do not count.
+            One of `shards`, in ascending order. Micro-shards that are left out do not contribute to the mean.
         weight : float, default 1
             Weight in the mean, such as the number of samples of the micro-shard.
         zero_grad : bool, default False
@@ -287,11 +287,11 @@ class DistributedOptimizer:
         return assemble(self._params.treedef, self._partition.join_arrays(parts))
 
     def swapped_ema(self) -> AbstractContextManager[None]:
-        """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
+        """Context manager in which the parameters hold their averages; no step can be taken in it."""
         return self._swapped(self.opt.swapped_ema())
 
     def averaged(self) -> AbstractContextManager[None]:
-        """``with opt.averaged():`` the parameters hold the averages of a schedule-free optimizer."""
+        """Context manager in which the parameters hold the averages of a schedule-free optimizer."""
         context: AbstractContextManager[None] = self._method("averaged")()
         return self._swapped(context)
 
@@ -331,7 +331,7 @@ class DistributedOptimizer:
         return state if self._partition is None else self._partition.join(self.ranks.allgather(state))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> IncompatibleKeys:
-        """Resume from a state dict, see `Optimizer.load_state_dict`. All ranks must load the same."""
+        """Resume from a state dict, see `Optimizer.load_state_dict`. All ranks must load the same state."""
         if self._partition is not None:
             state_dict = self._partition.split(state_dict, self.opt._kernels)
         return self.opt.load_state_dict(state_dict, strict)

@@ -38,8 +38,8 @@ def check_gradients(
     Returns
     -------
     float
-        Maximum of ``|g - d| / max(1, |d|)`` over all parameters, of the gradient g and the difference
-        ``d = (loss(p + eps) - loss(p - eps)) / (2 eps)``.
+        Maximum of ``|g - d| / max(1, |d|)`` over all parameters, where ``g`` is the gradient and
+        ``d = (loss(p + eps) - loss(p - eps)) / (2 eps)`` is the difference.
 
     Notes
     -----

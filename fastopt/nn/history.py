@@ -37,8 +37,8 @@ class History:
         ``"accuracy"``: fraction of the training samples predicted correctly, if predictions are labels. For
         `fastopt.MLP` it is a running mean over the batches, as in Keras, computed in the training step:
         before the update and with dropout. For a custom model it is estimated after the epoch: `predict` is
-        called with every sample, or with 512 samples or more, with evenly spaced ones, at least 256 of them
-        and a sixteenth of all;
+        called with all samples if there are fewer than 512, else with evenly spaced ones, at least 256 and at
+        least a sixteenth of all samples;
         ``"val_accuracy"``: fraction of the validation samples predicted correctly after the epoch. Both
         accuracies are weighted by sample weights but not by class weights. A sample with several labels is
         correct if all of them are;

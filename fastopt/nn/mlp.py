@@ -63,8 +63,8 @@ class MLP(Network):
         Seed of the initial weights and of dropout. Both dtypes have the same weights, up to rounding.
     l2 : float, default 0.0
         Adds the penalty ``0.5 * l2 * sum(W**2)``, over all weight matrices, to the loss, and ``l2 * W``
-        to the gradients. The penalty is not divided by the batch size. (scikit-learn's ``alpha`` is:
-        the same penalty there is ``l2 = alpha / batch_size``.)
+        to the gradients. The penalty is not divided by the batch size. (scikit-learn divides its penalty: its
+        ``alpha`` corresponds to ``l2 = alpha / batch_size``.)
     init : {"auto", "he", "glorot"}, default "auto"
         ``"he"``: normal with variance ``2 / fan_in``; ``"glorot"``: uniform with variance
         ``2 / (fan_in + fan_out)``. ``"auto"`` depends on the activation that follows the layer: He

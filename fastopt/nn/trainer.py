@@ -47,12 +47,12 @@ class Trainer(Saving):
     net : object
         `fastopt.MLP`, or any object with ``params``, a list of layers, each an array or a list of arrays
         (it may be empty), or any other nesting of arrays; ``train_step(X, y) -> (loss, grads)``; and
-        ``predict(X)``. Gradients have the order of ``params`` or start with the last layer. If their
-        shapes fit both, the attribute ``net.grads_reversed`` must say which, True for the last layer
-        first. They may be what NumPy can subtract from the parameters in place: of another dtype, or of a
-        shape that can be broadcast. If the model has ``evaluate(X, y) -> float``, it computes the
-        validation loss. With sample weights, both are called with a third argument, the weights, and
-        return the weighted mean loss.
+        ``predict(X)``. Gradients have the order of ``params`` or start with the last layer. If their shapes
+        match both orders, the attribute ``net.grads_reversed`` must select one; True means that the last
+        layer comes first. A gradient may have another dtype than its parameter, or a shape that can be
+        broadcast, if NumPy can subtract it in place. If the model has ``evaluate(X, y) -> float``, it
+        computes the validation loss. With sample weights, both are called with a third argument, the weights,
+        and return the weighted mean loss.
     opt : object
         A fastopt optimizer of ``net.params``, or any object with ``step(grads)``. With a
         `fastopt.mpi.DistributedOptimizer`, the ranks share the work, see the notes of `fit`.
@@ -136,7 +136,7 @@ class Trainer(Saving):
             progress bar if standard output is a terminal and tqdm is installed
             (``pip install 'fastopt[progress]'``).
         shuffle : bool, default True
-            False uses the samples in their order, without copying them.
+            False uses the samples in their original order, without copying them.
         seed : int, optional
             Seed of the shuffling. Passing the same seed again continues the random sequence; a different
             one restarts it.
@@ -178,15 +178,15 @@ class Trainer(Saving):
         samples. The micro-batches that are left at the end of an epoch make a step with a smaller batch.
 
         With a `fastopt.mpi.DistributedOptimizer`, all ranks call `fit` with the same arguments; the weights,
-        the order of the samples and the times are those of rank 0. `batch_size` is that of all ranks
-        together. Each batch is cut into the micro-shards of the optimizer, and each rank computes the
-        gradients of its own. Dropout masks depend on the micro-shard and the sample's position in it,
-        and batch normalization uses the mean and variance of a micro-shard; its running averages are averaged
-        over the micro-shards of a batch. The results therefore have the same bits for any number of ranks,
-        except ``history["seconds"]``, if the gradients of the model do not depend on the number of threads,
-        as those of `fastopt.MLP`. Callbacks run on all ranks with the same logs and must make the same
-        decisions; those of fastopt write files on rank 0 only, as `write` does. An MLP is evaluated by all
-        ranks, another model by rank 0.
+        the order of the samples and the times are those of rank 0. `batch_size` is the number of samples of
+        all ranks together. Each batch is split into the micro-shards of the optimizer, and each rank computes
+        the gradients of its own micro-shards. Dropout masks depend on the micro-shard and the sample's
+        position in it, and batch normalization uses the mean and variance of a micro-shard; its running
+        averages are averaged over the micro-shards of a batch. The results therefore have the same bits for
+        any number of ranks, except ``history["seconds"]``, if the gradients of the model do not depend on the
+        number of threads, which holds for `fastopt.MLP`. Callbacks run on all ranks with the same logs and
+        must make the same decisions; those of fastopt write files on rank 0 only, as `write` does. All ranks
+        evaluate an MLP; rank 0 evaluates any other model.
         """
         if validation_split:
             if validation_data is not None:

@@ -73,7 +73,7 @@ class Adagrad(Optimizer):
         Keep one accumulator per row (index of the first axis) instead of one per element, and add the mean
         of the row's squared gradients to it. This halves the memory of an embedding table with its state.
     convention
-        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`; "keras" has
+        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`; "keras" uses
         decoupled weight decay.
 
     References
@@ -135,7 +135,7 @@ class Adadelta(Optimizer):
     eps : float or schedule
         :math:`\epsilon \ge 0`; with 0 the parameters never move.
     convention
-        "keras" has decoupled weight decay.
+        "keras" uses decoupled weight decay.
 
     References
     ----------
@@ -207,12 +207,12 @@ class FTRL(Optimizer):
     l1, l2 : float or schedule
         L1 and L2 penalties :math:`\lambda_1, \lambda_2 \ge 0`.
     beta : float or schedule
-        :math:`\beta \ge 0`.
+        :math:`\beta \ge 0`, which reduces the learning rates of the first steps.
     initial_accumulator_value : float
         Initial sum :math:`n_0 \ge 0`. This or `beta` must be positive.
     convention
-        "torch" is the paper's formula: torch has no FTRL. "keras" doubles `l2`, as the gradient of
-        :math:`\lambda_2 p^2`, and has decoupled weight decay.
+        "torch" is the formula of the paper, because torch has no FTRL. "keras" doubles `l2`, because its
+        penalty is :math:`\lambda_2 p^2`, and uses decoupled weight decay.
 
     References
     ----------

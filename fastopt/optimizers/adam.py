@@ -91,7 +91,7 @@ class Adam(Optimizer):
         Cannot be combined with `amsgrad`.
     convention
         "keras" and "sklearn" add epsilon before bias correction (the paper's epsilon-hat): :math:`\gamma
-        \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`. "keras" has decoupled
+        \frac{\sqrt{1 - \beta_2^t}}{1 - \beta_1^t} \frac{m_t}{\sqrt{v_t} + \epsilon}`. "keras" uses decoupled
         weight decay. With "optax", `amsgrad` takes the maximum of the bias-corrected :math:`v_t`.
 
     References
@@ -137,7 +137,8 @@ class AdamWRule(AdamRule):
 class AdamW(Adam):
     r"""Adam with decoupled weight decay.
 
-    As `Adam`, but :math:`p \leftarrow (1 - \gamma \lambda) p` before each step in place of the L2 penalty.
+    Like `Adam`, but with :math:`p \leftarrow (1 - \gamma \lambda) p` before each step instead of the L2
+    penalty.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ class Adamax(Optimizer):
     ----------
     convention
         "keras" adds epsilon outside the maximum, :math:`u_t = \max(\beta_2 u_{t-1}, |g_t|)` and :math:`m_t
-        / (u_t + \epsilon)`, and has decoupled weight decay.
+        / (u_t + \epsilon)`, and uses decoupled weight decay.
 
     References
     ----------

@@ -88,8 +88,8 @@ class Arrangement:
     def rebind(self, params: Params) -> None:
         """Update other arrays from now on, keeping state, step counts and hyperparameters.
 
-        Use it after arrays were replaced by others, for example by loaded ones. The state of each array goes
-        to the new array at the same place.
+        Use it after arrays were replaced by others, for example by loaded ones. Each new array takes over the
+        state of the previous array at the same position in the nesting.
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class Arrangement:
         Raises
         ------
         TypeError, ValueError
-            If they do not match; nothing has been changed then.
+            If the arrays do not match; nothing has been changed then.
         """
         self._refuse_swapped("rebind")
         if self._refreshing:
@@ -215,7 +215,7 @@ class Arrangement:
     def sync_params(self) -> None:
         """Use the current values of the parameters after they were replaced outside of the optimizer.
 
-        Copies that the optimizer keeps of the parameters, such as the slow parameters of Lookahead, the
+        The copies of the parameters that the optimizer keeps, such as the slow parameters of Lookahead, the
         moving average, or the iterates of the schedule-free optimizers, are set to the current values.
         Gradient moments and step counts are left unchanged. Call it after loading other weights into the
         parameters.
@@ -231,9 +231,9 @@ class Arrangement:
     def catch_up(self, param: AnyArray | int | None = None, rows: ArrayLike | None = None) -> None:
         """With ``sparse="exact"``, apply the steps that rows have skipped.
 
-        Call it for the rows of a minibatch before they are read, and for all rows before the parameters
-        are. `step` does it for the rows whose gradient it receives; `state_dict`, copying and pickling do it
-        for all. It does nothing if no row can have skipped a step.
+        Call it for the rows of a minibatch before you read them, and without arguments before you read all
+        parameters. `step` does it for the rows whose gradient it receives; `state_dict`, copying and pickling
+        do it for all rows. It does nothing if no row can have skipped a step.
 
         Parameters
         ----------

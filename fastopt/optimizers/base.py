@@ -120,8 +120,8 @@ class Optimizer(Saving):
     sparse : {"lazy", "exact", "dense"}, optional
         Treatment of the rows that a gradient of type `fastopt.Rows` does not contain. "lazy": they are left
         unchanged. "exact": they take a step with a zero gradient, but only when they are needed, see
-        `catch_up`; not for parameters of 16 bits. "dense": they take it at once. The default is "lazy"
-        where the optimizer supports it, else "dense".
+        `catch_up`; not supported for 16-bit parameters. "dense": they take this step immediately. The default
+        is "lazy" where the optimizer supports it, else "dense".
     rounding : {"stochastic", "nearest"}
         Rounding of bfloat16 and float16 parameters, whose updates are computed in float32. "stochastic": to
         one of the two neighbors, with probabilities that make the result right on average. "nearest": an
@@ -132,12 +132,13 @@ class Optimizer(Saving):
         Storage of the state arrays of elementwise optimizers. "bfloat16": 2 bytes per element instead of 4.
         "int8": 8-bit codes with one float32 scale per block of `block_size` elements; parameters with fewer
         than 4096 elements keep float32 state. Both are rounded stochastically. Copies of the parameters stay
-        float32, and with "int8", arrays in which errors add up are bfloat16.
+        float32, and with "int8", arrays in which errors add up are stored as bfloat16.
     block_size : {128, 256, 512}
         Elements of 8-bit state that share a scale.
     master_weights : "split", optional
-        Keep the low 16 bits that bfloat16 parameters lack in ``state[k]["low_bits"]``, so that training
-        gives the same bits as with float32 parameters. The parameters are then rounded to nearest.
+        Store the low 16 bits of the float32 values, which bfloat16 parameters cannot hold, in
+        ``state[k]["low_bits"]``, so that training gives the same bits as with float32 parameters. The
+        parameters are then rounded to nearest.
 
     Attributes
     ----------
@@ -151,7 +152,8 @@ class Optimizer(Saving):
     params
         The parameters as they were passed.
     steps : int
-        Number of steps taken. Setting it moves the schedules, and the bias corrections of all parameters.
+        Number of steps taken. Setting it also changes the step of the schedules and of the bias corrections
+        of all parameters.
     grad_norm : float or None
         Norm of the gradients before clipping, from the last step with `max_norm`, taken or skipped.
     skipped_steps : int
@@ -203,10 +205,10 @@ class Optimizer(Saving):
         ----------
         grads : nesting of ndarrays
             Gradients, of the shapes of the parameters, in the same nesting; a list with one entry per
-            group if groups were passed. They are float32, float64, bfloat16 or float16, and only read, unless
-            `zero_grad`. An array in another memory layout than its parameter is copied. For a gradient
-            of some rows, pass `fastopt.Rows`. None, or a missing key of a dict, leaves a parameter, its
-            state and its step count unchanged.
+            group if groups were passed. They are float32, float64, bfloat16 or float16, and are not modified
+            unless `zero_grad` is True. An array whose memory layout differs from that of its parameter is
+            copied. For a gradient of some rows, pass `fastopt.Rows`. None, or a missing key of a dict, leaves
+            a parameter, its state and its step count unchanged.
         max_norm : float, optional
             Scale the gradients down so that their norm over all parameters is at most this; the norm
             before scaling is stored in `grad_norm`. Formula of ``torch.nn.utils.clip_grad_norm_``. With
@@ -214,7 +216,7 @@ class Optimizer(Saving):
         clip_value : float, optional
             Clamp each gradient to ``[-clip_value, clip_value]``, after `max_norm`.
         grad_scale : float, optional
-            Multiply the gradients by this first.
+            Multiply the gradients by this value before clipping.
         zero_grad : bool
             Set the gradients to zero after use, also if the step is skipped.
         weight : float
@@ -245,7 +247,7 @@ class Optimizer(Saving):
         return self._accumulator.add(grads, weight, scale, zero_grad) and self._step_accumulated(limits)
 
     def flush(self, *, max_norm: Number | None = None, clip_value: Number | None = None) -> bool:
-        """With `accumulate`, take a step with the micro-batches so far, if there are any.
+        """With `accumulate`, take a step with the micro-batches added so far, if there are any.
 
         Parameters
         ----------
@@ -269,8 +271,8 @@ class Optimizer(Saving):
     ) -> bool:
         """Take a step in which only some rows of one parameter have a gradient.
 
-        The same as `step` with `fastopt.Rows` for that parameter and None for the others. If several tables
-        are trained together, call `step` with one `Rows` for each.
+        This is the same as `step` with `fastopt.Rows` for that parameter and None for the others. If several
+        tables are trained together, call `step` with one `Rows` for each.
 
         Parameters
         ----------
@@ -286,7 +288,7 @@ class Optimizer(Saving):
         Raises
         ------
         TypeError, ValueError
-            If they do not match the parameter; nothing has been changed then.
+            If `rows` or `grads` do not match the parameter; nothing has been changed then.
         """
         gradients: list[Rows | None] = [None] * len(self._params.arrays)
         gradients[index_of(param, self._params.arrays)] = Rows(rows, grads)
@@ -357,7 +359,7 @@ class Optimizer(Saving):
                 average[...] = decode(array)
 
     def swapped_ema(self) -> AbstractContextManager[None]:
-        """``with opt.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
+        """Context manager in which the parameters hold their averages; no step can be taken in it."""
         if "ema" not in self._state.buffers:
             raise ValueError("swapped_ema: the optimizer keeps no average; pass ema=0.999 to it")
         self._refuse_swapped("swapped_ema")

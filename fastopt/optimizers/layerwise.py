@@ -113,8 +113,8 @@ class LAMB(Optimizer):
     adapt : bool
         False for a ratio of 1, which is usual for biases and normalization scales.
     convention
-        "torch" is the paper's formula: torch has no LAMB. "keras" has decoupled weight decay in place of
-        :math:`\lambda p_{t-1}` in :math:`d_t`.
+        "torch" is the formula of the paper, because torch has no LAMB. "keras" uses decoupled weight decay in
+        place of :math:`\lambda p_{t-1}` in :math:`d_t`.
 
     References
     ----------

@@ -48,18 +48,18 @@ _KEYS = ("version", "optimizer", "steps", "skipped_steps", "groups", "state")
 
 
 class IncompatibleKeys(NamedTuple):
-    """Parts of a state dict and of an optimizer that do not fit each other; all are empty if everything fits.
+    """Differences between a state dict and an optimizer; all lists are empty if there are none.
 
     Attributes
     ----------
     missing_keys : list of str
-        What the optimizer has and the state dict does not, such as ``state['W']`` or ``ema``. It is left
-        unchanged.
+        Entries that the optimizer has and the state dict does not, such as ``state['W']`` or ``ema``. They
+        are left unchanged.
     unexpected_keys : list of str
-        What the state dict has and the optimizer does not.
+        Entries that the state dict has and the optimizer does not.
     mismatched_keys : list of str
-        What both have in a different form, with the difference: ``state['W']['exp_avg']: expected float32 of
-        shape (3,), got float32 of shape (4,)``. The optimizer's is left unchanged.
+        Entries that both have in a different form, with the difference: ``state['W']['exp_avg']: expected
+        float32 of shape (3,), got float32 of shape (4,)``. Those of the optimizer are left unchanged.
     """
 
     missing_keys: list[str]

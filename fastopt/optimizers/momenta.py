@@ -108,7 +108,7 @@ class AdEMAMix(Optimizer):
         p_t = (1 - \gamma \lambda) p_{t-1} - \gamma
               \frac{m^{(1)}_t / (1 - \beta_1^t) + \alpha_t m^{(2)}_t}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    where :math:`v_t` is Adam's.
+    where :math:`v_t` is Adam's second moment.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ class Adan(Optimizer):
     Parameters
     ----------
     betas : triple of float or schedule
-        Decay rates :math:`\beta_1, \beta_2, \beta_3`, in [0, 1): one minus those of the paper.
+        Decay rates :math:`\beta_1, \beta_2, \beta_3`, in [0, 1). The paper specifies one minus these values.
     weight_decay : float or schedule
         Proximal weight decay :math:`\lambda \ge 0`.
     no_prox : bool

@@ -83,7 +83,7 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
         Hyperparameters by pattern. A pattern is a name with the wildcards ``*``, ``?`` and ``[...]``, where
         ``*`` also matches dots; a function of the name and the array that returns a bool; or a tuple of
         patterns, one of which has to match. All patterns that match a parameter apply to it; if several set
-        the same hyperparameter, the last one does.
+        the same hyperparameter, the last one takes precedence.
 
     Returns
     -------
@@ -97,14 +97,14 @@ def param_groups(params: Params, rules: Rules) -> GroupedParams:
     ValueError
         If a pattern matches no parameter, or two parameters have the same name.
     TypeError
-        If a pattern or a result of a function is of another type.
+        If a pattern or a result of a function has the wrong type.
 
     Notes
     -----
     The parameters keep their nesting: ``opt.step(grads)`` takes gradients in the nesting of `params`, not a
-    list with one entry per group, and ``opt.params`` is `params`. `fastopt.Trainer` can therefore be used
-    as without groups. If a group is added with `add_param_group`, the gradients are then a list whose
-    first entry has the nesting of `params`.
+    list with one entry per group, and ``opt.params`` is `params`. `fastopt.Trainer` therefore needs no
+    changes. If a group is added with `add_param_group`, the gradients are then a list whose first entry has
+    the nesting of `params`.
 
     Examples
     --------

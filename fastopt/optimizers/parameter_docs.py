@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 OPTIMIZER = {
     "params": (
         "ndarray, nesting of ndarrays, list of dict, or GroupedParams",
-        "float32 or float64 arrays, updated in place; groups of them, see `Optimizer`.",
+        "float32 or float64 arrays, updated in place, or groups of such arrays; see `Optimizer`.",
     ),
     "lr": ("float or schedule", r"Learning rate :math:`\gamma \ge 0`."),
     "betas": (
         "pair of float or schedule",
         r"Decay rates :math:`\beta_1, \beta_2` of the moving averages, in [0, 1).",
     ),
-    "momentum": ("float or schedule", r":math:`\mu \ge 0`; 0 for no momentum."),
+    "momentum": ("float or schedule", r"Momentum :math:`\mu \ge 0`; 0 disables it."),
     "eps": ("float or schedule", r":math:`\epsilon \ge 0`."),
     "weight_decay": ("float or schedule", "L2 penalty: ``weight_decay * p`` is added to the gradient."),
     "decoupled_weight_decay": (
         "bool",
-        r"Decoupled weight decay instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.",
+        r"Use decoupled weight decay instead: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.",
     ),
     "bias_correction": (
         "bool",
@@ -42,7 +42,7 @@ OPTIMIZER = {
     "cautious": (
         "bool",
         "Update only the elements whose step has the sign of the gradient, and multiply their steps by the "
-        "size of the array over the number of these elements (at most 1000).",
+        "ratio of the size of the array to the number of these elements (at most 1000).",
     ),
     "maximize": ("bool", "Maximize the objective instead of minimizing it."),
     "options": ("", "Options common to all optimizers, see `Optimizer`."),
@@ -74,7 +74,7 @@ FUNCTION = {
     "step": ("int", "Number of this step; the first is 1."),
     "weight_decay": ("float", "L2 penalty: ``weight_decay * p`` is added to the gradient."),
     "decoupled_weight_decay": (
-        "bool", "Decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step."
+        "bool", "Use decoupled weight decay instead: ``p *= 1 - lr * weight_decay`` before the step."
     ),
     "warmup_steps": (
         "float", "Number of steps in which the learning rate increases linearly; 0 for no warmup."
@@ -88,7 +88,7 @@ DECOUPLED = (
     "float or schedule",
     r"Decoupled weight decay :math:`\lambda`: :math:`p \leftarrow (1 - \gamma \lambda) p` before the step.",
 )
-CONVENTION = "Framework convention: formula, and defaults of arguments that are not given."
+CONVENTION = "Framework convention: it selects the formula and the defaults of arguments that are not given."
 RAISES = """Raises
 ------
 ValueError, TypeError

@@ -84,8 +84,8 @@ class Prodigy(Optimizer):
         d_{t+1} = \max\Big(d_t, c \frac{r_t}{\|s_t\|_1}\Big), \qquad
         p_t = (1 - \gamma d_t \lambda) p_{t-1} - \gamma d_t \frac{m_t}{\sqrt{v_t} + d_{t+1} \epsilon}
 
-    Inner products and norms are over all parameters. The estimate is
-    ``groups[0].scalar_state["d"]``. It requires a second pass over the parameters.
+    Inner products and norms are over all parameters. The estimate is ``groups[0].numbers["d"]``. Each step
+    makes a second pass over the parameters.
 
     Parameters
     ----------

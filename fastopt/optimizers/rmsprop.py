@@ -78,10 +78,10 @@ class RMSprop(Optimizer):
         Divide by the standard deviation instead of the root mean square.
     initial_accumulator_value : float
         Initial average :math:`s_0 \ge 0`. With 0, the first step is :math:`1 / \sqrt{1 - \alpha}` times as
-        long as later ones; with a value of the size of the squared gradients it is not.
+        long as later ones; an initial value of the size of the squared gradients avoids this.
     convention
-        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and multiply
-        the learning rate into the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" has decoupled
+        "keras" and "optax" add epsilon inside the square root, :math:`\sqrt{s_t + \epsilon}`, and apply the
+        learning rate inside the velocity, :math:`b_t = \mu b_{t-1} + \gamma d_t`; "keras" uses decoupled
         weight decay.
 
     References

@@ -41,26 +41,26 @@ class Rule:
     SCALAR_STATE : dict of str to float
         Initial values of the scalars that are carried from step to step.
     SHARED_SCALARS : bool
-        Whether all parameters share these scalars, else each parameter has its own.
+        If True, all parameters share these scalars; otherwise each parameter has separate ones.
     COPIES : tuple of str
         State arrays that are copies of the parameter, such as its initial value or an average.
     DECAYS_COPY : bool
-        Whether the first state array is a copy that `independent_weight_decay` must multiply, too.
+        Whether the first state array is a copy that `independent_weight_decay` must also multiply.
     REFUSED_OPTIONS : dict of str to str
         Options that the optimizer does not support, with the reason.
     SPARSE : tuple of str
         Supported modes for sparse rows; the first is the default.
     STATE_KINDS : dict of str to str
         Kind of the state arrays that `state_dtype` may store with fewer bits, by name: "signed", an average
-        that forgets old values; "nonnegative", the same of values that are never negative; "precise", one in
-        which the errors of many steps add up, which has bfloat16 under "int8", too. Other arrays, such as
-        copies of the parameter, are stored as the kernels compute.
+        that forgets old values; "nonnegative", such an average of values that are never negative; "precise",
+        an array in which the errors of many steps add up, which is stored as bfloat16 under "int8". Other
+        arrays, such as copies of the parameter, are stored as the kernels compute.
     PRECOMPUTED : tuple of str
         Kernels that apply an update computed by `compute_update` in NumPy.
     DECAY : {"l2", "decoupled", "optional"}
-        How `weight_decay` acts: it is added to the gradient (under the convention "keras" the parameters are
-        scaled before the update); the kernel's own scalars contain it; or `decoupled_weight_decay` selects
-        one of the two.
+        How `weight_decay` is applied. "l2": it is added to the gradient (under the convention "keras" the
+        parameters are scaled before the update); "decoupled": the scalars of the kernel contain it;
+        "optional": `decoupled_weight_decay` selects one of the two.
     """
 
     STATES: ClassVar[States] = {}
@@ -179,7 +179,7 @@ class Rule:
 
     @classmethod
     def reset_copies(cls, hp: Hyperparameters, p: Array, state: Mapping[str, Array]) -> None:
-        """Set the state arrays that are copies of the parameter to its present value."""
+        """Set the state arrays that are copies of the parameter to its current value."""
         for name in cls.COPIES:
             state[name][...] = p
 
@@ -222,8 +222,8 @@ class Rule:
         -------
         (ratio, factors) or None
             Each such step is at most ``ratio`` times the previous one, apart from bias corrections, and the
-            parameter does not move once the first state array is zero. ``factors`` are what one such
-            step multiplies the parameter (when it no longer moves) and each state array by. None
-            if there is no such ratio.
+            parameter does not move once the first state array is zero. ``factors`` are the factors by which
+            one such step multiplies the parameter (when it no longer moves) and each state array. None if
+            there is no such ratio.
         """
         return None

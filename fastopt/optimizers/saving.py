@@ -22,19 +22,19 @@ class Saving(Arrangement):
     """Base class of `Optimizer`: state dicts, files and copies."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a later run needs to resume, as plain numbers, strings and copies of arrays.
+        """Return all that a later run needs to resume, as plain numbers, strings and copies of arrays.
 
-        Schedules are not saved: the optimizer that loads keeps its own, and takes over the state
-        of those that have one. Skipped steps of sparse rows are applied first.
+        Schedules are not saved: the optimizer that loads the state dict keeps its own schedules, and restores
+        the state of those that have a state. Skipped steps of sparse rows are applied first.
 
         Returns
         -------
         dict
-            ``version`` of the format, ``optimizer``, ``steps``, ``skipped_steps``; ``groups``, for each the
-            hyperparameters, the keys of its parameters and the states of its schedules; ``state``, for each
-            key of a parameter its number of steps, its scalars and its arrays by name; and the buffers of
-            options: ``ema``, ``lookahead``, ``accumulated``. The key of a parameter is its path in the
-            nesting, such as ``"encoder.0.W"``.
+            ``version`` of the format, ``optimizer``, ``steps``, ``skipped_steps``; ``groups``, which contain
+            the hyperparameters, the keys of the parameters and the states of the schedules of each group;
+            ``state``, which contains the number of steps, the scalars and the arrays by name for each key of
+            a parameter; and the buffers of options: ``ema``, ``lookahead``, ``accumulated``. The key of a
+            parameter is its path in the nesting, such as ``"encoder.0.W"``.
         """
         self._refuse_swapped("state_dict")
         self.catch_up()
@@ -59,14 +59,14 @@ class Saving(Arrangement):
         Returns
         -------
         IncompatibleKeys
-            What did not match: the lists ``missing_keys``, ``unexpected_keys`` and ``mismatched_keys``, which
-            are empty with `strict`.
+            The entries that did not match, in the lists ``missing_keys``, ``unexpected_keys`` and
+            ``mismatched_keys``, which are empty with `strict`.
 
         Raises
         ------
         ValueError, TypeError
-            If it belongs to another optimizer, has an impossible value or, with `strict`, does not fit;
-            nothing has been changed then.
+            If `state_dict` belongs to another optimizer, has an invalid value or, with `strict`, does not
+            match; nothing has been changed then.
         """
         self._refuse_swapped("load_state_dict")
         check_bool("strict", strict)

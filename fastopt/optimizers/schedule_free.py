@@ -50,9 +50,9 @@ class _ScheduleFree(Optimizer):
     RULE = _ScheduleFreeRule
 
     def averaged(self) -> AbstractContextManager[None]:
-        """``with opt.averaged():`` the parameters hold their averages, and no step can be taken.
+        """Context manager in which the parameters hold their averages; no step can be taken in it.
 
-        Evaluate and save the averages; compute gradients outside of the context.
+        Evaluate and save the model inside the context; compute gradients outside of it.
         """
         self._refuse_swapped("averaged")
         return Exchange(self._counter, "averaged", self._params.arrays, self._averages())

@@ -73,14 +73,14 @@ class SGD(Optimizer):
     Parameters
     ----------
     dampening : float or schedule
-        :math:`\tau`, applied from the second step on.
+        Dampening :math:`\tau`, which is not applied in the first step.
     nesterov : bool
         Use Nesterov momentum. Requires a momentum and zero dampening; without a momentum it is ignored under
         "keras" and "sklearn".
     convention
-        "article", "keras" and "sklearn" multiply the learning rate into the velocity, :math:`b_t = \mu
-        b_{t-1} + \gamma g_t` and :math:`p_t = p_{t-1} - b_t`, which differs when the learning rate changes.
-        "keras" has decoupled weight decay.
+        "article", "keras" and "sklearn" apply the learning rate inside the velocity, :math:`b_t = \mu b_{t-1}
+        + \gamma g_t` and :math:`p_t = p_{t-1} - b_t`, which differs when the learning rate changes. "keras"
+        uses decoupled weight decay.
 
     References
     ----------

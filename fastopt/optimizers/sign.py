@@ -142,7 +142,7 @@ class Lion(Optimizer):
     Parameters
     ----------
     convention
-        "torch" is the paper's formula: torch has no Lion.
+        "torch" is the formula of the paper, because torch has no Lion.
 
     References
     ----------

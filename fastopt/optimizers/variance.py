@@ -95,7 +95,8 @@ class Yogi(Optimizer):
         v_t = v_{t-1} - (1 - \beta_2) \operatorname{sign}(v_{t-1} - g_t^2) g_t^2, \qquad
         p_t = p_{t-1} - \gamma \frac{m_t / (1 - \beta_1^t)}{\sqrt{v_t / (1 - \beta_2^t)} + \epsilon}
 
-    where :math:`m_t` is Adam's. The second moment decreases more slowly than Adam's after large gradients.
+    where :math:`m_t` is Adam's first moment. The second moment decreases more slowly than Adam's after large
+    gradients.
 
     Parameters
     ----------

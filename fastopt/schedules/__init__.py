@@ -12,8 +12,8 @@ fields are equal, and can be pickled. All except `ReduceOnPlateau` are immutable
 alone, so a run that resumes at step ``n`` continues exactly.
 
 The first field of most schedules is called ``lr``, but the value can also be a momentum or a weight decay.
-If ``torch.optim.lr_scheduler`` has the same schedule, the values agree, with one step here for one of its
-"epochs".
+If ``torch.optim.lr_scheduler`` has the same schedule, the values agree; one step here corresponds to one of
+its "epochs".
 """
 
 from typing import TYPE_CHECKING

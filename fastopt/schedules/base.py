@@ -172,9 +172,9 @@ class Wrapper(Checked):
         return value
 
     def report(self, metric: float) -> None:
-        """Pass a metric to every schedule inside that has a method `report`, such as `ReduceOnPlateau`.
+        """Pass a metric to every wrapped schedule that has a method `report`, such as `ReduceOnPlateau`.
 
-        All of them receive it, whether or not the present step is theirs.
+        All of them receive it, including those that do not determine the current value.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class Wrapper(Checked):
         report_to([self], metric)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states of the schedules inside that have one, by name."""
+        """Return the states of the wrapped schedules that have a state, by name."""
         return {name: schedule.state_dict() for name, schedule in self._stateful().items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

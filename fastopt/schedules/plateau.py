@@ -56,7 +56,7 @@ class ReduceOnPlateau(Checked):
     -----
     Agrees with ``torch.optim.lr_scheduler.ReduceLROnPlateau``, whose ``step`` is called `report` here, for
     positive metrics. For negative metrics and a relative threshold, torch counts every metric that is equal
-    to the best one as an improvement, and even slightly worse ones. As there, NaN is never an improvement.
+    to the best one as an improvement, and even slightly worse ones. As in torch, NaN is never an improvement.
 
     Examples
     --------

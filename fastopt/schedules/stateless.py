@@ -273,10 +273,10 @@ class LinearWarmup(Wrapper):
 
 @dataclass(frozen=True)
 class Join(Wrapper):
-    """Follow one schedule after another.
+    """Follow several schedules, one after the other.
 
     The first schedule is followed for ``lengths[0]`` steps, the second for ``lengths[1]`` steps, and so on;
-    the last one has no length. Each begins at its step 0.
+    the last one has no length. Each begins at its own step 0.
 
     Parameters
     ----------

@@ -87,8 +87,8 @@ class BaseMLP(MLPAttributes):
             training samples are set aside. Not supported by solver "lbfgs". A pipeline does not transform
             them: a UserWarning is raised if their scale differs from that of the training samples.
         X_val, y_val, sample_weight_val : array_like, optional
-            The same as separate arguments, with the names of scikit-learn's gradient boosting. A pipeline
-            with ``transform_input=["X_val"]`` transforms them.
+            The validation data as separate arguments, with the names that scikit-learn's gradient boosting
+            estimators use. A pipeline with ``transform_input=["X_val"]`` transforms them.
 
         Returns
         -------

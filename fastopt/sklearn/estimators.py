@@ -68,12 +68,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         Determines the initial weights, the validation split, the order of the samples, and dropout.
     tol : float, default 1e-4
         Training stops when the loss or validation score has not improved by `tol` for more than
-        `n_iter_no_change` epochs. With ``"lbfgs"``, the largest gradient component of a solution.
+        `n_iter_no_change` epochs. With ``"lbfgs"``, training stops when no component of the gradient is
+        larger than `tol`.
     verbose : bool, default False
         Print the loss of each epoch.
     warm_start : bool, default False
-        Let `fit` resume from the last one, including optimizer state, learning rate and order of the samples:
-        two fits of five epochs equal one of ten.
+        Let `fit` continue from the previous fit, including optimizer state, learning rate and order of the
+        samples: two fits of five epochs equal one of ten.
     momentum : float, default 0.9
         Momentum of ``"sgd"``.
     nesterovs_momentum : bool, default True
@@ -110,7 +111,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     loss_ : float
         Loss of the last epoch, including the penalty.
     loss_curve_ : list of float
-        Loss of each epoch. This and the attributes up to `best_validation_score_` do not exist with
+        Loss of each epoch. This attribute and those up to `best_validation_score_` do not exist with
         ``"lbfgs"``.
     best_loss_ : float or None
         Lowest loss; None with `early_stopping`.

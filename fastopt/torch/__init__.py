@@ -1,4 +1,4 @@
-"""Optimizers for PyTorch tensors in the memory of the CPU (``pip install 'fastopt[torch]'``).
+"""Optimizers for PyTorch tensors on the CPU (``pip install 'fastopt[torch]'``).
 
 There is one class per fastopt optimizer, with its name. Each is a `torch.optim.Optimizer`::
 
@@ -6,8 +6,9 @@ There is one class per fastopt optimizer, with its name. Each is a `torch.optim.
     loss.backward()
     optimizer.step()
 
-Parameters and state are updated in the memory of the tensors. Where ``torch.optim`` has the optimizer, the
-arguments, the groups and the keys of the state are the same, and each class loads the state of the other.
+Parameters and state are updated in the memory of the tensors. If ``torch.optim`` has a class of the same
+name, the arguments, the groups and the keys of the state are the same, and each class loads the state of the
+other.
 """
 
 from typing import TYPE_CHECKING

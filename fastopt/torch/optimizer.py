@@ -127,7 +127,7 @@ class Optimizer(torch.optim.Optimizer):
         clip_value : float, optional
             Clamp each gradient to ``[-clip_value, clip_value]``, after `max_norm`.
         grad_scale : float, optional
-            Multiply the gradients by this first.
+            Multiply the gradients by this value before clipping.
         zero_grad : bool
             Set the gradients to zero after use, also if the step is skipped.
 
@@ -187,7 +187,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @contextmanager
     def swapped_ema(self) -> Iterator[None]:
-        """``with optimizer.swapped_ema():`` the parameters hold their averages, and no step can be taken."""
+        """Context manager in which the parameters hold their averages; no step can be taken in it."""
         if "ema" not in self._training_options.updates:
             raise ValueError("swapped_ema: the optimizer keeps no average; pass ema=0.999 to it")
         self._refuse_swapped("swapped_ema")
@@ -195,11 +195,11 @@ class Optimizer(torch.optim.Optimizer):
             yield
 
     def sync_params(self) -> None:
-        """Take the parameters as they are now, after other weights were loaded into them.
+        """Use the current values of the parameters after other weights were loaded into them.
 
         Copies of the parameters in the state, such as averages and the iterates of the schedule-free
-        optimizers, are set to the present values, and the low bits of split master weights to zero. Gradient
-        moments and step counts are left unchanged.
+        optimizers, are set to the current values, and the low bits of split master weights are set to zero.
+        Gradient moments and step counts are left unchanged.
         """
         self._refuse_swapped("sync_params")
         self._binding = None
@@ -216,7 +216,7 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Load the state of an optimizer of this class, or of the class of this name in ``torch.optim``.
 
-        As in torch, except that state keeps its dtype.
+        It works as in torch, except that the state keeps its dtype.
         """
         self._refuse_swapped("load_state_dict")
         # After all other hooks, so that it gets what torch loads.
@@ -276,7 +276,7 @@ class ScheduleFreeOptimizer(Optimizer):
             raise RuntimeError("train_mode: expected True in a step, got False; call train() first")
 
     def train(self, mode: bool = True) -> None:
-        """Let the parameters be where gradients are computed; with `mode` False their averages, as `eval`."""
+        """Set the parameters to the points at which gradients are computed; ``mode=False`` calls `eval`."""
         with torch.no_grad():
             for group in self.param_groups:
                 if group["train_mode"] != check_bool("mode", mode):
@@ -287,7 +287,7 @@ class ScheduleFreeOptimizer(Optimizer):
                     group["train_mode"] = mode
 
     def eval(self) -> None:
-        """Let the parameters be their averages."""
+        """Set the parameters to their averages."""
         self.train(False)
 
 

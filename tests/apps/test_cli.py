@@ -1343,7 +1343,7 @@ def test_damaged_files(check_error, folder):
     (folder / "argv.csv").write_text("1,2,a\n3,four,b\n")
     assert "cut.npz: damaged, or not an .npz file" in check_error("train", "--data", "cut.npz")
     assert "cut.csv.gz: not a valid CSV file" in check_error("train", "--data", "cut.csv.gz")
-    assert "row 2 of column '1' is 'four', expected a number; --na-values four makes it a missing" in (
+    assert "row 2 of column '1' is 'four', expected a number; --na-values four treats it as a missing" in (
         check_error("train", "--data", "argv.csv")
     )
     assert "cut.npz: damaged, or not an .npz file" in check_error("predict", "cut.npz", "digits")

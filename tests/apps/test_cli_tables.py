@@ -171,7 +171,7 @@ def test_tables_are_learned_with_the_defaults_and_predicted_by_name(run, make):
     assert run("predict", "fastopt-run", "unlabeled.csv")[1:] == (predicted, "")
     frame.drop(columns=frame.columns[-2]).to_csv("less.csv", **layout)
     status, out, err = run("predict", "fastopt-run", "less.csv")
-    assert (status, out) == (2, "") and "expected the columns of the training data, missing are" in err
+    assert (status, out) == (2, "") and "expected the columns of the training data; missing:" in err
 
 
 # --- What is printed about a table ---------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_a_warning_is_printed_once_on_standard_error(run):
     pd.DataFrame({"x": range(100), "y": range(100)}).to_csv("t.csv", index=False)
     status, out, err = run("train", "--data", "t.csv", "--epochs", 1)
     assert status == 0 and err == (
-        "fastopt: warning: t.csv: 100 different integers in 100 labels are taken for classes; "
+        "fastopt: warning: t.csv: 100 different integers in 100 labels are treated as classes; "
         "--task regression (task='regression' in Python) predicts them as values\n"
     )
     assert run("train", "--data", "t.csv", "--epochs", 1, "--task", "regression")[2] == ""
@@ -224,8 +224,8 @@ def test_texts_that_look_like_numbers(run, message):
 def test_a_header_of_numbers_may_be_data(run):
     Path("t.csv").write_text("10,20,30\n" + "".join(f"{i / 8},{i % 7},{i % 2}\n" for i in range(100)))
     assert run("train", "--data", "t.csv", "--epochs", 1)[2] == (
-        "fastopt: warning: t.csv: the first line is taken for data, but no other line has its label '30'; "
-        "--header takes it for column names\n"
+        "fastopt: warning: t.csv: the first line is read as data, but no other line has its label '30'; "
+        "--header reads it as column names\n"
     )
     for option in ("--header", "--no-header"):
         assert run("train", "--data", "t.csv", "--epochs", 1, option)[::2] == (0, "")

@@ -381,9 +381,9 @@ def test_columns_are_found_by_name(write, fitted):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["p", "q"], "missing are 'r'"),
-        (["q", "label"], "missing are 'p', 'r'"),
-        (["id", "p", "q", "r"], "unknown are 'id'; leave them out with --ignore"),
+        (["p", "q"], "missing: 'r'"),
+        (["q", "label"], "missing: 'p', 'r'"),
+        (["id", "p", "q", "r"], "unknown: 'id'; leave them out with --ignore"),
     ],
 )
 def test_missing_and_unknown_columns_are_errors(write, fitted, columns, message):

@@ -50,7 +50,7 @@ def test_without_a_key_an_object_serves_one_array():
     np.testing.assert_allclose(w, 0.7)
     with pytest.raises(ValueError, match=r"w: expected the array that the previous update .* returned"):
         opt.update(np.ones(3), np.ones(3))
-    with pytest.raises(ValueError, match=r"w: expected float64 of shape \(3,\).* a key of its own"):
+    with pytest.raises(ValueError, match=r"w: expected float64 of shape \(3,\).* its own key"):
         opt.update(np.ones(4), np.ones(4))
     assert opt.update(np.ones(3), np.ones(3), key="another") is not None
     assert opt.optimizers[None].steps == 3

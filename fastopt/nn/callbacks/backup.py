@@ -25,14 +25,14 @@ class BackupAndRestore(Callback):
 
     The complete state is written to the files ``backup-1.npz``, ``backup-2.npz``, ... of a folder: the
     model, the state of the optimizer, the history, the random generator and the position in the epoch, and
-    the state of the other callbacks. After a crash, run the same program again: if the trainer has trained
-    nothing yet and there is a backup, `Trainer.fit` resumes from it and trains the remaining epochs, with
-    results that are identical bit for bit to those of an uninterrupted run. A backup is also written when
-    Ctrl-C or SIGTERM ends the fit.
+    the state of the other callbacks. After a crash, run the same program again: if the trainer has not
+    trained yet and there is a backup, `Trainer.fit` resumes from the backup and trains the remaining epochs,
+    with results that are identical bit for bit to those of an uninterrupted run. A backup is also written
+    when Ctrl-C or SIGTERM ends the fit.
 
-    It must be the last of the callbacks, so that their changes are saved. If an epoch is resumed after some
-    of its batches, the hooks of its beginning are not called again: what they have changed must be part of
-    the state of their callback.
+    It must be the last of the callbacks, so that their changes are saved. If a run is resumed in the middle
+    of an epoch, `on_epoch_begin` is not called again for this epoch: a change that it has made must be part
+    of the state of its callback.
 
     Parameters
     ----------
@@ -40,13 +40,14 @@ class BackupAndRestore(Callback):
         Folder for the backups of one training run. It is created if it is missing.
     save_freq : "epoch", int or str, default "epoch"
         When to save: after each epoch; an int, after this many batches; or a time such as ``"30s"``, after
-        the first batch that ends so many seconds after the last backup.
+        the first batch that ends at least this long after the last backup.
     keep : int, default 2
-        Number of backups to keep. An old one is removed when a new one is complete and has been read back.
-        If the newest is damaged when the run is resumed, a warning says so and the one before is used.
+        Number of backups to keep. An old backup is removed when a new one is complete and has been read back.
+        If the newest backup is damaged when the run is resumed, a warning is raised and the previous backup
+        is used.
     delete_checkpoint : bool, default True
-        Whether to delete the backups at the end of the fit, and the folder if it is empty then. They are kept
-        in any case if the fit ends by Ctrl-C, SIGTERM, `max_time` or an error.
+        Whether to delete the backups at the end of the fit, and the folder if it is empty then. They are
+        always kept if the fit is ended by Ctrl-C, SIGTERM, `max_time` or an error.
     """
 
     def __init__(

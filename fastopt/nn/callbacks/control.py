@@ -41,8 +41,8 @@ class EarlyStopping(MonitorCallback):
     baseline : float, optional
         An epoch counts as an improvement only if the metric is also better than this value.
     restore_best_weights : bool, default False
-        At the end of `Trainer.fit`, for whatever reason, restore the weights of the best epoch, whether
-        or not it was better than `baseline`. The state of the optimizer is not restored.
+        When `Trainer.fit` ends, for whatever reason, restore the weights of the best epoch, whether or not it
+        was better than `baseline`. The state of the optimizer is not restored.
     start_from_epoch : int, default 0
         Number of epochs before monitoring starts.
 
@@ -172,7 +172,7 @@ class ReduceLROnPlateau(MonitorCallback):
     min_delta : float, default 1e-4
         Smallest change that counts as an improvement.
     cooldown : int, default 0
-        Epochs after a reduction during which the patience does not run.
+        Number of epochs after a reduction that do not count towards the patience.
     min_lr : float, default 0.0
         Lower bound of the learning rate.
 
@@ -228,7 +228,8 @@ class ReduceLROnPlateau(MonitorCallback):
 class LearningRateScheduler(Callback):
     """Set the learning rate at the beginning of each epoch.
 
-    Schedules are called at every step and are saved with the optimizer: see `fastopt.schedules`.
+    The schedules of `fastopt.schedules` need no callback: the optimizer calls them at every step, and their
+    state is saved with it.
 
     Parameters
     ----------
@@ -332,9 +333,9 @@ class SwapEMAWeights(Callback):
 
     Notes
     -----
-    Only the parameters that the optimizer updates are averaged. The running statistics of batch
-    normalization remain those of the weights. So does the training accuracy of an MLP, which is counted in
-    the training steps.
+    Only the parameters that the optimizer updates are averaged. The running statistics of batch normalization
+    remain those of the weights. The training accuracy of an MLP is also that of the weights, because it is
+    counted in the training steps.
     """
 
     def __init__(self, swap_on_epoch: bool = False) -> None:

@@ -38,10 +38,10 @@ class ModelCheckpoint(MonitorCallback):
     verbose : int, default 0
         1 prints a message on saving.
     save_best_only : bool, default False
-        Save only if `monitor` is better than ever before.
+        Save only if `monitor` is better than its best value so far.
     save_weights_only : bool, default False
-        False saves with ``net.save(path)``: for an MLP, see `fastopt.MLP.save`. True saves only the
-        arrays of the model, of whatever class, to an ``.npz`` file. An MLP loads them with
+        False saves with ``net.save(path)``: for an MLP, see `fastopt.MLP.save`. True saves only the arrays of
+        the model, which may have any class, to an ``.npz`` file. An MLP loads them with
         ``net.load_state_dict(dict(numpy.load(path)))``.
     mode : {"auto", "min", "max"}, default "auto"
         Whether a smaller or a larger value is better. ``"auto"`` infers it for the loss and the accuracy.

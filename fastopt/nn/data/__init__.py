@@ -1,4 +1,4 @@
-"""Data sets from IDX, NPZ and CSV files, and the handwritten digits that come with the package.
+"""Data sets from IDX, NPZ and CSV files, and the handwritten digits that the package includes.
 
 `read_idx`, `read_npz` and `read_csv` return the arrays of a file. `read` accepts all these formats and
 returns samples to predict; `load` returns a data set ready to train on. A damaged file raises a

@@ -83,8 +83,8 @@ def load(
     path, label, header, scale
         As for `read`. The data set must have labels.
     task : {"auto", "classification", "regression"}
-        ``"auto"`` selects a regression if the labels are floating-point numbers, unless these are integral
-        values with at most 20 different values and at least 5 samples of each on average.
+        ``"auto"`` selects a regression if the labels are floating-point numbers, unless all of them are
+        integral, with at most 20 different values and at least 5 samples per value on average.
     test_size, seed
         As for `train_test_split`. Used only if the data set is not already split and there is no `test`.
     validation_size : float, default 0
@@ -95,7 +95,8 @@ def load(
     layout : TableFormat, optional
         Layout of a table. Its `header` takes precedence over the argument.
     ignore, categorical : sequence of str or int, default ()
-        Names or indices of the columns of a table to leave out, and to encode even if they hold numbers.
+        Names or indices of the columns of a table to leave out, and of those to encode as categories even if
+        they contain numbers.
     standardize : bool, default True
         Whether to standardize the numbers of a table.
     """
@@ -176,8 +177,8 @@ def split_rows(
         n = len(rows["train"])
         if not 0 < round(n * size) < n:
             raise ValueError(
-                f"{path}: expected more samples to split off a {name} part of {size:g} from, got {n}; pass a "
-                f"file with the {name} data (--{name})"
+                f"{path}: expected more samples to use a fraction of {size:g} as {name} data, got {n}; pass "
+                f"a file with the {name} data (--{name})"
             )
         rows["train"], rows[name], _, _ = train_test_split(rows["train"], y[rows["train"]], size, seed)
     return rows

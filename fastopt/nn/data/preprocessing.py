@@ -36,18 +36,19 @@ _WITH_UNIT = r"[-+]?(?:[$€£]\s?\d[\d.,]*|\d[\d.,]*\s?[%$€£])"
 
 @dataclass
 class Column:
-    """A column of features and what it becomes.
+    """A column of a table and the features into which it is encoded.
 
     Attributes
     ----------
     name : str
     categories : list of str or None
-        Texts that become one column of 0 and 1 each; None for a column of numbers.
+        Texts, each of which is encoded as a feature of 0 and 1; None for a column of numbers.
     has_missing : bool
-        Whether a further column of 0 and 1 marks missing values, as some are missing in the training data.
+        Whether an additional feature of 0 and 1 marks missing values, because some are missing in the
+        training data.
     fill, mean, scale : float
-        Numbers: the training median, which replaces a missing value; mean and standard deviation, with which
-        the result is standardized.
+        For a column of numbers: the median of the training data, which replaces missing values, and the mean
+        and standard deviation with which the result is standardized.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Column:
 
     @property
     def feature_names(self) -> list[str]:
-        """Names of the features that the column becomes."""
+        """Names of the features into which the column is encoded."""
         missing = [f"{self.name}={_MISSING_NAME}"] * self.has_missing
         if self.categories is None:
             return [self.name, *missing]
@@ -96,7 +97,7 @@ class TablePreprocessor:
     layout : dict
         The `TableFormat` that was given.
     left_out : dict of str
-        Why other columns are not features, by name.
+        Reasons why other columns are not features, by name.
     """
 
     columns: list[Column]
@@ -187,7 +188,7 @@ class TablePreprocessor:
         return np.ascontiguousarray(features.T)
 
     def unknown_categories(self, table: TableData) -> dict[str, list[str]]:
-        """Return the texts that the training data did not have, by column."""
+        """Return the texts that do not occur in the training data, by column."""
         found = {}
         for column in self.columns:
             if column.categories is not None:
@@ -257,12 +258,12 @@ class TablePreprocessor:
         found = {name: i for i, name in enumerate(reader.names)}
         if missing := [name for name in features if name not in found]:
             raise ValueError(
-                f"{reader.path}: expected the columns of the training data, missing are {_list(missing)}"
+                f"{reader.path}: expected the columns of the training data; missing: {_list(missing)}"
             )
         known = {*self.names, *ignore, *([] if label is None else [reader.names[label]])}
         if unknown := [name for name in reader.names if name not in known]:
             raise ValueError(
-                f"{reader.path}: expected the columns of the training data, unknown are {_list(unknown)}; "
+                f"{reader.path}: expected the columns of the training data; unknown: {_list(unknown)}; "
                 "leave them out with --ignore"
             )
         return found
@@ -361,8 +362,8 @@ class TableData:
 def _not_a_number(cell: str, value: object, name: str) -> str:
     text = str(value)
     return (
-        f"{cell} is {text!r}, expected a number; --na-values {text} makes it a missing value, "
-        f"--categorical {name} makes the column one of categories, --ignore {name} leaves it out"
+        f"{cell} is {text!r}, expected a number; --na-values {text} treats it as a missing value, "
+        f"--categorical {name} encodes the column as categories, --ignore {name} leaves it out"
     )
 
 
@@ -412,13 +413,13 @@ def fit_table(
 
 
 def _warn_of_header(reader: TableReader, labels: pd.Series) -> None:
-    """Warn if the first line is taken for data and may be a header of numbers."""
+    """Warn if the first line is read as data and may be a header of numbers."""
     counts = labels.value_counts()
     is_unique = not reader.named and counts.get(labels.iloc[0]) == 1 and counts.iloc[1:-1].min() > 1
     if is_unique and reader.layout.header == "auto":
         warnings.warn(
-            f"{reader.path}: the first line is taken for data, but no other line has its label "
-            f"{labels.iloc[0]!r}; --header takes it for column names",
+            f"{reader.path}: the first line is read as data, but no other line has its label "
+            f"{labels.iloc[0]!r}; --header reads it as column names",
             stacklevel=4,
         )
 
@@ -426,7 +427,7 @@ def _warn_of_header(reader: TableReader, labels: pd.Series) -> None:
 def is_regression(path: StrPath, numbers: AnyArray | None, is_float: bool, task: Task) -> bool:
     """Return whether labels are the values of a regression; `numbers` is None if a label is a text.
 
-    Warn if integers that are taken for classes look like values.
+    Warn if integers that are treated as classes look like values.
     """
     if task != "auto":
         return task == "regression"
@@ -438,7 +439,7 @@ def is_regression(path: StrPath, numbers: AnyArray | None, is_float: bool, task:
         return not (is_whole and n_values <= _MAX_FLOAT_CLASSES and len(numbers) >= 5 * n_values)
     if n_values > _MAX_FLOAT_CLASSES and (len(numbers) < 50 * n_values or n_values > 100):
         warnings.warn(
-            f"{path}: {n_values} different integers in {len(numbers)} labels are taken for classes; "
+            f"{path}: {n_values} different integers in {len(numbers)} labels are treated as classes; "
             "--task regression (task='regression' in Python) predicts them as values",
             stacklevel=4,
         )

@@ -60,17 +60,17 @@ class TableFormat:
     Parameters
     ----------
     sep : str, optional
-        Separator of the columns: one character, or ``r"\\s+"`` for any number of blanks. Default: found among
-        tab, semicolon, vertical bar, comma and blanks.
+        Separator of the columns: one character, or ``r"\\s+"`` for any number of blanks. Default: detected
+        among tab, semicolon, vertical bar, comma and blanks.
     decimal : {".", ","}, optional
-        Decimal point. Default: found.
+        Decimal point. Default: detected.
     header : bool or "auto", default "auto"
-        Whether the first line holds column names. ``"auto"``: it does if a cell is a text above numbers, if
-        no cell is a number and they are not values of the other lines, or if the cells count the columns
-        from 0.
+        Whether the first line holds column names. With ``"auto"``, the first line is a header if one of its
+        cells is a text above numbers, if its cells are different texts that are not all values of their
+        columns, or if its cells number the columns from 0.
     na_values : tuple of str, default ()
-        Texts that stand for a missing value, in addition to the empty text, ``?`` and those of pandas. In the
-        label column, only these and the empty text are missing.
+        Texts that stand for a missing value, in addition to the empty string, ``?`` and those of pandas. In
+        the label column, only these and the empty string are missing.
     thousands : str, optional
         Separator of thousands in numbers, one character. Default: there is none.
     encoding : str, optional
@@ -117,7 +117,7 @@ class TableReader:
     Attributes
     ----------
     names : list of str
-        Names of the columns; their numbers from 0 without a header.
+        Names of the columns; without a header, their indices from 0.
     named : bool
         Whether there is a header.
     sep, decimal : str
@@ -268,9 +268,9 @@ class TableReader:
         Parameters
         ----------
         text : collection of int
-            Columns whose texts are kept as they are, also if they look like numbers.
+            Columns whose texts are kept as they are, even if they look like numbers.
         label : int, optional
-            The label column, which is one of these.
+            The label column, whose texts are also kept.
         """
         text = {*text, *([] if label is None else [label])}
         if self._parquet is not None:
