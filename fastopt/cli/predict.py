@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     net, classes, table = load_model(path)
     is_regression = net.loss in registry.LOSSES["regression"]
     if args.proba and is_regression:
-        raise ValueError("--proba: expected a classification, got a model of a regression")
+        raise ValueError("--proba: expected a classification, got a regression model")
     X, y = _read_samples(args, net, table)
     predicted = net.predict(X)
     if is_regression and table is not None:
@@ -104,8 +104,8 @@ def _read_table(
     read = table.read(args.data, given, args.label, args.ignore or ())
     for name, texts in table.unknown_categories(read).items():
         print_warning(
-            f"{args.data}: column {name!r} has values that the training data did not have, "
-            f"{', '.join(map(repr, texts[:5]))}; they count as none of its categories"
+            f"{args.data}: column {name!r} has values that are not in the training data, "
+            f"{', '.join(map(repr, texts[:5]))}; they belong to none of its categories"
         )
     X = table.transform(read)
     if read.labels is None:

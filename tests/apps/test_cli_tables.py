@@ -293,7 +293,7 @@ def test_a_regression_is_predicted_in_its_own_unit(run):
     values = np.array(out.split()[1:], float)
     assert status == 0 and np.corrcoef(values, x)[0, 1] > 0.99 and 9e5 < values.mean() < 1.1e6
     assert run("predict", "fastopt-run", "t.csv", "--proba")[2] == (
-        "fastopt: --proba: expected a classification, got a model of a regression\n"
+        "fastopt: --proba: expected a classification, got a regression model\n"
     )
 
 
@@ -312,7 +312,7 @@ def test_unknown_categories_are_a_warning(run):
     Path("new.csv").write_text("c\nu\nw\n")
     status, out, err = run("predict", "fastopt-run", "new.csv")
     assert status == 0 and len(out.splitlines()) == 3
-    assert "column 'c' has values that the training data did not have, 'w'" in err
+    assert "column 'c' has values that are not in the training data, 'w'" in err
 
 
 def test_options_of_the_layout(run):
