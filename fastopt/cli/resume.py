@@ -41,7 +41,7 @@ class RunOptions(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["data"] != self._data:
-            raise ValueError(f"--resume: {self._path} does not contain the samples with which the run started")
+            raise ValueError(f"--resume: {self._path} does not contain the samples that the run started with")
 
 
 class RunBackup(BackupAndRestore):

@@ -165,7 +165,7 @@ def test_what_cannot_be_resumed(train):
     check("--resume: none has neither config.toml nor a backup of a run", "--resume=none")
     check("argument --save-freq: expected 'epoch', a number of batches, or seconds", "--save-freq=often")
     np.savez("data.npz", X=X + 1, y=(X[:, 0] > 0).astype(int))
-    check("--resume: data.npz does not contain the samples with which the run started", "--resume=run")
+    check("--resume: data.npz does not contain the samples that the run started with", "--resume=run")
     assert results("run") == before
     Path("other").mkdir()
     save_tree("other/backup-1.npz", {"a": 1})
