@@ -58,5 +58,5 @@ def run(args: argparse.Namespace) -> int:
     if result.suggestion is None:
         reason = "the loss does not decrease by more than its noise"
         return print_error(f"fastopt: no suggestion, as {reason}", FAILED)
-    print(f"Suggestion: --lr {result.suggestion:.2g}, where the loss has fallen by two thirds of its decrease")
+    print(f"Suggestion: --lr {result.suggestion:.2g}, at two thirds of the decrease of the loss")
     return 0

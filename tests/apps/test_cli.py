@@ -1040,7 +1040,7 @@ def test_lr_find_prints_a_table_and_a_suggestion(run, folder, plots):
     assert rows == [
         [f"{lr:.2g}", f"{loss:.4f}"] for lr, loss in zip(found.lr[::3], found.smoothed[::3], strict=True)
     ]
-    reason = "where the loss has fallen by two thirds of its decrease"
+    reason = "at two thirds of the decrease of the loss"
     assert f"\nSuggestion: --lr {found.suggestion:.2g}, {reason}\n" in out
     assert (folder / "lr.png").read_bytes().startswith(b"\x89PNG") and names_in(".") == ["lr.png"]
 
