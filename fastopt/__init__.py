@@ -1,4 +1,4 @@
-"""fastopt: the optimizer step as one pass over memory, and a NumPy MLP trainer."""
+"""fastopt: optimizers whose step is one pass over memory, and a trainer for multilayer perceptrons."""
 
 from importlib import import_module as _import_module
 

@@ -67,7 +67,7 @@ _SECTIONS = """Raises
 ------
 ValueError, TypeError
     If an argument is out of range or an array cannot be updated in place. The message names the argument;
-    nothing has been changed.
+    nothing is changed.
 
 See Also
 --------

@@ -1,4 +1,4 @@
-"""What the optimizers of torch and those of fastopt call by other names, or only one of them has.
+"""Names that differ between the optimizers of torch and fastopt, or that only one of them has.
 
 Hyperparameters and state arrays have the same names in both.
 """

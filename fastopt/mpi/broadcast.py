@@ -30,7 +30,7 @@ def broadcast_parameters(params: Params, root: int = 0, comm: Any = None) -> Non
     Raises
     ------
     ValueError
-        If the arrays of the ranks do not match; nothing has been changed then.
+        If the arrays of the ranks do not match. In this case nothing is changed.
     """
     ranks = find_communicator(comm)
     _check_root(root, ranks)

@@ -176,7 +176,7 @@ class DistributedOptimizer:
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not match its parameter; nothing has been added then.
+            If a gradient does not match its parameter. In this case nothing is added.
         """
         shard = check_int("shard", shard, 0)
         weight = check_float("weight", weight, 0.0, open_low=True)

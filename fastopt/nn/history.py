@@ -48,7 +48,7 @@ class History:
     stopped_by : str or None
         Reason why the last `Trainer.fit` ended early: ``"max_time"``; ``"interrupt"`` for Ctrl-C;
         ``"SIGTERM"``; or the class name of a callback, such as ``"EarlyStopping"``. None if all epochs were
-        trained.
+        completed.
     """
 
     def __init__(self) -> None:

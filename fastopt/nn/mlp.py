@@ -206,7 +206,7 @@ class MLP(Network):
         Raises
         ------
         ValueError
-            If data are invalid or hold NaN or Inf. The gradients of the previous step are unchanged then.
+            If data are invalid or hold NaN or Inf. The gradients of the previous step stay unchanged.
         """
         return self.bind_data(X, y, sample_weight).step(None), self._grads
 

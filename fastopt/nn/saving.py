@@ -138,7 +138,7 @@ class Saving:
         Raises
         ------
         ValueError, TypeError
-            If the file is damaged, or as for `load_state_dict`; nothing has been changed then.
+            If the file is damaged, or as for `load_state_dict`. In this case nothing is changed.
         """
         self.load_state_dict(self._ranks.from_main(lambda: load_tree(path)))
 

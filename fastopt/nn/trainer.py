@@ -260,11 +260,11 @@ class Trainer(Saving):
         return self._ranks.is_main
 
     def clock(self) -> float:
-        """Return the time in seconds, that of rank 0 after the last step on all ranks."""
+        """Return the time in seconds; on all ranks, it is that of rank 0 after the last step."""
         return self._ranks.clock()
 
     def from_main(self, function: Callable[[], T]) -> T:
-        """Return what `function` returns on rank 0, the only one that calls it."""
+        """Call `function` on rank 0 only, and return its result on all ranks."""
         return self._ranks.from_main(function)
 
     def _adopt(self, callback: Callback) -> None:

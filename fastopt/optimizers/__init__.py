@@ -1,4 +1,4 @@
-"""The optimizers, one file a family. `base.py` has what they share."""
+"""The optimizers, one file per family. `base.py` has the code that they share."""
 
 from typing import TYPE_CHECKING
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Arrangement:
-    """Base class of `Optimizer`: what depends on the parameters, their groups and kernels."""
+    """Base class of `Optimizer`: the part that depends on the parameters, their groups and kernels."""
 
     RULE: ClassVar[type[Rule]] = Rule
 
@@ -101,7 +101,7 @@ class Arrangement:
         Raises
         ------
         TypeError, ValueError
-            If the arrays do not match; nothing has been changed then.
+            If the arrays do not match. In this case nothing is changed.
         """
         self._refuse_swapped("rebind")
         if self._refreshing:

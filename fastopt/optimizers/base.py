@@ -124,7 +124,7 @@ class Optimizer(Saving):
         is "lazy" where the optimizer supports it, else "dense".
     rounding : {"stochastic", "nearest"}
         Rounding of bfloat16 and float16 parameters, whose updates are computed in float32. "stochastic": to
-        one of the two neighbors, with probabilities that make the result right on average. "nearest": an
+        one of the two neighbors, with probabilities that make the result correct on average. "nearest": an
         update that is smaller than half the distance to the neighbor is lost.
     seed : int
         Seed of stochastic rounding, in [0, 2**64).
@@ -231,7 +231,7 @@ class Optimizer(Saving):
         Raises
         ------
         TypeError, ValueError
-            If a gradient does not match its parameter; nothing has been changed then.
+            If a gradient does not match its parameter. In this case nothing is changed.
         """
         if self._counter.stale:
             self._refresh()
@@ -288,7 +288,7 @@ class Optimizer(Saving):
         Raises
         ------
         TypeError, ValueError
-            If `rows` or `grads` do not match the parameter; nothing has been changed then.
+            If `rows` or `grads` do not match the parameter. In this case nothing is changed.
         """
         gradients: list[Rows | None] = [None] * len(self._params.arrays)
         gradients[index_of(param, self._params.arrays)] = Rows(rows, grads)

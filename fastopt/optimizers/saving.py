@@ -66,7 +66,7 @@ class Saving(Arrangement):
         ------
         ValueError, TypeError
             If `state_dict` belongs to another optimizer, has an invalid value or, with `strict`, does not
-            match; nothing has been changed then.
+            match. In this case nothing is changed.
         """
         self._refuse_swapped("load_state_dict")
         check_bool("strict", strict)
@@ -116,7 +116,7 @@ class Saving(Arrangement):
         Raises
         ------
         ValueError, TypeError
-            If the file is damaged, or as for `load_state_dict`; nothing has been changed then.
+            If the file is damaged, or as for `load_state_dict`. In this case nothing is changed.
         """
         return self.load_state_dict(load_tree(path), strict)
 

@@ -1,4 +1,4 @@
-"""State dicts: what an optimizer saves, and the check of what it loads.
+"""State dicts: the saved state of an optimizer, and the check of a state before it is loaded.
 
 Format 2. Every value is a plain number, string or array::
 

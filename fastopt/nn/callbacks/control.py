@@ -210,7 +210,7 @@ class ReduceLROnPlateau(MonitorCallback):
         _groups_with_settable_lr(self)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
-        """Reduce the learning rates of all groups, as the optimizer has them now, if it is time to."""
+        """Reduce the current learning rates of all groups if the metric has not improved for long enough."""
         value = self.monitored_value(logs)
         groups = _groups_with_settable_lr(self)
         self._plateau.current_lr = 1.0

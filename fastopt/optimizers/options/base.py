@@ -1,4 +1,4 @@
-"""What an option declares to the step plan."""
+"""The declaration of an option for the step plan."""
 
 from __future__ import annotations
 
