@@ -276,7 +276,10 @@ class ScheduleFreeOptimizer(Optimizer):
             raise RuntimeError("train_mode: expected True in a step, got False; call train() first")
 
     def train(self, mode: bool = True) -> None:
-        """Set the parameters to the points at which gradients are computed; ``mode=False`` calls `eval`."""
+        """Set the parameters to the points at which gradients are computed.
+
+        With ``mode=False``, set them to their averages, as `eval` does.
+        """
         with torch.no_grad():
             for group in self.param_groups:
                 if group["train_mode"] != check_bool("mode", mode):
