@@ -11,7 +11,6 @@ from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from fastopt._core.common cimport CACHE_LINE, fo_prefetch
 from fastopt._core.gradients cimport Gradients, GradSource
 from fastopt._core.runtime cimport data_ptr
 
@@ -22,7 +21,6 @@ cdef extern from "Python.h":       # on pointers, so that no reference is counte
 cdef enum:
     MAJOR_VERSION = 1       # of the interface
     CPU = 1                 # device
-    PREFETCH_DISTANCE = 8   # tensors between a prefetch and the use of a tensor
     INTEGER = 0             # codes of dtypes
     COMPLEX = 5
 
@@ -61,7 +59,6 @@ cdef struct SavedTensor:
     bint is_wrapper             # the memory is that of another tensor, see `unwrap`
     bint is_copied              # its gradient is given to the table as an array
     int64_t* shape              # and strides
-    const char* fields          # where the tensor itself had its shape
 
 
 cdef struct StepCell:
@@ -81,15 +78,6 @@ cdef inline bint has_layout(const TensorFields* x, const SavedTensor* saved) noe
                 x.shape[i] != 1 and x.strides[i] != saved.shape[saved.ndim + i]):
             return False
     return True
-
-
-cdef inline void prefetch(PyObject* tensor, const SavedTensor* saved) noexcept:
-    """Prefetch what `read` needs of a tensor: after a backward pass it is out of the nearest caches."""
-    fo_prefetch(<const char*> tensor)
-    fo_prefetch(saved.fields - CACHE_LINE)
-    fo_prefetch(saved.fields)
-    fo_prefetch(saved.fields + CACHE_LINE)
-    fo_prefetch(<const char*> saved.shape)
 
 
 cdef inline bint has_one_element(const TensorFields* x) noexcept:
@@ -222,7 +210,7 @@ cdef class TensorWatch(GradSource):
             memcpy(saved.shape, x.shape, x.ndim * sizeof(int64_t))
             memcpy(saved.shape + x.ndim, x.strides, x.ndim * sizeof(int64_t))
         saved.data, saved.ndim, saved.code, saved.bits = x.data, x.ndim, x.code, x.bits
-        saved.is_wrapper, saved.is_copied, saved.fields = is_wrapper, is_copied, <const char*> x.shape
+        saved.is_wrapper, saved.is_copied = is_wrapper, is_copied
         self.tensors.append(tensor)
         self.n_saved += 1
 
@@ -295,12 +283,9 @@ cdef class TensorWatch(GradSource):
         return True
 
     cdef bint has_tensors(self) except -1:
-        cdef Py_ssize_t i, ahead
+        cdef Py_ssize_t i
         cdef TensorFields x
         for i in range(self.n_saved):
-            ahead = i + PREFETCH_DISTANCE
-            if ahead < self.n_saved:
-                prefetch(list_item(self.tensors, ahead), &self.saved[ahead])
             if not self.read(<object> list_item(self.tensors, i), self.saved[i].is_wrapper, &x):
                 return False
             if x.data != self.saved[i].data or not has_layout(&x, &self.saved[i]):
