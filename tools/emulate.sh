@@ -69,6 +69,11 @@ esac
 printf '== tests\n'
 separator=:
 [ "$target" != windows ] || separator=\;
+omitted=
+case $target in
+x86_64-v2 | aarch64) # qemu keeps memory for each thread that has ended
+    omitted=tests/core/test_threads.py::test_restarting_the_pool_leaks_nothing ;;
+esac
 export PYTHONPATH="$build/lib$separator$packages" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
 export WINEPREFIX="$build/wine" WINEDEBUG=-all
 : | "$build/env/bin/python" -c '
@@ -81,4 +86,4 @@ emulated = sys.argv[1] in ("x86_64-v2", "aarch64")
 sys.exit(emulated and (dispatch.runnable() != ["base"] or wide != []))' "$target"
 # shellcheck disable=SC2086
 [ $# -gt 0 ] || set -- $tests
-: | "$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider "$@"     # Wine needs a pipe as standard input
+: | "$build/env/bin/python" -m pytest -q -rs -p no:cacheprovider ${omitted:+--deselect "$omitted"} "$@" # Wine needs a pipe as standard input
