@@ -102,7 +102,7 @@ class Batches:
         for begin in range(first * self.batch_size, self.n_samples, self.batch_size):
             yield begin, min(begin + self.batch_size, self.n_samples)
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
+    def step(self, opt: Any, begin: int, end: int, options: Mapping[str, Any]) -> float:
         """Take a step on a batch and return its loss."""
         raise NotImplementedError
 
@@ -140,12 +140,12 @@ class CompiledBatches(Batches):
         self._is_large = n_params >= _MIN_PARAMS_TO_LEASE and blas.direct
         self._counts = False
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
+    def step(self, opt: Any, begin: int, end: int, options: Mapping[str, Any]) -> float:
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)
         if may_lease and opt._can_lease(self._net.params):
             return self._data.step(self._order, begin, end - begin, opt)
-        loss, grads = self.gradients(begin, end)
-        opt.step(grads, **options)
+        loss = self._data.step(self._order, begin, end - begin)
+        opt.step(self._data.grads, **options)
         return loss
 
     def gradients(self, begin: int, end: int) -> tuple[float, Any]:
@@ -182,7 +182,7 @@ class GatheredBatches(Batches):
             for a in columns
         ]
 
-    def step(self, begin: int, end: int, opt: Any, options: Mapping[str, Any]) -> float:
+    def step(self, opt: Any, begin: int, end: int, options: Mapping[str, Any]) -> float:
         loss, grads = self._net.train_step(*self._gather(begin, end))
         grads = self._arrange.order(grads)
         if isinstance(opt, Optimizer) and not self._converts:

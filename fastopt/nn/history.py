@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -126,12 +126,13 @@ class Progress:
         self._n_pending = 0  # batches since the last update of the bar
         self._next_update = time.perf_counter() + _SECONDS
 
-    def track(self, batches: Iterable[_T], epoch: int, metrics: Callable[[], str]) -> Iterator[_T]:
-        """Yield `batches` and advance the bar. `metrics` is called only after the first batch is done."""
-        bar = self._bar
-        if bar is None:
-            yield from batches
-            return
+    def track(self, batches: Iterator[_T], epoch: int, metrics: Callable[[], str]) -> Iterator[_T]:
+        """Return `batches`, advancing the bar. `metrics` is called only after the first batch is done."""
+        return batches if self._bar is None else self._advance(self._bar, batches, epoch, metrics)
+
+    def _advance(
+        self, bar: Any, batches: Iterator[_T], epoch: int, metrics: Callable[[], str]
+    ) -> Iterator[_T]:
         bar.set_description_str(f"Epoch {epoch + 1}/{self._last}", refresh=False)
         for batch in batches:
             yield batch

@@ -61,7 +61,7 @@ class SingleRank:
 
     def make_step(self, batches: Batches, net: Any, opt: Any) -> Callable[[int, int, Any], float]:
         """Return a function that takes a step on a batch, given by its range, and returns its loss."""
-        return lambda begin, end, options: batches.step(begin, end, opt, options)
+        return partial(batches.step, opt)
 
     def evaluate(self, net: Any, data_sets: Mapping[str, EvaluationData]) -> Logs:
         """Return the metrics of a model, see `fastopt.nn.evaluation.evaluate`."""

@@ -316,7 +316,7 @@ class Trainer(Saving):
         before = _overriding(self.callbacks, "on_train_batch_begin")
         after = _overriding(self.callbacks, "on_train_batch_end")
         is_accumulated = accumulates(opt)
-        step = self._ranks.make_step(batches, self.net, opt)
+        step, clock = self._ranks.make_step(batches, self.net, opt), self._ranks.clock
 
         def metrics() -> str:
             lr = "".join(f", lr={lr:.3g}" for lr in _learning_rate(opt).values())
@@ -325,7 +325,7 @@ class Trainer(Saving):
         # A run that a callback has stopped in this epoch takes no further step when it is resumed.
         is_over = partial.batch and self.history.stopped_by is not None
         ranges = batches.ranges(len(batches) if is_over else partial.batch)
-        start = self.clock() - partial.seconds
+        start = clock() - partial.seconds
         for i, (begin, end) in enumerate(self._progress.track(ranges, epoch, metrics), partial.batch):
             weight = batches.weight(begin, end)
             if not weight:
@@ -333,19 +333,21 @@ class Trainer(Saving):
             if before:
                 self._call("on_train_batch_begin", i, {}, callbacks=before)
             loss = step(begin, end, {**options, "weight": weight} if is_accumulated else options)
-            partial.add(i, loss, weight, self.clock() - start)
+            now = clock()
+            partial.add(i, loss, weight, now - start)
             if after:
                 self._call("on_train_batch_end", i, {"loss": loss}, callbacks=after)
+                now = clock()
             if self.stop_training:
                 self._record_stop("stop_training")
                 break
             signals.check()
-            if self.clock() >= deadline and i + 1 < len(batches):
+            if now >= deadline and i + 1 < len(batches):
                 self._record_stop("max_time")
                 break
         if is_accumulated:
             opt.flush(**options)
-        partial.seconds = self.clock() - start
+        partial.seconds = clock() - start
         partial.batch = len(batches)
         logs = {"loss": partial.loss / partial.weight, **_learning_rate(opt), "seconds": partial.seconds}
         return logs | batches.metrics()
