@@ -191,7 +191,7 @@ def add_options(command):
     add("--text", default="docs", help="a folder of .md files with the characters (default: docs)")
     add("--seeds", type=positive_int, default=3, help="runs per format (default: %(default)s)")
     add("--peers", action="store_true", help="also train with torch, bitsandbytes and torchao")
-    add("--plot", metavar="FILE.png", help="draw the differences to float32")
+    add("--plot", metavar="FILE.svg", help="draw the differences to float32")
 
 
 def run(options):
@@ -230,21 +230,21 @@ def excess(losses, task, name):
 
 
 def draw(losses, tasks, names, path):
-    """Draw the difference of each run to float32, and the mean of each format."""
-    from matplotlib.figure import Figure  # of the extra plot
+    """Draw the difference of each run to float32, and the mean of each format that is not inferior."""
+    from fastopt import plots  # of the extra plot
 
-    figure = Figure(figsize=(9, 0.32 * len(names) + 1.4), layout="constrained")
-    shown = [name for name in names if name != FLOAT32]
+    figure = plots.make_figure(figsize=(9, 0.32 * len(names) + 1.2))
+    shown = [name for name in names if name != FLOAT32 and name not in INFERIOR]
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks, strict=True):
         limit = TOLERANCE[task]
-        axes.axvspan(-limit, limit, color="0.9", label="tolerance")
+        axes.axvspan(-limit, limit, color="0.5", alpha=0.15, linewidth=0)
         axes.axvline(0, color="0.5", linewidth=1)
         for i, name in enumerate(shown):
             difference = np.subtract(losses[task, name], losses[task, FLOAT32])
-            axes.plot(difference, np.full(len(difference), i), "o", color="tab:blue", alpha=0.5, markersize=4)
-            axes.plot(difference.mean(), i, "|", color="black", markersize=14, markeredgewidth=2)
+            axes.plot(difference, np.full(len(difference), i), "o", color="C0", alpha=0.6, markersize=4)
+            axes.plot(difference.mean(), i, "|", color="C1", markersize=14, markeredgewidth=2)
         axes.set(title=f"{task}: training loss minus that of float32", ylim=(len(shown) - 0.5, -0.5))
-        axes.set_xscale("symlog", linthresh=limit)
-        axes.grid(axis="x", alpha=0.3)
+        axes.grid(axis="y", visible=False)
+        axes.locator_params(axis="x", nbins=5)
     figure.axes[0].set_yticks(range(len(shown)), shown)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
