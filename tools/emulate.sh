@@ -4,7 +4,7 @@
 #   x86_64-v2   x86-64 without AVX (Nehalem), where only the base build may be imported
 #   aarch64     Linux with glibc
 #   musl        Linux with musl on this processor, which is x86-64
-#   windows     Windows on x86-64
+#   windows     Windows on x86-64; the output must be a terminal or a pipe, not a file
 # All but the first are cross-compiled by tools/cross.py and run in a Python from tools/foreign_python.py.
 #
 # Usage: tools/emulate.sh TARGET [pytest argument ...]      default: tests of the compiled modules
@@ -62,7 +62,7 @@ x86_64-v2)
     ;;
 aarch64) foreign glibc-aarch64 "$(qemu aarch64) -L ${SYSROOT:-/}" ;;
 musl) foreign musl-x86_64 "${LOADER:-}" ;;
-windows) foreign win-amd64 "$(command -v wine)" ;;
+windows) foreign win-amd64 "env -u PYTHONEXECUTABLE $(command -v wine)" ;; # Wine finds the interpreter itself
 *) echo "unknown target: $target (x86_64-v2, aarch64, musl, windows)" >&2; exit 2 ;;
 esac
 
