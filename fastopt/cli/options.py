@@ -56,8 +56,8 @@ def add_table_options(group: Container) -> None:
     header = group.add_mutually_exclusive_group().add_argument
     header("--header", action="store_true", help="the first line holds column names (default: detected)")
     header("--no-header", action="store_true", help="the first line holds data (default: detected)")
-    add("--na-values", type=_list_of(str), metavar="TEXTS",
-        help="comma-separated texts for missing values, in addition to ?, NA, NaN and the empty string")
+    add("--na-values", type=_list_of(str), metavar="STRINGS",
+        help="comma-separated strings for missing values, in addition to ?, NA, NaN and the empty string")
     add("--thousands", metavar="CHARACTER", help="separator of thousands in numbers (default: none)")
     add("--encoding", metavar="NAME", help="encoding of the text, for example latin-1 (default: utf-8)")
     add("--ignore", type=_columns, metavar="COLUMNS",

@@ -98,7 +98,7 @@ def _read_samples(
 def _read_table(
     args: argparse.Namespace, table: data.TablePreprocessor
 ) -> tuple[AnyArray, AnyArray | None]:
-    """Return the preprocessed samples of a table, and its labels as texts or numbers."""
+    """Return the preprocessed samples of a table, and its labels as strings or numbers."""
     layout = tables.make_layout(args)
     given = {name: value for name, value in vars(layout).items() if value not in (None, "auto", ())}
     read = table.read(args.data, given, args.label, args.ignore or ())

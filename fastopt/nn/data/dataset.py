@@ -76,7 +76,7 @@ def load(
 
     Tables are prepared by a `TablePreprocessor`, whose statistics are those of the training part: missing
     numbers are replaced by the median and marked by an additional feature, numbers are standardized, and
-    texts are one-hot encoded.
+    strings are one-hot encoded.
 
     Parameters
     ----------

@@ -425,7 +425,7 @@ def _warn_of_header(reader: TableReader, labels: pd.Series) -> None:
 
 
 def is_regression(path: StrPath, numbers: AnyArray | None, is_float: bool, task: Task) -> bool:
-    """Return whether labels are the values of a regression; `numbers` is None if a label is a text.
+    """Return whether labels are the values of a regression; `numbers` is None if one is not a number.
 
     Warn if integers that are treated as classes look like values.
     """

@@ -192,7 +192,7 @@ def read_csv(
 ) -> tuple[NDArray[np.float64], AnyArray | None]:
     """Return ``X, y`` from a table of numbers and, optionally, a label column.
 
-    Tables with texts or missing values are read by `fastopt.nn.data.load`.
+    Tables with strings or missing values are read by `fastopt.nn.data.load`.
 
     Parameters
     ----------

@@ -66,11 +66,11 @@ class TableFormat:
         Decimal point. Default: detected.
     header : bool or "auto", default "auto"
         Whether the first line holds column names. With ``"auto"``, the first line is a header if one of its
-        cells is a text above numbers, if its cells are different texts that are not all values of their
-        columns, or if its cells number the columns from 0.
+        cells is a string in an otherwise numeric column, if its cells are distinct strings that are not all
+        values of their columns, or if its cells number the columns from 0.
     na_values : tuple of str, default ()
-        Texts that stand for a missing value, in addition to the empty string, ``?`` and those of pandas. In
-        the label column, only these and the empty string are missing.
+        Strings that stand for a missing value, in addition to the empty string, ``?`` and those of pandas.
+        In the label column, only these and the empty string are missing.
     thousands : str, optional
         Separator of thousands in numbers, one character. Default: there is none.
     encoding : str, optional
@@ -206,7 +206,7 @@ class TableReader:
         return len({*first}) == len(first) and not all(is_value)
 
     def _numbers(self, texts: pd.Series, decimal: str = "") -> pd.Series:
-        """Return texts as numbers, NaN where they are none."""
+        """Return strings as numbers, NaN where they are none."""
         if self.layout.thousands is not None:
             texts = texts.str.replace(self.layout.thousands, "", regex=False)
         if (decimal or self.decimal) == ",":
@@ -268,9 +268,9 @@ class TableReader:
         Parameters
         ----------
         text : collection of int
-            Columns whose texts are kept as they are, even if they look like numbers.
+            Columns whose strings are kept as they are, even if they look like numbers.
         label : int, optional
-            The label column, whose texts are also kept.
+            The label column, whose strings are also kept.
         """
         text = {*text, *([] if label is None else [label])}
         if self._parquet is not None:
