@@ -72,7 +72,10 @@ def print_prediction(jobs, network):
         for options in ({}, {"sharded": True}, {"deterministic": False})
     )
     print(f"\n{n_params:,} parameters, {PREDICTED_BATCH:,} samples per step, {compute}, {cluster}\n")
-    names = "ranks", "ms", "efficiency", "pays from", "sharded ms", "state MB", "total MB", "Allreduce ms"
+    names = (
+        "ranks", "ms", "efficiency", "break-even batch size", "sharded ms", "state MB", "total MB",
+        "Allreduce ms",
+    )
     print(f"| {' | '.join(names)} |\n|{len(names) * '---:|'}")
     for a, b, c in zip(whole, sharded, any_order, strict=True):
         pays = "" if a.pays_from is None else f"{a.pays_from:,}"

@@ -22,7 +22,7 @@ STEPS = 500  # of 0.02 s; a pole that stays up for all of them is balanced
 
 
 def steps_upright(policies, rng):
-    """Return for each policy, a row of four weights, the number of steps before the pole falls."""
+    """Return the number of steps before the pole falls, for each policy (a row of four weights)."""
     x, velocity, angle, angular_velocity = np.repeat(rng.uniform(-0.05, 0.05, (4, 1)), len(policies), axis=1)
     is_up, steps = np.ones(len(policies), bool), np.zeros(len(policies), int)
     for _ in range(STEPS):

@@ -4,7 +4,7 @@ Federated averaging
 
 Each of twenty clients has a part of the digits data, mostly samples of a few classes. In each round, four of
 them copy the weights of the server and train on their own data. The server uses the negative mean of their
-changes as a gradient. With gradient descent and a learning rate of 1 this is FedAvg, with Adam it is FedAdam
+changes as a gradient. With gradient descent and a learning rate of 1 this is FedAvg; with Adam it is FedAdam
 (Reddi et al., *Adaptive federated optimization*, 2021; their Adam has no bias correction).
 """
 
