@@ -162,7 +162,7 @@ def _read_fields(name: str, state: Any, arrays: list[str]) -> dict[str, Any]:
         )
     if len(counts) > 1:
         raise ValueError(f"state: expected one number of steps, got {sorted(counts)}")
-    # A trace before the scaling of RMSprop is another optimizer than one after it.
+    # A trace before the scaling of RMSprop is a different optimizer from one after it.
     if "trace" in order and order[-1] != "trace":
         raise ValueError(f"state: expected the trace after {order[-1]}, as {name} has it, got it before")
     return found

@@ -180,7 +180,7 @@ def find_communicator(comm: Any = None) -> Communicator:
 
 
 def is_launched() -> bool:
-    """Whether an MPI launcher has started this process, also if it is the only one."""
+    """Whether an MPI launcher has started this process, even if it is the only one."""
     return any(name in os.environ for name in _LAUNCHERS)
 
 

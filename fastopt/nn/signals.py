@@ -20,7 +20,7 @@ class DeferredSignals:
     """Handlers that record the first SIGINT or SIGTERM; a second one has the effect it had before.
 
     Signals that are ignored or handled by code other than Python's are left alone; so are all signals if
-    `install` is called in another thread than the main one.
+    `install` is called in a thread other than the main one.
 
     Parameters
     ----------

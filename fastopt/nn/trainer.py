@@ -49,8 +49,8 @@ class Trainer(Saving):
         (it may be empty), or any other nesting of arrays; ``train_step(X, y) -> (loss, grads)``; and
         ``predict(X)``. Gradients have the order of ``params`` or start with the last layer. If their shapes
         match both orders, the attribute ``net.grads_reversed`` must select one; True means that the last
-        layer comes first. A gradient may have another dtype than its parameter, or a shape that can be
-        broadcast, if NumPy can subtract it in place. If the model has ``evaluate(X, y) -> float``, it
+        layer comes first. A gradient may have a dtype different from that of its parameter, or a shape that
+        can be broadcast, if NumPy can subtract it in place. If the model has ``evaluate(X, y) -> float``, it
         computes the validation loss. With sample weights, both are called with a third argument, the weights,
         and return the weighted mean loss.
     opt : object

@@ -218,7 +218,7 @@ class Optimizer(Saving):
         grad_scale : float, optional
             Multiply the gradients by this value before clipping.
         zero_grad : bool
-            Set the gradients to zero after use, also if the step is skipped.
+            Set the gradients to zero after use, even if the step is skipped.
         weight : float
             With `accumulate`, weight of this micro-batch in the mean, such as its number of samples.
 

@@ -1,4 +1,4 @@
-"""Optimizers with another first moment than Adam's: ADOPT, AdEMAMix and Adan."""
+"""Optimizers with a first moment different from Adam's: ADOPT, AdEMAMix and Adan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers with another second moment than Adam's: AdaBelief and Yogi."""
+"""Optimizers with a second moment different from Adam's: AdaBelief and Yogi."""
 
 from __future__ import annotations
 

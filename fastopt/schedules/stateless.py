@@ -174,7 +174,7 @@ class Cosine(_Annealing):
     Notes
     -----
     I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
-    Agrees with ``torch.optim.lr_scheduler.CosineAnnealingLR``, also after ``steps``.
+    Agrees with ``torch.optim.lr_scheduler.CosineAnnealingLR``, even after ``steps``.
     """
 
     lr: float

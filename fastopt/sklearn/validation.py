@@ -35,7 +35,7 @@ def combine_validation(
 
 
 def warn_if_not_transformed(name: str, trained_on: Any, validated_on: Any) -> None:
-    """Warn if most columns of the validation data have another mean or scale than in the training data.
+    """Warn if most columns of the validation data differ from the training data in mean or scale.
 
     This happens inside a Pipeline or a TransformedTargetRegressor, which transforms the training data only.
     """

@@ -129,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
         grad_scale : float, optional
             Multiply the gradients by this value before clipping.
         zero_grad : bool
-            Set the gradients to zero after use, also if the step is skipped.
+            Set the gradients to zero after use, even if the step is skipped.
 
         Returns
         -------

@@ -87,7 +87,7 @@ class Callback:
         """
 
     def on_train_end(self, logs: Logs) -> None:
-        """Run at the end of `Trainer.fit`, also after Ctrl-C; `logs` are those of the last epoch."""
+        """Run at the end of `Trainer.fit`, even after Ctrl-C; `logs` are those of the last epoch."""
 
     def reset(self) -> None:
         """Discard all state of a training run. Called when the callback is used by another trainer."""
