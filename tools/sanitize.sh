@@ -15,13 +15,14 @@ CC=${CC:-gcc}
 python=${PYTHON:-python3}
 warnings="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
 wrap="-DFO_WRAP_PTHREAD_CREATE -Wl,--wrap=pthread_create"
-tests="tests/apps/test_functional.py tests/optimizers/test_changed_arrays.py tests/core/test_engine.py
-    tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
-    tests/core/test_rules.py tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py
-    tests/nn/test_layers.py tests/nn/test_mlp.py tests/nn/test_mlp_errors.py tests/nn/test_mlp_files.py
-    tests/nn/test_mlp_training.py tests/optimizers/test_bad_input.py tests/optimizers/test_containers.py
-    tests/optimizers/test_grad_dtypes.py tests/optimizers/test_matrix.py tests/optimizers/test_optimizers.py
-    tests/optimizers/test_options.py"
+# Tests in which several threads run compiled code, and further ones for the other sanitizers.
+tests="tests/core/test_engine.py tests/core/test_rows_argument.py tests/core/test_rowwise_adagrad.py
+    tests/core/test_sparse_rows.py tests/core/test_threads.py tests/nn/test_layer_ops.py tests/nn/test_layers.py
+    tests/nn/test_mlp.py tests/nn/test_mlp_training.py tests/optimizers/test_matrix.py
+    tests/optimizers/test_optimizers.py tests/optimizers/test_options.py"
+more_tests="tests/apps/test_functional.py tests/core/test_rules.py tests/nn/test_mlp_errors.py
+    tests/nn/test_mlp_files.py tests/optimizers/test_bad_input.py tests/optimizers/test_changed_arrays.py
+    tests/optimizers/test_containers.py tests/optimizers/test_grad_dtypes.py"
 
 export TSAN_OPTIONS="halt_on_error=1 exitcode=66 ${TSAN_OPTIONS:-}"
 export UBSAN_OPTIONS="halt_on_error=1 print_stacktrace=1 ${UBSAN_OPTIONS:-}"
@@ -51,8 +52,8 @@ check_pool() {
     $fixed "$build/test_pool_$1" leave >"$build/leave_$1.log" || { cat "$build/leave_$1.log"; return 1; }
 }
 
-# check_modules SANITIZERS RUNTIME DESELECTED: build the modules with sanitizers, and test them. The interpreter
-# is not instrumented, so it has to load the runtime of the sanitizers first.
+# check_modules SANITIZERS RUNTIME DESELECTED TESTS: build the modules with sanitizers, and test them. The
+# interpreter is not instrumented, so it has to load the runtime of the sanitizers first.
 check_modules() {
     printf '== compiled modules under -fsanitize=%s\n' "$1"
     CC=$CC CFLAGS="$(flags "$1") ${CFLAGS:-}" LDFLAGS="-fsanitize=$1 ${LDFLAGS:-}" \
@@ -67,24 +68,25 @@ check_modules() {
     LD_PRELOAD=$("$CC" -print-file-name="$2.so") ASAN_OPTIONS=$no_leaks PYTHONMALLOC=malloc \
         PYTHONPATH=$build/$2/lib PYTHONSAFEPATH=1 FASTOPT_NUM_THREADS=3 OPENBLAS_NUM_THREADS=1 \
         $fixed "$python" -m pytest --quiet --capture=sys -p no:faulthandler -p no:cacheprovider \
-        $tests -k "not ($3)"
+        $4 -k "not ($3)"
 }
 
-# Deselected: torch, which has thread pools of its own; a test of memory usage, as sanitizers delay freeing; and
-# tests of combinations of options that run the same compiled code many times.
+# Deselected: torch, which has thread pools of its own; tests of memory usage, as sanitizers delay freeing; and
+# tests of combinations of options or of long runs, which run the same compiled code many times.
 # For ThreadSanitizer also forks, after which it starts no threads; and float64, which shares its source code
-# with float32, to save time.
+# with float32, to save time. For the others, tests of the number of threads.
 deselected="with_torch or restarting_the_pool or resumed_run or group_added_late or without_a_gradient"
+deselected="$deselected or memory_of_predict or long_gaps or full_log"
 
 run() {
     case $1 in
     thread)
         check_pool thread
-        check_modules thread libtsan "$deselected or child or float64"
+        check_modules thread libtsan "$deselected or child or float64" "$tests"
         ;;
     address)
         check_pool address,undefined
-        check_modules address,undefined libasan "$deselected"
+        check_modules address,undefined libasan "$deselected or any_number_of_threads" "$tests $more_tests"
         ;;
     esac
 }
