@@ -32,8 +32,8 @@ def test_citation_and_changelog_have_the_version():
 
 
 def map_of_the_tree():
-    """The paths in the first column of CONTRIBUTING's map; a bare name is in the folder of the one before."""
-    section = read("CONTRIBUTING.md").partition("\n## Map\n")[2].partition("\n## ")[0]
+    """The paths in CONTRIBUTING's first column; a bare name is in the folder of the one before."""
+    section = read("CONTRIBUTING.md").partition("\n## Repository layout\n")[2].partition("\n## ")[0]
     for row in re.findall(r"^\| (`.+?) \|", section, re.M):
         folder = PurePosixPath()
         for name in re.findall(r"`(.+?)`", row):
