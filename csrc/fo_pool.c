@@ -27,8 +27,8 @@
  * core that is in use by another process.
  *
  * Waking. Waking a worker takes its caller some microseconds, and the worker starts about ten
- * microseconds later (more in a virtual machine). A job shorter than the wake threshold runs
- * serially if one of its workers is asleep, unless the last few jobs followed one another so
+ * microseconds later, in a virtual machine up to a hundred. A job shorter than the wake threshold
+ * runs serially if one of its workers is asleep, unless the last few jobs followed one another so
  * closely that woken workers would stay awake.
  *
  * Teams. Idle threads of OpenMP keep spinning for some milliseconds after they were used. A worker
@@ -53,9 +53,9 @@
 enum {
     CACHE_LINE = 64,
     STACK_BYTES = 1 << 20,     /* virtual memory; tasks keep their tiles on the stack */
-    SPIN_NANOSECONDS = 30000,  /* about the cost of falling asleep and being woken */
+    SPIN_NANOSECONDS = 100000, /* the cost of falling asleep and being woken in a virtual machine */
     PAUSES_PER_CLOCK_READ = 16,
-    WAKE_THRESHOLD = 250000,   /* default, in nanoseconds on one thread */
+    WAKE_THRESHOLD = 250000, /* default, in nanoseconds on one thread */
     TEAM_THRESHOLD = 40000, /* in nanoseconds on one thread: shorter jobs do not run on a team */
     MIN_RECENT_JOBS = 4 /* after so many in a row, the next is expected soon */
 };
