@@ -95,8 +95,8 @@ def read_options(folder: str, argv: Sequence[str]) -> tuple[str, str]:
         raise ValueError(f"{path}: not a backup of 'fastopt train'") from None
     partial = state["partial_epoch"]
     n_epochs = training.plural(len(state["epoch"]), "epoch")
-    n_batches = f" and {partial['batch']} batches of the next one" if partial else ""
-    print(f"Resuming from {path}, after {n_epochs}{n_batches}", flush=True)
+    batch = f" and batch {partial['batch']} of the next one" if partial else ""
+    print(f"Resuming from {path}, after {n_epochs}{batch}", flush=True)
     return str(path), str(options)
 
 

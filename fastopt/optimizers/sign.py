@@ -34,7 +34,7 @@ class Rprop(Optimizer):
 
     .. math::
         \Delta_t = \min(\max(\eta \Delta_{t-1}, \Delta_\min), \Delta_\max), \quad
-        \eta = \eta^+, \eta^-, 1 \text{ as } g_t g_{t-1} >, <, = 0, \qquad
+        \eta = \eta^+, \eta^-, 1 \text{ for } g_t g_{t-1} > 0, < 0, = 0, \qquad
         p_t = p_{t-1} - \Delta_t \operatorname{sign} g_t
 
     After a change of sign the element does not move, and its gradient is stored as zero. Use it with full

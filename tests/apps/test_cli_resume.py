@@ -95,8 +95,8 @@ def test_resumed_run_equals_an_uninterrupted_one(train, monkeypatch, number, n, 
     assert Path("cut", "model.npz").exists() == (number == signal.SIGINT)
     status, out, err = train("--resume", "cut")
     epochs, batches = divmod(n, 8) if n % 8 else (n // 8 - 1, 8)
-    word = "epoch" if epochs == 1 else "epochs"
-    assert out.startswith(f"Resuming from {backups[-1]}, after {epochs} {word} and {batches} of the batches")
+    passed = f"{epochs} epoch{'' if epochs == 1 else 's'} and batch {batches} of the next one"
+    assert out.startswith(f"Resuming from {backups[-1]}, after {passed}\n")
     assert (status, err) == (0, "")
     assert_equal_runs("cut", "full")
     assert sorted(results("cut")) == [
@@ -133,7 +133,7 @@ def test_a_damaged_backup_falls_back_to_the_one_before(train, monkeypatch):
     older, newest = find_backups("cut")
     newest.write_bytes(newest.read_bytes()[:-9])
     status, out, err = train("--resume=cut", "--save-freq=30s")
-    assert status == 0 and out.startswith(f"Resuming from {older}, after 1 epoch and 2 of the batches")
+    assert status == 0 and out.startswith(f"Resuming from {older}, after 1 epoch and batch 2 of the next one")
     assert err == (
         f"fastopt: {newest}: damaged, or not an .npz file of plain arrays; using the backup before it, "
         f"{older}\n"
