@@ -144,8 +144,8 @@ class CompiledBatches(Batches):
         may_lease = self._is_large and not options and isinstance(opt, Optimizer)
         if may_lease and opt._can_lease(self._net.params):
             return self._data.step(self._order, begin, end - begin, opt)
-        loss = self._data.step(self._order, begin, end - begin)
-        opt.step(self._data.grads, **options)
+        loss, grads = self.gradients(begin, end)
+        opt.step(grads, **options)
         return loss
 
     def gradients(self, begin: int, end: int) -> tuple[float, Any]:
