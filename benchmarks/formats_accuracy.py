@@ -16,6 +16,7 @@ import numpy as np
 
 import fastopt
 from benchmarks.formats import FORMATS
+from fastopt import plots
 from fastopt.cli.options import positive_int
 from fastopt.nn.data import load
 
@@ -231,8 +232,6 @@ def excess(losses, task, name):
 
 def draw(losses, tasks, names, path):
     """Draw the difference of each run to float32, and the mean of each format that is not inferior."""
-    from fastopt import plots  # of the extra plot
-
     figure = plots.make_figure(figsize=(9, 0.32 * len(names) + 1.2))
     shown = [name for name in names if name != FLOAT32 and name not in INFERIOR]
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks, strict=True):

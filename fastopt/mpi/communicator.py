@@ -148,7 +148,7 @@ class Communicator:
         self._wait(self.comm.Ialltoallv([vector, (counts, starts)], [received, (received_counts, offsets)]))
 
     def gather_segments(self, vector: AnyArray, starts: Sequence[int], counts: Sequence[int]) -> None:
-        """Give all ranks all segments of `vector`, of which each rank has its own one."""
+        """Give all ranks all segments of `vector`; each rank has one of them."""
         if self.size > 1:
             from mpi4py import MPI
 

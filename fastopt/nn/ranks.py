@@ -1,6 +1,6 @@
 """Training on several ranks: the step on micro-shards, and what all ranks decide alike.
 
-The optimizer is a `fastopt.mpi.DistributedOptimizer` then, of which only attributes and methods are used: the
+The optimizer is then a `fastopt.mpi.DistributedOptimizer`. Only its attributes and methods are used, so the
 trainer needs no MPI.
 """
 
@@ -154,7 +154,7 @@ def ranks_of(opt: Any) -> SingleRank:
 
 
 class ShardedStep:
-    """The training step on the micro-shards of a batch, of which each rank has some.
+    """The training step on the micro-shards of a batch; each rank has some of them.
 
     Everything is a function of the micro-shards and their order, not of the rank that computes them: dropout
     masks, the moments of batch normalization, and the sums of losses and correct predictions.

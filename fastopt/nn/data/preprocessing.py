@@ -42,7 +42,7 @@ class Column:
     ----------
     name : str
     categories : list of str or None
-        Texts, each of which is encoded as a feature of 0 and 1; None for a column of numbers.
+        Strings. Each is encoded as a feature with the values 0 and 1. None for a column of numbers.
     has_missing : bool
         Whether an additional feature of 0 and 1 marks missing values, because some are missing in the
         training data.
