@@ -94,7 +94,12 @@ def main():
     for check in (step_with_a_gradient_of_each_rank, a_rank_without_gradients, broadcast_of_state, errors,
                   a_part_of_the_ranks):
         check()
-    print("rank", RANK, "threads", fastopt.get_num_threads(), "of the BLAS", blas.n_threads)
+    n_threads = mpi.DistributedOptimizer(fastopt.SGD(np.zeros(1))).ranks.allgather(
+        (fastopt.get_num_threads(), blas.n_threads)
+    )
+    if RANK == 0:       # lines that several ranks print at the same time may be mixed
+        for rank, (own, of_blas) in enumerate(n_threads):
+            print("rank", rank, "threads", own, "of the BLAS", of_blas)
 
 
 if __name__ == "__main__":
