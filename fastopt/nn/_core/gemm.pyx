@@ -18,10 +18,15 @@ cdef enum:                      # constants of CBLAS
     NO_TRANS = 111
     TRANS = 112
 
+# Sizes of the small products into which a large one is divided if the BLAS does not pack small matrices. It
+# multiplies those as fast as possible while the columns of b stay in the cache.
 cdef enum:
-    MAX_COLUMNS = 128           # of a small product: fills the registers and stays in the L1 cache
-    MIN_ROWS = 4                # smaller products would cost more calls than packing costs
-    PACKED_FROM = 64            # rows, columns and depth from which the cost of packing is small
+    COLUMN_BYTES = 256          # of a row of b: as many columns as fill the registers
+    DEPTH = 256                 # rows of b, at most
+    TRANSPOSED_ROWS = 16        # of a, if b is transposed
+    TRANSPOSED_COLUMNS = 32     # of b, if it is transposed
+    TRANSPOSED_DEPTH = 1024     # rows of b, at most, if it is transposed
+    MIN_TRANSPOSED_DEPTH = 128  # with fewer rows, products with a transposed b are faster packed
 
 ctypedef fused blas_int:
     int32_t
@@ -37,12 +42,12 @@ cdef inline int trans(const Matrix* x) noexcept nogil:
     return TRANS if x.transposed else NO_TRANS
 
 
-cdef void call_blas(void* function, real one, blas_int m, blas_int n, blas_int k, const Matrix* a,
+cdef void call_blas(void* function, real one, real beta, blas_int m, blas_int n, blas_int k, const Matrix* a,
                     const Matrix* b, const Matrix* c) noexcept nogil:
     (<void (*)(int, int, int, blas_int, blas_int, blas_int, real, const real*, blas_int, const real*, blas_int,
                real, real*, blas_int) noexcept nogil> function)(
         ROW_MAJOR, trans(a), trans(b), m, n, k, one, <const real*> a.start, <blas_int> a.ld,
-        <const real*> b.start, <blas_int> b.ld, <real> 0, <real*> c.start, <blas_int> c.ld)
+        <const real*> b.start, <blas_int> b.ld, beta, <real*> c.start, <blas_int> c.ld)
 
 
 cdef void call_gemv(void* function, real one, blas_int m, blas_int n, const Matrix* a, const char* x,
@@ -87,46 +92,60 @@ cdef object as_array(const Gemm* gemm, Py_ssize_t m, Py_ssize_t n, const Matrix*
     return array.T if x.transposed else array
 
 
-cdef void multiply(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a,
-                   const Matrix* b, const Matrix* c) noexcept nogil:
+cdef void multiply(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const Matrix* a, const Matrix* b,
+                   const Matrix* c, bint add) noexcept nogil:
+    """c = a b, or c = c + a b, which `numpy.matmul` does not compute."""
     if gemm.function == NULL:
         call_numpy(gemm, m, n, k, a, b, c)
     elif gemm.itemsize == 8 and gemm.ilp64:
-        call_blas[double, int64_t](gemm.function, 1.0, m, n, k, a, b, c)
+        call_blas[double, int64_t](gemm.function, 1.0, add, m, n, k, a, b, c)
     elif gemm.itemsize == 8:
-        call_blas[double, int32_t](gemm.function, 1.0, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
+        call_blas[double, int32_t](gemm.function, 1.0, add, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
     elif gemm.ilp64:
-        call_blas[float, int64_t](gemm.function, <float> 1, m, n, k, a, b, c)
+        call_blas[float, int64_t](gemm.function, <float> 1, <float> add, m, n, k, a, b, c)
     else:
-        call_blas[float, int32_t](gemm.function, <float> 1, <int32_t> m, <int32_t> n, <int32_t> k, a, b, c)
+        call_blas[float, int32_t](gemm.function, <float> 1, <float> add, <int32_t> m, <int32_t> n, <int32_t> k, a,
+                                  b, c)
+
+
+cdef inline Py_ssize_t even_size(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
+    """Size of the parts of n if they are as few as possible and of about the same size; a multiple of 4."""
+    cdef Py_ssize_t parts = (n + most - 1) // most
+    return min((((n + parts - 1) // parts) + 3) // 4 * 4, most)
 
 
 cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
                  Matrix c) noexcept nogil:
     """c = a b, with a of shape (m, k) and b of shape (k, n). A single row or column is a product with a vector.
 
-    If the BLAS multiplies small matrices without packing them, a large product that has few rows, few columns
-    or a small k is split into small ones.
+    If the BLAS multiplies small matrices without packing them, a large product is divided into small ones, and
+    each part of c is the sum of those along its depth, in their order.
     """
-    cdef Py_ssize_t size = gemm.itemsize, i, j, rows, columns = min(n, MAX_COLUMNS)
-    cdef Matrix a_tile = a, b_tile = b, c_tile = c
+    cdef Py_ssize_t size = gemm.itemsize, i, j, l, rows, columns = COLUMN_BYTES // size, depth
+    cdef Matrix a_part = a, b_part = b, c_part = c
     if gemm.vector_function != NULL and m == 1:
         multiply_vector(gemm, n, k, Matrix(b.start, b.ld, not b.transposed), &a, not a.transposed, c.start, 1)
         return
     if gemm.vector_function != NULL and n == 1:
         multiply_vector(gemm, m, k, a, &b, b.transposed, c.start, c.ld)
         return
-    rows = gemm.small // max(columns * k, 1)
-    if m * n * k <= gemm.small or rows < MIN_ROWS or min(m, n, k) >= PACKED_FROM:
-        multiply(gemm, m, n, k, &a, &b, &c)
+    if gemm.small == 0 or (k < MIN_TRANSPOSED_DEPTH if b.transposed else m * n * k <= gemm.small):
+        multiply(gemm, m, n, k, &a, &b, &c, False)
         return
-    rows -= rows % MIN_ROWS
-    for i from 0 <= i < m by rows:
-        a_tile.start = element_ptr(&a, i, 0, size)
+    if b.transposed:
+        rows, columns, depth = TRANSPOSED_ROWS, TRANSPOSED_COLUMNS, even_size(k, TRANSPOSED_DEPTH)
+    else:
+        depth = even_size(k, DEPTH)
+        rows = even_size(m, 4 * max(gemm.small // (4 * min(columns, n) * depth), 1))
+        columns *= max(gemm.small // (columns * rows * depth), 1)
+    for l from 0 <= l < k by depth:
         for j from 0 <= j < n by columns:
-            b_tile.start = element_ptr(&b, 0, j, size)
-            c_tile.start = element_ptr(&c, i, j, size)
-            multiply(gemm, min(rows, m - i), min(columns, n - j), k, &a_tile, &b_tile, &c_tile)
+            b_part.start = element_ptr(&b, l, j, size)
+            for i from 0 <= i < m by rows:
+                a_part.start = element_ptr(&a, i, l, size)
+                c_part.start = element_ptr(&c, i, j, size)
+                multiply(gemm, min(rows, m - i), min(columns, n - j), min(depth, k - l), &a_part, &b_part, &c_part,
+                         l > 0)
 
 
 cdef class Blas:

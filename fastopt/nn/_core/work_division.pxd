@@ -24,7 +24,7 @@ cdef enum:
     TILE_ROWS = 256
     TILE_DOUBLES = 1 << 14      # size of a tile whose gradient stays in the cache until the update
     MIN_TILE = 1 << 18          # multiplications, update included, up to which a gradient is a single tile
-    MANY_SAMPLES = 256          # from here on a product takes much longer than the update, and tiles are larger
+    MANY_SAMPLES = 256          # from here on packing a tile's operands costs more than reading its gradient again
 
 
 cdef inline Py_ssize_t divide_up(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
@@ -75,17 +75,18 @@ cdef inline Grid forward_grid(Py_ssize_t rows, Py_ssize_t n, Py_ssize_t k) noexc
     return grid
 
 
-cdef inline Grid weight_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t itemsize) noexcept nogil:
+cdef inline Grid weight_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssize_t itemsize,
+                             bint packs) noexcept nogil:
     """Tiles of the gradient of weights of shape (m, n).
 
-    Few samples: the update takes longer than the product, and is fastest on whole rows of the weights. Many
-    samples: the product takes longer, and is fastest on tiles of many rows.
+    The gradient of a tile stays in the cache until the update, which is fastest on whole rows of the weights. If
+    the BLAS packs the operands of every product, tiles are larger with many samples.
     """
     cdef Py_ssize_t columns = divide_up(divide_up(n, divide_up(n, TILE_COLUMNS)), 16) * 16
     cdef Py_ssize_t size = 8 * TILE_DOUBLES // itemsize, height = TILE_ROWS
     if m * n * (rows + 16) <= MIN_TILE:
         return make_grid(m, n, m, n)
-    if rows < MANY_SAMPLES:
+    if not packs or rows < MANY_SAMPLES:
         if size // n >= max(rows // 2, 16):
             columns = n
         height = min(size // columns, TILE_ROWS)
@@ -102,7 +103,7 @@ cdef inline void divide_work(NetContext* ctx, Py_ssize_t rows) noexcept nogil:
         layer = &ctx.layers[i]
         layer.product = forward_grid(rows, layer.outputs, layer.inputs)
         layer.input_product = product_grid(rows, layer.inputs, layer.outputs)
-        layer.tiles = weight_grid(layer.inputs, layer.outputs, rows, ctx.itemsize)
+        layer.tiles = weight_grid(layer.inputs, layer.outputs, rows, ctx.itemsize, ctx.gemm.small == 0)
         weights += layer.inputs * layer.outputs
         small = small and layer.inputs * layer.outputs <= MAX_CACHED
     ctx.small_products = small
