@@ -31,6 +31,11 @@
  * runs serially if one of its workers is asleep, unless the last few jobs followed one another so
  * closely that woken workers would stay awake.
  *
+ * Cores. In a virtual machine, Linux takes idle cores for unavailable, and often wakes a thread on
+ * the core of the thread that wakes it, where both take turns. The workers are therefore kept off
+ * the core of the caller. The caller of a job might be woken on the core of a worker, so it spins
+ * for much longer than a worker does before it falls asleep.
+ *
  * Teams. Idle threads of OpenMP keep spinning for some milliseconds after they were used. A worker
  * that is woken on the same core has to share it with them. A job whose caller has just used OpenMP
  * therefore runs on these threads: they start within a microsecond. If they are asleep, the caller
@@ -46,9 +51,16 @@
  * and joining them from DllMain or a destructor would deadlock on the loader lock. Nothing here
  * runs automatically at unloading, so fo_pool_stop() must be called before a DLL is unloaded.
  */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* for sched_getcpu and the affinity of threads */
+#endif
+
 #include "fo_pool.h"
 
+#include "fo_affinity.h"
 #include "fo_thread.h"
+
+#include <string.h>
 
 enum {
     CACHE_LINE = 64,
@@ -56,6 +68,8 @@ enum {
     SPIN_NANOSECONDS = 100000, /* the cost of falling asleep and being woken in a virtual machine */
     PAUSES_PER_CLOCK_READ = 16,
     WAKE_THRESHOLD = 250000, /* default, in nanoseconds on one thread */
+    WAIT_NANOSECONDS = 20000000, /* for the end of a job, before the caller falls asleep */
+    MOVE_NANOSECONDS = 100000, /* per thread, between changes of cores: 1 to 2 % of the time */
     TEAM_THRESHOLD = 40000, /* in nanoseconds on one thread: shorter jobs do not run on a team */
     MIN_RECENT_JOBS = 4 /* after so many in a row, the next is expected soon */
 };
@@ -68,6 +82,7 @@ struct worker {
     fo_mutex mutex;
     fo_cond cond;
     fo_thread thread;
+    fo_affinity affinity;
 };
 
 struct job {
@@ -85,13 +100,15 @@ static struct {
     _Alignas(CACHE_LINE) fo_atomic locked;
     _Alignas(CACHE_LINE) fo_atomic n_threads; /* as set by the user */
     fo_atomic n_started; /* slots in use, including the caller's */
+    int core; /* of a caller; the workers are kept off it */
+    int64_t last_move;
     int max_threads; /* 1 if forks cannot be detected */
     int is_child; /* of a process that had this pool */
     int recent_jobs; /* jobs in a row that followed one another closely */
     int64_t last_end;
     int64_t wake_threshold;
     struct job job;
-} pool = {.n_threads = 1, .n_started = 1, .wake_threshold = WAKE_THRESHOLD};
+} pool = {.n_threads = 1, .n_started = 1, .core = -1, .wake_threshold = WAKE_THRESHOLD};
 
 /* ---- One worker ---- */
 
@@ -100,6 +117,7 @@ static void worker_init(struct worker *worker)
     fo_store_relaxed(&worker->state, IDLE);
     fo_mutex_init(&worker->mutex);
     fo_cond_init(&worker->cond);
+    memset(&worker->affinity, 0, sizeof worker->affinity);
 }
 
 static void worker_destroy(struct worker *worker)
@@ -119,9 +137,9 @@ static void set_state(struct worker *worker, int state)
 
 /* Returns whether the state changed. Yields before each look at the clock: otherwise a worker that
    shares its core with another thread would block that thread while it spins. */
-static int spin(const struct worker *worker)
+static int spin(const struct worker *worker, int64_t nanoseconds)
 {
-    const int64_t deadline = fo_nanoseconds() + SPIN_NANOSECONDS;
+    const int64_t deadline = fo_nanoseconds() + nanoseconds;
     do {
         for (int i = 0; i < PAUSES_PER_CLOCK_READ; i++) {
             if (fo_load_relaxed(&worker->state) != IDLE)
@@ -133,10 +151,10 @@ static int spin(const struct worker *worker)
     return 0;
 }
 
-/* Returns the new state: IDLE if a call was revoked in the meantime. */
-static int wait_for_call(struct worker *worker)
+/* Spins, then sleeps. Returns the new state: IDLE if a call was revoked in the meantime. */
+static int wait_for_call(struct worker *worker, int64_t nanoseconds)
 {
-    if (!spin(worker) && fo_compare_exchange(&worker->state, IDLE, ASLEEP)) {
+    if (!spin(worker, nanoseconds) && fo_compare_exchange(&worker->state, IDLE, ASLEEP)) {
         fo_mutex_lock(&worker->mutex);
         while (fo_load(&worker->state) == ASLEEP)
             fo_cond_wait(&worker->cond, &worker->mutex);
@@ -171,7 +189,7 @@ static int finish(int n_slots) { return fo_fetch_add(&pool.pending, -n_slots) ==
 static fo_thread_result FO_THREAD_CALL worker_main(void *argument)
 {
     struct worker *const worker = argument;
-    while (wait_for_call(worker) != STOPPING) {
+    while (wait_for_call(worker, SPIN_NANOSECONDS) != STOPPING) {
         if (fo_compare_exchange(&worker->state, CALLED, RUNNING)) {
             run_parts(&pool.job, (int)(worker - pool.workers));
             /* Before finish(): after it the next call may follow at once. */
@@ -201,8 +219,10 @@ static void stop_workers(int n_kept)
 static int start_worker(struct worker *worker)
 {
     worker_init(worker);
-    if (fo_thread_start(&worker->thread, worker_main, worker, STACK_BYTES))
+    if (fo_thread_start(&worker->thread, worker_main, worker, STACK_BYTES)) {
+        fo_keep_off(worker->thread, pool.core, &worker->affinity);
         return 1;
+    }
     worker_destroy(worker);
     return 0;
 }
@@ -292,8 +312,24 @@ static void set_job(fo_task task, void *context, int parts, int n_threads)
         fo_store_relaxed(&pool.workers[k].next_part, part_begin(&pool.job, k));
 }
 
+/* Keeps the workers off the core of the caller. */
+static void leave_core_to_caller(void)
+{
+    const int core = fo_core(), n_started = fo_load_relaxed(&pool.n_started);
+    if (core == pool.core)
+        return;
+    const int64_t now = fo_nanoseconds();
+    if (now - pool.last_move < (int64_t)MOVE_NANOSECONDS * n_started)
+        return;
+    pool.core = core;
+    pool.last_move = now;
+    for (int k = 1; k < n_started; k++)
+        fo_keep_off(pool.workers[k].thread, core, &pool.workers[k].affinity);
+}
+
 static void run_parallel(fo_task task, void *context, int parts, int n_threads)
 {
+    leave_core_to_caller();
     set_job(task, context, parts, n_threads);
     fo_store_relaxed(&pool.pending, n_threads);
     fo_store_relaxed(&pool.workers[0].state, IDLE);
@@ -305,7 +341,7 @@ static void run_parallel(fo_task task, void *context, int parts, int n_threads)
     for (int k = 1; k < n_threads; k++)
         n_finished += fo_compare_exchange(&pool.workers[k].state, CALLED, IDLE);
     if (!finish(n_finished))
-        wait_for_call(&pool.workers[0]);
+        wait_for_call(&pool.workers[0], WAIT_NANOSECONDS);
 }
 
 static void run_as_member(void *team)

@@ -8,6 +8,10 @@
  * counts without /proc, and failing thread creation unless the linker wraps pthread_create
  * (FO_WRAP_PTHREAD_CREATE).
  */
+#ifdef __linux__
+#define _GNU_SOURCE /* for the affinity of threads */
+#endif
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -312,6 +316,88 @@ static int count_threads(void)
     return count;
 }
 
+static void set_cores(const cpu_set_t *cores)
+{
+    check(sched_setaffinity(0, sizeof *cores, cores) == 0, "the cores of a thread are set");
+}
+
+static void use_core(size_t core)
+{
+    cpu_set_t cores;
+    CPU_ZERO(&cores);
+    CPU_SET(core, &cores);
+    set_cores(&cores);
+}
+
+struct core_job {
+    struct barrier barrier;
+    pthread_t caller;
+    size_t core;
+    fo_atomic n_kept_off;
+};
+
+static void count_kept_off(void *context, int part, int parts)
+{
+    struct core_job *const job = context;
+    cpu_set_t cores;
+    wait_for_all(&job->barrier, part, parts);
+    check(sched_getaffinity(0, sizeof cores, &cores) == 0, "the cores of a thread are read");
+    if (!pthread_equal(pthread_self(), job->caller) && !CPU_ISSET(job->core, &cores))
+        fo_fetch_add(&job->n_kept_off, 1);
+}
+
+static void restrict_worker(void *context, int part, int parts)
+{
+    struct core_job *const job = context;
+    wait_for_all(&job->barrier, part, parts);
+    if (!pthread_equal(pthread_self(), job->caller))
+        use_core(job->core);
+}
+
+/* Returns how many workers must not use the core. */
+static int run_on_cores(fo_task task, size_t core, int threads)
+{
+    struct core_job job;
+    memset(&job, 0, sizeof job);
+    fo_store(&job.barrier.missing, threads);
+    job.caller = pthread_self();
+    job.core = core;
+    sleep_for(MILLISECOND); /* after which workers may be moved again */
+    fo_pool_run(task, &job, threads, LONG_JOB, NULL);
+    return fo_load(&job.n_kept_off);
+}
+
+static void test_workers_are_kept_off_the_core_of_the_caller(void)
+{
+    cpu_set_t before;
+    size_t core = 0;
+    check(sched_getaffinity(0, sizeof before, &before) == 0, "the cores of a thread are read");
+    if (CPU_COUNT(&before) < 2)
+        return;
+    fo_pool_stop();
+    fo_pool_set_threads(3);
+    run_and_check(3);
+    for (int n = 0; n < 2; core++) {
+        if (CPU_ISSET(core, &before)) {
+            use_core(core);
+            check(run_on_cores(count_kept_off, core, 3) == 2, "workers leave the caller's core");
+            n++;
+        }
+    }
+    core--;
+    run_on_cores(restrict_worker, core, 3);
+    for (size_t other = 0; other < core; other++) {
+        if (CPU_ISSET(other, &before)) {
+            use_core(other);
+            run_on_cores(count_kept_off, other, 3);
+        }
+    }
+    use_core(core);
+    check(run_on_cores(count_kept_off, core, 3) == 0, "a worker stays on its only core");
+    set_cores(&before);
+    fo_pool_stop();
+}
+
 /* A joined thread stays listed for a moment. */
 static void check_thread_count(int expected)
 {
@@ -547,6 +633,8 @@ int main(int count, char **arguments)
     run("many tiny jobs", test_many_tiny_jobs);
     run("calls while falling asleep", test_calls_while_falling_asleep);
 #ifdef __linux__
+    run("workers are kept off the core of the caller",
+        test_workers_are_kept_off_the_core_of_the_caller);
     run("stop and restart", test_stop_and_restart);
     run("idle workers sleep", test_idle_workers_sleep);
 #endif
