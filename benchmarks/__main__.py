@@ -26,20 +26,25 @@ STUDIES = {
 }
 
 
+def sentence(purpose):
+    """Return the purpose of a command with a capital first letter."""
+    return purpose[0].upper() + purpose[1:]
+
+
 def main(argv=None):
     """Run a command; return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure fastopt.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for suite in SUITES.values():
-        command = commands.add_parser(suite.name, help=suite.purpose, description=suite.purpose.capitalize())
+        command = commands.add_parser(suite.name, help=suite.purpose, description=sentence(suite.purpose))
         add_suite(command, suite)
     show = commands.add_parser("show", help="report a saved run again")
     show.add_argument("saved", metavar="FILE", nargs="+", help="a run saved by --json, or its parts")
     show.set_defaults(run=show_saved)
     add_outputs(show)
     for name, purpose in STUDIES.items():
-        command = commands.add_parser(name, help=purpose, description=purpose.capitalize())
+        command = commands.add_parser(name, help=purpose, description=sentence(purpose))
         if argv[:1] == [name]:      # imported only if chosen, as it may need other libraries
             study = importlib.import_module(f"benchmarks.{name.replace('-', '_')}")
             study.add_options(command)
