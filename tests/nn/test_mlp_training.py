@@ -269,7 +269,7 @@ DIVISIONS = [
 
 @pytest.fixture(params=[0, 20_000, 1_000_000])
 def small_products(monkeypatch, request):
-    """Multiplications up to which a BLAS does not pack: large products are divided, whatever the processor."""
+    """Multiplications up to which a BLAS does not pack; larger products are divided on any processor."""
     monkeypatch.setattr(network, "blas", Blas(**blas.find() | {"small": request.param}))
 
 

@@ -121,7 +121,7 @@ cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a,
     If the BLAS multiplies small matrices without packing them, a large product is divided into small ones, and
     each part of c is the sum of those along its depth, in their order.
     """
-    cdef Py_ssize_t size = gemm.itemsize, i, j, l, rows, columns = COLUMN_BYTES // size, depth
+    cdef Py_ssize_t size = gemm.itemsize, i, j, z, rows, columns = COLUMN_BYTES // size, depth
     cdef Matrix a_part = a, b_part = b, c_part = c
     if gemm.vector_function != NULL and m == 1:
         multiply_vector(gemm, n, k, Matrix(b.start, b.ld, not b.transposed), &a, not a.transposed, c.start, 1)
@@ -138,14 +138,14 @@ cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a,
         depth = even_size(k, DEPTH)
         rows = even_size(m, 4 * max(gemm.small // (4 * min(columns, n) * depth), 1))
         columns *= max(gemm.small // (columns * rows * depth), 1)
-    for l from 0 <= l < k by depth:
+    for z from 0 <= z < k by depth:
         for j from 0 <= j < n by columns:
-            b_part.start = element_ptr(&b, l, j, size)
+            b_part.start = element_ptr(&b, z, j, size)
             for i from 0 <= i < m by rows:
-                a_part.start = element_ptr(&a, i, l, size)
+                a_part.start = element_ptr(&a, i, z, size)
                 c_part.start = element_ptr(&c, i, j, size)
-                multiply(gemm, min(rows, m - i), min(columns, n - j), min(depth, k - l), &a_part, &b_part, &c_part,
-                         l > 0)
+                multiply(gemm, min(rows, m - i), min(columns, n - j), min(depth, k - z), &a_part, &b_part, &c_part,
+                         z > 0)
 
 
 cdef class Blas:
