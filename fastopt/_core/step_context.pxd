@@ -14,9 +14,10 @@ from fastopt._core.span cimport N_ARRAYS, Kernels, Span, UpdateArgs, array_items
 cdef enum:
     PART_ALIGN = 512            # elements: parts end on multiples, so no two threads write one cache line
     NORM_BLOCK = 8192           # elements in one partial sum of the norm, whatever the number of threads
-    SERIAL_BELOW = 1 << 19      # steps that touch fewer bytes of arrays than this run serially
+    SERIAL_BELOW = 1 << 18      # steps that touch fewer bytes of arrays than this run serially
     BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
-    MIN_PART = 8192             # elements
+    MIN_PART = 8192             # elements, of parts that are more than the threads
+    MIN_SHARE = 4096            # elements of a thread
     MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
     NEW_STATE_FLAG = 1
     NEW_COPIES_FLAG = 2
@@ -110,8 +111,8 @@ cdef inline void reduce_part(void* pointer, int part, int parts) noexcept nogil:
 
 
 cdef inline void parallel_for(void (*task)(void*, int, int) noexcept nogil, StepContext* context) noexcept nogil:
-    cdef Py_ssize_t share = context.first[context.count] // n_threads()
-    cdef Py_ssize_t parts = n_threads() * max(1, min(MAX_PARTS_PER_THREAD, share // MIN_PART))
+    cdef Py_ssize_t n = context.first[context.count], threads = max(1, min(n_threads(), n // MIN_SHARE))
+    cdef Py_ssize_t parts = threads * max(1, min(MAX_PARTS_PER_THREAD, n // (threads * MIN_PART)))
     if context.bytes < SERIAL_BELOW:
         task(context, 0, 1)
     else:

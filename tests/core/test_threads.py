@@ -15,7 +15,7 @@ from rules import RULES, same_bits
 import fastopt
 from fastopt._core import runtime
 
-SERIAL_BELOW = 1 << 19  # steps touching fewer bytes run serially
+SERIAL_BELOW = 1 << 18  # steps touching fewer bytes run serially
 LARGE = 1 << 21
 
 
