@@ -73,5 +73,5 @@ class Suite:
     whole: tuple[str, ...] = ()
     plots: bool = False
     best_threads: bool = False
-    timed: str = "a training step in microseconds, averaged over whole epochs"
+    timed: str = "training steps in microseconds, averaged over whole epochs"
     is_large: Callable[[Any], bool] = lambda workload: False

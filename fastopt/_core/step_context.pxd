@@ -16,8 +16,8 @@ cdef enum:
     NORM_BLOCK = 8192           # elements in one partial sum of the norm, whatever the number of threads
     SERIAL_BELOW = 1 << 18      # steps that touch fewer bytes of arrays than this run serially
     BYTES_PER_NS = 32           # bytes of arrays that one thread processes per nanosecond, in cache
-    MIN_PART = 8192             # elements, of parts that are more than the threads
-    MIN_SHARE = 4096            # elements of a thread
+    MIN_PART = 8192             # elements of a part, if a thread has several
+    MIN_SHARE = 4096            # elements per thread
     MAX_PARTS_PER_THREAD = 32   # so that a thread that is done can help the others
     NEW_STATE_FLAG = 1
     NEW_COPIES_FLAG = 2

@@ -348,9 +348,12 @@ def test_every_division_has_the_same_results_for_any_number_of_threads(sizes, ro
             np.testing.assert_array_equal(a, b)
 
 
-def test_numpy_multiplies_if_the_blas_is_unknown(monkeypatch):
+@pytest.mark.parametrize("small", [0, 20_000])
+def test_numpy_multiplies_if_the_blas_is_unknown(monkeypatch, small):
+    """The result does not depend on how products are split."""
     loss, grads = large_step()
-    monkeypatch.setattr(network, "blas", Blas("another"))
+    detected = blas.find() if small else {}
+    monkeypatch.setattr(network, "blas", Blas(**{"name": "another", **detected, "small": small}))
     other_loss, other = large_step()
     assert other_loss == pytest.approx(loss, rel=1e-5)
     for g, e in zip(other, grads, strict=True):

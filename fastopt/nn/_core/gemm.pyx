@@ -8,7 +8,7 @@ from cpython.buffer cimport PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.stdint cimport int32_t, int64_t
 
-from fastopt._core.common cimport real
+from fastopt._core.common cimport equal_part, real
 from fastopt._core.runtime cimport process_number
 
 import numpy as np
@@ -108,12 +108,6 @@ cdef void multiply(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, const M
                                   b, c)
 
 
-cdef inline Py_ssize_t even_size(Py_ssize_t n, Py_ssize_t most) noexcept nogil:
-    """Size of the parts of n if they are as few as possible and of about the same size; a multiple of 4."""
-    cdef Py_ssize_t parts = (n + most - 1) // most
-    return min((((n + parts - 1) // parts) + 3) // 4 * 4, most)
-
-
 cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a, Matrix b,
                  Matrix c) noexcept nogil:
     """c = a b, with a of shape (m, k) and b of shape (k, n). A single row or column is a product with a vector.
@@ -133,10 +127,10 @@ cdef void matmul(Gemm* gemm, Py_ssize_t m, Py_ssize_t n, Py_ssize_t k, Matrix a,
         multiply(gemm, m, n, k, &a, &b, &c, False)
         return
     if b.transposed:
-        rows, columns, depth = TRANSPOSED_ROWS, TRANSPOSED_COLUMNS, even_size(k, TRANSPOSED_DEPTH)
+        rows, columns, depth = TRANSPOSED_ROWS, TRANSPOSED_COLUMNS, equal_part(k, TRANSPOSED_DEPTH, 4)
     else:
-        depth = even_size(k, DEPTH)
-        rows = even_size(m, 4 * max(gemm.small // (4 * min(columns, n) * depth), 1))
+        depth = equal_part(k, DEPTH, 4)
+        rows = equal_part(m, 4 * max(gemm.small // (4 * min(columns, n) * depth), 1), 4)
         columns *= max(gemm.small // (columns * rows * depth), 1)
     for z from 0 <= z < k by depth:
         for j from 0 <= j < n by columns:

@@ -6,6 +6,7 @@ have too few samples to multiply well. With few samples and small weights it is 
 with one half of the inputs. Gradients of weights are divided into tiles. The numbers of parts are even, so that
 two threads have the same work.
 """
+from fastopt._core.common cimport divide_up, equal_part
 from fastopt.nn._core.net_context cimport (
     INPUT_GRAD, MATMUL, Grid, Layer, NetContext, Op, Piece,
 )
@@ -25,10 +26,6 @@ cdef enum:
     TILE_DOUBLES = 1 << 14      # size of a tile whose gradient stays in the cache until the update
     MIN_TILE = 1 << 18          # multiplications, update included, up to which a gradient is a single tile
     MANY_SAMPLES = 256          # from here on packing a tile's operands costs more than reading its gradient again
-
-
-cdef inline Py_ssize_t divide_up(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    return (n + size - 1) // size
 
 
 cdef inline Py_ssize_t even_part(Py_ssize_t n, Py_ssize_t size, Py_ssize_t multiple) noexcept nogil:
@@ -82,7 +79,7 @@ cdef inline Grid weight_grid(Py_ssize_t m, Py_ssize_t n, Py_ssize_t rows, Py_ssi
     The gradient of a tile stays in the cache until the update, which is fastest on whole rows of the weights. If
     the BLAS packs the operands of every product, tiles are larger with many samples.
     """
-    cdef Py_ssize_t columns = divide_up(divide_up(n, divide_up(n, TILE_COLUMNS)), 16) * 16
+    cdef Py_ssize_t columns = equal_part(n, TILE_COLUMNS, 16)
     cdef Py_ssize_t size = 8 * TILE_DOUBLES // itemsize, height = TILE_ROWS
     if m * n * (rows + 16) <= MIN_TILE:
         return make_grid(m, n, m, n)
